@@ -1,0 +1,36 @@
+# make demo   the whole journey on real data      make test   every quick test
+# make check  ruff, mypy, import-linter            make bench  the measured tables
+# Each target sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-all check bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python benchmarks/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	for script in cost routing latency; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

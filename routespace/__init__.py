@@ -1,0 +1,3 @@
+"""Neural architecture search over a routing space."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,40 @@
+"""The exceptions of routespace.
+
+    RoutespaceError            everything that a user can cause; the command line prints it as one line
+    ├── SpecError (ValueError)     a field of a spec, recipe or file that is not allowed
+    ├── GridError (ValueError)     a grid or architecture that cannot exist
+    ├── BudgetError (ValueError)   limits that nothing in the grid satisfies
+    ├── DataError                  missing, empty or corrupt data
+    ├── BundleError                a bundle, run folder or checkpoint that cannot be used
+    └── MissingDependencyError     an optional package is not installed
+
+Each message says what was given, what is allowed and what to do next.
+"""
+
+
+class RoutespaceError(Exception):
+    """Base of every error that a user's input can cause."""
+
+
+class SpecError(RoutespaceError, ValueError):
+    """A field of a spec, a recipe or a file is unknown or outside what is allowed."""
+
+
+class GridError(RoutespaceError, ValueError):
+    """A grid or an architecture cannot exist, or an architecture belongs to another grid."""
+
+
+class BudgetError(RoutespaceError, ValueError):
+    """No architecture of the grid satisfies the limits; the message names the least possible."""
+
+
+class DataError(RoutespaceError):
+    """Data is missing, empty or corrupt."""
+
+
+class BundleError(RoutespaceError):
+    """A bundle, run folder or checkpoint is missing, truncated or made for something else."""
+
+
+class MissingDependencyError(RoutespaceError):
+    """An optional package is needed; the message gives the install command."""
