@@ -17,6 +17,7 @@ from routespace.grid.graph import Edge, RoutingGrid, live_edges
 from routespace.grid.spec import GridSpec, content_hash
 
 State = Literal["open", "gated"]
+Routing = Literal["both", "depth", "scale", "none"]
 STATES = ("open", "gated")
 
 
@@ -110,6 +111,27 @@ class Architecture:
         return cls(spec, {edge.name: "open" for edge in edges})
 
     @classmethod
+    def routed(cls, grid: RoutingGrid, routing: Routing) -> Architecture:
+        """The supernet of one of the paper's ablations.
+
+        Args:
+            grid: the grid.
+            routing: `both` gates everything; `depth` gates the rows of the staircase and leaves its way down
+                open; `scale` opens every transformer and gates the patch embeddings; `none` opens both (the
+                fully connected grid).
+        """
+        if routing == "both":
+            return cls.full(grid)
+        if routing == "depth":
+            stairs = cls.staircase(grid)
+            rows = [grid.edges[name] for name in stairs.edges if grid.edges[name].kind == "transformer"]
+            gated = {edge.name for edge in rows} | {edge.partner for edge in rows if edge.partner}
+            return cls(grid.spec, {**stairs.edges, **dict.fromkeys(gated, "gated")})
+        down: State = "gated" if routing == "scale" else "open"
+        states: dict[str, State] = {edge.name: "open" for edge in grid.of_kind("transformer")}
+        return cls(grid.spec, states | {edge.name: down for edge in grid.of_kind("patch_embed")})
+
+    @classmethod
     def cleaned(cls, spec: GridSpec, edges: Mapping[str, State]) -> Architecture:
         """The architecture of `edges` without its dead ends (edges on no way from stem to an output).
 
@@ -194,8 +216,10 @@ class Architecture:
 def _check_names(grid: RoutingGrid, edges: Mapping[str, Any]) -> None:
     for name, state in edges.items():
         if name not in grid.edges:
-            raise GridError(f"edges: {name!r:.60} is not in the grid; it has {len(grid.edges)} edges, "
-                            f"such as {next(iter(grid.edges))}")
+            raise GridError(
+                f"edges: {name!r:.60} is not in the grid; it has {len(grid.edges)} edges, "
+                f"such as {next(iter(grid.edges))}"
+            )
         if state not in STATES:
             raise GridError(f"edges: {name} is {state!r:.60}; allowed: 'open' or 'gated'")
 

@@ -111,9 +111,7 @@ class RoutingGrid:
         self.spec = spec
         every = list(_all_edges(spec))
         kept = live_edges(every, self.stem, self.outputs)
-        self.edges: Mapping[str, Edge] = {
-            edge.name: edge for edge in sorted(kept, key=lambda edge: edge.order)
-        }
+        self.edges: Mapping[str, Edge] = {edge.name: edge for edge in sorted(kept, key=lambda edge: edge.order)}
         nodes = {edge.source for edge in kept} | {edge.target for edge in kept}
         for node in self.outputs:
             if node not in nodes:

@@ -153,8 +153,7 @@ class GridSpec(BaseModel):
         if len(values) < n or (given is not None and len(values) != n):
             origin = "given" if given is not None else f"in size {self.size or 'default'}"
             raise SpecError(
-                f"{field}: {len(values)} numbers {origin} for {n} rates {list(self.rates)}; "
-                f"give {n}, one per rate"
+                f"{field}: {len(values)} numbers {origin} for {n} rates {list(self.rates)}; give {n}, one per rate"
             )
         return tuple(values[:n])
 

@@ -1,0 +1,282 @@
+"""What a grid, an architecture or a million of them cost: parameters, MACs and bytes, analytically.
+
+    edge_cost(spec, edge)                  one edge, every token computed
+    architecture_cost(architecture, …)     one architecture, its parts listed apart; with gates, measured usage
+                                           or another image size when given
+    batch_cost(grid, bits)                 many static architectures at once, exact integers
+    used_macs(cost, usage)                 the one formula from usage to MACs, for floats and tensors alike
+
+One multiply-add is one MAC, for one image; bytes count 4 per number. Measured usage has its own file, `usage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from routespace.errors import GridError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.family import EdgeCost
+from routespace.grid.gate_spec import GateSpec, gate_places
+from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.grid.usage import ALL_USED, Usage, check_usage_names, used_bytes, used_macs
+
+What = Literal["params", "macs", "bytes"]
+By = Literal["edge", "layer", "rate", "kind"]
+FLOAT_BYTES = 4
+FREE = EdgeCost(0, 0, 0, 0, 0)
+EXACT_FLOAT = 1 << 53  # float64 adds integers below this exactly, and BLAS adds them much faster than int64
+BLOCK_ROWS = 1024  # rows converted to float64 at a time: they stay in the second-level cache
+
+
+class Cost(NamedTuple):
+    """Totals for one image; integers, unless measured usage made MACs and bytes floats."""
+
+    params: int
+    macs: float
+    bytes: float
+
+
+class GateCost(NamedTuple):
+    """What one gate costs for one image when every decision is evaluated."""
+
+    params: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureCost:
+    """The cost of one architecture for one image, and its parts.
+
+    Attributes:
+        params: learned numbers, gates included when they were given.
+        macs, bytes: integers with everything computed; floats, the measured average, when usage was given.
+        stem, head: image → finest map; coarsest map → classes (zero without classes).
+        edges: edge name → its price with every token computed, in the grid's order.
+        gates: gate name → price with every decision evaluated; empty unless gates were given. A row's gate is
+            named by its transformer edge, a column's by its patch embedding.
+        outputs: rate → the norm of that output.
+        used: edge name → totals of the edge and its gate, with usage applied. Summed with stem, outputs and
+            head they are the totals above.
+    """
+
+    params: int
+    macs: float
+    bytes: float
+    stem: EdgeCost
+    edges: Mapping[str, EdgeCost]
+    gates: Mapping[str, GateCost]
+    outputs: Mapping[int, EdgeCost]
+    head: EdgeCost
+    used: Mapping[str, Cost] = field(repr=False)
+
+    def grouped(self, by: By) -> dict[str | int, Cost]:
+        """Totals of the edges (gates included, usage applied) per edge name, layer, rate or kind."""
+        groups: dict[str | int, Cost] = {}
+        for name, cost in self.used.items():
+            edge = Edge.parse(name)
+            key = {"edge": name, "layer": edge.layer, "rate": edge.rate, "kind": edge.kind}[by]
+            groups[key] = _add(groups.get(key, Cost(0, 0, 0)), cost)
+        return groups
+
+
+def _add(a: Cost, b: Cost) -> Cost:
+    return Cost(a.params + b.params, a.macs + b.macs, a.bytes + b.bytes)
+
+
+def edge_cost(spec: GridSpec, edge: Edge) -> EdgeCost:
+    """The price of one edge: `spec.depth(layer)` blocks, a patch embedding, or nothing for an identity."""
+    if edge.kind == "identity":
+        return FREE
+    if edge.kind == "patch_embed":
+        return spec.block_family.patch_embed_cost(spec, edge.rate)
+    depth = spec.depth(edge.layer)
+    return EdgeCost(*(depth * number for number in spec.block_family.block_cost(spec, edge.rate)))
+
+
+def head_cost(spec: GridSpec) -> EdgeCost:
+    """The linear classifier on the mean of the coarsest map; nothing without classes."""
+    width, classes = spec.width(spec.rates[-1]), spec.num_classes
+    if not classes:
+        return FREE
+    params = width * classes + classes
+    return EdgeCost(params, 0, width * classes, FLOAT_BYTES * params, FLOAT_BYTES * (width + classes))
+
+
+def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec) -> GateCost:
+    """The price of the gate named by `edge`: a row's (transformer) or a column's (patch_embed).
+
+    A column's `token` gate decides once per coarse token, from the fine map pooled 2×2; its `window` counts
+    coarse tokens.
+    """
+    width = spec.width(edge.rate)
+    column = edge.kind == "patch_embed"
+    granularity = gates.columns if column else gates.rows
+    size = spec.map_size(2 * edge.rate if column else edge.rate)
+    places = gate_places(granularity, size, gates.window)
+    params = gates.gate_params(granularity, width, rows=not column)
+    macs = gates.gate_macs(granularity, width, places, rows=not column)
+    moved = places * (width + gates.logits) if macs else 0
+    return GateCost(params, macs, FLOAT_BYTES * (params + moved))
+
+
+class CostTable:
+    """Every price of one grid at one image size, computed once.
+
+    Args:
+        grid: the routing grid.
+        image_size: height and width in pixels when not the spec's own.
+
+    Attributes:
+        spec: the spec at that image size.
+        stem, edges, outputs, head: as in ArchitectureCost, for every edge of the grid.
+        constant: totals of stem, outputs and head, which every architecture pays.
+
+    Raises:
+        SpecError: an image size that the grid cannot take.
+    """
+
+    def __init__(self, grid: RoutingGrid, image_size: tuple[int, int] | int | None = None) -> None:
+        spec = grid.spec
+        if image_size is not None:
+            spec = GridSpec.parse(spec.model_dump(exclude_none=True) | {"image_size": image_size})
+        self.spec = spec
+        self.stem = spec.block_family.stem_cost(spec)
+        self.edges = _grid_prices(grid, spec)
+        self.outputs = {rate: spec.block_family.output_cost(spec, rate) for rate in spec.output_rates}
+        self.head = head_cost(spec)
+        paid = (self.stem, *self.outputs.values(), self.head)
+        self.constant = Cost(sum(c.params for c in paid), sum(c.macs for c in paid), sum(c.bytes for c in paid))
+        self._arrays: dict[What, np.ndarray] = {}
+
+    def prices(self, what: What) -> np.ndarray:
+        """The price of every edge, int64 (edges,), in the grid's order.
+
+        Raises:
+            SpecError: `what` is not one of the three.
+            GridError: the whole grid costs more than an int64 holds.
+        """
+        if what not in get_args(What):
+            raise SpecError(f"what: {what!r:.60} is not known; allowed: {', '.join(get_args(What))}")
+        if what not in self._arrays:
+            numbers = [getattr(cost, what) for cost in self.edges.values()]
+            if sum(numbers) + getattr(self.constant, what) > np.iinfo(np.int64).max:
+                raise GridError(f"grid: its {what} pass 2^63; use fewer layers, smaller widths or smaller images")
+            self._arrays[what] = np.array(numbers, dtype=np.int64)
+        return self._arrays[what]
+
+    def totals(self, bits: np.ndarray, what: What = "macs") -> np.ndarray:
+        """Totals of n static architectures, the constant part included.
+
+        Args:
+            bits: bool (n, edges); True where an edge is open, in the grid's edge order.
+            what: `params`, `macs` or `bytes`.
+
+        Returns:
+            int64 (n,), exact.
+
+        Raises:
+            SpecError: bits of another type or shape.
+        """
+        prices, constant = self.prices(what), int(getattr(self.constant, what))
+        bits = np.asarray(bits)
+        if bits.dtype != np.bool_ or bits.ndim != 2 or bits.shape[1] != len(prices):
+            raise SpecError(
+                f"bits: {bits.dtype} of shape {bits.shape}; give booleans of shape (n, {len(prices)}), "
+                f"in the order of grid.edges"
+            )
+        if int(prices.sum()) >= EXACT_FLOAT:
+            return bits @ prices + constant
+        floats, totals = prices.astype(np.float64), np.empty(len(bits), dtype=np.int64)
+        for start in range(0, len(bits), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            totals[block] = bits[block].astype(np.float64) @ floats
+        return totals + constant
+
+
+def _grid_prices(grid: RoutingGrid, spec: GridSpec) -> dict[str, EdgeCost]:
+    """Edge prices, computed once for equal (kind, rate, depth)."""
+    known: dict[tuple[str, int, int], EdgeCost] = {}
+    prices = {}
+    for name, edge in grid.edges.items():
+        key = edge.kind, edge.rate, spec.depth(edge.layer) if edge.kind == "transformer" else 0
+        if key not in known:
+            known[key] = edge_cost(spec, edge)
+        prices[name] = known[key]
+    return prices
+
+
+@lru_cache(maxsize=64)
+def cost_table(grid: RoutingGrid, image_size: tuple[int, int] | int | None = None) -> CostTable:
+    """The grid's CostTable, kept for the next call: equal grids share one."""
+    return CostTable(grid, image_size)
+
+
+def batch_cost(grid: RoutingGrid, bits: np.ndarray, *, what: What = "macs") -> np.ndarray:
+    """Cost of many static architectures of a grid at once; see `CostTable.totals` for shapes and errors."""
+    return cost_table(grid).totals(bits, what)
+
+
+def architecture_cost(
+    architecture: Architecture,
+    *,
+    gates: GateSpec | None = None,
+    usage: Usage | None = None,
+    image_size: tuple[int, int] | int | None = None,
+) -> ArchitectureCost:
+    """The cost of one architecture for one image.
+
+    Args:
+        architecture: its open and gated edges are priced alike; usage tells how much of each is computed.
+        gates: price the gates of gated edges too; without it an architecture is priced as if static.
+        usage: edge name → measured shares; edges not in it count as wholly used.
+        image_size: height and width in pixels, or one number, when not the spec's own.
+
+    Raises:
+        SpecError: an image size that the grid cannot take, or usage of an edge that the grid lacks.
+    """
+    table = cost_table(architecture.grid, image_size)
+    check_usage_names(usage or {}, architecture.grid.edges)
+    edges = {name: table.edges[name] for name in architecture.edges}
+    prices: dict[str, GateCost] = {}
+    for name in architecture.gated_edges if gates is not None else ():
+        edge = architecture.grid.edges[name]
+        if gates is not None and edge.kind != "identity":
+            prices[name] = gate_cost(table.spec, edge, gates)
+    used = _used(edges, prices, usage)
+    return ArchitectureCost(
+        params=table.constant.params + sum(cost.params for cost in used.values()),
+        macs=table.constant.macs + sum(cost.macs for cost in used.values()),
+        bytes=table.constant.bytes + sum(cost.bytes for cost in used.values()),
+        stem=table.stem,
+        edges=edges,
+        gates=prices,
+        outputs=table.outputs,
+        head=table.head,
+        used=used,
+    )
+
+
+def _used(
+    edges: Mapping[str, EdgeCost], gates: Mapping[str, GateCost], usage: Usage | None
+) -> dict[str, Cost]:
+    """Totals of each edge with its gate; integers stay integers where nothing was measured."""
+    used = {}
+    for name, cost in edges.items():
+        gate = gates.get(name, GateCost(0, 0, 0))
+        shares: Any = ALL_USED if usage is None else usage.get(name, ALL_USED)
+        macs = used_macs(cost, shares, gate.macs)
+        moved = used_bytes(cost, shares, gate.bytes)
+        used[name] = Cost(cost.params + gate.params, macs, moved)
+    return used
+
+
+def bits_of(architecture: Architecture) -> np.ndarray:
+    """Which edges an architecture keeps: bool (edges,), in the grid's edge order."""
+    return np.fromiter((name in architecture.edges for name in architecture.grid.edges), dtype=np.bool_)

@@ -1,0 +1,104 @@
+"""GateSpec: every choice about how edges are gated, and every constant of it.
+
+A row gate decides, per place and granularity, between the transformer edge and the identity edge; a column gate
+decides whether a patch embedding is taken. The defaults are the paper's (DiT, arXiv 2308.03409): rows per token,
+columns per image, a linear layer to two logits, Gumbel-Softmax, hard decisions with straight-through gradients,
+an EMA copy of the gate weights for inference, masks that start as all ones. What the paper leaves open
+(temperature, openness, decay, threshold, keys) is a field here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Granularity = Literal["layer", "image", "token", "window"]
+Open01 = Annotated[float, Field(gt=0, lt=1)]
+Closed01 = Annotated[float, Field(ge=0, le=1)]
+
+
+class GateSpec(BaseModel):
+    """How edges are gated.
+
+    Args:
+        kind: `gumbel` (DiT: two logits, Gumbel-Softmax noise while training), `sigmoid` (one logit, no noise)
+            or `tanh` (DynamicRouting: max(0, tanh), the value multiplies the edge).
+        rows: granularity of the transformer/identity choice: `layer` one learned number, `image` from the pooled
+            map, `token` from each token, `window` from each pooled window×window square.
+        columns: granularity of patch embeddings; `token` decides per 2×2 group of fine tokens.
+        window: side of a `window` square, in tokens (for columns: in coarse tokens).
+        relaxation: `straight_through` (hard forward, soft gradient) or `soft` (the probability itself scales the
+            edge while training; inference is hard).
+        selection: how rows choose tokens: `learned`, or the ablations `random` (a coin of probability `keep`)
+            and `attention` (the share `keep` of tokens that the mean token attends to most).
+        keep: share of tokens that `random`, `attention` and `capacity` keep.
+        capacity: True takes exactly the best `keep` share of the tokens of each image by gate logit (static
+            shapes, for CUDA graphs and small batches), instead of those above `threshold`. Token rows only.
+        keys: what skipped tokens do as keys and values: `all` keeps them visible, `kept` hides them (the
+            paper's literal formula).
+        early_stop: a token once skipped in a row stays skipped there until a patch embedding refreshes it.
+        temperature, final_temperature: of the Gumbel-Softmax or sigmoid at the start and end of training.
+        openness: probability that an untrained gate opens ("masks start as all ones").
+        threshold: a decision at inference opens when its probability (tanh: its value) is above this; without
+            it .5, and 0 for tanh. Calibration after training writes the one that meets the budget here.
+        ema_decay: of the EMA copy of the gate weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["gumbel", "sigmoid", "tanh"] = "gumbel"
+    rows: Granularity = "token"
+    columns: Granularity = "image"
+    window: Annotated[int, Field(ge=1, le=256)] = 2
+    relaxation: Literal["straight_through", "soft"] = "straight_through"
+    selection: Literal["learned", "random", "attention"] = "learned"
+    keep: Open01 = 0.5
+    capacity: bool = False
+    keys: Literal["all", "kept"] = "all"
+    early_stop: bool = False
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    final_temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    openness: Open01 = 0.9
+    threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.capacity and self.rows != "token":
+            raise ValueError(f"capacity: it selects tokens, so rows must be 'token' (given: {self.rows!r})")
+        if self.selection == "attention" and self.rows != "token":
+            raise ValueError(f"selection: 'attention' ranks tokens; rows must be 'token' (given: {self.rows!r})")
+        return self
+
+    @property
+    def logits(self) -> int:
+        """Outputs of a gate's linear layer."""
+        return 2 if self.kind == "gumbel" else 1
+
+    @property
+    def open_above(self) -> float:
+        """The threshold in force at inference."""
+        return self.threshold if self.threshold is not None else (0.0 if self.kind == "tanh" else 0.5)
+
+    def gate_params(self, granularity: Granularity, width: int, *, rows: bool = True) -> int:
+        """Learned numbers of one gate on maps of `width` channels; `rows` False for a column gate."""
+        if rows and self.selection != "learned":
+            return 0
+        return self.logits if granularity == "layer" else self.logits * (width + 1)
+
+    def gate_macs(self, granularity: Granularity, width: int, places: int, *, rows: bool = True) -> int:
+        """MACs of one gate: `places` decisions (1 an image; the tokens; the windows), a linear layer each."""
+        if granularity == "layer" or (rows and self.selection != "learned"):
+            return 0
+        return self.logits * width * places
+
+
+def gate_places(granularity: Granularity, map_size: tuple[int, int], window: int) -> int:
+    """Number of decisions of one gate for one image, on a map of (H, W) places."""
+    if granularity == "layer":
+        return 0
+    if granularity == "image":
+        return 1
+    side = window if granularity == "window" else 1
+    return -(-map_size[0] // side) * -(-map_size[1] // side)

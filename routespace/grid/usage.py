@@ -1,0 +1,89 @@
+"""Measured usage: which share of each edge ran, and what that share costs.
+
+Usage is a plain mapping from edge name to `EdgeUsage`; the network measures it (`Routes`), files keep it, and
+the formula below turns it into MACs. An edge that is not in the mapping counts as wholly used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from routespace.errors import SpecError
+from routespace.grid.family import EdgeCost
+from routespace.grid.graph import RoutingGrid
+
+Share = Any  # a number in 0…1, or a 0-d tensor of one where the budget loss differentiates through it
+
+
+class EdgeUsage(NamedTuple):
+    """The share of one edge that ran, averaged over images; each in 0…1.
+
+    Attributes:
+        tokens: computed tokens among all tokens.
+        images: images with at least one computed token.
+        asked: gate decisions that were evaluated at all (those of unreached nodes are not). A row's are kept
+            with its transformer edge.
+    """
+
+    tokens: Share = 1
+    images: Share = 1
+    asked: Share = 1
+
+
+Usage = Mapping[str, EdgeUsage]
+ALL_USED = EdgeUsage()
+
+
+def used_macs(cost: EdgeCost, usage: EdgeUsage, gate_macs: int = 0) -> Any:
+    """MACs of one edge, its gate included: fixed·images + routed·tokens + gate·asked.
+
+    Works on numbers and on tensors; integers give an integer.
+    """
+    return cost.fixed_macs * usage.images + cost.routed_macs * usage.tokens + gate_macs * usage.asked
+
+
+def used_bytes(cost: EdgeCost, usage: EdgeUsage, gate_bytes: int = 0) -> Any:
+    """Bytes moved by one edge, by the same formula as `used_macs`."""
+    return cost.fixed_bytes * usage.images + cost.routed_bytes * usage.tokens + gate_bytes * usage.asked
+
+
+def check_usage_names(names: Iterable[str], edges: Mapping[str, Any]) -> None:
+    """Raise SpecError for usage of an edge that is not among the grid's `edges`."""
+    for name in names:
+        if name not in edges:
+            raise SpecError(
+                f"usage: {name!r:.60} is not an edge of the grid; it has {len(edges)} edges, "
+                f"such as {next(iter(edges))}"
+            )
+
+
+def usage_to_json(usage: Usage) -> dict[str, Any]:
+    """Usage as JSON data: edge name → its three shares."""
+    shares = {name: {key: float(value) for key, value in u._asdict().items()} for name, u in usage.items()}
+    return {"format": "routespace.usage/1", "edges": shares}
+
+
+def usage_from_json(data: Any, grid: RoutingGrid) -> dict[str, EdgeUsage]:
+    """Read what `usage_to_json` wrote, or a hand-written one: shares that are left out count as 1.
+
+    Raises:
+        SpecError: not a usage file, an edge that the grid lacks, or a share that is no number in 0…1.
+    """
+    if not isinstance(data, dict) or data.get("format") != "routespace.usage/1":
+        raise SpecError("format: not a usage file; it needs 'format: routespace.usage/1'")
+    edges = data.get("edges")
+    if not isinstance(edges, dict):
+        raise SpecError("edges: missing; a usage file maps edge names to {tokens, images, asked}")
+    check_usage_names(edges, grid.edges)
+    return {name: _edge_usage(name, shares) for name, shares in edges.items()}
+
+
+def _edge_usage(name: str, shares: Any) -> EdgeUsage:
+    if not isinstance(shares, dict) or set(shares) - set(EdgeUsage._fields):
+        raise SpecError(f"edges.{name}: {shares!r:.60} is not allowed; give {{tokens, images, asked}}")
+    for key, value in shares.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 1:  # NaN fails the comparison
+            raise SpecError(f"edges.{name}.{key}: {value!r:.60} is no share; give a number from 0 to 1")
+    return EdgeUsage(**shares)

@@ -1,0 +1,140 @@
+"""Running one step of a plan: decide, compute what was kept, pass the rest on.
+
+Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about whole images · C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from routespace.grid.graph import Node
+from routespace.nn.compute import Compute
+from routespace.nn.gates import Decision
+from routespace.nn.packing import coarsen
+from routespace.nn.place import Place
+from routespace.nn.plan import Embed, Row
+from routespace.nn.routes import EdgeRoute, Routes
+
+if TYPE_CHECKING:
+    from routespace.nn.route_net import RouteNet
+
+
+@dataclass
+class Run:
+    """The state of one forward pass.
+
+    Attributes:
+        compute: how gated and partly reached edges are computed (`Dense`, `Packed`).
+        places: the nodes reached so far that are still to be read.
+        taken: what each edge did.
+        replay: decisions to use instead of the gates', or None.
+    """
+
+    compute: Compute
+    places: dict[Node, Place]
+    taken: dict[str, EdgeRoute]
+    replay: Routes | None
+
+    def arrive(self, node: Node, place: Place) -> None:
+        """Add an arrival to a node's sum."""
+        self.places[node] = self.places[node].plus(place) if node in self.places else place
+
+
+def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
+    """One row: identity, transformer, or the gate between them."""
+    here = run.places.pop(step.source)  # rows come last at a node, so nobody reads it again
+    name = step.transformer
+    if name is None:
+        run.arrive(step.target, here)
+        return
+    stage = net.edges[name]
+    if not step.gated and here.reach is None:
+        run.arrive(step.target, Place(stage(here.x, hw), None, here.active))
+        return
+    scale, active = None, here.active
+    if step.gated:
+        decision = _ask(net, name, here.x, hw, run.replay)
+        there = _both(None if here.reach is None else here.reach > 0, here.active)
+        counted = decision.counted
+        if here.reach is not None:
+            counted = counted * here.reach
+        if here.active is not None:
+            counted = counted * here.active
+        scale, kept = decision.value, counted > 0
+        run.taken[name] = EdgeRoute(kept, counted, decision.chance, _asked(there, decision.value))
+        active = kept if net.gate_spec.early_stop else None
+    else:
+        assert here.reach is not None
+        kept = here.reach > 0
+        run.taken[name] = EdgeRoute(kept, here.reach)
+    y = run.compute.row(stage, hw, here, kept, scale=scale, keys=net.gate_spec.keys)
+    run.arrive(step.target, Place(y, here.reach, active))
+
+
+def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None:
+    """One patch embedding: the chosen images or 2×2 groups also go on at the next coarser rate."""
+    here = run.places[step.source]
+    embed = net.edges[step.name]
+    if not step.gated and here.reach is None:
+        run.arrive(step.target, Place(embed(here.x, hw)))
+        return
+    there = None if here.reach is None else coarsen(here.reach, hw)
+    scale = None
+    if step.gated:
+        decision = _ask(net, step.name, here.x, hw, run.replay)
+        scale, counted = decision.value, decision.counted
+        if step.last_chance:
+            must = _stranded(net, step, run.places)
+            scale, counted = (torch.where(must, torch.ones_like(part), part) for part in (scale, counted))
+        counted = counted if there is None else counted * there
+        asked = _asked(None if there is None else there > 0, decision.value)
+        route = EdgeRoute(counted > 0, counted, decision.chance, asked)
+    else:
+        assert there is not None
+        route = EdgeRoute(there > 0, there)
+    run.taken[step.name] = route
+    y = run.compute.embed(embed, hw, here, route.kept, scale=scale)
+    run.arrive(step.target, Place(y, route.counted, route.kept if net.gate_spec.early_stop else None))
+
+
+def _ask(net: RouteNet, name: str, x: Tensor, hw: tuple[int, int], replay: Routes | None) -> Decision:
+    """The gate's decision, or the recorded one."""
+    if replay is not None and name in replay:
+        value = replay[name].kept.float()
+        return Decision(value, value, value)
+    return net.gates[name](x, hw, net.gate_spec, net.temperature)
+
+
+def _asked(there: Tensor | None, value: Tensor) -> Tensor:
+    """(B, P) bool: the decisions that had something to decide about."""
+    if there is None:
+        return torch.ones_like(value, dtype=torch.bool)
+    return there.any(1, keepdim=True) if value.shape[1] == 1 else there.expand_as(value)
+
+
+def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place]) -> Tensor:
+    """(B, 1) bool: images that would miss an output if they did not go down here.
+
+    With one output at the coarsest rate, an image that is in no coarser row yet; with a pyramid, an image that
+    is not in the next row. Coarser nodes of this column hold what their own rows brought, as rows come last.
+    """
+    column, rate = step.source
+    rates = [step.target[1]] if net.spec.outputs == "pyramid" else [r for r in net.spec.rates if r > rate]
+    x = places[step.source].x
+    arrived = torch.zeros(x.shape[0], 1, dtype=torch.bool, device=x.device)
+    for coarser in rates:
+        place = places.get((column, coarser))
+        if place is not None:
+            arrived = arrived | (True if place.reach is None else (place.reach > 0).any(1, keepdim=True))
+    return ~arrived
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The conjunction of two masks of which either may mean `everywhere`."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a & b

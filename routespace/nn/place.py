@@ -1,0 +1,48 @@
+"""Place: a node of the grid while a network runs.
+
+Nodes sum what enters them; a token that nobody sent is zero, is not computed by anyone, and costs nothing.
+
+Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about whole images · C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Place:
+    """A node's map and which of its tokens are there.
+
+    Attributes:
+        x: (B, N, C), zero where nothing arrived.
+        reach: (B, P) floats, positive where something arrived, with the gates' gradient; None: everywhere.
+        active: (B, P) bool, tokens that have not stopped (early stopping); None: everywhere.
+    """
+
+    __slots__ = ("active", "reach", "x")
+
+    def __init__(self, x: Tensor, reach: Tensor | None = None, active: Tensor | None = None) -> None:
+        self.x = x
+        self.reach = reach
+        self.active = active
+
+    def mask(self, dtype: torch.dtype) -> Tensor | float:
+        """(B, P, 1) of what is there, or 1.0."""
+        return 1.0 if self.reach is None else (self.reach > 0).to(dtype).unsqueeze(-1)
+
+    def visible(self, dtype: torch.dtype) -> Tensor | None:
+        """(B, N, 1) of the tokens that are there, or None when images are there whole or not at all."""
+        if self.reach is None or self.reach.shape[1] == 1:
+            return None
+        return (self.reach > 0).to(dtype).unsqueeze(-1)
+
+    def plus(self, other: Place) -> Place:
+        """The element-wise sum of two arrivals at one node."""
+        reach = None
+        if self.reach is not None and other.reach is not None:
+            reach = 1 - (1 - self.reach) * (1 - other.reach)
+        active = None
+        if self.active is not None and other.active is not None:
+            active = self.active | other.active
+        return Place(self.x + other.x, reach, active)

@@ -1,0 +1,90 @@
+"""Weights from timm: exact on the staircase path, a warm start everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from routespace.errors import BundleError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
+from routespace.nn.stage import StateDict, TimmWeights
+
+
+def load_timm_weights(
+    net: RouteNet, state_dict: Mapping[str, Tensor], *, path: Architecture | None = None
+) -> list[str]:
+    """Load the weights of timm's network of the same family and widths (`pvt_v2_b2`, `swinv2_…`).
+
+    The transformer edges of `path` take the blocks in timm's order, which makes the restriction of `net` to
+    `path` timm's network exactly. Every other transformer edge of a rate takes that stage's blocks again from
+    its first, every patch embedding the one between its two rates.
+
+    Args:
+        net: the network to fill, in place.
+        state_dict: timm's, for example `timm.create_model("pvt_v2_b2", pretrained=True).state_dict()`.
+        path: the staircase; without it the network's own architecture when that is static, else the equal
+            staircase of its grid.
+
+    Returns:
+        Names of the modules that kept their own weights: the gates, and the head where the classes differ.
+
+    Raises:
+        SpecError: the family has no timm counterpart.
+        BundleError: shapes or keys do not fit this grid.
+    """
+    parts = net.spec.block_family.modules()
+    if not hasattr(parts, "from_timm"):
+        raise SpecError(f"family: {net.spec.family} has no weights in timm; train from scratch")
+    if path is None:
+        path = net.architecture if net.architecture.is_static else Architecture.staircase(net.architecture.grid)
+    weights: TimmWeights = parts.from_timm(state_dict)
+    if len(weights.blocks) < len(net.spec.rates):
+        raise BundleError(
+            f"weights: {len(weights.blocks)} stages for rates {list(net.spec.rates)}; not this family"
+        )
+    _fill(net.stem, weights.stem, "stem")
+    for name, blocks in _assign_blocks(net, weights, path).items():
+        _fill(net.edges[name], blocks, name)
+    for name, module in net.edges.items():
+        edge = net.architecture.grid.edges[name]
+        if edge.kind == "patch_embed":
+            _fill(module, weights.embeds[net.spec.index(edge.rate)], name)
+    for i, rate in enumerate(net.spec.rates):
+        if rate in net.spec.output_rates:
+            _fill(net.outputs[f"r{rate:02d}"], weights.outputs[i], f"outputs at rate {rate}")
+    kept = [f"gates.{name}" for name in net.gates]
+    if net.head is not None:
+        if weights.head and weights.head["weight"].shape == net.head.weight.shape:
+            _fill(net.head, weights.head, "head")
+        else:
+            kept.append("head")
+    return kept
+
+
+def _assign_blocks(net: RouteNet, weights: TimmWeights, path: Architecture) -> dict[str, StateDict]:
+    """Edge name → the state dict of its stage: the path's edges first, in order, the others cyclically."""
+    assigned = {}
+    spec = net.spec
+    for i, rate in enumerate(spec.rates):
+        edges = [e for e in net.architecture.grid.of_kind("transformer") if e.rate == rate and e.name in net.edges]
+        used = 0
+        for edge in sorted(edges, key=lambda e: e.name not in path.edges):
+            count = spec.depth(edge.layer)
+            if edge.name not in path.edges:
+                used = 0
+            chosen = [weights.blocks[i][(used + k) % len(weights.blocks[i])] for k in range(count)]
+            used += count
+            assigned[edge.name] = {
+                f"blocks.{k}.{key}": tensor for k, block in enumerate(chosen) for key, tensor in block.items()
+            }
+    return assigned
+
+
+def _fill(module: nn.Module, state: StateDict, what: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BundleError(f"weights: {what} does not fit this grid's family and size ({reason})") from error

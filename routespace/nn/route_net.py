@@ -1,0 +1,239 @@
+"""RouteNet: the network of an architecture. One class serves supernet, routed subnet and static subnet.
+
+    net = RouteNet(Architecture.full(grid))          # every choice gated: the supernet
+    out = net(images)                                # out.logits, out.features, out.routes
+    small = net.restrict(architecture)               # the same weights, another part of the grid
+
+Keys of the state dict: `stem.*`, `edges.l03_r08_transformer.blocks.0.*`, `edges.l03_r08_patch_embed.*`,
+`gates.l03_r08_transformer.*`, `outputs.r32.*`, `head.*`. A part's keys are a subset of the whole's.
+
+Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about whole images · C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from routespace.errors import GridError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec, gate_places
+from routespace.nn.compute import Dense
+from routespace.nn.execute import Run, run_embed, run_row
+from routespace.nn.gates import Gate
+from routespace.nn.packing import spread
+from routespace.nn.place import Place
+from routespace.nn.plan import Embed, Row, compile_plan
+from routespace.nn.routes import Routes
+
+Execution = Literal["dense", "packed", "auto"]
+
+
+class RouteOutput(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+        logits: (B, num_classes), or None when the spec has no classes.
+        features: rate → (B, C, H, W) of each output, when asked for; else None.
+        routes: every decision that was taken; cost is computed from it.
+    """
+
+    logits: Tensor | None
+    features: dict[int, Tensor] | None
+    routes: Routes
+
+
+@dataclass(frozen=True)
+class GatePlaces:
+    """Where one gate decides: how many decisions, and how they are laid over the tokens.
+
+    Attributes:
+        decisions: independent decisions of one image.
+        hw: height and width of the map over which they are spread; (1, 1) for whole images.
+        side: side of one decision's square.
+    """
+
+    decisions: int
+    hw: tuple[int, int]
+    side: int
+
+    def spread(self, decided: Tensor) -> Tensor:
+        """(B, decisions) → (B, P)."""
+        return spread(decided, self.hw, self.side)
+
+
+class RouteNet(nn.Module):
+    """The network of an architecture.
+
+    Args:
+        architecture: what exists, and what is gated.
+        gates: how the gated edges decide.
+        execution: `dense` computes everything and masks (the reference); `packed` computes the kept tokens
+            alone; `auto` chooses per edge by measured usage. Can be set later: `net.execution = "packed"`.
+        drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
+
+    Attributes:
+        temperature: of the gates' relaxation while training; the training loop moves it.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        gates: GateSpec | None = None,
+        *,
+        execution: Execution = "dense",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._assemble(architecture, gates or GateSpec(), drop_path, source=None)
+        self.execution = execution
+
+    def _assemble(
+        self, architecture: Architecture, gates: GateSpec, drop_path: float, source: RouteNet | None
+    ) -> None:
+        """Make the modules, or take those of `source`."""
+        spec = architecture.spec
+        self.architecture = architecture
+        self.spec = spec
+        self.gate_spec = gates
+        self.temperature = gates.temperature
+        self.plan = compile_plan(architecture)
+        self._execution: Execution = "dense"
+        self._usage: dict[str, float] = {}
+        parts = spec.block_family.modules()
+        self.stem = source.stem if source else parts.Stem(spec)
+        self.edges = nn.ModuleDict()
+        self.gates = nn.ModuleDict()
+        for step in self.plan:
+            name = step.transformer if isinstance(step, Row) else step.name
+            if name is None:
+                continue
+            self.edges[name] = source.edges[name] if source else self._make_edge(step, parts, drop_path)
+            if step.gated:
+                self.gates[name] = source.gates[name] if source else self._make_gate(step)
+        self.outputs = nn.ModuleDict(
+            {
+                f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.Output(spec, rate)
+                for rate in spec.output_rates
+            }
+        )
+        self.head = source.head if source else _make_head(spec.width(spec.max_down), spec.num_classes)
+
+    def _make_edge(self, step: Row | Embed, parts: object, drop_path: float) -> nn.Module:
+        layer, rate = step.source
+        if isinstance(step, Embed):
+            return parts.PatchEmbed(self.spec, rate)  # type: ignore[attr-defined]
+        share = layer / max(1, self.spec.layers - 1)
+        return parts.Stage(self.spec, rate, self.spec.depth(layer), drop_path * share)  # type: ignore[attr-defined]
+
+    def _make_gate(self, step: Row | Embed) -> Gate:
+        rows = isinstance(step, Row)
+        granularity = self.gate_spec.rows if rows else self.gate_spec.columns
+        return Gate(self.gate_spec, granularity, self.spec.width(step.source[1]), rows=rows)
+
+    @property
+    def execution(self) -> Execution:
+        """`dense`, `packed` or `auto`."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, mode: Execution) -> None:
+        if mode not in get_args(Execution):
+            raise SpecError(f"execution: {mode!r} is not allowed; give one of {', '.join(get_args(Execution))}")
+        self._execution = mode
+
+    def forward(self, images: Tensor, *, routes: Routes | None = None, features: bool = False) -> RouteOutput:
+        """Run the network.
+
+        Args:
+            images: (B, in_channels, H, W) normalised pixels. Any size that the coarsest rate fits in.
+            routes: decisions to replay instead of asking the gates.
+            features: also return each output map.
+
+        Returns:
+            RouteOutput; its routes carry the gates' gradients.
+        """
+        sizes = self._map_sizes(images)
+        run = Run(Dense(), {self.architecture.grid.stem: Place(self.stem(images))}, {}, routes)
+        for step in self.plan:
+            hw = sizes[step.source[1]]
+            if isinstance(step, Row):
+                run_row(self, step, hw, run)
+            else:
+                run_embed(self, step, hw, run)
+        ends = {rate: run.places[self.spec.layers, rate] for rate in self.spec.output_rates}
+        maps = {rate: self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype) for rate, end in ends.items()}
+        logits = self._classify(maps[self.spec.max_down], ends[self.spec.max_down])
+        pyramid = {r: x.transpose(1, 2).unflatten(2, sizes[r]) for r, x in maps.items()} if features else None
+        return RouteOutput(logits, pyramid, Routes(run.taken))
+
+    def _map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
+        height, width = images.shape[-2:]
+        if images.shape[1] != self.spec.in_channels or min(height, width) < self.spec.max_down:
+            raise SpecError(
+                f"images: {tuple(images.shape)} does not fit; give (B, {self.spec.in_channels}, H, W) with "
+                f"H and W of at least {self.spec.max_down}"
+            )
+        return {rate: (-(-height // rate), -(-width // rate)) for rate in self.spec.rates}
+
+    def _classify(self, x: Tensor, end: Place) -> Tensor | None:
+        if self.head is None:
+            return None
+        if end.reach is None or end.reach.shape[1] == 1:
+            return self.head(x.mean(1))
+        count = (end.reach > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.head(x.sum(1) / count.to(x.dtype))
+
+    def restrict(self, architecture: Architecture) -> RouteNet:
+        """A RouteNet over the same weights for a part of this one's architecture.
+
+        Raises:
+            GridError: `architecture` is not a part of this network's.
+        """
+        if not self.architecture.contains(architecture):
+            raise GridError(
+                f"architecture: {architecture.hash} is no part of {self.architecture.hash}; it needs the same "
+                f"grid, edges that exist here, and gates only where this network has them"
+            )
+        part = RouteNet.__new__(RouteNet)
+        nn.Module.__init__(part)
+        part._assemble(architecture, self.gate_spec, 0.0, source=self)
+        part._execution, part.temperature, part._usage = self._execution, self.temperature, self._usage
+        part.train(self.training)
+        return part
+
+    def gate_places(self, image_size: tuple[int, int] | torch.Size) -> Mapping[str, GatePlaces]:
+        """Edge name → where its gate decides, for images of (H, W) pixels."""
+        found = {}
+        for step in self.plan:
+            if not step.gated:
+                continue
+            rows = isinstance(step, Row)
+            name = step.transformer if isinstance(step, Row) else step.name
+            granularity = self.gate_spec.rows if rows else self.gate_spec.columns
+            rate = step.target[1]
+            hw = (-(-image_size[0] // rate), -(-image_size[1] // rate))
+            whole = granularity in ("layer", "image")
+            decisions = 1 if whole else gate_places(granularity, hw, self.gate_spec.window)
+            side = self.gate_spec.window if granularity == "window" else 1
+            assert name is not None
+            found[name] = GatePlaces(decisions, (1, 1) if whole else hw, side)
+        return found
+
+    def update_gate_ema(self) -> None:
+        """Move the EMA copies of all gate weights; call it after each optimiser step."""
+        for gate in self.gates.values():
+            gate.update_ema(self.gate_spec.ema_decay)
+
+
+def _make_head(width: int, num_classes: int) -> nn.Linear | None:
+    if num_classes == 0:
+        return None
+    head = nn.Linear(width, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head

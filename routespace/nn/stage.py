@@ -1,0 +1,98 @@
+"""What a family's torch side consists of: blocks in a Stage, and the classes Stem, PatchEmbed and Output.
+
+A family module (`routespace.nn.pvt_v2`, `routespace.nn.swin_v2`, or your own) offers four classes:
+
+    Stem(spec)                      (B, 3, H, W) image → (B, N, C) map of the finest rate
+    Stage(spec, rate, depth)        a transformer edge, here below, made of the family's blocks
+    PatchEmbed(spec, rate)          map of `rate` → map of 2·rate, all of it or some of its tokens
+    Output(spec, rate)              what stands between the last node of a rate and the heads
+
+and, where timm has the family, `from_timm(state_dict) -> TimmWeights`.
+
+Shape legend: B images · N tokens · n kept tokens of the whole batch · C channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from routespace.nn.packing import Keep
+
+
+class Block(nn.Module, ABC):
+    """One transformer block, computed for all tokens, under a mask, or for the kept tokens alone."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) → (B, N, C), every token."""
+
+    @abstractmethod
+    def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+        """(B, N, C) → (B, N, C): kept tokens as routing defines them, the others unchanged. The reference."""
+
+    @abstractmethod
+    def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+        """(B, N, C) → (B, N, C), equal to `masked`, in the time of the kept tokens."""
+
+
+class Stage(nn.Module):
+    """A transformer edge: blocks in a row."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], keep: Keep | None = None, *, packed: bool = False) -> Tensor:
+        """(B, N, C) → (B, N, C).
+
+        Args:
+            x: the token map.
+            hw: its height and width.
+            keep: the tokens to compute; None means all.
+            packed: compute the kept tokens alone instead of masking.
+        """
+        for block in self.blocks:
+            if keep is None:
+                x = block(x, hw)
+            elif packed:
+                x = block.packed(x, hw, keep)
+            else:
+                x = block.masked(x, hw, keep)
+        return x
+
+
+def drop_paths(x: Tensor, rate: float, training: bool) -> Tensor | None:
+    """Stochastic depth: (B, 1, 1) factors, 0 or 1/(1 − rate) per image; None when there is nothing to drop."""
+    if not training or rate == 0.0:
+        return None
+    return x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - rate).div_(1 - rate)
+
+
+StateDict = dict[str, Tensor]
+
+
+class TimmWeights(NamedTuple):
+    """A timm network's weights, sorted by the part of a grid that each belongs to; keys are our modules' keys.
+
+    Attributes:
+        stem: of the stem.
+        blocks: for each stage, for each block.
+        embeds: for each patch embedding, from stage i to i + 1.
+        outputs: for each stage's Output; empty dicts where a stage has none.
+        head: `weight` and `bias` of the classifier.
+    """
+
+    stem: StateDict
+    blocks: list[list[StateDict]]
+    embeds: list[StateDict]
+    outputs: list[StateDict]
+    head: StateDict
+
+
+def prefixed(state: Mapping[str, Tensor], prefix: str) -> StateDict:
+    """The tensors whose key starts with `prefix`, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
