@@ -64,12 +64,20 @@ class Shape(NamedTuple):
 class Family(ABC):
     """A block family: its named sizes, the price of each edge kind and the modules that compute them.
 
-    Every cost is a pure function of the spec and, when given, of another image size than the spec's.
+    Every cost is a pure function of the spec.
+
+    Attributes:
+        name: what `GridSpec.family` calls it.
+        sizes: size name → per-rate numbers; the first is the default.
+        depths: size name → blocks per stage of the family's plain network.
+        nn_module: import name of the torch side.
+        image_size: the family's usual input, in pixels.
     """
 
     name: str
     sizes: Mapping[str, Shape]
     depths: Mapping[str, tuple[int, ...]]
+    nn_module: str
     image_size: int = 224
 
     @abstractmethod
@@ -92,9 +100,12 @@ class Family(ABC):
     def check(self, spec: GridSpec) -> None:
         """Raise SpecError for per-rate numbers that this family cannot build."""
 
-    @abstractmethod
     def modules(self) -> Any:
-        """The module `nn` side: an object with `Stem`, `Stage`, `PatchEmbed` and `Output` classes."""
+        """The torch side: the module `nn_module`, with `Stem`, `Stage`, `PatchEmbed` and `Output` classes.
+
+        It is imported by name when a network is built, so that grids and costs need no torch.
+        """
+        return importlib.import_module(self.nn_module)
 
 
 _BUILT_IN = {
@@ -112,7 +123,7 @@ def get_family(name: str) -> Family:
     target = _BUILT_IN.get(name, name)
     module_name, _, attribute = target.partition(":")
     allowed = f"allowed: {', '.join(_BUILT_IN)}, or your own as 'package.module:FAMILY'"
-    if not attribute:
+    if not attribute or module_name.startswith("."):
         raise SpecError(f"family: {name!r} is not known; {allowed}")
     try:
         family = getattr(importlib.import_module(module_name), attribute)

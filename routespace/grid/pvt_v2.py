@@ -9,7 +9,7 @@ Shape legend: C channels · N tokens · M keys · R hidden channels of the feed-
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from routespace.errors import SpecError
 from routespace.grid.family import EdgeCost, Family, Shape
@@ -36,6 +36,7 @@ class PvtV2(Family):
     """The PVTv2 family; block cost at 224² and b1–b4 widths: 279, 263, 239, 158 MMACs."""
 
     name = "pvt_v2"
+    nn_module = "routespace.nn.pvt_v2"
     sizes = {
         "b2": Shape(_WIDE, _HEADS, (8.0, 8.0, 4.0, 4.0), _SR),
         "b0": Shape((32, 64, 160, 256), _HEADS, (8.0, 8.0, 4.0, 4.0), _SR),
@@ -106,12 +107,6 @@ class PvtV2(Family):
                     f"sr_ratios: {sr} at rate {rate} is larger than the {h}x{w} map; "
                     f"give at most {min(h, w)} or a larger image_size"
                 )
-
-    def modules(self) -> Any:
-        """The torch side."""
-        from routespace.nn import pvt_v2
-
-        return pvt_v2
 
 
 def _sr(spec: GridSpec) -> tuple[int, ...]:

@@ -36,8 +36,9 @@ MIN_BATCH, MAX_BATCH = 64, 20_000
 class StaticTables:
     """How many static architectures complete each state of the sweep, per rounded remaining cost.
 
-    Every edge's MACs are rounded to whole units. Counts are float64: shares are exact to about 1e-12. Where
-    counts pass 1e300 (hundreds of layers) the rarest costs underflow to zero.
+    Every edge's MACs are rounded to whole units, equal edges so that their errors cancel. Counts are float64:
+    shares are exact to about 1e-12. Where counts pass 1e300 (hundreds of layers) the rarest costs underflow to
+    zero.
 
     Attributes:
         unit: MACs of one bin; it divides all costs where they are few.
@@ -55,7 +56,7 @@ class StaticTables:
             masks = {move.mask for moves in self._moves[-1].values() for move in moves}
         bins = max(MIN_BINS, min(MAX_BINS, MAX_ENTRIES // sum(map(len, self._moves))))
         self.unit = _best_unit(prices, bins)
-        self._quanta = [(2 * price + self.unit) // (2 * self.unit) for price in prices]
+        self._quanta = _spread_rounding(prices, self.unit)
         residual = [price - self.unit * q for price, q in zip(prices, self._quanta, strict=True)]
         self.slack = int(least_sum(grid, residual)[0]), -int(least_sum(grid, [-r for r in residual])[0])
         self._tables = self._complete(1 - int(least_sum(grid, [-q for q in self._quanta])[0]))
@@ -137,6 +138,17 @@ def _best_unit(prices: Sequence[int], bins: int) -> int:
         steps_of = price / units
         errors += number * np.abs(steps_of - np.rint(steps_of))
     return int(units[errors.argmin()])
+
+
+def _spread_rounding(prices: Sequence[int], unit: int) -> list[int]:
+    """Whole units per edge; of k edges with one price it is the sum that is rounded, so errors do not add up."""
+    seen: Counter[int] = Counter()
+    quanta = []
+    for price in prices:
+        before, after = seen[price] * price, (seen[price] + 1) * price
+        quanta.append((2 * after + unit) // (2 * unit) - (2 * before + unit) // (2 * unit))
+        seen[price] += 1
+    return quanta
 
 
 @lru_cache(maxsize=2)  # up to 64 MB each

@@ -6,8 +6,7 @@
 
     loader = DataLoader(DigitsDataset(Scenes("train"), 12_000), batch_size=64, shuffle=True)
 
-Digits and photographs are scikit-learn's own (`load_digits`, `load_sample_images`): nothing is downloaded.
-`digits_render` paints one digit.
+Digits and photographs come with scikit-learn, nothing is downloaded; `digits_render` paints one digit.
 
 Shapes: B scenes · H, W image rows and columns in pixels · N digits of one scene · K the most digits a
 scene may hold · F random fields of a scene · D of one digit.
@@ -19,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -64,6 +63,7 @@ class Scenes:
 
     split: which digits and photograph regions; no two splits share any.
     image_size: (H, W).  digit_px: least and greatest side of a digit's square, drawn log-uniformly.
+    strokes: "light" on a darkened surround, or "both" light and dark, much slower for a transformer to learn.
     digits_per_scene: least and greatest number; one that finds no room (smaller at each try) is left out.
     Raises `SpecError` for settings that cannot be rendered.
     """
@@ -73,20 +73,23 @@ class Scenes:
     seed: int = 0
     digit_px: tuple[int, int] = (10, 48)
     digits_per_scene: tuple[int, int] = (1, 1)
+    strokes: Literal["light", "both"] = "light"
 
     def __post_init__(self) -> None:
         low, high = self.digit_px
         if self.split not in SPLITS:
             raise SpecError(f"split {self.split!r} is unknown; use one of {', '.join(SPLITS)}")
         if not 0 <= self.seed < 2**63:
-            raise SpecError(f"seed {self.seed} is out of range; use 0 <= seed < 2**63")
+            raise SpecError(f"seed {self.seed} must be 0 <= seed < 2**63")
         if not MIN_DIGIT_PX <= low <= high:
-            raise SpecError(f"digit_px {self.digit_px} must be (least, greatest) with least >= {MIN_DIGIT_PX}")
+            raise SpecError(f"digit_px {self.digit_px} must be (least, greatest), least >= {MIN_DIGIT_PX}")
         if high > min(self.image_size):
             raise SpecError(
                 f"digit_px {self.digit_px} does not fit image_size {self.image_size}; "
                 f"use at most {min(self.image_size)} or larger images"
             )
+        if self.strokes not in ("light", "both"):
+            raise SpecError(f"strokes {self.strokes!r} is unknown; use light or both")
         if not 1 <= self.digits_per_scene[0] <= self.digits_per_scene[1]:
             raise SpecError(f"digits_per_scene {self.digits_per_scene} must be (least, greatest), least >= 1")
 
@@ -139,7 +142,7 @@ class Scenes:
         image[:] = photo[top : top + height, left : left + width]
 
     def _place(self, scene: list[float], draws: list[list[float]]) -> list[Digit]:
-        """From draws (K, D) choose each digit's class, square and grey levels; the first always finds room."""
+        """From draws (K, D): each digit's class, square and grey levels; the first always finds room."""
         _, _, start = split_digits(self.split)
         (low, high), (fewest, most) = self.digit_px, self.digits_per_scene
         placed: list[Digit] = []
@@ -149,7 +152,8 @@ class Scenes:
             row = start[label] + int(row_u * (start[label + 1] - start[label]))
             wanted = low * ((high + 1) / low) ** side_u  # log-uniform; its floor is any side low .. high
             faint = level_u * STROKE_LEVELS
-            pole, level = (0, 255 - faint) if pole_u < 0.5 else (255, faint)
+            dark = self.strokes == "both" and pole_u < 0.5
+            pole, level = (255, faint) if dark else (0, 255 - faint)
             for attempt, (top_u, left_u) in enumerate(zip(places[::2], places[1::2], strict=True)):
                 side = min(high, max(low, int(wanted * SHRINK**attempt)))
                 top = int(top_u * (self.image_size[0] - side + 1))

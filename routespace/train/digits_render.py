@@ -5,12 +5,12 @@
     Digit, paint, outline        one digit to paint; painting it; boxes and masks
     Objects, Batch               what comes out
 
-A digit is painted light on a darkened surround or dark on a lightened one: inside the digit's square the
+A digit is painted light on a darkened surround (or dark on a lightened one): inside the digit's square the
 photograph keeps `KEEP_FRAC` of its contrast, and the stroke lies beyond what is left. Without that
 guarantee a small network does not learn the task; with it, size and place are what makes scenes differ.
 
-Shapes: B scenes · H, W image rows and columns · N digits · S side of a digit's square · M margin over which its
-softened surround fades · R = 3 S, a row of RGB pixels as it lies in memory. Sizes are pixels.
+Shapes: B scenes · H, W image rows and columns · N digits · S side of a digit's square · M margin over which
+its softened surround fades · R = 3 S, a row of RGB pixels as it lies in memory. Sizes are pixels.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ PHOTO_SLACK = 1.25  # a band is enlarged until a crop can move by a quarter of t
 MIN_DIGIT_PX = 8  # the source has 8 x 8 cells: below one pixel a cell nobody can read it
 CELLS = 9  # the 8 cells and half a cell of paper on each side, so that strokes end softly
 INK_FLOOR, INK_GAIN = 0.15, 2.0  # paper to stroke: ink 0.15 is clear, 0.65 opaque; the mask starts at 0.4
-KEEP_FRAC = 0.35  # contrast the photograph keeps around a digit: at most 89 of 255 grey levels
-STROKE_LEVELS = 40  # a stroke is within 40 levels of white (or black), so at least 126 from its surround
+KEEP_FRAC = 0.25  # contrast the photograph keeps around a digit: at most 64 of 255 grey levels
+STROKE_LEVELS = 40  # a stroke is within 40 levels of white (or black), so at least 151 from its surround
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64
 
@@ -174,7 +174,7 @@ def _brush(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray
 
 
 def paint(image: NDArray[np.uint8], digit: Digit, ink: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Paint one digit, ink (8, 8), into image (H, W, 3), contiguous, in place; return its opacity (S, S) in 0..1."""
+    """Paint one digit, ink (8, 8), in place into contiguous image (H, W, 3); return its opacity (S, S)."""
     side, margin = digit.side, margin_px(digit.side)
     down, across, taken = _brush(side)
     opacity = ((down @ ink @ across - INK_FLOOR) * INK_GAIN).clip(0, 1)
