@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from routespace.errors import GridError
-from routespace.grid.graph import Edge, RoutingGrid, live_edges
+from routespace.grid.graph import Edge, RoutingGrid, grid_of, live_edges
 from routespace.grid.spec import GridSpec, content_hash
 
 State = Literal["open", "gated"]
@@ -39,7 +39,7 @@ class Architecture:
 
     def __init__(self, spec: GridSpec, edges: Mapping[str, State]) -> None:
         self.spec = spec
-        self.grid = RoutingGrid(spec)
+        self.grid = grid_of(spec)
         _check_names(self.grid, edges)
         self.edges: Mapping[str, State] = MappingProxyType(
             {name: edges[name] for name in self.grid.edges if name in edges}
@@ -138,7 +138,7 @@ class Architecture:
         Raises:
             GridError: what is left is still no architecture, for example because an output is not reached.
         """
-        grid = RoutingGrid(spec)
+        grid = grid_of(spec)
         _check_names(grid, edges)
         live = live_edges((grid.edges[name] for name in edges), grid.stem, grid.outputs)
         return cls(spec, {edge.name: edges[edge.name] for edge in live})

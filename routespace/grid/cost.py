@@ -81,7 +81,8 @@ class ArchitectureCost:
         groups: dict[str | int, Cost] = {}
         for name, cost in self.used.items():
             edge = Edge.parse(name)
-            key = {"edge": name, "layer": edge.layer, "rate": edge.rate, "kind": edge.kind}[by]
+            keys: dict[By, str | int] = {"edge": name, "layer": edge.layer, "rate": edge.rate, "kind": edge.kind}
+            key = keys[by]
             groups[key] = _add(groups.get(key, Cost(0, 0, 0)), cost)
         return groups
 
@@ -263,9 +264,7 @@ def architecture_cost(
     )
 
 
-def _used(
-    edges: Mapping[str, EdgeCost], gates: Mapping[str, GateCost], usage: Usage | None
-) -> dict[str, Cost]:
+def _used(edges: Mapping[str, EdgeCost], gates: Mapping[str, GateCost], usage: Usage | None) -> dict[str, Cost]:
     """Totals of each edge with its gate; integers stay integers where nothing was measured."""
     used = {}
     for name, cost in edges.items():

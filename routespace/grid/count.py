@@ -130,8 +130,8 @@ def path_range(grid: RoutingGrid) -> tuple[int, int]:
 
 
 def edge_macs(grid: RoutingGrid) -> list[int]:
-    """MACs of every edge, in the grid's order."""
-    return [cost.macs for cost in cost_table(grid).edges.values()]
+    """MACs of every edge, in the grid's order; raises GridError when their sum passes 2^63."""
+    return cost_table(grid).prices("macs").tolist()
 
 
 def constant_macs(grid: RoutingGrid) -> int:

@@ -170,7 +170,7 @@ class RoutingGrid:
         if not isinstance(data, dict) or data.get("format") != "routespace.grid/1":
             raise GridError("format: not a grid file; write one with `routespace build … -o grid.json`")
         grid = cls(GridSpec.parse(data.get("spec")))
-        if data.get("edges") != list(grid.edges):
+        if data.get("edges") != list(grid.edges) or data.get("hash", grid.hash) != grid.hash:
             raise GridError("edges: they do not follow from the spec; the file was changed, build it again")
         return grid
 
@@ -182,7 +182,14 @@ class RoutingGrid:
 
     def __repr__(self) -> str:
         rates = "/".join(map(str, self.spec.rates))
-        return f"RoutingGrid({self.spec.layers} layers × rates {rates}, {len(self.nodes)} nodes, {len(self.edges)} edges, {self.hash})"
+        size = f"{len(self.nodes)} nodes, {len(self.edges)} edges"
+        return f"RoutingGrid({self.spec.layers} layers × rates {rates}, {size}, {self.hash})"
+
+
+@functools.lru_cache(maxsize=64)
+def grid_of(spec: GridSpec) -> RoutingGrid:
+    """The grid of a spec, kept for the next call: a grid is immutable, and architectures of one spec share it."""
+    return RoutingGrid(spec)
 
 
 def _all_edges(spec: GridSpec) -> Iterable[Edge]:

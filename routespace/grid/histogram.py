@@ -100,7 +100,8 @@ def _walk(
     draw: random.Random,
 ) -> tuple[str, ...]:
     """One path from the stem that costs exactly `rest`."""
-    node, path, outputs = grid.stem, [], set(grid.outputs)
+    node, outputs = grid.stem, set(grid.outputs)
+    path: list[str] = []
     while True:
         ahead = [_ways(spreads[edge.target], rest - price) for edge, price in leaving[node]]
         upto = list(accumulate(ahead, initial=int(node in outputs and rest == 0)))

@@ -12,7 +12,7 @@ from typing import Any
 from routespace.errors import SpecError
 from routespace.grid.family import get_family
 
-FAMILIES = ("pvt_v2",)
+FAMILIES = ("pvt_v2", "swin_v2")
 STAIRCASE_COLUMNS = (1, 2, 3)
 DIT_COLUMNS = (0, 1, 2, 3)
 

@@ -191,7 +191,7 @@ class GridSpec(BaseModel):
     def canonical(self) -> dict[str, Any]:
         """Everything that fixes the grid, with sizes resolved to numbers: equal grids give equal dicts."""
         data = self.model_dump(mode="json", exclude={"size"})
-        data |= {name: value for name, value in self.shape._asdict().items()}
+        data |= self.shape._asdict()
         data["depths"] = [self.depth(layer) for layer in range(self.layers)]
         data["embed_layers"] = sorted(self.embed_columns)
         data["mlp_ratios"] = [float(ratio) for ratio in self.shape.mlp_ratios]

@@ -1,0 +1,82 @@
+"""Random small grids, and every architecture of a small grid by brute force. Shared by the grid's tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+
+from routespace.errors import GridError
+from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+
+# Imported by every test of the grid before its tests are made: wall time a case says nothing on shared cores.
+settings.register_profile("grid", deadline=None)
+settings.load_profile("grid")
+
+
+@st.composite
+def specs(draw: Any, max_layers: int = 5, max_rates: int = 4) -> GridSpec:
+    """A GridSpec whose grid exists."""
+    layers = draw(st.integers(1, max_layers))
+    max_down = 4 << draw(st.integers(0, max_rates - 1))
+    columns = st.lists(st.integers(0, layers), unique=True, min_size=1).map(sorted).map(tuple)
+    depth = st.integers(1, 4)
+    # Sides that are not square and that the rates do not divide; 32 is the least that b-sizes can reduce.
+    side = st.integers(max(32, max_down), 200)
+    spec = GridSpec(
+        layers=layers,
+        max_down=max_down,
+        depths=draw(depth | st.lists(depth, min_size=layers, max_size=layers).map(tuple)),
+        embed_layers=draw(st.just("all") | columns),
+        size=draw(st.sampled_from(["b0", "b2", "b5"])),
+        outputs=draw(st.sampled_from(["coarsest", "pyramid"])),
+        image_size=(draw(side), draw(side)),
+        num_classes=draw(st.integers(0, 20)),
+    )
+    try:
+        RoutingGrid(spec)
+    except GridError:
+        assume(False)
+    return spec
+
+
+def grids(max_layers: int = 5, max_rates: int = 4) -> st.SearchStrategy[RoutingGrid]:
+    """A small RoutingGrid."""
+    return specs(max_layers, max_rates).map(RoutingGrid)
+
+
+def every(grid: RoutingGrid, *, gated: bool = False) -> Iterator[Architecture]:
+    """Every legal architecture (static ones only, unless gated), by trying every assignment of states."""
+    choices: list[list[dict[str, str]]] = []
+    for name, edge in grid.edges.items():
+        if edge.kind == "transformer":
+            states: list[dict[str, str]] = [{}, {name: "open"}, {edge.partner: "open"}]
+            choices.append(states + ([{name: "gated", edge.partner: "gated"}] if gated else []))
+        elif edge.kind == "patch_embed":
+            choices.append([{}, {name: "open"}] + ([{name: "gated"}] if gated else []))
+    for combination in itertools.product(*choices):
+        edges = {name: state for part in combination for name, state in part.items()}
+        try:
+            yield Architecture(grid.spec, edges)
+        except GridError:
+            continue
+
+
+def paths(grid: RoutingGrid) -> list[tuple[str, ...]]:
+    """Every single path from the stem to any output, as edge names."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(node: tuple[int, int], taken: tuple[str, ...]) -> None:
+        if node in grid.outputs:
+            found.append(taken)
+        for edge in grid.edges.values():
+            if edge.source == node:
+                walk(edge.target, (*taken, edge.name))
+
+    walk(grid.stem, ())
+    return found
