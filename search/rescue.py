@@ -1,0 +1,98 @@
+"""What goes wrong around a trial: interruptions, killed workers, failing databases.
+
+recover, queue_again      a lost trial is queued again, with the same values and in the same folder
+sigterm_interrupts        SIGTERM arrives as KeyboardInterrupt
+quiet, usable             Optuna's messages as records and as one line
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+from types import FrameType
+from typing import NoReturn
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from routespace.errors import BundleError
+from routespace.search.objective import Attr
+from routespace.search.storage import GRACE_S, Worker, retry, shown
+
+
+def recover(study: optuna.Study, worker: Worker) -> None:
+    """Queue again what killed workers left running: those of this machine at once, others by heartbeat."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get(Attr.WORKER)
+        if owner is None:  # killed between taking and signing it, or about to sign it elsewhere
+            age = datetime.now() - (trial.datetime_start or datetime.now())
+            dead = age.total_seconds() > GRACE_S
+        else:
+            dead = worker.is_dead(owner)
+        if dead:
+            _fail(study, trial.number)
+            retry()(study, study.get_trials(deepcopy=False)[trial.number])
+
+
+def queue_again(study: optuna.Study, number: int | None) -> None:
+    """After an interruption: the trial in hand shall be taken up again, however often it is interrupted."""
+    if number is None:
+        return
+    with contextlib.suppress(OptunaError, SQLAlchemyError):  # the interruption itself must get through
+        trial = study.get_trials(deepcopy=False)[number]
+        if trial.state == TrialState.RUNNING:
+            _fail(study, number)
+        if trial.state in (TrialState.RUNNING, TrialState.FAIL):
+            retry(None)(study, study.get_trials(deepcopy=False)[number])
+
+
+def _fail(study: optuna.Study, number: int) -> None:
+    study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna logs every failed trial with its traceback; here failures are records, and progress tells them."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def usable(url: str) -> Iterator[None]:
+    """Errors of a database or of the study's folder (full disk, lost connection) as one line."""
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise BundleError(f"storage: {shown(url)} failed ({reason:.200}); the study can be resumed") from error
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Batch systems stop a job with SIGTERM: treat it as Ctrl-C. Only a main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

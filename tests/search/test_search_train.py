@@ -1,0 +1,95 @@
+"""search/trainer.py: a study of real, very small trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routespace.grid.cost import architecture_cost
+from routespace.grid.usage import usage_from_json
+from routespace.nn.weights import load_net
+from routespace.search import load_study, run_study, trial_folder
+from routespace.search.trainer import train_trial
+from routespace.train.recipe import Recipe
+from routespace.train.run import train
+
+RECIPE = """
+name: tiny
+grid: {layers: 2, max_down: 8, widths: [8, 16], heads: [1, 2], mlp_ratios: [2, 2], sr_ratios: [2, 1],
+       image_size: 32, num_classes: 10}
+data: {digit_px: [8, 24], train_size: 64, val_size: 32, test_size: 32}
+train: {epochs: 1, batch_size: 32, device: cpu}
+search:
+  space:
+    budget.ratio: {low: 0.6, high: 1.0, step: 0.1}
+    grid.depths: [1, [1, 2]]
+    gates.rows: [token, layer]
+"""
+
+
+def test_a_study_from_first_trial_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("routespace.train.data.Loaders.test", property(fail_test_split))
+    recipe, steps = Recipe.from_yaml(RECIPE), list[Any]()
+    first = run_study(recipe, tmp_path, trials=2, progress=lambda news: steps.append(news.training))
+    assert first.count("finished") == 2
+    assert {step.stage for step in steps if step} >= {"train", "evaluate"}
+    study = run_study(recipe, tmp_path, trials=3)
+    assert study == load_study(tmp_path)
+    assert [trial.state for trial in study.trials] == ["finished"] * 3
+    assert study.trials[:2] == first.trials
+    assert study.best
+    for trial in study.trials:
+        folder = trial_folder(study, trial.number)
+        result = json.loads((folder / "result.json").read_text())
+        assert trial.values == {"accuracy": result["accuracy"], "macs": result["counted_macs"]}
+        net = load_net(folder / "net")
+        assert net.architecture.hash == trial.architecture
+        assert trial.planned["params"] == trial.metrics["params"] == sum(p.numel() for p in net.parameters())
+        # The values are those of the architecture with the usage that lies beside them.
+        usage = usage_from_json(json.loads((folder / "usage.json").read_text()), net.architecture.grid)
+        counted = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage).macs
+        assert trial.metrics["macs"] == pytest.approx(counted, rel=1e-6)
+        assert not (folder / "checkpoint").exists()
+        ran = Recipe.from_yaml((folder / "recipe.yaml").read_text())
+        assert ran == recipe.override({**trial.changes, "search": None})
+
+
+def fail_test_split(_: object) -> None:
+    raise AssertionError("a study looked at the test split")
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    recipe = Recipe.from_yaml(RECIPE).override({"search": None, "train.epochs": 2})
+    whole = train(recipe, tmp_path / "whole").metrics
+
+    def stop(news: Any) -> None:
+        if news.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        train_trial(recipe, folder, objectives=(), resume=False, progress=stop)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1  # of the first epoch; the second is in its midst
+    found = train_trial(recipe, folder, objectives=(), resume=True, progress=None)
+    assert (found["accuracy"], found["loss"], found["macs"]) == (
+        whole["accuracy"],
+        whole["loss"],
+        whole["counted_macs"],
+    )
+
+
+def test_a_folder_without_a_run_or_of_other_paths_starts_anew(tmp_path: Path) -> None:
+    recipe = Recipe.from_yaml(RECIPE).override({"search": None, "train.epochs": 0})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/architecture.json").write_text("{")  # killed while it began
+    train_trial(recipe, tmp_path / "run", objectives=(), resume=True, progress=None)
+    moved = recipe.override({"data.root": "elsewhere"})
+    found = train_trial(moved, tmp_path / "run", objectives=("latency_ms",), resume=True, progress=None)
+    assert found["latency_ms"] > 0
+    assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == moved
