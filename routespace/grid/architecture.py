@@ -202,6 +202,9 @@ class Architecture:
             raise GridError("hash: it does not match the edges; the file was changed, or is of another grid")
         return architecture
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Architecture, (self.spec, dict(self.edges))  # copies and pickles: a mapping proxy has neither
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Architecture) and self.hash == other.hash
 

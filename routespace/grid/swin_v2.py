@@ -8,8 +8,7 @@ What a block costs. A map that the window does not divide is padded, and padded 
 The position bias is the same for all images but computed in each forward pass: it counts as paid by each image,
 so that one image costs what torch counts for a batch of one. Keys and values count as fixed: under token routing
 nearly every window holds a computed token, and each such window needs all its keys. Windows without a computed
-token need none, so with window routing (or hidden keys) less is run than is counted, never more by more than the
-padding of a window's queries to a quarter of the window.
+token need none, so under window routing, or with hidden keys, less is run than is counted.
 
 Shape legend: C channels · N tokens · P tokens with padding · A tokens of a window · R hidden channels.
 """

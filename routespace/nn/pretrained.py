@@ -28,7 +28,8 @@ def load_timm_weights(
             staircase of its grid.
 
     Returns:
-        Names of the modules that kept their own weights: the gates, and the head where the classes differ.
+        Names of the modules that kept their own weights: the gates, the head where the classes differ, and an
+        output norm that timm's network lacks.
 
     Raises:
         SpecError: the family has no timm counterpart.
@@ -51,10 +52,15 @@ def load_timm_weights(
         edge = net.architecture.grid.edges[name]
         if edge.kind == "patch_embed":
             _fill(module, weights.embeds[net.spec.index(edge.rate)], name)
-    for i, rate in enumerate(net.spec.rates):
-        if rate in net.spec.output_rates:
-            _fill(net.outputs[f"r{rate:02d}"], weights.outputs[i], f"outputs at rate {rate}")
     kept = [f"gates.{name}" for name in net.gates]
+    for i, rate in enumerate(net.spec.rates):
+        if rate not in net.spec.output_rates:
+            continue
+        output = net.outputs[f"r{rate:02d}"]
+        if weights.outputs[i] or not list(output.parameters()):
+            _fill(output, weights.outputs[i], f"outputs at rate {rate}")
+        else:  # a family with one norm, whose grid ends at a finer rate than timm's network
+            kept.append(f"outputs.r{rate:02d}")
     if net.head is not None:
         if weights.head and weights.head["weight"].shape == net.head.weight.shape:
             _fill(net.head, weights.head, "head")
