@@ -1,0 +1,259 @@
+"""A bundle: a folder with a network (`model.safetensors`, `network.json`) and `card.json`, its papers.
+
+    save_bundle(net, folder, Card.of(net, accuracy_after=.71))    whole or not at all
+    load_bundle(folder)                                           → Bundle(net, card), every file checked
+
+The card holds the SHA-256 of the other two files, so a truncated, changed or swapped one is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from routespace.errors import BundleError
+from routespace.grid.cost import architecture_cost
+from routespace.grid.spec import explain
+from routespace.nn.route_net import RouteNet
+from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net, read_json, save_net, write_file
+
+CARD_FILE = "card.json"
+CHUNK_BYTES = 1 << 20
+FOLDER_MODE = 0o755  # temporary folders are made for their owner only
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": str(torch.__version__)}
+    try:
+        found["routespace"] = version("routespace")
+    except PackageNotFoundError:  # a checkout that is not installed
+        found["routespace"] = "unknown"
+    return found
+
+
+class Provenance(BaseModel):
+    """Where a network comes from.
+
+    Args:
+        recipe, recipe_hash: name and content hash of the recipe it was trained with.
+        run: the run (or study and trial) it was taken from.
+        parent: hash of the architecture it was extracted from.
+        versions: package → version that wrote the bundle.
+        date: when, UTC, ISO 8601.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str | None = None
+    recipe_hash: str | None = None
+    run: str | None = None
+    parent: str | None = None
+    versions: dict[str, str] = Field(default_factory=_versions)
+    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class Card(BaseModel):
+    """What is known about a bundle's network. `Card.of` fills in what the network itself tells.
+
+    Args:
+        grid, architecture: content hashes.
+        static: nothing is gated.
+        macs: for one image of the spec's size with everything computed, gates included.
+        expected_macs: the measured average, for a routed network.
+        params: learned numbers.
+        accuracy_before: of the network as extracted, 0…1.
+        accuracy_after: after fine-tuning, or the final one, 0…1.
+        provenance: where it comes from.
+        files: file name → SHA-256; `save_bundle` fills it in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["routespace.card/1"] = "routespace.card/1"
+    grid: str
+    architecture: str
+    static: bool
+    macs: Count
+    expected_macs: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    params: Count
+    accuracy_before: Share | None = None
+    accuracy_after: Share | None = None
+    provenance: Provenance = Field(default_factory=Provenance)
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        net: RouteNet,
+        *,
+        accuracy_before: float | None = None,
+        accuracy_after: float | None = None,
+        expected_macs: float | None = None,
+        provenance: Provenance | None = None,
+    ) -> Self:
+        """The card of a network: hashes, MACs and parameters are its own."""
+        cost = architecture_cost(net.architecture, gates=net.gate_spec)
+        return cls(
+            grid=net.spec.hash,
+            architecture=net.architecture.hash,
+            static=net.architecture.is_static,
+            macs=int(cost.macs),
+            expected_macs=expected_macs,
+            params=sum(parameter.numel() for parameter in net.parameters()),
+            accuracy_before=accuracy_before,
+            accuracy_after=accuracy_after,
+            provenance=provenance or Provenance(),
+        )
+
+
+class Bundle(NamedTuple):
+    """A network and its card."""
+
+    net: RouteNet
+    card: Card
+
+
+def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: bool = False) -> Card:
+    """Write a bundle: everything is made next to the target and moved there in one step.
+
+    Args:
+        net: the network.
+        folder: where to; it is made, and must not exist, be empty, or be a bundle to overwrite.
+        card: of this network.
+        overwrite: replace an existing bundle. Never replaces a folder that is not one.
+
+    Returns:
+        The card as written, with the files' checksums.
+
+    Raises:
+        BundleError: the folder exists, cannot be written, the disk is full, or the card is another network's.
+    """
+    folder = Path(os.path.abspath(folder))
+    if (card.grid, card.architecture) != (net.spec.hash, net.architecture.hash):
+        raise BundleError(
+            f"card: it is of architecture {card.architecture}, the network of {net.architecture.hash}; "
+            f"make it with Card.of(net, …)"
+        )
+    _check_target(folder, overwrite)
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        save_net(net, partial)
+        card = card.model_copy(update={"files": {f: _sha256(partial / f) for f in (WEIGHTS_FILE, NETWORK_FILE)}})
+        write_file(partial / CARD_FILE, (card.model_dump_json(indent=1) + "\n").encode())
+        partial.chmod(FOLDER_MODE)
+        _move(partial, folder)
+    except (OSError, BundleError) as error:
+        cause = error.__cause__ if isinstance(error, BundleError) and error.__cause__ else error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+        raise BundleError(
+            f"{folder}: cannot be written ({reason}); nothing was left behind, choose a folder that is writable "
+            f"and has room"
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return card
+
+
+def is_bundle(folder: Path | str) -> bool:
+    """True for a folder that holds a bundle's card."""
+    return (Path(folder) / CARD_FILE).is_file()
+
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """The network, in evaluation mode on the CPU, and the card that `save_bundle` wrote.
+
+    Raises:
+        BundleError: not a bundle, or a file is missing, truncated, changed or of another bundle.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; give a bundle, made with `routespace extract … -o DIR`")
+    card = _read_card(folder / CARD_FILE)
+    for name in (NETWORK_FILE, WEIGHTS_FILE):
+        _check_file(folder / name, card.files.get(name))
+    net = load_net(folder)
+    if (card.grid, card.architecture) != (net.spec.hash, net.architecture.hash):
+        raise BundleError(
+            f"{folder / CARD_FILE}: it is of architecture {card.architecture}, the network of "
+            f"{net.architecture.hash}; the files come from different bundles"
+        )
+    return Bundle(net.eval(), card)
+
+
+def _read_card(path: Path) -> Card:
+    data = read_json(path)
+    try:
+        return Card.model_validate(data)
+    except ValidationError as error:
+        raise BundleError(f"{path}: {explain(error, known=Card.model_fields)}; save the bundle again") from error
+
+
+def _check_file(path: Path, wanted: str | None) -> None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); the bundle is incomplete") from error
+    if found != wanted:
+        raise BundleError(
+            f"{path}: its checksum is not the one in {CARD_FILE}; the file is truncated, was changed, or comes "
+            f"from another bundle; copy the bundle again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: is a file; give a folder for the bundle")
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
+    if empty:
+        return
+    if not is_bundle(folder):
+        raise BundleError(f"{folder}: exists and is no bundle; it is not replaced, give a new folder")
+    if not overwrite:
+        raise BundleError(f"{folder}: holds a bundle already; give a new folder, or allow to overwrite it")
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Put the finished folder in its place; an old bundle there is moved aside first, and back if that fails."""
+    if not folder.exists() or not any(folder.iterdir()):
+        partial.replace(folder)
+    else:
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        folder.replace(aside)
+        try:
+            partial.replace(folder)
+        except OSError:
+            aside.replace(folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name survives a crash
+    finally:
+        os.close(handle)

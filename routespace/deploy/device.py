@@ -1,0 +1,61 @@
+"""Which processor or card a measurement is of, and whether this is another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Device(BaseModel):
+    """What was measured on.
+
+    Args:
+        kind: `cpu` or `cuda`.
+        name: the processor's or the card's.
+        threads: of torch on a CPU, else 0.
+        versions: package → version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    threads: Annotated[int, Field(ge=0)] = 0
+    versions: Mapping[str, str]
+
+
+def this_device(kind: str, threads: int) -> Device:
+    """The device that would be measured now."""
+    found = {"torch": str(torch.__version__)}
+    if kind == "cuda":
+        return Device(
+            kind="cuda", name=torch.cuda.get_device_name(), versions=found | {"cuda": torch.version.cuda or ""}
+        )
+    return Device(kind="cpu", name=_cpu_name(), threads=threads, versions=found)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown processor"
+
+
+def differences(device: Device) -> list[str]:
+    """What differs between a measured device and this machine, one line each; empty when nothing does."""
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        return [f"device: the table is of {device.name}; this machine has no CUDA device"]
+    here = this_device(device.kind, device.threads)
+    found = []
+    if here.name != device.name:
+        found.append(f"device: the table is of {device.name}, this is {here.name}")
+    for package, version in sorted(here.versions.items()):
+        if device.versions.get(package) != version:
+            found.append(f"{package}: the table is of {device.versions.get(package)}, this is {version}")
+    return found

@@ -1,0 +1,200 @@
+"""Is the extracted network the supernet's part, and does it cost what was promised?
+
+Two comparisons of outputs that do not share code: against `supernet.restrict(architecture)`, and against the
+supernet itself with every gate's decision replaced by the architecture's choice. The second is only possible
+where routing can express the architecture (see `static_routes`).
+
+Shape legend: B images · H, W image height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from routespace.deploy.check import torch_macs
+from routespace.errors import GridError
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.grid.graph import Node
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import EdgeRoute, Routes
+
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        max_difference: greatest absolute difference of any output to the restricted supernet, relative to the
+            greatest output where that is above 1.
+        replay_difference: the same against the supernet under replayed decisions; None where not expressible.
+        tolerance: the most allowed of both.
+        foreign_keys: keys of the subnet's state dict that the supernet lacks.
+        shared_weights: keys whose memory the subnet shares with the supernet.
+        keys: number of keys of the subnet and of the supernet.
+        params: analytic, and of the subnet's module.
+        macs: analytic, and of the subnet's module by torch's counter.
+        unknown: operators that torch's counter has no formula for.
+    """
+
+    max_difference: float
+    replay_difference: float | None
+    tolerance: float
+    foreign_keys: tuple[str, ...]
+    shared_weights: tuple[str, ...]
+    keys: tuple[int, int]
+    params: tuple[int, int]
+    macs: tuple[int, int]
+    unknown: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Outputs agree."""
+        differences = [self.max_difference, self.replay_difference or 0.0]
+        return all(difference <= self.tolerance for difference in differences)  # NaN is not
+
+    @property
+    def ok(self) -> bool:
+        """Outputs agree, keys are a subset with memory of its own, params and MACs are as promised."""
+        owned = not self.foreign_keys and not self.shared_weights
+        exact = self.params[0] == self.params[1] and self.macs[0] == self.macs[1] and not self.unknown
+        return self.equal and owned and exact
+
+    def lines(self) -> list[str]:
+        """The report as text, one finding a line."""
+        replay = "not expressible by routing"
+        if self.replay_difference is not None:
+            replay = f"{self.replay_difference:.2e} (allowed {self.tolerance:.0e})"
+        lines = [
+            f"outputs      difference {self.max_difference:.2e} (allowed {self.tolerance:.0e})",
+            f"replayed     {'difference ' if self.replay_difference is not None else ''}{replay}",
+            f"state dict   {self.keys[0]} keys of {self.keys[1]}",
+            f"parameters   {self.params[1]:,d} (analytic {self.params[0]:,d})",
+            f"MACs         {self.macs[1]:,d} (analytic {self.macs[0]:,d})",
+        ]
+        lines += [f"foreign key  {key}" for key in self.foreign_keys]
+        lines += [f"shared       {key}" for key in self.shared_weights]
+        lines += [f"not counted  {name}" for name in self.unknown]
+        return lines
+
+
+def verify(
+    supernet: RouteNet,
+    architecture: Architecture,
+    subnet: RouteNet,
+    *,
+    image_size: tuple[int, int] | int | None = None,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> VerifyReport:
+    """Compare an extracted network with the network it came from, on random images.
+
+    Args:
+        supernet: where the weights came from. Both networks are left in the modes in which they came.
+        architecture: the part that was taken.
+        subnet: what `extract` made of it.
+        image_size: height and width in pixels, or one number; the spec's own by default.
+        tolerance: greatest difference of outputs, in units of the greatest output when that is above 1.
+        seed: of the images.
+
+    Raises:
+        GridError: `architecture` is no part of the supernet's, or `subnet` is of another architecture.
+    """
+    if subnet.architecture != architecture:
+        raise GridError(
+            f"subnet: it is of architecture {subnet.architecture.hash}, not of {architecture.hash}; "
+            f"verify the network that was extracted for it"
+        )
+    reference = supernet.restrict(architecture)
+    size = subnet.spec.image_size if image_size is None else image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(
+        (BATCH, subnet.spec.in_channels, height, width), generator=torch.Generator().manual_seed(seed)
+    )
+    routes = static_routes(supernet, architecture, images) if architecture.is_static else None
+    small = outputs(subnet, images)
+    same = difference(outputs(reference, images), small)
+    replayed = None if routes is None else difference(outputs(supernet, images, routes), small)
+    cost = architecture_cost(architecture, gates=subnet.gate_spec, image_size=(height, width))
+    counted = torch_macs(subnet, (height, width), meta=False)
+    whole, part = supernet.state_dict(), subnet.state_dict()
+    return VerifyReport(
+        max_difference=same,
+        replay_difference=replayed,
+        tolerance=tolerance,
+        foreign_keys=tuple(key for key in part if key not in whole),
+        shared_weights=tuple(key for key in part if key in whole and _same_memory(part[key], whole[key])),
+        keys=(len(part), len(whole)),
+        params=(cost.params, sum(parameter.numel() for parameter in subnet.parameters())),
+        macs=(int(cost.macs), counted.macs),
+        unknown=tuple(sorted(counted.unknown)),
+    )
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() and a.device.type != "meta"
+
+
+@torch.no_grad()
+def outputs(net: RouteNet, images: Tensor, routes: Routes | None = None) -> dict[str, Tensor]:
+    """Logits and feature maps in evaluation mode, by name; the net's own type and device, its mode restored."""
+    weight = next(net.parameters())
+    training = net.training
+    net.eval()
+    try:
+        out = net(images.to(weight.device, weight.dtype), routes=routes, features=True)
+    finally:
+        net.train(training)
+    found = {f"r{rate:02d}": feature for rate, feature in (out.features or {}).items()}
+    return found if out.logits is None else {"logits": out.logits, **found}
+
+
+def difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> float:
+    """Greatest absolute difference over all outputs, over the greatest value of each where that is above 1."""
+    worst = 0.0
+    for name, tensor in expected.items():
+        other = given[name].to(tensor.device).double()
+        scale = max(1.0, float(tensor.abs().max()))
+        gap = float((tensor.double() - other).abs().max()) / scale
+        worst = gap if gap != gap else max(worst, gap)
+    return worst
+
+
+def static_routes(supernet: RouteNet, architecture: Architecture, images: Tensor) -> Routes | None:
+    """Decisions that make the supernet compute a static architecture; None where routing cannot express it.
+
+    Routing decides between a transformer and its identity, and whether to go down as well. It cannot end a row:
+    tokens that went down also run on beside it. That is harmless unless the architecture enters the row again
+    further on, where they would be added. Open patch embeddings of the supernet cannot be dropped, and with
+    early stopping an identity ends all that follows in its row.
+    """
+    if supernet.gate_spec.early_stop or not _expressible(supernet.architecture, architecture):
+        return None
+    edges = {}
+    for name, places in supernet.gate_places(images.shape[-2:]).items():
+        chosen = torch.full((images.shape[0], places.decisions), name in architecture.edges, dtype=torch.bool)
+        kept = places.spread(chosen)
+        edges[name] = EdgeRoute(kept, kept.float())
+    return Routes(edges)
+
+
+def _expressible(supernet: Architecture, architecture: Architecture) -> bool:
+    entered: set[Node] = {architecture.grid.stem}
+    entered |= {architecture.grid.edges[name].target for name in architecture.edges}
+    stray: set[Node] = set()
+    for name, state in supernet.edges.items():
+        edge = supernet.grid.edges[name]
+        if name in architecture.edges or edge.source not in entered | stray:
+            continue
+        if edge.kind == "patch_embed":
+            if state == "open":
+                return False
+        elif str(edge.partner) not in architecture.edges:
+            stray.add(edge.target)
+    return not stray & entered

@@ -1,0 +1,52 @@
+"""Writing a matplotlib figure, without a display and without pyplot's global state."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from routespace.errors import BundleError, SpecError
+
+DPI = 160
+FORMATS = ("png", "svg", "pdf")
+# Dates and library versions would make equal pictures different files.
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def save_figure(figure: Figure, path: Path | str) -> Path:
+    """Write a figure whole or not at all, and return its path.
+
+    Raises:
+        SpecError: the path's ending is not one of FORMATS.
+        BundleError: the file cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise SpecError(f"path: {path.name!r} ends in no known format; allowed: .{', .'.join(FORMATS)}")
+    FigureCanvasAgg(figure)
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent, delete=False
+        ) as file:
+            partial = Path(file.name)
+        figure.savefig(partial, format=kind, dpi=DPI, metadata=METADATA[kind])
+        partial.chmod(0o644)  # temporary files are for their owner only
+        partial.replace(path)
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    return path

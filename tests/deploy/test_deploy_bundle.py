@@ -1,0 +1,183 @@
+"""Bundles: whole or not at all, and every damage noticed."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from routespace.deploy.bundle import CARD_FILE, Card, Provenance, is_bundle, load_bundle, save_bundle
+from routespace.errors import BundleError
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn.route_net import RouteNet
+from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net, save_net
+
+FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_ratios": (2.0, 2.0),
+          "sr_ratios": (2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
+
+
+def make_net(seed=0, **changes):
+    torch.manual_seed(seed)
+    return RouteNet(Architecture.staircase(RoutingGrid(GridSpec.parse(FIELDS | changes)))).eval()
+
+
+@pytest.fixture
+def net():
+    return make_net()
+
+
+@pytest.fixture
+def bundle(net, tmp_path):
+    save_bundle(net, tmp_path / "small", Card.of(net))
+    return tmp_path / "small"
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip(net, tmp_path):
+    provenance = Provenance(recipe="digits_tiny", recipe_hash="abc", run="runs/1")
+    card = Card.of(net, accuracy_before=0.31, accuracy_after=0.62, provenance=provenance)
+    written = save_bundle(net, tmp_path / "a" / "b", card)
+    loaded = load_bundle(tmp_path / "a" / "b")
+    assert loaded.card == written
+    assert loaded.card.provenance.recipe == "digits_tiny"
+    assert loaded.card.macs == architecture_cost(net.architecture).macs
+    assert loaded.card.params == sum(p.numel() for p in net.parameters())
+    assert loaded.net.architecture == net.architecture
+    assert not loaded.net.training
+    assert all(torch.equal(t, loaded.net.state_dict()[k]) for k, t in net.state_dict().items())
+    assert left_in(tmp_path) == ["a"]
+    assert left_in(tmp_path / "a") == ["b"]
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
+
+
+def test_types_are_kept(tmp_path):
+    net = make_net().to(torch.bfloat16)
+    save_bundle(net, tmp_path / "half", Card.of(net))
+    assert {t.dtype for t in load_bundle(tmp_path / "half").net.parameters()} == {torch.bfloat16}
+
+
+def test_nothing_else_is_overwritten(net, bundle, tmp_path):
+    with pytest.raises(BundleError, match="holds a bundle already"):
+        save_bundle(net, bundle, Card.of(net))
+    other = make_net(1)
+    save_bundle(other, bundle, Card.of(other), overwrite=True)
+    assert torch.equal(load_bundle(bundle).net.state_dict()["head.weight"], other.state_dict()["head.weight"])
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="no bundle"):
+        save_bundle(net, mine, Card.of(net), overwrite=True)
+    with pytest.raises(BundleError, match="is a file"):
+        save_bundle(net, mine / "thesis.txt", Card.of(net), overwrite=True)
+    assert left_in(tmp_path) == ["mine", "small"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    save_bundle(net, empty, Card.of(net))
+    assert is_bundle(empty)
+
+
+def test_a_card_of_another_network_is_refused(net, tmp_path):
+    with pytest.raises(BundleError, match="card: it is of architecture"):
+        save_bundle(net, tmp_path / "x", Card.of(make_net(layers=3)))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, NETWORK_FILE, CARD_FILE])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "a folder", "of another bundle"])
+def test_damage_is_noticed(bundle, tmp_path, name, damage):
+    path = bundle / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "a folder":
+        path.mkdir()
+    elif damage == "of another bundle":
+        other = make_net(7)
+        save_bundle(other, tmp_path / "other", Card.of(other, accuracy_after=0.5))
+        if name == NETWORK_FILE:  # two nets of one architecture have the same one
+            path.write_bytes(content.replace(b"token", b"image"))
+        else:
+            shutil.copy(tmp_path / "other" / name, path)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(bundle)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value) or WEIGHTS_FILE in str(caught.value)
+
+
+def test_a_card_with_unknown_or_impossible_fields_is_refused(bundle):
+    card = json.loads((bundle / CARD_FILE).read_text())
+    for change, message in (
+        ({"colour": 1}, "colour: unknown field"),
+        ({"accuracy_after": 71.0}, "accuracy_after"),
+    ):
+        (bundle / CARD_FILE).write_text(json.dumps(card | change))
+        with pytest.raises(BundleError, match=message):
+            load_bundle(bundle)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(BundleError, match="no such folder"):
+        load_bundle(tmp_path / "nowhere")
+
+
+def test_a_full_disk_leaves_nothing_behind(net, bundle, tmp_path):
+    """A limit on the size of written files gives a real OSError in the middle of the weights."""
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from routespace.deploy.bundle import *; from routespace.errors import BundleError\n"
+        "found = load_bundle(sys.argv[1]); folder = Path(sys.argv[1]).parent\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
+        "for name, overwrite in (('new', False), ('small', True)):\n"
+        "    try: save_bundle(found.net, folder / name, Card.of(found.net), overwrite=overwrite)\n"
+        "    except BundleError as error: print(error)\n"
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)  # this platform has it
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(bundle)], capture_output=True, text=True, env=environment, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("cannot be written (File too large)" in line for line in lines)
+    assert left_in(tmp_path) == ["small"]
+    assert torch.equal(load_bundle(bundle).net.state_dict()["head.weight"], net.state_dict()["head.weight"])
+
+
+def test_a_place_that_cannot_be_written(net, tmp_path):
+    with pytest.raises(BundleError, match="cannot be written"):
+        save_bundle(net, "/proc/bundle", Card.of(net))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="cannot be written"):
+        save_bundle(net, tmp_path / "file" / "bundle", Card.of(net))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(net, tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(BundleError, match="Permission denied"):
+        save_bundle(net, tmp_path / "bundle", Card.of(net))
+    tmp_path.chmod(0o755)
+
+
+def test_weights_and_architecture_of_two_networks_do_not_mix(tmp_path):
+    for name, net in (("a", make_net()), ("b", make_net(layers=3))):
+        (tmp_path / name).mkdir()
+        save_net(net, tmp_path / name)
+    shutil.copy(tmp_path / "a" / WEIGHTS_FILE, tmp_path / "b" / WEIGHTS_FILE)
+    with pytest.raises(BundleError, match="different networks"):
+        load_net(tmp_path / "b")
+    with pytest.raises(BundleError, match="cannot be written"):
+        save_net(make_net(), tmp_path / "nowhere")

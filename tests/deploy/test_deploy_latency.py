@@ -1,0 +1,182 @@
+"""Latency tables: what is refused, what is predicted, and a short measurement."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from routespace.deploy.calibration import calibrate
+from routespace.deploy.latency import LatencyTable, edge_ms, load_table, mismatches, part_keys, predict, save_table
+from routespace.deploy.profiling import measure, profile
+from routespace.errors import BundleError, GridError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.sample import sample_static
+from routespace.grid.select import select
+from routespace.grid.spec import GridSpec
+from routespace.grid.usage import EdgeUsage
+
+FIELDS = {"layers": 3, "max_down": 16, "depths": (1, 2, 1), "widths": (8, 16, 24), "heads": (1, 2, 3),
+          "mlp_ratios": (2.0,) * 3, "sr_ratios": (4, 2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
+GRID = RoutingGrid(GridSpec.parse(FIELDS))
+
+
+@pytest.fixture(scope="module")
+def table():
+    return profile(GRID, rounds=3, subnets=6, keeps=(0.5,), clock="cpu")
+
+
+@pytest.fixture
+def saved(table, tmp_path):
+    save_table(table, tmp_path / "table.json")
+    return tmp_path / "table.json"
+
+
+def test_every_part_is_measured_once(table):
+    assert {(part.kind, part.rate, part.depth) for part in table.parts} == part_keys(GRID)
+    assert all(part.ms > 0 for part in table.parts)
+    halves = [part for part in table.parts if part.keep == 0.5]
+    assert {part.kind for part in halves} == {"transformer"}
+    assert len(table.subnets) == 6
+    assert table.device.versions["torch"] == torch.__version__
+
+
+def test_round_trip_without_a_warning_on_the_same_machine(table, saved, recwarn):
+    assert load_table(saved, grid=GRID) == table
+    assert not recwarn
+    assert mismatches(table) == []
+
+
+def test_another_device_or_version_warns(table, saved):
+    data = json.loads(saved.read_text())
+    data["device"]["name"] = "Abacus 3"
+    data["device"]["versions"]["torch"] = "1.0"
+    saved.write_text(json.dumps(data))
+    with pytest.warns(UserWarning, match="may not hold here") as caught:
+        load_table(saved)
+    messages = [str(warning.message) for warning in caught]
+    assert any("Abacus 3" in message for message in messages)
+    assert any("torch: the table is of 1.0" in message for message in messages)
+
+
+def test_another_grid_is_refused(table, saved):
+    other = RoutingGrid(GridSpec.parse(FIELDS | {"image_size": 64}))
+    for call in (
+        lambda: load_table(saved, grid=other),
+        lambda: predict(table, Architecture.full(other)),
+        lambda: edge_ms(table, other),
+    ):
+        with pytest.raises(GridError, match="latency table: it is of grid"):
+            call()
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "fast", None])
+def test_a_bad_time_is_one_line(saved, value):
+    data = json.loads(saved.read_text())
+    data["parts"][2]["ms"] = value
+    saved.write_text(json.dumps(data))
+    with pytest.raises(SpecError, match=r"parts\.2\.ms") as caught:
+        load_table(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_part_a_changed_spec_and_other_files_are_refused(saved, tmp_path):
+    data = json.loads(saved.read_text())
+    embeds = [part for part in data["parts"] if part["kind"] != "patch_embed"]
+    for change, message in (
+        ({"parts": embeds}, "patch_embed at rate 4 is missing"),
+        ({"grid": "0" * 12}, "not the hash"),
+        ({"colour": "red"}, "colour: unknown field"),
+        ({"batch": 0}, "batch"),
+    ):
+        saved.write_text(json.dumps(data | change))
+        with pytest.raises(SpecError, match=message):
+            load_table(saved)
+    for content in ("", "[]", "{}", "[" * 100_000):
+        saved.write_text(content)
+        with pytest.raises(SpecError):
+            load_table(saved)
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_table(tmp_path / "nowhere.json")
+
+
+def test_a_table_that_cannot_be_written(table, tmp_path):
+    with pytest.raises(BundleError, match="cannot be written"):
+        save_table(table, tmp_path / "nowhere" / "table.json")
+
+
+def synthetic(table, seed=0):
+    """The table with times of our own choice, so that sums are known."""
+    rng = random.Random(seed)
+    parts = tuple(part.model_copy(update={"ms": rng.uniform(1, 2) * part.keep}) for part in table.parts)
+    return LatencyTable(**(dict(table) | {"parts": parts, "factors": {}, "offset_ms": 0.0, "subnets": ()}))
+
+
+def test_prediction_is_the_sum_of_the_parts(table):
+    table = synthetic(table)
+    names = ["l00_r04_transformer", "l01_r04_patch_embed", "l01_r04_transformer", "l02_r04_patch_embed",
+             "l01_r08_transformer", "l02_r08_patch_embed", "l02_r16_identity"]  # fmt: skip
+    architecture = Architecture.static(GRID.spec, names)
+    time = {(p.kind, p.rate, p.depth): p.ms for p in table.parts if p.keep == 1}
+    expected = sum(
+        time[key]
+        for key in (
+            ("stem", 0, 0), ("transformer", 4, 1), ("patch_embed", 4, 0), ("transformer", 4, 2),
+            ("patch_embed", 4, 0), ("transformer", 8, 2), ("merge", 8, 0), ("patch_embed", 8, 0),
+            ("output", 16, 0), ("head", 0, 0),
+        )
+    )  # fmt: skip
+    assert predict(table, architecture) == pytest.approx(expected)
+    half = next(p.ms for p in table.parts if (p.kind, p.rate, p.depth, p.keep) == ("transformer", 4, 1, 0.5))
+    for keep, ms in ((0.0, 0.0), (0.25, half / 2), (0.5, half), (0.75, (half + time["transformer", 4, 1]) / 2)):
+        routed = predict(table, architecture, {names[0]: EdgeUsage(tokens=keep)})
+        assert routed == pytest.approx(expected - time["transformer", 4, 1] + ms)
+
+
+def test_prices_for_select_bound_the_prediction(table):
+    prices = edge_ms(table, GRID)
+    cheapest, dearest = (select(GRID, {name: sign * price for name, price in prices.items()}) for sign in (-1, 1))
+    limit = (predict(table, cheapest) + predict(table, dearest)) / 2
+    found = select(GRID, dict.fromkeys(GRID.edges, 1.0), latency_ms=limit, latency=prices,
+                   constant_ms=table.constant_ms)  # fmt: skip
+    assert predict(table, found) <= limit + 1e-9
+
+
+def test_calibration_finds_the_factors_that_made_the_times(table):
+    plain = synthetic(table)
+    factors = {"transformer_r04": 1.15, "transformer_r08": 0.9, "patch_embed_r04": 1.05}
+    truth = plain.model_copy(update={"factors": factors, "offset_ms": 0.5})
+    known, fresh = sample_static(GRID, 30, seed=0), sample_static(GRID, 40, seed=1)
+    found = calibrate(plain, {a: predict(truth, a) for a in known})
+    errors = [abs(predict(found, a) / predict(truth, a) - 1) for a in fresh]
+    before = [abs(predict(plain, a) / predict(truth, a) - 1) for a in fresh]
+    assert max(errors) < 0.02
+    assert np.median(errors) < 0.2 * np.median(before)
+    assert calibrate(plain, {}) == plain
+
+
+def test_measuring_counts_calls_and_cancels_a_slow_round():
+    calls = []
+    times = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, clock="wall",
+                    cuda=False)  # fmt: skip
+    assert set(times) == {"a", "b"}
+    assert all(time >= 0 for time in times.values())
+    assert calls.count("a") > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "abacus"}, "device: 'abacus'"),
+        ({"batch": 0}, "batch 0"),
+        ({"rounds": 1}, "rounds 1"),
+        ({"keeps": (0.0,)}, "keeps"),
+        ({"clock": "cpu", "threads": 2}, "clock"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(SpecError, match=message):
+        profile(GRID, **arguments)

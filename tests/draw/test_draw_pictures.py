@@ -1,0 +1,102 @@
+"""Pictures: every format, every kind of architecture, nothing half-written."""
+
+import matplotlib
+import matplotlib.image
+import pytest
+
+from routespace.draw.front import Point, draw_front, pareto
+from routespace.draw.grid import draw_grid, used_share
+from routespace.errors import BundleError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.grid.usage import EdgeUsage
+
+GRID = RoutingGrid(GridSpec(layers=3, max_down=16, image_size=64))
+
+
+def usage_of(architecture):
+    return {n: EdgeUsage(0.37, 0.5, 0.8) for n in architecture.edges if not n.endswith("identity")}
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_formats_are_deterministic(tmp_path, ending):
+    full = Architecture.full(GRID)
+    matplotlib.rcParams["svg.hashsalt"] = "fixed"
+    files = [draw_grid(full, usage_of(full), path=tmp_path / f"{i}.{ending}") for i in (1, 2)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"1.{ending}", f"2.{ending}"]
+
+
+def test_numbers_stand_on_few_edges_only(tmp_path):
+    full = Architecture.full(GRID)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        text = draw_grid(full, usage_of(full), path=tmp_path / "few.svg").read_text()
+        large = Architecture.full(RoutingGrid(GridSpec(layers=12)))
+        many = draw_grid(large, usage_of(large), path=tmp_path / "many.svg").read_text()
+    decided = sum(not name.endswith("identity") for name in full.edges)
+    assert text.count(">37<") == decided
+    assert many.count(">37<") == 0
+    assert "dashed: gated" in text
+
+
+def test_static_and_pruned(tmp_path):
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        stairs = Architecture.staircase(GRID)
+        text = draw_grid(stairs, path=tmp_path / "net.svg", title="My network").read_text()
+    assert "My network" in text
+    assert "pruned" in text
+    assert "dashed" not in text
+
+
+def test_a_picture_has_pixels(tmp_path):
+    image = matplotlib.image.imread(draw_grid(Architecture.full(GRID), path=tmp_path / "a.png"))
+    assert image.shape[0] > 300
+    assert image[..., :3].std() > 0.05
+
+
+def test_shares_of_a_row_add_up_to_what_came_by():
+    full = Architecture.full(GRID)
+    usage = usage_of(full)
+    transformer = GRID.edges["l00_r04_transformer"]
+    identity = GRID.edges[transformer.partner]
+    assert used_share(transformer, usage) + used_share(identity, usage) == pytest.approx(0.8)
+    assert used_share(identity, None) == 1
+
+
+def test_pareto_is_what_nothing_beats():
+    points = [Point("a", 1, 0.5), Point("b", 2, 0.4), Point("c", 2, 0.7), Point("d", 3, 0.7), Point("e", 4, 0.9)]
+    front = pareto(points)
+    beaten = {
+        p.label
+        for p in points
+        if any(q.macs <= p.macs and q.accuracy >= p.accuracy and (q.macs, q.accuracy) != (p.macs, p.accuracy)
+               for q in points)
+    }  # fmt: skip
+    assert {p.label for p in front} == {p.label for p in points} - beaten == {"a", "c", "e"}
+
+
+def test_front_names_its_points(tmp_path):
+    points = [Point(f"trial {i}", 1e6 * (i + 1), 0.1 * i) for i in range(5)] + [Point("bad", 9e6, 0.05)]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        text = draw_front(points, path=tmp_path / "f.svg", references=[Point("plain", 2e6, 0.3)]).read_text()
+    assert "MMACs" in text
+    assert "trial 4" in text
+    assert "plain" in text
+    assert ">bad<" not in text
+
+
+def test_bad_input(tmp_path):
+    full = Architecture.full(GRID)
+    with pytest.raises(SpecError, match=r"allowed: \.png"):
+        draw_grid(full, path=tmp_path / "a.gif")
+    with pytest.raises(SpecError, match="usage: 'nowhere'"):
+        draw_grid(full, {"nowhere": EdgeUsage()}, path=tmp_path / "a.png")
+    with pytest.raises(SpecError, match="none to draw"):
+        draw_front([], path=tmp_path / "a.png")
+    with pytest.raises(SpecError, match="'x' has"):
+        draw_front([Point("x", float("nan"), 0.5)], path=tmp_path / "a.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="cannot be written"):
+        draw_grid(full, path=tmp_path / "file" / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
