@@ -15,7 +15,7 @@ setup: .venv/.ready
 	touch $@
 
 demo: setup
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/routespace demo --out runs/demo
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"

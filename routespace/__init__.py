@@ -1,3 +1,103 @@
-"""Neural architecture search over a routing space."""
+"""Neural architecture search over a routing space of layers × downsampling rates.
+
+The names below are the public ones. They are imported when first used, so `import routespace` alone stays quick
+and needs no torch; grids, costs and recipes never do.
+
+    from routespace import Architecture, GridSpec, RouteNet, RoutingGrid
+
+    grid = RoutingGrid(GridSpec(layers=24, max_down=32))
+    net = RouteNet(Architecture.full(grid))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Every public name, by the module that defines it: the contract, pinned by tests/test_public_names.py.
+_PUBLIC = {
+    # the grid (no torch)
+    "routespace.grid.spec": ("GridSpec",),
+    "routespace.grid.graph": ("RoutingGrid", "Edge"),
+    "routespace.grid.architecture": ("Architecture",),
+    "routespace.grid.gate_spec": ("GateSpec",),
+    "routespace.grid.cost": ("architecture_cost", "batch_cost"),
+    "routespace.grid.select": ("select",),
+    # the network
+    "routespace.nn.route_net": ("RouteNet", "RouteOutput"),
+    "routespace.nn.routes": ("Routes",),
+    "routespace.nn.pretrained": ("load_timm_weights",),
+    # teaching it
+    "routespace.train.recipe": ("Recipe",),
+    "routespace.recipes": ("load_recipe",),
+    "routespace.train.run": ("train_recipe", "evaluate"),
+    # taking it away
+    "routespace.deploy.usage": ("measure_usage",),
+    "routespace.deploy.derive": ("derive",),
+    "routespace.deploy.extract": ("extract",),
+    "routespace.deploy.verify": ("verify",),
+    "routespace.deploy.bundle": ("save_bundle", "load_bundle"),
+    "routespace.deploy.export": ("export_onnx",),
+    # searching
+    "routespace.search.study": ("run_study",),
+    # what goes wrong
+    "routespace.errors": (
+        "RoutespaceError",
+        "SpecError",
+        "GridError",
+        "BudgetError",
+        "DataError",
+        "BundleError",
+        "MissingDependencyError",
+    ),
+}
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+_RENAMED = {"train_recipe": "train"}  # `routespace.train` is the package, so its function has a longer name here
+__all__ = list(_HOMES)
+
+if TYPE_CHECKING:
+    from routespace.deploy.bundle import load_bundle as load_bundle
+    from routespace.deploy.bundle import save_bundle as save_bundle
+    from routespace.deploy.derive import derive as derive
+    from routespace.deploy.export import export_onnx as export_onnx
+    from routespace.deploy.extract import extract as extract
+    from routespace.deploy.usage import measure_usage as measure_usage
+    from routespace.deploy.verify import verify as verify
+    from routespace.errors import BudgetError as BudgetError
+    from routespace.errors import BundleError as BundleError
+    from routespace.errors import DataError as DataError
+    from routespace.errors import GridError as GridError
+    from routespace.errors import MissingDependencyError as MissingDependencyError
+    from routespace.errors import RoutespaceError as RoutespaceError
+    from routespace.errors import SpecError as SpecError
+    from routespace.grid.architecture import Architecture as Architecture
+    from routespace.grid.cost import architecture_cost as architecture_cost
+    from routespace.grid.cost import batch_cost as batch_cost
+    from routespace.grid.gate_spec import GateSpec as GateSpec
+    from routespace.grid.graph import Edge as Edge
+    from routespace.grid.graph import RoutingGrid as RoutingGrid
+    from routespace.grid.select import select as select
+    from routespace.grid.spec import GridSpec as GridSpec
+    from routespace.nn.pretrained import load_timm_weights as load_timm_weights
+    from routespace.nn.route_net import RouteNet as RouteNet
+    from routespace.nn.route_net import RouteOutput as RouteOutput
+    from routespace.nn.routes import Routes as Routes
+    from routespace.recipes import load_recipe as load_recipe
+    from routespace.search.study import run_study as run_study
+    from routespace.train.recipe import Recipe as Recipe
+    from routespace.train.run import evaluate as evaluate
+    from routespace.train.run import train as _train
+
+    train_recipe = _train
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'routespace' has no attribute {name!r}; see routespace.__all__")
+        value = getattr(import_module(_HOMES[name]), _RENAMED.get(name, name))
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted([*globals(), *__all__])

@@ -1,0 +1,206 @@
+"""`routespace build`: a grid, drawn and counted, before anything is trained. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from routespace.errors import BudgetError, GridError
+
+if TYPE_CHECKING:
+    from routespace.grid.graph import RoutingGrid
+
+NAME = "build"
+EXAMPLE = "routespace build --layers 24 --max-down 32 --macs 4G -o grid.json"
+LONGEST = 4000  # digits of an integer that JSON readers still take
+
+
+def run(
+    layers: Annotated[int | None, typer.Option(help="Number of layers (columns).")] = None,
+    max_down: Annotated[int | None, typer.Option(help="Coarsest downsampling rate, a power of two.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from a named grid, such as dit_b2.")] = None,
+    family: Annotated[str | None, typer.Option(help="pvt_v2, swin_v2, or package.module:FAMILY.")] = None,
+    size: Annotated[str | None, typer.Option(help="Named size of the family, such as b2.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Blocks per layer: one number, or 3,4,6,3.")] = None,
+    widths: Annotated[str | None, typer.Option(help="Channels per rate, such as 32,64,160,256.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Attention heads per rate.")] = None,
+    mlp_ratios: Annotated[str | None, typer.Option(help="MLP ratios per rate.")] = None,
+    sr_ratios: Annotated[str | None, typer.Option(help="Spatial reduction ratios per rate.")] = None,
+    window: Annotated[int | None, typer.Option(help="Window side in tokens (swin_v2).")] = None,
+    embed_layers: Annotated[str | None, typer.Option(help="Columns of patch embeddings: all, or 0,1,2.")] = None,
+    outputs: Annotated[str | None, typer.Option(help="coarsest or pyramid.")] = None,
+    image_size: Annotated[str | None, typer.Option(help="Side in pixels, or HxW.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; 0 for none.")] = None,
+    macs: Annotated[str | None, typer.Option(help="A budget to check, such as 12M or 1.2G.")] = None,
+    latency: Annotated[Path | None, typer.Option(help="A table of `profile`: adds milliseconds.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the grid as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the drawing.")] = False,
+) -> None:
+    """Build a routing grid, draw it, and count what is in it.
+
+    Nothing is trained: the numbers are analytic. One multiply-add is one MAC.
+    """
+    from routespace.cli.arguments import parse_macs
+    from routespace.cli.files import write_json
+    from routespace.grid.graph import RoutingGrid
+    from routespace.grid.presets import preset_fields
+    from routespace.grid.spec import GridSpec
+
+    plain = {
+        "layers": layers,
+        "max_down": max_down,
+        "family": family,
+        "size": size,
+        "window": window,
+        "outputs": outputs,
+        "num_classes": num_classes,
+    }
+    texts = {
+        "depths": depths,
+        "widths": widths,
+        "heads": heads,
+        "mlp_ratios": mlp_ratios,
+        "sr_ratios": sr_ratios,
+        "embed_layers": embed_layers,
+        "image_size": image_size,
+    }
+    given = {name: value for name, value in plain.items() if value is not None} | _parsed(texts)
+    grid = RoutingGrid(GridSpec.parse((preset_fields(preset) if preset else {}) | given))
+    budget = None if macs is None else parse_macs(macs)
+    report = summary(grid, budget)
+    if latency is not None:
+        report["latency_ms"] = _latencies(grid, latency)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(grid, report)
+    if budget is not None and not report["satisfiable"]:
+        raise BudgetError(
+            f"macs: {budget} is not enough for this grid; the least possible is {report['macs']['min']} MACs"
+        )
+    if out is not None:
+        write_json(out, grid.to_json())
+
+
+def _parsed(texts: dict[str, str | None]) -> dict[str, Any]:
+    """The options that are given as text, as GridSpec takes them."""
+    from routespace.cli.arguments import parse_numbers, parse_size
+
+    fields: dict[str, Any] = {}
+    for name, text in texts.items():
+        if text is None:
+            continue
+        if name == "image_size":
+            fields[name] = parse_size(text)
+        elif name == "embed_layers" and text == "all":
+            fields[name] = text
+        else:
+            numbers = parse_numbers(text, name, float if name == "mlp_ratios" else int)
+            fields[name] = numbers[0] if name == "depths" and len(numbers) == 1 else numbers
+    return fields
+
+
+def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
+    """The numbers of a grid as JSON data; integers are exact but for the median, which is rounded to a bin."""
+    from routespace.cli.render import log10
+    from routespace.grid.architecture import Architecture
+    from routespace.grid.cost import architecture_cost
+    from routespace.grid.count import count_paths, count_static, static_range
+    from routespace.grid.gate_spec import GateSpec
+    from routespace.grid.graph import KINDS
+    from routespace.grid.sample import median_macs
+
+    full = Architecture.full(grid)
+    cost, gated = architecture_cost(full), architecture_cost(full, gates=GateSpec())
+    least_most, count = static_range(grid), count_static(grid)
+    report: dict[str, Any] = {
+        "layers": grid.spec.layers,
+        "rates": list(grid.spec.rates),
+        "nodes": len(grid.nodes),
+        "removed_nodes": grid.removed_nodes,
+        "edges": {kind: len(grid.of_kind(kind)) for kind in KINDS},
+        "params": cost.params,
+        "gates": {"params": gated.params - cost.params, "macs": gated.macs - cost.macs},
+        "macs": {
+            "min": least_most.min_macs,
+            "median": median_macs(grid),
+            "max": least_most.max_macs,
+            "staircase": _staircase_macs(grid),
+            "full": cost.macs,
+        },
+        "static_architectures": count if log10(count) < LONGEST else None,
+        "log10_static_architectures": round(log10(count), 3),
+        "paths": count_paths(grid) if log10(count_paths(grid)) < LONGEST else None,
+        "image_size": list(grid.spec.image_size),
+        "family": grid.spec.family,
+        "hash": grid.hash,
+    }
+    if budget is not None:
+        report |= {"budget_macs": budget, "satisfiable": budget >= least_most.min_macs}
+    return report
+
+
+def _staircase_macs(grid: RoutingGrid) -> float | None:
+    """MACs of the plain network of equal shares; None where the grid lacks its patch embeddings."""
+    from routespace.grid.architecture import Architecture
+    from routespace.grid.cost import architecture_cost
+
+    try:
+        return architecture_cost(Architecture.staircase(grid)).macs
+    except GridError:
+        return None
+
+
+def show(grid: RoutingGrid, report: dict[str, Any]) -> None:
+    """Print the drawing and the table."""
+    from routespace.cli.render import big, draw, giga, legend, log10, mega, pairs
+    from routespace.grid.count import count_static
+
+    print(draw(grid))
+    print(f"\n{legend()}\n")
+    edges, macs = report["edges"], report["macs"]
+    count = report["static_architectures"]
+    counted = big(count) if count is not None else f"10^{log10(count_static(grid)):.0f}"
+    stairs = (
+        "none (an embedding that it needs is missing)" if macs["staircase"] is None else giga(macs["staircase"])
+    )
+    rows: list[tuple[str, object]] = [
+        ("grid", f"{report['layers']} layers × rates {'/'.join(map(str, report['rates']))}, {grid.spec.family}"),
+        ("image", f"{report['image_size'][0]}×{report['image_size'][1]} px"),
+        ("nodes", f"{report['nodes']} ({report['removed_nodes']} unused ones removed)"),
+        ("edges", f"{sum(edges.values())}: " + ", ".join(f"{number} {kind}" for kind, number in edges.items())),
+        ("parameters", f"{mega(report['params'])} (and {mega(report['gates']['params'])} in gates)"),
+        ("MACs", f"staircase {stairs} · full {giga(macs['full'])}"),
+        ("MACs, static", f"min {giga(macs['min'])} · median {giga(macs['median'])} · max {giga(macs['max'])}"),
+        ("architectures", f"{counted} static ones"),
+        ("paths", big(report["paths"]) if report["paths"] is not None else None),
+        ("hash", report["hash"]),
+    ]
+    if "latency_ms" in report:
+        rows.insert(7, ("latency", " · ".join(f"{name} {ms:.3g} ms" for name, ms in report["latency_ms"].items())))
+    if "satisfiable" in report:
+        rows.append(("budget", f"{giga(report['budget_macs'])}: {_verdict(report)}"))
+    pairs(rows)
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    if not report["satisfiable"]:
+        return "not satisfiable"
+    return "satisfiable" + (
+        " (nothing static costs more)" if report["budget_macs"] >= report["macs"]["max"] else ""
+    )
+
+
+def _latencies(grid: RoutingGrid, path: Path) -> dict[str, float]:
+    """Predicted milliseconds of the staircase and of everything, by a measured table."""
+    from routespace.deploy.latency import load_table, predict  # torch: the table knows its version
+    from routespace.grid.architecture import Architecture
+
+    table = load_table(path, grid=grid)
+    found = {"full": predict(table, Architecture.full(grid))}
+    if _staircase_macs(grid) is not None:
+        found["staircase"] = predict(table, Architecture.staircase(grid))
+    return found

@@ -1,0 +1,128 @@
+"""`routespace cost`: parameters, MACs and bytes of a network, analytically. No torch, but for --check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from routespace.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from routespace.cli.arguments import Subject
+    from routespace.grid.architecture import Architecture
+    from routespace.grid.cost import ArchitectureCost, GateCost
+    from routespace.grid.family import EdgeCost
+
+NAME = "cost"
+EXAMPLE = "routespace cost dit_b2 --architecture staircase --by rate"
+
+
+def run(
+    subject: Annotated[
+        str, typer.Argument(metavar="GRID|BUNDLE|RUN", help="A preset, a grid's JSON file, or a folder.")
+    ],
+    architecture: Annotated[
+        str | None, typer.Option(help="full, staircase or a JSON file; else the folder's own, or full.")
+    ] = None,
+    usage: Annotated[Path | None, typer.Option(help="Measured usage (a run's usage.json) to apply.")] = None,
+    by: Annotated[str | None, typer.Option(help="Also list the edges by edge, layer, rate or kind.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    check: Annotated[bool, typer.Option(help="Count again with torch and with fvcore (takes seconds).")] = False,
+) -> None:
+    """What a network costs for one image: parameters, MACs, bytes moved, and where they go.
+
+    One multiply-add is one MAC. Gated edges count as wholly computed, unless --usage tells what a run measured.
+    """
+    from routespace.cli.arguments import load_architecture, load_subject
+    from routespace.cli.files import read_json
+    from routespace.grid.cost import By, architecture_cost
+    from routespace.grid.usage import usage_from_json
+
+    if by is not None and by not in get_args(By):
+        raise SpecError(f"by: {by!r:.40} is not allowed; give one of {', '.join(get_args(By))}")
+    found = load_subject(subject)
+    part = found.architecture
+    if architecture is not None or part is None:
+        part = load_architecture(found.grid, architecture or "full")
+    measured = usage_from_json(read_json(usage, "a run's usage.json"), found.grid) if usage else None
+    cost = architecture_cost(part, gates=found.gates, usage=measured)
+    report = as_data(part, cost, by)
+    if measured is None:
+        report |= _measured(found, part)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report)
+    if check:
+        _check(part, found, to_stderr=as_json)
+
+
+def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[str, Any]:
+    """A cost as JSON data: totals, parts with every token computed, and groups of edges."""
+    report: dict[str, Any] = {
+        "params": cost.params,
+        "macs": cost.macs,
+        "bytes": cost.bytes,
+        "parts": {
+            "stem": _sum([cost.stem]),
+            "edges": _sum(cost.edges.values()),
+            "gates": _sum(cost.gates.values()),
+            "outputs": _sum(cost.outputs.values()),
+            "head": _sum([cost.head]),
+        },
+        "architecture": {"hash": part.hash, "edges": len(part.edges), "gated": len(part.gated_edges)},
+        "grid": part.grid.hash,
+    }
+    if by is not None:
+        groups = cost.grouped(by)  # type: ignore[arg-type]
+        report["by"] = by
+        report["groups"] = {str(key): total._asdict() for key, total in groups.items() if any(total)}
+    return report
+
+
+def _sum(prices: Iterable[EdgeCost | GateCost]) -> dict[str, int]:
+    listed = list(prices)
+    return {what: sum(getattr(price, what) for price in listed) for what in ("params", "macs", "bytes")}
+
+
+def _measured(found: Subject, part: Architecture) -> dict[str, Any]:
+    """What a run's own measured usage makes of it, when there is one and it is about this architecture."""
+    from routespace.grid.cost import architecture_cost
+
+    if found.usage is None or part != found.architecture:
+        return {}
+    cost = architecture_cost(part, gates=found.gates, usage=found.usage)
+    return {"measured": {"macs": cost.macs, "bytes": cost.bytes}}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the parts, the totals and the groups as tables."""
+    from routespace.cli.render import giga, mega, table
+
+    def row(name: str, cost: dict[str, Any]) -> tuple[str, ...]:
+        return name, mega(cost["params"]), giga(cost["macs"]), f"{cost['bytes'] / 1e6:,.1f} MB"
+
+    rows = [row(name, cost) for name, cost in report["parts"].items() if any(cost.values())]
+    rows.append(row("total", report))
+    if "measured" in report:
+        rows.append(row("as measured on validation", {"params": report["params"]} | report["measured"]))
+    table(("part", "params", "MACs", "moved"), rows)
+    if "groups" in report:
+        print()
+        groups = [row(f"1/{key}" if report["by"] == "rate" else key, c) for key, c in report["groups"].items()]
+        table((report["by"], "params", "MACs", "moved"), groups)
+
+
+def _check(part: Architecture, found: Subject, *, to_stderr: bool) -> None:
+    """Count with torch and fvcore too; a difference is an error of ours and ends with exit code 1."""
+    from routespace.deploy.check import compare
+
+    report = compare(part, gates=found.gates)
+    typer.echo("\n" + "\n".join(report.lines()), err=to_stderr)
+    if not report.ok:
+        raise typer.Exit(1)

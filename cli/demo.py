@@ -1,0 +1,172 @@
+"""`routespace demo`: the whole journey on real handwritten digits, in a few minutes on two CPU cores.
+
+Every step is an ordinary command's, with its folder in --out, and is skipped when it is there already: an
+interrupted demo goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from routespace.nn.route_net import RouteNet
+    from routespace.train.recipe import Recipe
+    from routespace.train.run import RunResult
+
+NAME = "demo"
+EXAMPLE = "routespace demo --out runs/demo"
+RECIPE = "digits_tiny"
+TRIALS = 4
+FINE_TUNING = {"name": "digits_tiny_finetuned", "train.epochs": 4, "train.lr": 1e-3, "train.warmup_epochs": 0.5}
+QUICK = {"train.epochs": 1, "data.train_size": 256, "data.val_size": 100, "data.test_size": 100}
+QUICK_TRIALS = 2
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What the demo does, and where.
+
+    Attributes:
+        out: folder of everything.
+        recipe: of the supernet and of the search.
+        fine_tuning: of what is extracted.
+        trials: of the search.
+    """
+
+    out: Path
+    recipe: Recipe
+    fine_tuning: Recipe
+    trials: int
+
+
+def run(
+    out: Annotated[Path, typer.Option(help="Folder of all runs, pictures and tables.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny: shows that it runs; learns nothing.")] = False,
+) -> None:
+    """Build a grid, train its supernet under a budget, search, extract, verify, fine-tune, evaluate, export.
+
+    Real digits on real photographs, nothing is downloaded. A plain PVTv2 of the same MACs, trained for the same
+    time, stands beside the result.
+    """
+    from routespace.cli.demo_report import conclude
+    from routespace.recipes import load_recipe
+
+    start = time.perf_counter()
+    recipe = load_recipe(RECIPE).override(QUICK if quick else {})
+    tuning = recipe.override(FINE_TUNING | ({"train.epochs": 1} if quick else {}))
+    journey = Journey(out, recipe, tuning, QUICK_TRIALS if quick else TRIALS)
+    try:
+        _build(journey)
+        supernet = _train_supernet(journey)
+        _search(journey, quick=quick)
+        small = _extract(journey)
+        tuned = _fine_tune(journey, small)
+        plain = _train_plain(journey, small, seconds=supernet.metrics["seconds"] + tuned.metrics["seconds"])
+        conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=plain)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on: routespace demo --out {out}") from error
+    print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {out}")
+
+
+def heading(number: int, text: str) -> None:
+    """Announce a step."""
+    print(f"\n── {number}/{STEPS} {text} ──\n", flush=True)
+
+
+def _build(journey: Journey) -> None:
+    from routespace.cli.build import show, summary
+    from routespace.cli.files import write_json
+    from routespace.grid.graph import RoutingGrid
+
+    heading(1, "the grid")
+    grid = RoutingGrid(journey.recipe.grid)
+    show(grid, summary(grid, journey.recipe.budget_macs()))
+    write_json(journey.out / "grid.json", grid.to_json())
+
+
+def train_or_load(recipe: Recipe, folder: Path, *, init: RouteNet | None = None, label: str = "") -> RunResult:
+    """Train into a folder; what is finished there is loaded, what was interrupted goes on.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the checkpoint is saved.
+    """
+    from routespace.cli.train import show_result
+    from routespace.cli.watch import watching
+    from routespace.train.run import TrainingStoppedError, train
+
+    resume = (folder / "recipe.yaml").exists()
+    try:
+        with watching(label) as progress:
+            result = train(recipe, folder, init=init, resume=resume, progress=progress)
+    except TrainingStoppedError as error:
+        raise KeyboardInterrupt from error
+    show_result(result.metrics, folder)
+    return result
+
+
+def _train_supernet(journey: Journey) -> RunResult:
+    heading(2, "the supernet: every choice gated, trained under the budget")
+    return train_or_load(journey.recipe, journey.out / "supernet")
+
+
+def _search(journey: Journey, *, quick: bool) -> None:
+    from routespace.cli.search import FRONT_FILE, draw_front, print_trial, show_front
+    from routespace.search import run_study
+
+    heading(3, f"the search: {journey.trials} short trainings of other budgets and grids")
+    recipe = journey.recipe.override({"search.overrides": QUICK} if quick else {})
+    record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=print_trial)
+    show_front(record)
+    draw_front(record, journey.out / FRONT_FILE)
+
+
+def _extract(journey: Journey) -> RouteNet:
+    """The part of the supernet that its tokens used most, within the budget."""
+    from routespace.cli.extract import choose, show, take
+    from routespace.cli.networks import load_found
+    from routespace.cli.render import draw, legend
+    from routespace.deploy.bundle import is_bundle, load_bundle
+
+    heading(4, "extract and verify: the most used part within the budget, as a network of its own")
+    folder = journey.out / "extracted"
+    if not is_bundle(folder):
+        found = load_found(journey.out / "supernet")
+        limit = journey.recipe.budget_macs()
+        chosen = choose(found, limit)
+        card, rows = take(found, chosen, folder)
+        show(found, card, rows, limit)
+    small = load_bundle(folder).net
+    print(f"\n{draw(small.architecture.grid, small.architecture)}\n\n{legend(small.architecture)}")
+    return small
+
+
+def _fine_tune(journey: Journey, small: RouteNet) -> RunResult:
+    heading(5, "fine-tune it")
+    return train_or_load(journey.fine_tuning, journey.out / "finetuned", init=small)
+
+
+def _train_plain(journey: Journey, small: RouteNet, *, seconds: float) -> RunResult:
+    """A plain network of the same MACs, trained for as long as supernet and fine-tuning took together."""
+    import json
+    import tempfile
+
+    from routespace.cli.demo_report import plain_recipe
+    from routespace.recipes import load_recipe
+    from routespace.train.run import train
+
+    heading(6, "for comparison: a plain PVTv2 of the same MACs, trained for the same time")
+    folder = journey.out / "plain"
+    if (folder / "recipe.yaml").exists():
+        return train_or_load(load_recipe(folder), folder)
+    recipe = plain_recipe(journey.recipe, small.architecture)
+    with tempfile.TemporaryDirectory() as probe:  # how long an epoch takes decides how many there are
+        train(recipe.override({"train.epochs": 1}), Path(probe))
+        record = json.loads((Path(probe) / "metrics.jsonl").read_text().splitlines()[0])
+    epochs = max(1, round(seconds / record["seconds"]))
+    return train_or_load(recipe.override({"train.epochs": epochs}), folder)

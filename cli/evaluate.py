@@ -1,0 +1,122 @@
+"""`routespace evaluate`: accuracy, cost both ways, and whether routing is really faster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from routespace.errors import SpecError
+
+if TYPE_CHECKING:
+    from routespace.nn.route_net import RouteNet
+    from routespace.train.data import Loaders
+
+NAME = "evaluate"
+EXAMPLE = "routespace evaluate runs/digits_tiny --json"
+SPLITS = ("test", "val")
+TIMED_IMAGES = 32
+
+
+def run(
+    source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or an extracted network.")],
+    split: Annotated[
+        str, typer.Option(help="test (default), or val: what training and search looked at.")
+    ] = "test",
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the data; else the folder's own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of images, instead of the recipe's data.")] = None,
+    speed: Annotated[bool, typer.Option(help="Time a routed network, masked and packed.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a trained network on the test split.
+
+    MACs are told as counted (from the decisions taken), as expected (what the budget loss saw) and with everything
+    computed; for a routed network the measured speed-up stands next to the counted one.
+    """
+    from routespace.cli.networks import load_found
+    from routespace.train.data import make_loaders
+
+    if split not in SPLITS:
+        raise SpecError(f"split: {split!r:.40} is not allowed; give {' or '.join(SPLITS)}")
+    found = load_found(source, recipe)
+    chosen = found.require_recipe()
+    if data is not None:
+        chosen = chosen.override({"data.kind": "folder", "data.root": str(data)})
+    report = measure(found.net, make_loaders(chosen), split, speed=speed)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report)
+
+
+def measure(net: RouteNet, loaders: Loaders, split: str, *, speed: bool = True) -> dict[str, Any]:
+    """Evaluate a network; JSON data.
+
+    Args:
+        net: on the device that it shall run on.
+        loaders: of the recipe of its data.
+        split: test or val.
+        speed: also time a routed network.
+    """
+    from routespace.cli.timing import routed_times
+    from routespace.grid.cost import architecture_cost
+    from routespace.train.run import evaluate
+
+    loader = loaders.test if split == "test" else loaders.val
+    result = evaluate(net, loader)
+    cost = architecture_cost(net.architecture, gates=net.gate_spec)
+    report = {
+        "split": split,
+        "images": result["images"],
+        "accuracy": result["accuracy"],
+        "loss": result["loss"],
+        "params": cost.params,
+        "macs": int(cost.macs),
+        "counted_macs": result["counted_macs"],
+        "expected_macs": result["expected_macs"],
+        "images_per_s": result["images_per_s"],
+        "usage": result["usage"],
+    }
+    if speed and not net.architecture.is_static:
+        images = next(iter(loader))[0][:TIMED_IMAGES].to(next(net.parameters()).device)
+        times = routed_times(net, images)
+        report["speed"] = {
+            "batch": len(images),
+            "dense_ms": 1e3 * times["dense"],
+            "packed_ms": 1e3 * times["packed"],
+            "measured_speedup": times["dense"] / times["packed"],
+            "counted_speedup": cost.macs / result["counted_macs"],
+        }
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print an evaluation."""
+    from routespace.cli.render import giga, mega, pairs, percent
+
+    macs, counted, expected = report["macs"], report["counted_macs"], report["expected_macs"]
+    routed = "speed" in report or counted < macs
+    rows: list[tuple[str, object]] = [
+        ("accuracy", f"{percent(report['accuracy'])} of {report['images']} {report['split']} images"),
+        ("loss", f"{report['loss']:.4f}"),
+        ("parameters", mega(report["params"])),
+        ("MACs", giga(macs) + (" with everything computed" if routed else "")),
+    ]
+    if routed:
+        rows.append(("MACs, counted", f"{giga(counted)} ({percent(counted / macs)})"))
+        rows.append(("MACs, expected", f"{giga(expected)} ({percent(expected / macs)})"))
+    if "speed" in report:
+        speed = report["speed"]
+        rows.append(
+            ("speed-up", f"{speed['measured_speedup']:.2f}× measured, {speed['counted_speedup']:.2f}× counted")
+        )
+        rows.append(
+            (
+                "",
+                f"batch {speed['batch']}: packed {speed['packed_ms']:.1f} ms, masked {speed['dense_ms']:.1f} ms, "
+                f"one thread",
+            )
+        )
+    pairs(rows)

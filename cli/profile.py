@@ -1,0 +1,84 @@
+"""`routespace profile`: a table of measured latencies, of this machine and this grid."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from routespace.errors import SpecError
+
+if TYPE_CHECKING:
+    from routespace.deploy.latency import LatencyTable
+    from routespace.grid.graph import RoutingGrid
+
+NAME = "profile"
+EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
+
+
+def run(
+    grid: Annotated[str, typer.Argument(help="A preset, or a grid's JSON file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The table.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile each edge with torch.compile.")] = False,
+    keeps: Annotated[str, typer.Option(help="Shares of tokens at which edges are measured.")] = "1",
+    rounds: Annotated[int | None, typer.Option(help="Measurements behind each median.")] = None,
+    subnets: Annotated[int | None, typer.Option(help="Whole subnets to calibrate with; 0 for none.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of torch on a CPU.")] = 1,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")] = "wall",
+) -> None:
+    """Measure how long each kind of edge takes, warm, as medians; `build --latency` and search use the table.
+
+    The table names the device, versions and date; one of another grid is refused later.
+    """
+    from routespace.cli.arguments import load_grid, parse_numbers
+    from routespace.deploy import profiling
+    from routespace.deploy.latency import save_table
+
+    for name, given, kinds in (("dtype", dtype, profiling.DType), ("clock", clock, profiling.Clock)):
+        if given not in get_args(kinds):
+            raise SpecError(f"{name}: {given!r:.40} is not allowed; give one of {', '.join(get_args(kinds))}")
+    space = load_grid(grid)
+    table = profiling.profile(
+        space,
+        device=device,
+        batch=batch,
+        dtype=dtype,  # type: ignore[arg-type]
+        compiled=compiled,
+        keeps=parse_numbers(keeps, "keeps", float),
+        rounds=profiling.ROUNDS if rounds is None else rounds,
+        subnets=profiling.SUBNETS if subnets is None else subnets,
+        threads=threads,
+        clock=clock,  # type: ignore[arg-type]
+    )
+    save_table(table, out)
+    show(table, space)
+    print(f"\nwritten to {out}")
+
+
+def show(table: LatencyTable, grid: RoutingGrid) -> None:
+    """Print the parts' times and what whole networks take by them."""
+    from routespace.cli.render import pairs
+    from routespace.cli.render import table as print_table
+    from routespace.deploy.latency import predict
+    from routespace.errors import GridError
+    from routespace.grid.architecture import Architecture
+
+    where = f"{table.device.name}, batch {table.batch}, {table.dtype}" + (", compiled" if table.compiled else "")
+    print_table(
+        ("part", "rate", "blocks", "kept", "ms"),
+        [
+            (part.kind, f"1/{part.rate}" if part.rate else None, part.depth or None, part.keep, f"{part.ms:.4f}")
+            for part in table.parts
+        ],
+        title=where,
+    )
+    rows: list[tuple[str, object]] = [("full grid", f"{predict(table, Architecture.full(grid)):.2f} ms")]
+    with contextlib.suppress(GridError):  # a grid may lack an embedding that the staircase needs
+        rows.append(("staircase", f"{predict(table, Architecture.staircase(grid)):.2f} ms"))
+    print()
+    pairs(rows)

@@ -1,0 +1,149 @@
+"""`routespace cost` and `routespace recipes`: they add up, and say what is wrong."""
+
+import json
+
+import pytest
+
+from routespace import Architecture, GridSpec, Recipe, RoutingGrid, architecture_cost
+from routespace.recipes import recipe_names
+
+SMALL = {
+    "layers": 3,
+    "max_down": 16,
+    "widths": [16, 32, 64],
+    "heads": [1, 2, 4],
+    "mlp_ratios": [4, 4, 4],
+    "sr_ratios": [4, 2, 1],
+    "image_size": 64,
+    "num_classes": 10,
+}
+
+
+@pytest.fixture
+def grid_file(tmp_path):
+    """A file with the bare fields of a small grid."""
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(SMALL))
+    return file
+
+
+def cost_json(cli, *args):
+    return json.loads(cli("cost", *args, "--json").assert_fine().out)
+
+
+def test_parts_add_up(cli, grid_file):
+    data = cost_json(cli, grid_file, "--architecture", "staircase", "--by", "rate")
+    grid = RoutingGrid(GridSpec.parse(SMALL))
+    cost = architecture_cost(Architecture.staircase(grid))
+    assert (data["params"], data["macs"], data["bytes"]) == (cost.params, cost.macs, cost.bytes)
+    for what in ("params", "macs", "bytes"):
+        assert sum(part[what] for part in data["parts"].values()) == data[what]
+        assert sum(group[what] for group in data["groups"].values()) == data["parts"]["edges"][what]
+    assert set(data["groups"]) == {"4", "8", "16"}
+
+
+def test_b2_is_timms(cli):
+    data = cost_json(cli, "pvt_v2_b2", "--architecture", "staircase")
+    assert (data["macs"], data["params"]) == (4_026_734_592, 25_362_856)
+
+
+def test_usage_scales_the_macs(cli, grid_file, tmp_path):
+    usage = tmp_path / "usage.json"
+    name = "l00_r04_transformer"
+    usage.write_text(json.dumps({"format": "routespace.usage/1", "edges": {name: {"tokens": 0.0, "images": 0.0}}}))
+    whole = cost_json(cli, grid_file, "--by", "edge")
+    less = cost_json(cli, grid_file, "--usage", usage)
+    assert less["macs"] == whole["macs"] - whole["groups"][name]["macs"]
+
+
+def test_architecture_from_a_file(cli, grid_file, tmp_path):
+    grid = RoutingGrid(GridSpec.parse(SMALL))
+    file = tmp_path / "stairs.json"
+    file.write_text(json.dumps(Architecture.staircase(grid).to_json()))
+    assert cost_json(cli, grid_file, "--architecture", file) == cost_json(
+        cli, grid_file, "--architecture", "staircase"
+    )
+
+
+def test_architecture_of_another_grid(cli, grid_file, tmp_path):
+    other = RoutingGrid(GridSpec.parse(SMALL | {"layers": 4}))
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(Architecture.full(other).to_json()))
+    cli("cost", grid_file, "--architecture", file).assert_refused("architecture", other.hash)
+
+
+def test_tables(cli, grid_file):
+    out = cli("cost", grid_file, "--by", "layer").assert_fine().out
+    assert "stem" in out
+    assert "total" in out
+
+
+def test_check_counts_with_torch_and_fvcore(cli, grid_file):
+    out = cli("cost", grid_file, "--architecture", "staircase", "--check").assert_fine().out
+    assert "torch" in out
+    assert "fvcore" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({**SMALL, "colour": 1}, ["colour", "unknown field"]),
+        ({**SMALL, "max_down": 24}, ["max_down", "power of two"]),
+        ({**SMALL, "widths": [16, 32]}, ["widths"]),
+        ({**SMALL, "heads": [1, 2, 5]}, ["heads"]),
+        ({**SMALL, "embed_layers": []}, ["embed_layers", "output"]),
+        ({"format": "routespace.grid/2"}, ["format"]),
+        ([1, 2], ["format"]),
+    ],
+)
+def test_bad_grid_files(cli, tmp_path, content, words):
+    file = tmp_path / "grid.json"
+    file.write_text(json.dumps(content))
+    cli("cost", file).assert_refused(*words)
+
+
+def test_files_that_are_no_json(cli, tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
+    for file in ("a.json", "b.json"):
+        cli("cost", tmp_path / file).assert_refused("is not JSON")
+    cli("cost", tmp_path / "none.json").assert_refused("neither a preset nor a file", "dit_b2")
+    cli("cost", tmp_path).assert_refused("has no network")
+
+
+def test_bad_options(cli, grid_file, tmp_path):
+    cli("cost", grid_file, "--by", "colour").assert_refused("by", "layer")
+    cli("cost", grid_file, "--architecture", "ful").assert_refused("ful")
+    usage = tmp_path / "usage.json"
+    for edges, word in (
+        ({"l99_r04_transformer": {}}, "l99"),
+        ({"l00_r04_transformer": {"tokens": 2}}, "0 to 1"),
+        ({"l00_r04_transformer": {"share": 1}}, "share"),
+    ):
+        usage.write_text(json.dumps({"format": "routespace.usage/1", "edges": edges}))
+        cli("cost", grid_file, "--usage", usage).assert_refused(word)
+
+
+def test_recipes_are_listed(cli):
+    out = cli("recipes").assert_fine().out
+    for name in recipe_names():
+        assert name in out
+
+
+def test_a_shown_recipe_is_a_recipe(cli, tmp_path):
+    shown = cli("recipes", "show", "digits_tiny", "--set", "train.epochs=3").assert_fine().out
+    recipe = Recipe.from_yaml(shown)
+    assert recipe.train.epochs == 3
+    file = tmp_path / "mine.yaml"
+    file.write_text(shown)
+    assert cli("recipes", "show", file).assert_fine().out == shown
+
+
+def test_bad_recipes(cli, tmp_path):
+    cli("recipes", "show", "nope").assert_refused("nope", "digits_tiny")
+    cli("recipes", "print", "digits_tiny").assert_refused("print", "show NAME")
+    cli("recipes", "show", "digits_tiny", "--set", "train.epoch=3").assert_refused("train.epoch", "epochs")
+    cli("recipes", "show", "digits_tiny", "--set", "train.epochs").assert_refused("train.epochs", "field=value")
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: [")
+    cli("recipes", "show", file).assert_refused("yaml")

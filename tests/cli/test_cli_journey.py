@@ -1,0 +1,213 @@
+"""The commands after one another on a tiny run, from train to fine-tuned bundle; and bad input."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from routespace import Architecture, RouteNet, RoutingGrid, load_bundle, load_recipe, save_bundle
+from routespace.cli.app import app
+from routespace.deploy.bundle import CARD_FILE, Card
+
+TINY = [
+    *("--set", "data.train_size=96", "--set", "data.val_size=40", "--set", "data.test_size=50"),
+    *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "grid.layers=2"),
+]
+ONE_EPOCH = [*TINY, "--set", "train.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a finished run of a supernet, `run`, and what was extracted from it, `small`."""
+    place = tmp_path_factory.mktemp("journey")
+    for args in (
+        ["train", "digits_tiny", *ONE_EPOCH, "--out", place / "run"],
+        ["extract", place / "run", "--ratio", "0.6", "-o", place / "small"],
+    ):
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        assert result.exit_code == 0, (result.output, result.exception)
+    return place
+
+
+def test_a_finished_run_tells_its_numbers(place):
+    result = json.loads((place / "run" / "result.json").read_text())
+    assert {"accuracy", "counted_macs", "expected_macs", "params"} <= set(result)
+    assert (place / "run" / "net" / "network.json").exists()
+
+
+def test_evaluate_uses_the_test_split(cli, place):
+    report = json.loads(cli("evaluate", place / "run", "--json").assert_fine().out)
+    assert (report["split"], report["images"]) == ("test", 50)
+    assert report["counted_macs"] <= report["macs"]
+    assert report["speed"]["counted_speedup"] == pytest.approx(report["macs"] / report["counted_macs"])
+    text = cli("evaluate", place / "run", "--split", "val", "--no-speed").assert_fine().out
+    assert "40 val images" in text
+    assert "expected" in text
+
+
+def test_extracted_network_is_within_the_limit_and_verified(cli, place):
+    base = json.loads((place / "run" / "result.json").read_text())["base_macs"]
+    net, card = load_bundle(place / "small")
+    assert card.static
+    assert card.macs <= round(0.6 * base)
+    assert card.params == sum(parameter.numel() for parameter in net.parameters())
+    out = cli("verify", place / "small", "--against", place / "run").assert_fine().out
+    assert "the same network" in out
+    report = json.loads(cli("evaluate", place / "small", "--json").assert_fine().out)
+    assert report["macs"] == report["counted_macs"] == card.macs
+    assert "speed" not in report
+
+
+def test_cost_of_run_and_bundle(cli, place):
+    small = json.loads(cli("cost", place / "small", "--json").assert_fine().out)
+    assert small["macs"] == load_bundle(place / "small").card.macs
+    whole = json.loads(cli("cost", place / "run", "--json").assert_fine().out)
+    result = json.loads((place / "run" / "result.json").read_text())
+    assert whole["params"] == result["params"]
+    assert whole["measured"]["macs"] == pytest.approx(result["counted_macs"])
+    used = json.loads(
+        cli("cost", place / "run", "--usage", place / "run" / "usage.json", "--json").assert_fine().out
+    )
+    assert used["macs"] == pytest.approx(result["counted_macs"])
+
+
+def test_fine_tuned_bundle_is_another_network(cli, place, tmp_path):
+    cli(
+        "train", "digits_tiny", *ONE_EPOCH, "--from", place / "small", "--out", tmp_path / "tuned", "--seed", 3
+    ).assert_fine()
+    cli("extract", tmp_path / "tuned", "-o", tmp_path / "again").assert_fine()
+    assert load_bundle(tmp_path / "again").net.architecture == load_bundle(place / "small").net.architecture
+    result = cli("verify", tmp_path / "again", "--against", place / "run")
+    assert result.code == 1
+    assert "NOT the same network" in result.out
+
+
+def test_impossible_limit_names_the_least(cli, place, tmp_path):
+    cli("extract", place / "run", "--macs", "1K", "-o", tmp_path / "no").assert_refused("macs", "least possible")
+    assert not (tmp_path / "no").exists()
+    cli("train", "digits_tiny", *TINY, "--set", "budget.macs=1K", "--out", tmp_path / "run").assert_refused(
+        "budget.macs", "impossible"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_exclude_each_other(cli, place, tmp_path):
+    cli("extract", place / "run", "--macs", "2M", "--ratio", ".5", "-o", tmp_path / "no").assert_refused("--ratio")
+    cli("extract", place / "run", "--ratio", "-1", "-o", tmp_path / "no").assert_refused("ratio")
+    cli("extract", place / "run", "--method", "magic", "-o", tmp_path / "no").assert_refused("method", "milp")
+    cli("evaluate", place / "run", "--split", "train").assert_refused("split", "test")
+
+
+def test_bundles_that_are_not_whole(cli, place, tmp_path):
+    for name in ("model.safetensors", "network.json", CARD_FILE):
+        broken = tmp_path / f"broken-{name}"
+        shutil.copytree(place / "small", broken)
+        file = broken / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        for command in (["verify", broken, "--against", place / "run"], ["evaluate", broken]):
+            cli(*command).assert_refused(name)
+    cli("evaluate", tmp_path / "none").assert_refused("does not exist")
+
+
+def test_bundle_of_another_grid(cli, place, tmp_path):
+    grid = RoutingGrid(load_recipe("digits_tiny").grid)
+    net = RouteNet(Architecture.staircase(grid))
+    save_bundle(net, tmp_path / "other", Card.of(net))
+    cli("verify", tmp_path / "other", "--against", place / "run").assert_refused("architecture")
+
+
+def test_unfinished_run(cli, place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "net")
+    (tmp_path / "half" / "result.json").unlink()
+    cli("evaluate", tmp_path / "half").assert_refused("not finished", "--resume")
+
+
+def test_outputs_that_cannot_be_written(cli, place, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for command in (
+        ["build", "--preset", "dit_b0", "-o", file / "grid.json"],
+        ["extract", place / "run", "-o", file],
+        ["extract", place / "run", "-o", file / "small"],
+        ["train", "digits_tiny", *ONE_EPOCH, "--out", file],
+        ["train", "digits_tiny", *ONE_EPOCH, "--out", file / "run"],
+        ["build", "--preset", "dit_b0", "-o", "/proc/grid.json"],
+        ["extract", place / "run", "-o", "/proc/small"],
+    ):
+        cli(*command).assert_refused()
+    assert file.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_full_disk(cli, tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    cli("build", "--preset", "dit_b0", "-o", tmp_path / "grid.json").assert_refused("grid.json", "no space left")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_run_is_not_overwritten(cli, place):
+    before = (place / "run" / "result.json").read_text()
+    cli("train", "digits_tiny", *ONE_EPOCH, "--out", place / "run").assert_refused("finished run")
+    assert (place / "run" / "result.json").read_text() == before
+    cli("extract", place / "run", "-o", place / "small").assert_refused("small")
+
+
+def test_corrupt_image_is_named(cli, tmp_path):
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    broken = tmp_path / "data" / "train" / "cat" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    args = ["train", "digits_tiny", "--data", tmp_path / "data", "--set", "grid.num_classes=2"]
+    args += ["--set", "train.batch_size=8", "--set", "train.warmup_epochs=0", "--set", "train.epochs=1"]
+    cli(*args, "--set", "data.val_fraction=0.2", "--out", tmp_path / "run").assert_refused("03.png")
+    cli(*args, "--data", tmp_path / "nowhere", "--out", tmp_path / "run2").assert_refused("nowhere")
+
+
+def test_unknown_fields(cli, tmp_path):
+    cli("train", "digits_tiny", "--set", "train.speed=9", "--out", tmp_path / "run").assert_refused("train.speed")
+    cli("train", "digits_tiny", "--set", "train.epochs=many", "--out", tmp_path / "run").assert_refused(
+        "train.epochs"
+    )
+    cli("train", "no_such_recipe", "--out", tmp_path / "run").assert_refused("no_such_recipe", "digits_tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_saves_and_resume_finishes(cli, tmp_path):
+    """Ctrl-C in a real process: exit code 130, one line that says how to go on, and going on works."""
+    out = tmp_path / "run"
+    args = ["train", "digits_tiny", *TINY, "--set", "train.epochs=40", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "routespace.cli", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(1200):
+        if (out / "metrics.jsonl").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    (line,) = err.strip().splitlines()
+    assert f"routespace train {out} --resume" in line
+    assert not (out / "result.json").exists()
+    epochs = len((out / "metrics.jsonl").read_text().splitlines())
+    assert 1 <= epochs < 40
+    recipe = (out / "recipe.yaml").read_text()
+    cli("train", out, "--resume", "--set", "train.epochs=41").assert_refused("another recipe")
+    assert (out / "recipe.yaml").read_text() == recipe

@@ -1,0 +1,237 @@
+"""search, export, profile, help, start-up and the errors that any command may meet."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import routespace
+from routespace import RouteNet, RoutingGrid, save_bundle
+from routespace.cli import files
+from routespace.cli.app import app, one_line
+from routespace.cli.watch import clock, epoch_line, watching
+from routespace.deploy.bundle import Card
+from routespace.train.progress import Progress
+
+COMMANDS = [command.name for command in app.registered_commands]
+SMALL = {
+    "layers": 2,
+    "max_down": 8,
+    "widths": [8, 16],
+    "heads": [1, 2],
+    "mlp_ratios": [2, 2],
+    "sr_ratios": [2, 1],
+    "image_size": 32,
+    "num_classes": 10,
+}
+OVERRIDES = "{train.epochs: 1, data.train_size: 64, train.batch_size: 32, train.warmup_epochs: 0}"
+
+
+@pytest.fixture
+def grid_file(tmp_path) -> Path:
+    """A file with the bare fields of a tiny grid."""
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(SMALL))
+    return file
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study of two short trials."""
+    out = tmp_path_factory.mktemp("search") / "study"
+    args = ["search", "digits_tiny", "--trials", "2", "--seed", "1", "--out", str(out)]
+    args += ["--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"]
+    args += ["--set", "search.space={budget.ratio: [0.5, 0.9]}", "--set", "grid.layers=2"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "Pareto front" in result.output
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(cli, command):
+    out = cli(command, "--help").assert_fine().out
+    assert f"Example:  routespace {command}" in out
+    assert "Usage" in out
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+from routespace.cli.app import app
+try:
+    app(["build", "--help"])
+except SystemExit:
+    pass
+print([name for name in ("torch", "timm", "optuna", "matplotlib", "networkx", "numpy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("args", [["build", "--preset", "dit_b2"], ["cost", "dit_b2"], ["recipes"]])
+def test_commands_without_networks_import_no_torch(args):
+    code = f"""
+import sys
+from routespace.cli.app import app
+try:
+    app({args!r})
+except SystemExit as end:
+    assert not end.code
+print([name for name in ("torch", "timm", "optuna", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_module_and_version():
+    command = [sys.executable, "-m", "routespace.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"routespace {routespace.__version__}"
+
+
+def test_unknown_command(cli):
+    cli("bild").assert_refused("bild", "build")
+
+
+def test_errors_end_a_real_process_with_2():
+    command = [sys.executable, "-m", "routespace.cli", "build", "--layers", "4", "--max-down", "24"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: max_down: 24")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m routespace.cli build --preset dit_b0 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: no space left on device"),
+        (
+            OSError("Caught in worker:\nOriginal Traceback\n  cannot identify image 'a.png'"),
+            "cannot identify image",
+        ),
+        (MemoryError(), "not enough memory"),
+        (routespace.SpecError("field: wrong\n  in two lines"), "field: wrong in two lines"),
+    ],
+)
+def test_any_error_is_one_line(error, text):
+    line = one_line(error)
+    assert text in line
+    assert "\n" not in line
+
+
+def test_replaced_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with files.replaced(target) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_search_is_resumed(cli, study):
+    args = ["search", "digits_tiny", "--trials", 2, "--seed", 1, "--out", study]
+    args += ["--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"]
+    args += ["--set", "search.space={budget.ratio: [0.5, 0.9]}", "--set", "grid.layers=2"]
+    assert "2 finished" in cli(*args).assert_fine().out
+    assert (study / "front.png").stat().st_size > 1000
+
+
+def test_extract_from_a_study(cli, study, tmp_path):
+    cli("extract", study, "-o", tmp_path / "no").assert_refused("--trial")
+    cli("extract", study, "--trial", 7, "-o", tmp_path / "no").assert_refused("7", "0 to 1")
+    out = cli("extract", study, "--trial", 0, "--ratio", "0.9", "--no-evaluate", "-o", tmp_path / "small")
+    assert "verified" in out.assert_fine().out
+    cli("extract", tmp_path, "--trial", 0, "-o", tmp_path / "no").assert_refused("study")
+
+
+def test_search_of_what_cannot_be_searched(cli, tmp_path):
+    cli("search", "dit_b2_imagenet", "--out", tmp_path / "s").assert_refused("search.space")
+    cli("search", "digits_tiny", "--trials", 0, "--out", tmp_path / "s").assert_refused("trials")
+    space = "search.space={train.speed: [1, 2]}"
+    cli("search", "digits_tiny", "--set", space, "--out", tmp_path / "s").assert_refused("train.speed")
+    (tmp_path / "file").write_text("")
+    cli("search", "digits_tiny", "--out", tmp_path / "file").assert_refused("file")
+
+
+def test_export(cli, tmp_path):
+    grid = RoutingGrid(routespace.GridSpec.parse(SMALL))
+    net = RouteNet(routespace.Architecture.staircase(grid))
+    save_bundle(net, tmp_path / "bundle", Card.of(net))
+    cli("export", tmp_path / "bundle", "-o", tmp_path / "out", "--format", "pt2").assert_fine()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt2"]
+    cli("export", tmp_path / "bundle", "-o", tmp_path / "out", "--format", "tflite").assert_refused(
+        "format", "onnx"
+    )
+    cli("export", tmp_path / "bundle", "-o", tmp_path / "bundle" / "card.json").assert_refused("card.json")
+    cli("evaluate", tmp_path / "bundle").assert_refused("recipe.yaml", "--recipe")
+
+
+def test_profile_gives_build_its_latencies(cli, grid_file, tmp_path):
+    table = tmp_path / "table.json"
+    out = cli("profile", grid_file, "--rounds", 3, "--subnets", 0, "-o", table).assert_fine().out
+    assert "transformer" in out
+    fields = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in SMALL.items()}
+    options = [part for key, value in fields.items() for part in (f"--{key.replace('_', '-')}", value)]
+    data = json.loads(cli("build", *options, "--latency", table, "--json").assert_fine().out)
+    assert 0 < data["latency_ms"]["staircase"] < data["latency_ms"]["full"]
+    cli("build", "--preset", "dit_b0", "--latency", table).assert_refused("grid")
+    spoiled = json.loads(table.read_text())
+    spoiled["parts"][0]["ms"] = -1
+    table.write_text(json.dumps(spoiled))
+    cli("build", *options, "--latency", table).assert_refused("ms")
+    cli("profile", grid_file, "--dtype", "int8", "-o", table).assert_refused("dtype", "float32")
+    cli("profile", grid_file, "--clock", "sun", "-o", table).assert_refused("clock", "wall")
+
+
+def test_watching_prints_one_line_an_epoch(capsys):
+    record = {
+        "epoch": 1,
+        "loss": 1.5,
+        "accuracy": 0.5,
+        "train_accuracy": 0.25,
+        "counted_ratio": 0.7,
+        "target_ratio": 0.6,
+        "images_per_s": 100.0,
+    }
+    with watching("net: ") as report:
+        for step in range(3):
+            report(Progress(stage="train", epoch=1, epochs=2, step=step, steps=3))
+        for step in range(3):
+            report(Progress(stage="train", epoch=2, epochs=2, step=step, steps=3, eta_s=65, metrics=record))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "net: " + epoch_line(record, 2, 65)
+    assert "accuracy 50.0 %" in line
+    assert "0.70× (target 0.60×)" in line
+    assert clock(65) == "1:05"
+
+
+@pytest.mark.slow
+def test_quick_demo(cli, tmp_path):
+    out = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
+    for name in ("supernet, routed", "extracted, fine-tuned", "plain PVTv2"):
+        assert name in out
+    made = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"grid.json", "supernet", "search", "extracted", "finetuned", "plain", "demo.json"} <= made
+    assert {"supernet.png", "extracted.png", "front.png", "model.onnx"} <= made
+    rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
+    assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["extracted"]["macs"], rel=0.02)
+    again = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
+    assert "plain PVTv2" in again

@@ -1,0 +1,95 @@
+"""The public names: pinned here, lazily imported, and the same for type checkers as at run time."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import routespace
+
+PUBLIC = [
+    "Architecture",
+    "BudgetError",
+    "BundleError",
+    "DataError",
+    "Edge",
+    "GateSpec",
+    "GridError",
+    "GridSpec",
+    "MissingDependencyError",
+    "Recipe",
+    "RouteNet",
+    "RouteOutput",
+    "Routes",
+    "RoutespaceError",
+    "RoutingGrid",
+    "SpecError",
+    "architecture_cost",
+    "batch_cost",
+    "derive",
+    "evaluate",
+    "export_onnx",
+    "extract",
+    "load_bundle",
+    "load_recipe",
+    "load_timm_weights",
+    "measure_usage",
+    "run_study",
+    "save_bundle",
+    "select",
+    "train_recipe",
+    "verify",
+]
+
+
+def test_names_are_pinned():
+    assert sorted(routespace.__all__) == PUBLIC
+    assert len(set(routespace.__all__)) == len(routespace.__all__)
+
+
+def test_each_name_is_there_and_documented():
+    for name in PUBLIC:
+        assert getattr(routespace, name).__doc__, name
+        assert name in dir(routespace)
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(routespace.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    renamed = {"_train": "train_recipe"}
+    seen = {renamed.get(alias.asname, alias.asname): node.module for node in imports for alias in node.names}
+    assert seen == routespace._HOMES
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="Grid"):
+        _ = routespace.Grid
+
+
+def in_fresh_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_grids_costs_and_recipes_import_no_torch():
+    code = """
+import sys, routespace
+assert "numpy" not in sys.modules
+grid = routespace.RoutingGrid(routespace.GridSpec(layers=4))
+routespace.architecture_cost(routespace.Architecture.full(grid))
+routespace.load_recipe("digits_tiny")
+print([name for name in ("torch", "timm", "optuna", "typer", "rich", "matplotlib") if name in sys.modules])
+"""
+    assert in_fresh_python(code) == "[]"
+
+
+def test_the_core_trains_without_optuna_typer_or_rich():
+    code = """
+import sys, routespace
+routespace.train_recipe, routespace.evaluate, routespace.extract, routespace.verify, routespace.save_bundle
+print([name for name in ("optuna", "typer", "rich") if name in sys.modules])
+"""
+    assert in_fresh_python(code) == "[]"
