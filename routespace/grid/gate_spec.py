@@ -39,6 +39,8 @@ class GateSpec(BaseModel):
             paper's literal formula).
         early_stop: a token once skipped in a row stays skipped there until a patch embedding refreshes it.
         temperature, final_temperature: of the Gumbel-Softmax or sigmoid at the start and end of training.
+        noise, final_noise: factor of the Gumbel noise at the start and end of training. At 0 the decisions of
+            training are those of inference, so the cost that is trained is the cost that is paid.
         openness: probability that an untrained gate opens ("masks start as all ones").
         threshold: a decision at inference opens when its probability (tanh: its value) is above this; without
             it .5, and 0 for tanh. Calibration after training writes the one that meets the budget here.
@@ -59,6 +61,8 @@ class GateSpec(BaseModel):
     early_stop: bool = False
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     final_temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    noise: Annotated[float, Field(ge=0, le=10)] = 1.0
+    final_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
     openness: Open01 = 0.9
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99

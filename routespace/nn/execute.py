@@ -55,23 +55,29 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
     if not step.gated and here.reach is None:
         run.arrive(step.target, Place(stage(here.x, hw), None, here.active))
         return
-    scale, active = None, here.active
+    if run.compute.absent(here):
+        run.taken[name] = _nothing(net, name, here, hw)
+        run.arrive(step.target, here)
+        return
+    scale, per_image, active = None, None, here.active
     if step.gated:
         decision = _ask(net, name, here.x, hw, run.replay)
-        there = _both(None if here.reach is None else here.reach > 0, here.active)
+        there = here.there()
         counted = decision.counted
         if here.reach is not None:
             counted = counted * here.reach
         if here.active is not None:
             counted = counted * here.active
-        scale, kept = decision.value, counted > 0
-        run.taken[name] = EdgeRoute(kept, counted, decision.chance, _asked(there, decision.value))
+        scale, kept = _scale(net, name, decision, run.replay), counted > 0
+        per_image = decision.per_image if there is None else None
+        route = EdgeRoute(kept, counted, decision.chance, _asked(there, decision.value), per_image)
+        run.taken[name] = route
         active = kept if net.gate_spec.early_stop else None
     else:
         assert here.reach is not None
         kept = here.reach > 0
         run.taken[name] = EdgeRoute(kept, here.reach)
-    y = run.compute.row(stage, hw, here, kept, scale=scale, keys=net.gate_spec.keys)
+    y = run.compute.row(stage, hw, here, kept, scale=scale, keys=net.gate_spec.keys, per_image=per_image)
     run.arrive(step.target, Place(y, here.reach, active))
 
 
@@ -82,14 +88,22 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
     if not step.gated and here.reach is None:
         run.arrive(step.target, Place(embed(here.x, hw)))
         return
+    width, coarse = net.spec.width(step.target[1]), (-(-hw[0] // 2), -(-hw[1] // 2))
+    if run.compute.absent(Place(here.x, here.reach)):
+        route = _nothing(net, step.name, here, coarse)
+        run.taken[step.name] = route
+        nowhere = here.x.new_zeros(here.x.shape[0], coarse[0] * coarse[1], width)
+        run.arrive(step.target, Place(nowhere, route.counted, route.kept if net.gate_spec.early_stop else None))
+        return
     there = None if here.reach is None else coarsen(here.reach, hw)
     scale = None
     if step.gated:
         decision = _ask(net, step.name, here.x, hw, run.replay)
-        scale, counted = decision.value, decision.counted
+        scale, counted = _scale(net, step.name, decision, run.replay), decision.counted
         if step.last_chance:
             must = _stranded(net, step, run.places)
-            scale, counted = (torch.where(must, torch.ones_like(part), part) for part in (scale, counted))
+            counted = torch.where(must, torch.ones_like(counted), counted)
+            scale = None if scale is None else torch.where(must, torch.ones_like(scale), scale)
         counted = counted if there is None else counted * there
         asked = _asked(None if there is None else there > 0, decision.value)
         route = EdgeRoute(counted > 0, counted, decision.chance, asked)
@@ -97,7 +111,7 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
         assert there is not None
         route = EdgeRoute(there > 0, there)
     run.taken[step.name] = route
-    y = run.compute.embed(embed, hw, here, route.kept, scale=scale)
+    y = run.compute.embed(embed, hw, here, route.kept, scale=scale, width=width)
     run.arrive(step.target, Place(y, route.counted, route.kept if net.gate_spec.early_stop else None))
 
 
@@ -105,8 +119,30 @@ def _ask(net: RouteNet, name: str, x: Tensor, hw: tuple[int, int], replay: Route
     """The gate's decision, or the recorded one."""
     if replay is not None and name in replay:
         value = replay[name].kept.float()
-        return Decision(value, value, value)
-    return net.gates[name](x, hw, net.gate_spec, net.temperature)
+        return Decision(value, value, value, replay[name].per_image)
+    decision: Decision = net.gates[name](x, hw, net.gate_spec, net.temperature, net.noise)
+    if net.training and net.held_open:  # 0·value keeps the gates in the graph, as several processes need it
+        ones = 0 * decision.value + 1
+        return Decision(ones, ones, decision.chance)
+    return decision
+
+
+def _scale(net: RouteNet, name: str, decision: Decision, replay: Routes | None) -> Tensor | None:
+    """What the result is multiplied by; None where that is 1 at every kept token and has no gradient."""
+    if replay is not None and name in replay:
+        return None
+    return decision.value if net.training or net.gate_spec.kind == "tanh" else None
+
+
+def _nothing(net: RouteNet, name: str, here: Place, hw: tuple[int, int]) -> EdgeRoute:
+    """The route of an edge whose source holds nothing to compute: its gate is not asked."""
+    gated = name in net.gates
+    decided = 1 if not gated or net.gates[name].granularity in ("layer", "image") else hw[0] * hw[1]
+    partial = any(mask is not None and mask.shape[1] > 1 for mask in (here.reach, here.active))
+    images, device = here.x.shape[0], here.x.device
+    kept = torch.zeros(images, hw[0] * hw[1] if partial else decided, dtype=torch.bool, device=device)
+    asked = torch.zeros(images, decided, dtype=torch.bool, device=device) if gated else None
+    return EdgeRoute(kept, kept.float(), None if asked is None else asked.float(), asked)
 
 
 def _asked(there: Tensor | None, value: Tensor) -> Tensor:
@@ -131,10 +167,3 @@ def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place]) -> Tensor:
         if place is not None:
             arrived = arrived | (True if place.reach is None else (place.reach > 0).any(1, keepdim=True))
     return ~arrived
-
-
-def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The conjunction of two masks of which either may mean `everywhere`."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a & b

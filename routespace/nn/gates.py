@@ -31,11 +31,13 @@ class Decision(NamedTuple):
             tanh and for soft relaxations.
         counted: what the budget counts for `value`: 0 or 1 with its gradient (soft: the probability).
         chance: probability of opening, for reports (tanh: the value).
+        per_image: open places of every image where the selection makes them equal, else None.
     """
 
     value: Tensor
     counted: Tensor
     chance: Tensor
+    per_image: int | None = None
 
 
 class Gate(nn.Module):
@@ -72,7 +74,9 @@ class Gate(nn.Module):
             nn.init.trunc_normal_(self.weight, std=0.02)
             self.register_buffer("ema_weight", self.weight.detach().clone())
 
-    def forward(self, x: Tensor, hw: tuple[int, int], spec: GateSpec, temperature: float) -> Decision:
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], spec: GateSpec, temperature: float, noise: float = 1.0
+    ) -> Decision:
         """Decide from the map x (B, N, C) of height and width `hw`.
 
         Args:
@@ -80,6 +84,7 @@ class Gate(nn.Module):
             hw: its height and width.
             spec: thresholds and kind (the net's, so that a calibrated threshold reaches every gate).
             temperature: of the relaxation, training only.
+            noise: factor of the Gumbel noise, training only.
         """
         places, coarse = self._places(x, hw)
         if self.selection == "random":
@@ -88,10 +93,11 @@ class Gate(nn.Module):
             decision = Decision(value, value, torch.full_like(value, spec.keep))
         elif self.selection == "attention":
             value = top_share(attention_scores(places), spec.keep)
-            decision = Decision(value, value, value)
+            decision = Decision(value, value, value, share_count(spec.keep, places.shape[1]))
         else:
-            decision = self._decide(self._logits(places), spec, temperature)
-        return Decision(*(spread(part, coarse, self.window) for part in decision))
+            decision = self._decide(self._logits(places), spec, temperature, noise)
+        value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
+        return Decision(value, counted, chance, decision.per_image if self.window == 1 else None)
 
     def _places(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """(B, N, C) → (B, P, C) and the height and width of the map over which decisions are spread."""
@@ -107,7 +113,7 @@ class Gate(nn.Module):
             return bias.expand(places.shape[0], 1, -1)
         return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
 
-    def _decide(self, logits: Tensor, spec: GateSpec, temperature: float) -> Decision:
+    def _decide(self, logits: Tensor, spec: GateSpec, temperature: float, noise: float) -> Decision:
         if spec.kind == "tanh":
             value = F.relu(torch.tanh(TANH_SLOPE * logits[..., 0]))
             if not self.training:
@@ -115,18 +121,25 @@ class Gate(nn.Module):
             return Decision(value, (value > 0).float() + (value - value.detach()), value.detach())
         margin = logits[..., 0] - logits[..., 1] if spec.kind == "gumbel" else logits[..., 0]
         chance = torch.sigmoid(margin)
+        per_image = None
         if self.capacity:
             hard, soft = top_share(margin, spec.keep), chance
+            per_image = share_count(spec.keep, margin.shape[1])
         elif self.training:
-            noise = logistic_noise(margin, shared=self.granularity == "layer") if spec.kind == "gumbel" else 0.0
-            soft = torch.sigmoid((margin + noise) / temperature)
-            hard = (soft > spec.open_above if spec.kind == "sigmoid" else soft > 0.5).float()
+            # The threshold shifts the margin, so that a calibrated gate samples around the same decision.
+            margin = margin - threshold_logit(spec.open_above)
+            if spec.kind == "gumbel" and noise:
+                margin = margin + noise * logistic_noise(margin, shared=self.granularity == "layer")
+            soft = torch.sigmoid(margin / temperature)
+            hard = (soft > 0.5).float()
         else:
             hard, soft = (chance > spec.open_above).float(), chance
         if not self.training:
-            return Decision(hard, hard, chance)
-        value = soft if spec.relaxation == "soft" else hard + (soft - soft.detach())
-        return Decision(value, value, chance.detach())
+            return Decision(hard, hard, chance, per_image)
+        if spec.relaxation == "soft":
+            return Decision(soft, soft, chance.detach())
+        value = hard + (soft - soft.detach())
+        return Decision(value, value, chance.detach(), per_image)
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -147,6 +160,12 @@ def initial_bias(spec: GateSpec) -> Tensor:
     return torch.tensor([logit / 2, -logit / 2] if spec.kind == "gumbel" else [logit])
 
 
+def threshold_logit(threshold: float) -> float:
+    """The margin at which a gate's probability is `threshold`; thresholds of 0 and 1 stay finite."""
+    p = min(max(threshold, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))
+
+
 def logistic_noise(like: Tensor, *, shared: bool) -> Tensor:
     """The difference of two Gumbel samples, which is logistic: what two-way Gumbel-Softmax adds to its margin.
 
@@ -157,10 +176,14 @@ def logistic_noise(like: Tensor, *, shared: bool) -> Tensor:
     return torch.log(uniform) - torch.log1p(-uniform)
 
 
+def share_count(keep: float, places: int) -> int:
+    """How many of an image's places the share `keep` is: at least one."""
+    return max(1, math.ceil(keep * places))
+
+
 def top_share(scores: Tensor, keep: float) -> Tensor:
     """(B, P) scores → (B, P) floats with a one at the best ceil(keep·P) places of each image."""
-    count = max(1, math.ceil(keep * scores.shape[1]))
-    best = scores.topk(count, dim=1).indices
+    best = scores.topk(share_count(keep, scores.shape[1]), dim=1).indices
     return torch.zeros_like(scores).scatter_(1, best, 1.0)
 
 

@@ -31,6 +31,12 @@ class Place:
         """(B, P, 1) of what is there, or 1.0."""
         return 1.0 if self.reach is None else (self.reach > 0).to(dtype).unsqueeze(-1)
 
+    def there(self) -> Tensor | None:
+        """(B, P) bool of the tokens that a gate can decide about: arrived and not stopped; None for all."""
+        if self.reach is None or self.active is None:
+            return self.active if self.reach is None else self.reach > 0
+        return (self.reach > 0) & self.active
+
     def visible(self, dtype: torch.dtype) -> Tensor | None:
         """(B, N, 1) of the tokens that are there, or None when images are there whole or not at all."""
         if self.reach is None or self.reach.shape[1] == 1:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,14 @@ from torch import Tensor, nn
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
-from routespace.nn.compute import Dense
+from routespace.nn.compiled import compile_blocks
+from routespace.nn.compute import Execution, make_compute
 from routespace.nn.execute import Run, run_embed, run_row
 from routespace.nn.gates import Gate
 from routespace.nn.packing import spread
 from routespace.nn.place import Place
 from routespace.nn.plan import Embed, Row, compile_plan
 from routespace.nn.routes import Routes
-
-Execution = Literal["dense", "packed", "auto"]
 
 
 class RouteOutput(NamedTuple):
@@ -78,7 +77,15 @@ class RouteNet(nn.Module):
 
     Attributes:
         temperature: of the gates' relaxation while training; the training loop moves it.
+        noise: factor of the gates' Gumbel noise while training; the training loop moves it.
+        held_open: while training, every gate decides for its edge ("masks start as all ones").
     """
+
+    stem: nn.Module
+    edges: nn.ModuleDict
+    gates: nn.ModuleDict
+    outputs: nn.ModuleDict
+    head: nn.Linear | None
 
     def __init__(
         self,
@@ -101,6 +108,8 @@ class RouteNet(nn.Module):
         self.spec = spec
         self.gate_spec = gates
         self.temperature = gates.temperature
+        self.noise = 1.0
+        self.held_open = False
         self.plan = compile_plan(architecture)
         self._execution: Execution = "dense"
         self._usage: dict[str, float] = {}
@@ -128,7 +137,8 @@ class RouteNet(nn.Module):
         if isinstance(step, Embed):
             return parts.PatchEmbed(self.spec, rate)  # type: ignore[attr-defined]
         share = layer / max(1, self.spec.layers - 1)
-        return parts.Stage(self.spec, rate, self.spec.depth(layer), drop_path * share)  # type: ignore[attr-defined]
+        first = sum(self.spec.depth(earlier) for earlier in range(layer))
+        return parts.Stage(self.spec, rate, self.spec.depth(layer), drop_path * share, first=first)  # type: ignore[attr-defined]
 
     def _make_gate(self, step: Row | Embed) -> Gate:
         rows = isinstance(step, Row)
@@ -146,6 +156,15 @@ class RouteNet(nn.Module):
             raise SpecError(f"execution: {mode!r} is not allowed; give one of {', '.join(get_args(Execution))}")
         self._execution = mode
 
+    def compile_blocks(self, on: bool = True) -> RouteNet:
+        """Run transformer blocks compiled from the next call on, dense and packed ones alike; returns self.
+
+        One compiled function serves all blocks of a width, every mask and every keep ratio. Families without
+        compiled steps are left as they are.
+        """
+        compile_blocks(self, on)
+        return self
+
     def forward(self, images: Tensor, *, routes: Routes | None = None, features: bool = False) -> RouteOutput:
         """Run the network.
 
@@ -158,7 +177,8 @@ class RouteNet(nn.Module):
             RouteOutput; its routes carry the gates' gradients.
         """
         sizes = self._map_sizes(images)
-        run = Run(Dense(), {self.architecture.grid.stem: Place(self.stem(images))}, {}, routes)
+        stem = Place(self.stem(images))
+        run = Run(make_compute(self._execution), {self.architecture.grid.stem: stem}, {}, routes)
         for step in self.plan:
             hw = sizes[step.source[1]]
             if isinstance(step, Row):
@@ -227,6 +247,7 @@ class RouteNet(nn.Module):
     def update_gate_ema(self) -> None:
         """Move the EMA copies of all gate weights; call it after each optimiser step."""
         for gate in self.gates.values():
+            assert isinstance(gate, Gate)
             gate.update_ema(self.gate_spec.ema_decay)
 
 

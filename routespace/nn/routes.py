@@ -7,7 +7,7 @@ decision is about the whole image.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from routespace.errors import GridError
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.gates import share_count, top_share
 
 if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
@@ -29,12 +30,14 @@ class EdgeRoute:
         counted: (B, P) float, what the budget counts: `kept` as 0 or 1, with the gates' gradient.
         chance: (B, P) probability of opening, or None for an open edge.
         asked: (B, P) bool, where the gate was evaluated, or None for an open edge.
+        per_image: kept tokens of every image where the selection makes them equal (top-k), else None.
     """
 
     kept: Tensor
     counted: Tensor
     chance: Tensor | None = None
     asked: Tensor | None = None
+    per_image: int | None = None
 
     def usage(self) -> EdgeUsage:
         """Shares of tokens, images and gate decisions; the token share carries the gates' gradient."""
@@ -44,7 +47,7 @@ class EdgeRoute:
 
     def detach(self) -> EdgeRoute:
         """The same decisions without gradients."""
-        return EdgeRoute(self.kept, self.counted.detach(), self.chance, self.asked)
+        return replace(self, counted=self.counted.detach())
 
 
 class Routes(Mapping[str, EdgeRoute]):
@@ -93,7 +96,10 @@ class Routes(Mapping[str, EdgeRoute]):
         for name, places in net.gate_places(images.shape[-2:]).items():
             share = columns if name.endswith("patch_embed") else keep
             draw = torch.rand((images.shape[0], places.decisions), generator=generator)
-            decided = (draw < share).to(images.device)
-            kept = places.spread(decided)
-            edges[name] = EdgeRoute(kept, kept.float())
+            per_image = None
+            if net.gate_spec.capacity and not name.endswith("patch_embed") and share > 0:
+                per_image = share_count(share, places.decisions)
+                draw, share = -top_share(draw, share), 0.0
+            kept = places.spread((draw < share).to(images.device))
+            edges[name] = EdgeRoute(kept, kept.float(), per_image=per_image)
         return cls(edges)

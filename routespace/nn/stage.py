@@ -3,7 +3,9 @@
 A family module (`routespace.nn.pvt_v2`, `routespace.nn.swin_v2`, or your own) offers four classes:
 
     Stem(spec)                      (B, 3, H, W) image → (B, N, C) map of the finest rate
-    Stage(spec, rate, depth)        a transformer edge, here below, made of the family's blocks
+    Stage(spec, rate, depth, drop_path, first=…)
+                                    a transformer edge, here below, made of the family's blocks; `first` counts
+                                    the blocks of earlier columns, for families whose blocks alternate
     PatchEmbed(spec, rate)          map of `rate` → map of 2·rate, all of it or some of its tokens
     Output(spec, rate)              what stands between the last node of a rate and the heads
 
@@ -18,13 +20,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from routespace.nn.packing import Keep
 
 
 class Block(nn.Module, ABC):
-    """One transformer block, computed for all tokens, under a mask, or for the kept tokens alone."""
+    """One transformer block, computed for all tokens, under a mask, or for the kept tokens alone.
+
+    Attributes:
+        compiled: run the block's compiled steps, where the family has some; see `RouteNet.compile_blocks`.
+    """
+
+    compiled: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
@@ -36,7 +45,21 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
-        """(B, N, C) → (B, N, C), equal to `masked`, in the time of the kept tokens."""
+        """(B, N, C) → (B, N, C), equal to `masked`, in the time of the kept tokens.
+
+        Without autograd the block may write to x and return it.
+        """
+
+
+class TokenEmbed(nn.Module, ABC):
+    """A patch embedding that can compute some of its coarse tokens alone."""
+
+    @abstractmethod
+    def packed(self, x: Tensor, hw: tuple[int, int], kept: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) fine map → (n, C'): the coarse tokens of which `kept` (B, N') bool is true, in order.
+
+        `visible` (B, N, 1) zeroes the fine tokens that are not there; None means all are.
+        """
 
 
 class Stage(nn.Module):
@@ -55,7 +78,10 @@ class Stage(nn.Module):
             keep: the tokens to compute; None means all.
             packed: compute the kept tokens alone instead of masking.
         """
+        if packed and keep is not None and not torch.is_grad_enabled():
+            x = x.clone()  # blocks may write to it
         for block in self.blocks:
+            assert isinstance(block, Block)
             if keep is None:
                 x = block(x, hw)
             elif packed:

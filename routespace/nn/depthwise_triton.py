@@ -1,0 +1,120 @@
+"""Gather, 3×3 depth-wise convolution, bias and GELU of packed tokens in one Triton kernel, for CUDA.
+
+At fine scales a GPU waits for memory, not for arithmetic: this reads each hidden row from the cache nine times
+and writes it once, where scatter, convolution, gather and GELU would write four maps. The backward gathers too,
+because token i is neighbour k of j exactly when j is neighbour 8 − k of i.
+
+Shape legend: n kept tokens of the whole batch · R hidden channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd import Function
+
+TAPS = 9
+BLOCK_ROWS = 16
+BLOCK_CHANNELS = 64
+SUM_ROWS = 256  # rows that one program of the weight gradient adds up before it writes
+ROOT_HALF = tl.constexpr(0.7071067811865476)
+ROOT_TAU = tl.constexpr(0.3989422804014327)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _gather_kernel(  # type: ignore[no-untyped-def, unused-ignore]
+    hidden, taps, offset, neighbours, summed, activated, n, r,
+    ACTIVATE: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    row_ok, channel_ok = row < n, channel < r
+    total = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
+    for k in tl.static_range(9):
+        index = tl.load(neighbours + k * n + row, mask=row_ok, other=n)
+        here = (index < n)[:, None] & channel_ok[None, :]
+        part = tl.load(hidden + index[:, None] * r + channel[None, :], mask=here, other=0.0).to(tl.float32)
+        tap = 8 - k if FLIP else k
+        total += part * tl.load(taps + tap * r + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
+    place = row[:, None].to(tl.int64) * r + channel[None, :]
+    inside = row_ok[:, None] & channel_ok[None, :]
+    if ACTIVATE:
+        total += tl.load(offset + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
+        gelu = total * 0.5 * (1.0 + tl.erf(total * ROOT_HALF))
+        tl.store(activated + place, gelu.to(activated.dtype.element_ty), mask=inside)
+    tl.store(summed + place, total.to(summed.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _taps_kernel(  # type: ignore[no-untyped-def, unused-ignore]
+    grad, hidden, neighbours, grad_taps, n, r,
+    STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    k = tl.program_id(2)
+    channel_ok = channel < r
+    total = tl.zeros((CHANNELS,), dtype=tl.float32)
+    for step in range(STEPS):
+        row = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        index = tl.load(neighbours + k * n + row, mask=row < n, other=n)
+        here = (index < n)[:, None] & channel_ok[None, :]
+        part = tl.load(hidden + index[:, None] * r + channel[None, :], mask=here, other=0.0).to(tl.float32)
+        place = row[:, None].to(tl.int64) * r + channel[None, :]
+        total += tl.sum(part * tl.load(grad + place, mask=here, other=0.0).to(tl.float32), axis=0)
+    tl.atomic_add(grad_taps + k * r + channel, total, mask=channel_ok)
+
+
+def _gather(
+    hidden: Tensor, taps: Tensor, offset: Tensor | None, neighbours: Tensor, *, flip: bool
+) -> tuple[Tensor, Tensor]:
+    n, r = hidden.shape
+    summed = torch.empty_like(hidden)
+    activated = summed if offset is None else torch.empty_like(hidden)
+    grid = (triton.cdiv(n, BLOCK_ROWS), triton.cdiv(r, BLOCK_CHANNELS))
+    _gather_kernel[grid](
+        hidden, taps, taps if offset is None else offset, neighbours, summed, activated, n, r,
+        ACTIVATE=offset is not None, FLIP=flip, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
+    )  # fmt: skip
+    return summed, activated
+
+
+class _GatherGelu(Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, taps: Tensor, offset: Tensor, neighbours: Tensor) -> Tensor:
+        hidden = hidden.contiguous()
+        summed, activated = _gather(hidden, taps, offset, neighbours, flip=False)
+        ctx.save_for_backward(hidden, taps, neighbours, summed)
+        return activated
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        hidden, taps, neighbours, summed = ctx.saved_tensors
+        grad = torch.ops.aten.gelu_backward(grad.contiguous(), summed)
+        grad_hidden, _ = _gather(grad, taps, None, neighbours, flip=True)
+        n, r = hidden.shape
+        grad_taps = torch.zeros(TAPS, r, device=grad.device, dtype=torch.float32)
+        grid = (triton.cdiv(n, SUM_ROWS), triton.cdiv(r, BLOCK_CHANNELS), TAPS)
+        _taps_kernel[grid](
+            grad, hidden, neighbours, grad_taps, n, r,
+            STEPS=SUM_ROWS // BLOCK_ROWS, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
+        )  # fmt: skip
+        return grad_hidden, grad_taps.to(taps.dtype), grad.sum(0), None
+
+
+def gather_gelu(hidden: Tensor, taps: Tensor, offset: Tensor, neighbours: Tensor) -> Tensor:
+    """gelu(depth-wise convolution + bias) of packed rows; a skipped neighbour counts as zero.
+
+    Args:
+        hidden: (n, R), n > 0.
+        taps: (9, R) contiguous, from `depthwise.taps_of`.
+        offset: (R,).
+        neighbours: (9, n) contiguous, see `Keep.neighbours`.
+
+    Returns:
+        (n, R).
+    """
+    return _GatherGelu.apply(hidden, taps, offset, neighbours)

@@ -1,0 +1,89 @@
+"""Compiled blocks: the same results, and one graph for every keep ratio, mask and block of a width."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn.compiled import compiled
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import EdgeRoute, Routes
+
+
+def small_net(**gates) -> RouteNet:
+    torch.manual_seed(0)
+    spec = GridSpec.parse(
+        {
+            "layers": 2,
+            "max_down": 8,
+            "widths": (16, 32),
+            "heads": (1, 2),
+            "mlp_ratios": (4, 2),
+            "sr_ratios": (2, 1),
+            "depths": 2,
+            "image_size": 64,
+            "num_classes": 5,
+            "embed_layers": (1,),
+        }
+    )
+    return RouteNet(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec(**gates))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch.compiler.reset()
+    compiled.cache_clear()
+    counters.clear()
+
+
+@pytest.mark.slow
+def test_one_graph_serves_every_keep_ratio_and_mask():
+    net = small_net().eval()
+    net.execution = "packed"
+    with torch.no_grad():
+        for batch, keep in [(2, 0.5), (3, 0.25), (5, 0.8), (2, 0.1)]:
+            images = torch.randn(batch, 3, 64, 64)
+            routes = dict(Routes.random(net, images, keep=keep, seed=batch))
+            if batch == 5:  # ragged: the first image keeps one token, the last all
+                for name, route in routes.items():
+                    share = torch.linspace(0, 1, batch)[:, None]
+                    kept = torch.rand(route.kept.shape) < share
+                    kept[:, 0] = True
+                    routes[name] = EdgeRoute(kept, kept.float())
+            eager = net.compile_blocks(False)(images, routes=Routes(routes)).logits
+            fused = net.compile_blocks()(images, routes=Routes(routes)).logits
+            assert (eager - fused).abs().max() < 1e-4
+    assert counters["stats"]["unique_graphs"] == 2  # one a width
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", ["all", "kept"])
+def test_gradients(keys):
+    net = small_net(keys=keys).eval()
+    images = torch.randn(3, 3, 64, 64)
+    routes = Routes.random(net, images, keep=0.4)
+    found = []
+    for execution, on in (("dense", False), ("packed", True), ("dense", True)):
+        net.compile_blocks(on)
+        net.execution = execution
+        net.zero_grad()
+        net(images, routes=routes).logits.square().sum().backward()
+        found.append({k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None})
+    largest = max(grad.norm() for grad in found[0].values())
+    for other in found[1:]:
+        for name, grad in found[0].items():
+            assert (grad - other[name]).norm() < 1e-3 * grad.norm() + 1e-6 * largest, name
+
+
+@pytest.mark.slow
+def test_capacity_compiled():
+    net = small_net(capacity=True, keep=0.3).eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        want = net(images).logits
+        net.execution = "packed"
+        assert (net.compile_blocks()(images).logits - want).abs().max() < 1e-4

@@ -1,0 +1,83 @@
+"""A routed network leaves through torch.export: no Python branch on a decision, any batch size."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn.route_net import RouteNet
+
+
+class Logits(nn.Module):
+    """A network that returns its logits alone."""
+
+    def __init__(self, net: RouteNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images).logits
+
+
+def small_net(routing: str = "both", **gates) -> RouteNet:
+    torch.manual_seed(0)
+    spec = GridSpec.parse({"layers": 2, "max_down": 8, "size": "b0", "image_size": 64, "num_classes": 5})
+    grid = RoutingGrid(spec)
+    architecture = Architecture.full(grid) if routing == "both" else Architecture.routed(grid, routing)
+    net = RouteNet(architecture, GateSpec(openness=0.5, **gates)).eval()
+    for gate in net.gates.values():
+        if gate.ema_weight is not None:
+            nn.init.normal_(gate.ema_weight, std=0.5)
+    return net
+
+
+def assert_exports(net: RouteNet) -> None:
+    images = torch.randn(3, 3, 64, 64)
+    batch = {"images": {0: Dim("batch", min=2, max=64)}}
+    exported = torch.export.export(Logits(net), (images,), dynamic_shapes=batch).module()
+    with torch.no_grad():
+        for size in (2, 3, 7):
+            images = torch.randn(size, 3, 64, 64)
+            assert torch.allclose(exported(images), net(images).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        {},
+        {"kind": "tanh", "rows": "image"},
+        {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True},
+    ],
+    ids=["default", "tanh images", "everything per token"],
+)
+def test_dense_export(gates):
+    assert_exports(small_net(**gates))
+
+
+def test_auto_exports_as_dense():
+    net = small_net("depth")
+    net.execution = "auto"
+    assert_exports(net)
+
+
+@pytest.mark.parametrize("keys", ["all", "kept"])
+def test_packed_export(keys):
+    net = small_net("depth", keys=keys)
+    net.execution = "packed"
+    assert_exports(net)
+
+
+def test_packed_export_of_per_token_scaling():
+    net = small_net(columns="token")
+    net.execution = "packed"
+    assert_exports(net)
+
+
+def test_capacity_export():
+    net = small_net("depth", capacity=True, keep=0.4)
+    net.execution = "packed"
+    assert_exports(net)

@@ -1,0 +1,263 @@
+"""Packed and automatic execution against the dense reference: outputs to 1e-4, gradients to 1e-3."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
+from routespace.nn.packing import Keep
+from routespace.nn.ragged import ragged_attention
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import EdgeRoute, Routes
+
+GRANULARITIES = ("layer", "image", "token", "window")
+LAST_EDGE = "l01_r08_transformer"
+
+
+def small_net(drop_path: float = 0.0, layers: int = 2, **gates) -> RouteNet:
+    torch.manual_seed(0)
+    spec = GridSpec.parse(
+        {
+            "layers": layers,
+            "max_down": 8,
+            "widths": (16, 32),
+            "heads": (1, 2),
+            "mlp_ratios": (4, 2),
+            "sr_ratios": (2, 1),
+            "image_size": 32,
+            "num_classes": 5,
+            "outputs": "pyramid",
+        }
+    )
+    return RouteNet(Architecture.full(RoutingGrid(spec)), GateSpec(**gates), drop_path=drop_path)
+
+
+def outcome(net: RouteNet, execution: str, images: torch.Tensor, routes: Routes):
+    """Logits and maps as one vector, the gradients of a loss on all of them, and the routes."""
+    net.execution = execution
+    net.zero_grad()
+    torch.manual_seed(1)  # stochastic depth draws alike
+    out = net(images, routes=routes, features=True)
+    values = torch.cat([out.logits.flatten(), *(x.flatten() for x in out.features.values())])
+    values.square().sum().backward()
+    grads = {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in net.named_parameters()}
+    return values.detach(), grads, out.routes
+
+
+def assert_modes_agree(net: RouteNet, images: torch.Tensor, routes: Routes, modes=("packed", "auto")):
+    values, grads, taken = outcome(net, "dense", images, routes)
+    largest = max(g.norm() for g in grads.values())
+    for mode in modes:
+        other, other_grads, other_taken = outcome(net, mode, images, routes)
+        assert (values - other).abs().max() < 1e-4
+        for name, grad in grads.items():  # a gradient that is all rounding has no relative error
+            assert (grad - other_grads[name]).norm() < 1e-3 * grad.norm() + 1e-6 * largest, name
+        for name, route in taken.items():
+            assert torch.equal(route.kept, other_taken[name].kept)
+            assert torch.equal(route.counted, other_taken[name].counted)
+            assert (route.asked is None) or torch.equal(route.asked, other_taken[name].asked)
+        torch.manual_seed(1)
+        with torch.no_grad():  # inference writes rows in place, where training copies
+            assert (net(images, routes=routes).logits.flatten() - values[: len(images) * 5]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("keys", ["all", "kept"])
+@pytest.mark.parametrize(("rows", "columns"), list(product(GRANULARITIES, GRANULARITIES)))
+def test_every_granularity(rows, columns, keys, early_stop):
+    net = small_net(rows=rows, columns=columns, keys=keys, early_stop=early_stop).eval()
+    for batch, keep, down, size in [(1, 0.5, 1.0, (32, 32)), (3, 0.3, 0.4, (33, 44)), (2, 0.0, 0.0, (32, 40))]:
+        images = torch.randn(batch, 3, *size)
+        assert_modes_agree(net, images, Routes.random(net, images, keep=keep, columns=down, seed=batch))
+
+
+def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
+    one = torch.zeros(batch, tokens, dtype=torch.bool)
+    one[:, tokens // 2] = True
+    ragged = torch.rand(batch, tokens) < torch.linspace(0, 1, batch)[:, None]
+    lone = torch.zeros(batch, tokens, dtype=torch.bool)
+    lone[batch - 1, 0] = True
+    full = torch.ones(batch, tokens, dtype=torch.bool)
+    return {"empty": ~full, "full": full, "single": one, "ragged": ragged, "lone": lone}
+
+
+@pytest.mark.parametrize("mask", ["empty", "full", "single", "ragged", "lone"])
+@pytest.mark.parametrize("batch", [1, 2, 16])
+@pytest.mark.parametrize("keys", ["all", "kept"])
+def test_every_mask(mask, batch, keys):
+    net = small_net(keys=keys).eval()
+    images = torch.randn(batch, 3, 32, 36)
+    routes = dict(Routes.full(net, images))
+    for name in routes:
+        if name.endswith("transformer"):
+            kept = masks(batch, routes[name].kept.shape[1])[mask]
+            routes[name] = EdgeRoute(kept, kept.float())
+    assert_modes_agree(net, images, Routes(routes))
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "sigmoid", "tanh"])
+@pytest.mark.parametrize("relaxation", ["straight_through", "soft"])
+@pytest.mark.parametrize("rows", ["token", "image"])
+def test_every_gate_kind_with_its_own_decisions(kind, relaxation, rows):
+    net = small_net(kind=kind, rows=rows, columns=rows, relaxation=relaxation, openness=0.5).train()
+    images = torch.randn(3, 3, 32, 32)
+    for gate in net.gates.values():
+        torch.nn.init.normal_(gate.weight, std=0.5)
+    assert_modes_agree(net, images, Routes({}))
+    net.eval()
+    assert_modes_agree(net, images, Routes({}))
+
+
+def test_stochastic_depth_draws_alike():
+    net = small_net(drop_path=0.5).train()
+    images = torch.randn(4, 3, 32, 32)
+    assert_modes_agree(net, images, Routes.random(net, images, keep=0.5, seed=3))
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.7])
+def test_capacity_keeps_equal_counts_without_asking_for_sizes(keep, monkeypatch):
+    net = small_net(capacity=True, keep=keep).eval()
+    images = torch.randn(3, 3, 32, 32)
+    assert_modes_agree(net, images, Routes({}))
+    routes = Routes.random(net, images, keep=keep, seed=0)
+    assert_modes_agree(net, images, routes)
+    names = [name for name in routes if name.endswith("transformer")]
+    assert all(routes[name].kept.sum(1).unique().numel() == 1 for name in names)
+    static = net.restrict(Architecture.routed(net.architecture.grid, "depth"))
+    static.execution = "packed"
+    for ask in ("nonzero", "tolist", "item", "__bool__"):  # each waits for the device, or depends on its answer
+        monkeypatch.setattr(torch.Tensor, ask, None)
+    with torch.no_grad():
+        static(images)
+
+
+def test_packed_backward_in_double_precision():
+    torch.manual_seed(0)
+    kept = torch.rand(2, 12) < 0.6
+    keep = Keep(kept, (3, 4))
+    layout = Layout(keep.rows, keep.order, (2, 3, 4))
+    shapes = [(len(keep.rows), 3), (5, 3), (5,), (5, 1, 3, 3), (5,)]
+    rows, *weights = (torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes)
+    assert torch.autograd.gradcheck(lambda x, *w: expand(x, Expansion(*w), layout), (rows, *weights))
+    hidden = torch.randn(len(keep.rows), 5, dtype=torch.double, requires_grad=True)
+    kernel, offset = weights[2:]
+
+    def gathered(hidden, kernel, offset):
+        return gather_depthwise(hidden, taps_of(kernel), offset, keep.neighbours)
+
+    assert torch.autograd.gradcheck(gathered, (hidden, kernel, offset))
+    assert torch.allclose(
+        gathered(hidden, kernel, offset), scatter_depthwise(hidden, kernel, offset, layout), atol=1e-12
+    )
+
+
+def test_expansion_follows_autocast():
+    keep = Keep(torch.rand(2, 16) < 0.5, (4, 4))
+    fc, conv = torch.nn.Linear(8, 16), torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    rows = torch.randn(len(keep.rows), 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = Expansion(fc.weight, fc.bias, conv.weight, conv.bias)
+        got = expand(rows, weights, Layout(keep.rows, keep.order, (2, 4, 4)))
+        assert got.dtype == torch.bfloat16
+        got.float().sum().backward()
+    assert fc.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (5, 1, 4), (9, 1, 1), (0, 3, 2)])
+def test_ragged_attention_equals_each_image_alone(lengths):
+    kept = torch.arange(9)[None, :] < torch.tensor(lengths)[:, None]
+    keep = Keep(kept, (3, 3))
+    queries = torch.randn(sum(lengths), 2, 4)
+    keys, values = torch.randn(2, 3, 2, 5, 4)
+    got = ragged_attention(queries, keys, values, keep).split(lengths)
+    for image, part in enumerate(queries.split(lengths)):
+        scores = torch.einsum("qhd,hmd->hqm", part, keys[image]) / 4**0.5
+        want = torch.einsum("hqm,hmd->qhd", scores.softmax(-1), values[image]).flatten(1)
+        assert torch.allclose(got[image], want, atol=1e-6)
+
+
+def test_neighbour_table_against_unfold():
+    kept = torch.rand(2, 15) < 0.6
+    keep = Keep(kept, (3, 5))
+    values = torch.randn(2, 15) * kept
+    want = F.unfold(values.view(2, 1, 3, 5), 3, padding=1).transpose(1, 2).reshape(30, 9)[keep.rows]
+    packed = torch.cat([values.flatten()[keep.rows], torch.zeros(1)])
+    assert torch.equal(packed[keep.neighbours].t(), want)
+
+
+def count_calls(net: RouteNet) -> dict[str, list[int]]:
+    """Edge name → batch sizes that its blocks were called with, filled while the net runs."""
+    calls: dict[str, list[int]] = {name: [] for name in net.edges}
+    for name, module in net.edges.items():
+        module.register_forward_pre_hook(lambda _, args, name=name: calls[name].append(args[0].shape[0]))
+    return calls
+
+
+@torch.no_grad()
+def test_nodes_that_nobody_reaches_are_not_computed():
+    net = small_net(rows="image").eval()
+    net.execution = "packed"
+    images = torch.randn(4, 3, 32, 32)
+    routes = Routes.random(net, images, keep=1.0, columns=0.0)  # forced down at the last chance alone
+    gates = []
+    for name, gate in net.gates.items():
+        gate.register_forward_pre_hook(lambda *_, name=name: gates.append(name))
+    calls = count_calls(net)
+    out = net(images, routes=routes)
+    assert {name for name, sizes in calls.items() if sizes} == {
+        "l00_r04_transformer",
+        "l01_r04_transformer",
+        "l02_r04_patch_embed",
+    }
+    assert not out.routes[LAST_EDGE].asked.any()
+    assert not out.routes[LAST_EDGE].kept.any()
+    net(images, routes=Routes({k: v for k, v in routes.items() if "r08" not in k}))
+    assert gates == []  # what is not replayed would ask its gate, but nobody is there
+
+
+@torch.no_grad()
+def test_images_that_skip_an_edge_are_not_in_its_batch():
+    net = small_net(rows="image").eval()
+    net.execution = "packed"
+    images = torch.randn(4, 3, 32, 32)
+    routes = dict(Routes.full(net, images))
+    kept = torch.tensor([[True], [False], [False], [True]])
+    routes["l01_r04_transformer"] = EdgeRoute(kept, kept.float())
+    calls = count_calls(net)
+    net(images, routes=Routes(routes))
+    assert calls["l01_r04_transformer"] == [2]
+    assert calls["l00_r04_transformer"] == [4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("keep", "masked"), [(0.5, False), (0.95, True), (1.0, False)])
+def test_auto_packs_where_little_is_kept(keep, masked, monkeypatch):
+    net = small_net().eval()
+    images = torch.randn(4, 3, 64, 64)
+    routes = Routes.random(net, images, keep=keep)
+    calls = []
+    block = type(next(iter(net.edges["l00_r04_transformer"].blocks)))
+    plain = block.masked
+    monkeypatch.setattr(block, "masked", lambda *args: (calls.append(1), plain(*args))[1])
+    net.execution = "auto"
+    net(images, routes=routes)
+    assert bool(calls) == masked
+
+
+@torch.no_grad()
+def test_inputs_are_not_written_to():
+    """Blocks may write into their map without autograd, but never into a node that others still read."""
+    net = small_net().eval()
+    images = torch.randn(2, 3, 32, 32)
+    routes = Routes.random(net, images, keep=0.5)
+    seen = []
+    net.stem.register_forward_hook(lambda *args: seen.append((args[2], args[2].clone())))
+    net.execution = "packed"
+    net(images, routes=routes)
+    assert torch.equal(*seen[0])
