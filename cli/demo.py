@@ -156,15 +156,16 @@ def _train_plain(journey: Journey, small: RouteNet, *, seconds: float) -> RunRes
     import json
     import tempfile
 
-    from routespace.cli.demo_report import plain_recipe
+    from routespace.grid.cost import architecture_cost
     from routespace.recipes import load_recipe
+    from routespace.train.plain import plain_recipe
     from routespace.train.run import train
 
     heading(6, "for comparison: a plain PVTv2 of the same MACs, trained for the same time")
     folder = journey.out / "plain"
     if (folder / "recipe.yaml").exists():
         return train_or_load(load_recipe(folder), folder)
-    recipe = plain_recipe(journey.recipe, small.architecture)
+    recipe = plain_recipe(journey.recipe, architecture_cost(small.architecture).macs)
     with tempfile.TemporaryDirectory() as probe:  # how long an epoch takes decides how many there are
         train(recipe.override({"train.epochs": 1}), Path(probe))
         record = json.loads((Path(probe) / "metrics.jsonl").read_text().splitlines()[0])

@@ -1,8 +1,7 @@
-"""The demo's end: its plain counterpart, the evaluation on the test split, the export, table and pictures."""
+"""The demo's end: the evaluation on the test split, the export, table and pictures."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,41 +10,8 @@ from routespace.cli.demo import heading
 
 if TYPE_CHECKING:
     from routespace.cli.demo import Journey
-    from routespace.grid.architecture import Architecture
     from routespace.nn.route_net import RouteNet
-    from routespace.train.recipe import Recipe
     from routespace.train.run import RunResult
-
-WINDOW = 3  # how far each rate's head width may lie from the common one
-
-
-def plain_recipe(recipe: Recipe, like: Architecture) -> Recipe:
-    """The recipe of a plain staircase in the same grid, with widths that give it the MACs of `like`.
-
-    Heads stay as they are; the widths of the heads, one per rate, are chosen to come closest, the more equal
-    ones first.
-    """
-    from routespace.grid.architecture import Architecture
-    from routespace.grid.cost import architecture_cost
-    from routespace.grid.graph import RoutingGrid
-    from routespace.grid.spec import GridSpec
-
-    wanted, heads = architecture_cost(like).macs, recipe.grid.shape.heads
-    fields = recipe.grid.model_dump(exclude_none=True, exclude={"size"})
-
-    def macs(sizes: tuple[int, ...]) -> float:
-        widths = tuple(size * head for size, head in zip(sizes, heads, strict=True))
-        grid = RoutingGrid(GridSpec.parse(fields | {"widths": widths}))
-        return architecture_cost(Architecture.staircase(grid)).macs
-
-    largest = max(width // head for width, head in zip(recipe.grid.shape.widths, heads, strict=True))
-    equal = min(range(2, 2 * largest), key=lambda size: abs(macs((size,) * len(heads)) - wanted))
-    near = range(max(2, equal - WINDOW), equal + WINDOW + 1)
-    candidates = sorted(itertools.product(near, repeat=len(heads)), key=lambda sizes: max(sizes) - min(sizes))
-    close = (sizes for sizes in candidates if abs(macs(sizes) / wanted - 1) <= 0.005)
-    sizes = next(close, (equal,) * len(heads))
-    widths = [size * head for size, head in zip(sizes, heads, strict=True)]
-    return recipe.override({"name": f"{recipe.name}_plain", "routing": "static", "grid.widths": widths})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""The budget: what a routed pass costs, and the loss that holds it to a target.
+
+    expected_macs(net, routes)       of one batch, differentiable, from the decisions that the gates took
+    counted_macs(net, usage)         from measured usage, as floats
+    BudgetLoss                       weight·(E[MACs]/base − target)², DiT (arXiv 2308.03409) eq. 9
+    least_macs, most_macs            what the gates can reach
+
+The loss sees hard samples of the gates (straight-through), so its expected cost is a mean of costs that were
+really paid, not a product of probabilities.
+
+Shape legend: E edges that have a price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from routespace.errors import BudgetError
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.grid.family import EdgeCost
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.usage import ALL_USED, EdgeUsage, Usage, used_macs
+from routespace.nn.plan import Row, compile_plan
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import Routes
+from routespace.train.recipe import Recipe
+from routespace.train.recipe_parts import BudgetSpec
+
+MOST_EXCESS_FRAC = 0.3  # of the target: a correction beyond this would be a fault elsewhere
+UNUSED = EdgeUsage(tokens=0, images=0, asked=0)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices of an architecture as float64 tensors on a device.
+
+    Attributes:
+        names: the E edges, in the grid's order, without identities.
+        edges: an EdgeCost whose fixed_macs and routed_macs are (E,).
+        gates: (E,) MACs of each edge's gate, zero where there is none.
+        constant: stem, outputs and head.
+    """
+
+    names: tuple[str, ...]
+    edges: EdgeCost
+    gates: Tensor
+    constant: float
+
+
+@lru_cache(maxsize=32)
+def prices(architecture: Architecture, gates: GateSpec, device: torch.device) -> Prices:
+    """The prices of an architecture, made once."""
+    cost = architecture_cost(architecture, gates=gates)
+    names = tuple(name for name, price in cost.edges.items() if price.macs)
+
+    def column(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+    constant = cost.stem.macs + cost.head.macs + sum(price.macs for price in cost.outputs.values())
+    fixed = column([cost.edges[name].fixed_macs for name in names])
+    routed = column([cost.edges[name].routed_macs for name in names])
+    asked = column([cost.gates[name].macs if name in cost.gates else 0 for name in names])
+    return Prices(names, EdgeCost(0, fixed, routed, 0, 0), asked, float(constant))  # type: ignore[arg-type]
+
+
+def expected_macs(net: RouteNet, routes: Routes) -> Tensor:
+    """MACs of one image, averaged over a batch, from the decisions taken in it.
+
+    Args:
+        net: the network that took them.
+        routes: its decisions; in training they carry the gates' gradients.
+
+    Returns:
+        0-d float64 tensor, at the spec's image size.
+    """
+    device = next(net.parameters()).device
+    table = prices(net.architecture, _cost_relevant(net.gate_spec), device)
+    usage = routes.usage()
+    shares = [usage.get(name, ALL_USED) for name in table.names]
+
+    def column(part: int) -> Tensor:
+        return torch.stack([torch.as_tensor(share[part], dtype=torch.float64, device=device) for share in shares])
+
+    spent = used_macs(table.edges, EdgeUsage(column(0), column(1), column(2)), table.gates)  # type: ignore[arg-type]
+    return spent.sum() + table.constant
+
+
+def counted_macs(net: RouteNet, usage: Usage) -> float:
+    """MACs of one image at the measured usage; edges that are not in it computed everything."""
+    return float(architecture_cost(net.architecture, gates=net.gate_spec, usage=usage).macs)
+
+
+def _cost_relevant(gates: GateSpec) -> GateSpec:
+    """The spec without its threshold, which moves but costs nothing: one entry in the table of prices."""
+    return gates.model_copy(update={"threshold": None})
+
+
+def most_macs(architecture: Architecture, gates: GateSpec) -> float:
+    """MACs with every gate open."""
+    return float(architecture_cost(architecture, gates=gates).macs)
+
+
+def least_macs(architecture: Architecture, gates: GateSpec) -> float:
+    """MACs with every gate closed: rows pass, images go down at the last chance, open edges run where reached."""
+    reached = {architecture.grid.stem}
+    usage: dict[str, EdgeUsage] = {}
+    rates = architecture.spec.rates
+    for step in compile_plan(architecture):
+        here = step.source in reached
+        if isinstance(step, Row):
+            if here:
+                reached.add(step.target)
+            if step.transformer is not None:
+                open_here = here and not step.gated
+                usage[step.transformer] = ALL_USED if open_here else UNUSED._replace(asked=int(here))
+            continue
+        column, rate = step.source
+        pyramid = architecture.spec.outputs == "pyramid"
+        coarser = [2 * rate] if pyramid else [r for r in rates if r > rate]
+        stranded = step.last_chance and not any((column, r) in reached for r in coarser)
+        taken = here and (not step.gated or stranded)
+        usage[step.name] = EdgeUsage(tokens=int(taken), images=int(taken), asked=int(here))
+        if taken:
+            reached.add(step.target)
+    return float(architecture_cost(architecture, gates=gates, usage=usage).macs)
+
+
+def check_budget(recipe: Recipe, architecture: Architecture) -> int | None:
+    """The target in MACs, or None.
+
+    Raises:
+        BudgetError: the gates cannot reach it; the message names the least possible.
+    """
+    target = recipe.budget_macs()
+    if target is None or architecture.is_static:
+        return None
+    least, base = least_macs(architecture, recipe.gates), recipe.base_macs()
+    if target < least:
+        field = "budget.macs" if recipe.budget.macs is not None else "budget.ratio"
+        raise BudgetError(
+            f"{field}: {target / 1e6:.4g} MMACs ({target / base:.3f} of the {recipe.budget.of}) is impossible; "
+            f"with every gate closed this grid still takes {least / 1e6:.4g} MMACs (ratio {least / base:.3f})"
+        )
+    return target
+
+
+class BudgetLoss:
+    """weight·(E[MACs]/base − target)², with switch-on, moving target and multiplier.
+
+    Args:
+        spec: weight, schedule and the rest.
+        base: MACs that ratios are shares of.
+        target: MACs to reach.
+
+    Attributes:
+        first_ratio: what was paid at the switch-on, from where a linear schedule falls; None before.
+        excess_ratio: by how much validation images cost more than training images.
+        multiplier: ν of the method of multipliers.
+    """
+
+    def __init__(self, spec: BudgetSpec, base: int, target: int) -> None:
+        self.spec, self.base, self.target = spec, base, target
+        self.first_ratio: float | None = None
+        self.excess_ratio = 0.0
+        self.multiplier = 0.0
+
+    def target_ratio(self, progress: float) -> float | None:
+        """The ratio aimed at after a share `progress` of the training; None before the switch-on."""
+        spec, final = self.spec, self.target / self.base - self.excess_ratio
+        if progress < spec.warmup_frac:
+            return None
+        if spec.schedule == "constant" or progress >= spec.settle_frac:
+            return final
+        if self.first_ratio is None:
+            return None
+        part = (progress - spec.warmup_frac) / (spec.settle_frac - spec.warmup_frac)
+        return self.first_ratio + part * (final - self.first_ratio)
+
+    def __call__(self, macs: Tensor, progress: float) -> Tensor:
+        """0-d loss of a batch's expected MACs (0-d)."""
+        ratio = self.target_ratio(progress)
+        if ratio is None:
+            return torch.zeros((), device=macs.device)
+        distance = (macs / self.base - ratio).float()
+        return self.spec.weight * distance.square() + self.multiplier * distance
+
+    def update(self, macs: float, progress: float) -> None:
+        """Take note of a step's expected MACs: the multiplier moves by their distance from the target."""
+        if progress < self.spec.warmup_frac:
+            return
+        ratio = self.target_ratio(progress)
+        if self.first_ratio is None:
+            self.first_ratio = macs / self.base
+        if ratio is not None and self.spec.multiplier_lr:
+            self.multiplier += self.spec.multiplier_lr * (macs / self.base - ratio)
+
+    def correct(self, trained_ratio: float, validated_ratio: float, progress: float) -> None:
+        """Aim lower by what validation images cost more than an epoch's training images.
+
+        Gates that see other photographs open more often or less; a target that is met on training images is then
+        missed where it counts. An epoch in which the target still moved says nothing about that.
+        """
+        settled = self.spec.warmup_frac if self.spec.schedule == "constant" else self.spec.settle_frac
+        if self.spec.correct and progress >= settled:
+            most = MOST_EXCESS_FRAC * self.target / self.base
+            self.excess_ratio = max(-most, min(most, validated_ratio - trained_ratio))
+
+    def state(self) -> dict[str, float | None]:
+        """What a checkpoint keeps."""
+        return {
+            "first_ratio": self.first_ratio,
+            "excess_ratio": self.excess_ratio,
+            "multiplier": self.multiplier,
+        }
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Go on from what `state` gave."""
+        self.first_ratio, self.multiplier = state["first_ratio"], state["multiplier"]
+        self.excess_ratio = state["excess_ratio"]

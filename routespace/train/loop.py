@@ -1,0 +1,255 @@
+"""The training loop: one `Trainer`, whose whole state fits into a checkpoint.
+
+A step is a pure function of the state before it: batches depend on (seed, epoch, step), every generator's state
+is saved, so a run that was stopped and resumed gives the same weights, bit for bit on a CPU.
+
+Shape legend: B images of one process and step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
+
+from routespace.errors import RoutespaceError
+from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
+from routespace.train.budget import BudgetLoss
+from routespace.train.checkpoint import random_state, set_random_state
+from routespace.train.data import Loaders
+from routespace.train.evaluate import evaluate
+from routespace.train.objective import Losses, Objective
+from routespace.train.optim import make_optimizer, make_schedule
+from routespace.train.progress import Progress
+from routespace.train.recipe import Recipe
+from routespace.train.stopping import StopSignal, TrainingStoppedError
+from routespace.train.tasks import Classify
+
+__all__ = ["Progress", "Trainer"]
+
+AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
+
+
+class Trainer:
+    """Trains a network by a recipe.
+
+    Args:
+        recipe: epochs, rates, budget and the rest.
+        net: trained in place.
+        loaders: what it is trained and validated with.
+        accelerator: device, precision and processes.
+        target_macs: the budget, or None.
+        report: called with a Progress after every step.
+
+    Attributes:
+        epoch, step: where training stands: epochs done, steps done in the next.
+        records: one dict per finished epoch, the lines of metrics.jsonl.
+        seconds: of training, validation included.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        net: RouteNet,
+        loaders: Loaders,
+        *,
+        accelerator: Accelerator,
+        target_macs: int | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.recipe, self.spec, self.net, self.loaders = recipe, recipe.train, net, loaders
+        self.accelerator, self.report = accelerator, report
+        self.base_macs = recipe.base_macs()
+        self.budget: BudgetLoss | None = None
+        if target_macs is not None:
+            self.budget = BudgetLoss(recipe.budget, self.base_macs, target_macs)
+        self.task = Classify(self.spec, loaders.classes)
+        self.optimizer = make_optimizer(net, self.spec)
+        self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
+        self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
+        objective = Objective(net, self.task, self.budget)
+        self.objective, self.stepper = accelerator.prepare(objective, self.optimizer)
+        self.epoch = self.step = 0
+        self.records: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self._sums = dict.fromkeys(Losses._fields, 0.0)
+        self._epoch_rate = 0.0
+
+    @property
+    def final_net(self) -> RouteNet:
+        """The network to validate and save: the moving average, where there is one."""
+        return self.ema.module if self.ema is not None else self.net
+
+    def fit(self, stop: StopSignal, save: Callable[[], None]) -> None:
+        """Train until the last epoch; `save` is called at checkpoints.
+
+        Raises:
+            TrainingStoppedError: a signal came; the checkpoint is saved.
+            RoutespaceError: the loss is no number any more.
+        """
+        while self.epoch < self.spec.epochs:
+            self._train_epoch(stop, save)
+            self.records.append(self._record())
+            self.epoch, self.step = self.epoch + 1, 0
+            self._sums = dict.fromkeys(Losses._fields, 0.0)
+            if self.epoch % self.spec.checkpoint_epochs == 0 or self.epoch == self.spec.epochs:
+                save()
+            if self._told_to_stop(stop) and self.epoch < self.spec.epochs:
+                self._stop(stop, save)
+
+    def _train_epoch(self, stop: StopSignal, save: Callable[[], None]) -> None:
+        self.loaders.set_epoch(self.epoch, self.step)
+        self.objective.train()
+        start, first = time.perf_counter(), self.step
+        for images, labels in self.loaders.train:
+            losses = self._step(images.to(self.accelerator.device), labels.to(self.accelerator.device))
+            for name, value in zip(Losses._fields, losses, strict=True):
+                self._sums[name] += value
+            self.step += 1
+            self._epoch_rate = (self.step - first) * self.spec.batch_size / (time.perf_counter() - start)
+            self.report(self.progress())
+            if self._told_to_stop(stop):
+                self.seconds += time.perf_counter() - start
+                self._stop(stop, save)
+        self.seconds += time.perf_counter() - start
+
+    def _step(self, images: Tensor, labels: Tensor) -> list[float]:
+        """One optimiser step; returns the numbers of Losses."""
+        done = self.epoch * self.loaders.steps + self.step
+        progress = done / (self.spec.epochs * self.loaders.steps)
+        gates = self.recipe.gates
+        self.net.temperature = gates.temperature * (gates.final_temperature / gates.temperature) ** progress
+        self.net.noise = gates.noise + (gates.final_noise - gates.noise) * progress
+        self._hold(progress < self.recipe.budget.open_frac)
+        self.schedule.step_update(done)
+        images, targets = self.task.mix(images, labels)
+        losses = self.objective(images, targets, progress)
+        self.accelerator.backward(losses.loss)
+        if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
+            for group in self.optimizer.param_groups:
+                self.accelerator.clip_grad_norm_(group["params"], self.spec.clip_grad)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        self.net.update_gate_ema()
+        if self.ema is not None:
+            self.ema.update(self.net)
+        stacked = torch.stack([value.detach().double() for value in losses])
+        numbers: list[float] = self.accelerator.reduce(stacked, "mean").tolist()
+        if numbers[0] != numbers[0] or abs(numbers[0]) == float("inf"):
+            raise RoutespaceError(
+                f"train.lr: the loss became {numbers[0]} in epoch {self.epoch + 1}; lower lr or set clip_grad"
+            )
+        if self.budget is not None:
+            self.budget.update(numbers[-1], progress)
+        return numbers
+
+    def _hold(self, held: bool) -> None:
+        """Hold the gates while the blocks learn: all open, or as the staircase has them."""
+        stairs = self.spec.start == "staircase"
+        self.net.held_open = held and not stairs
+        unwrapped = self.accelerator.unwrap_model(self.objective)
+        unwrapped.held = Architecture.staircase(self.net.architecture.grid) if held and stairs else None
+
+    def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
+        save()
+        raise TrainingStoppedError(
+            f"{stop.caught or 'a signal'}: stopped in epoch {self.epoch + 1} of {self.spec.epochs} after "
+            f"step {self.step} of {self.loaders.steps}; the checkpoint is saved, go on with --resume"
+        )
+
+    def _told_to_stop(self, stop: StopSignal) -> bool:
+        """Whether any process was told to; several ask each other now and then."""
+        if self.accelerator.num_processes == 1:
+            return stop.caught is not None
+        if self.step % AGREE_STEPS:
+            return False
+        told = torch.tensor(float(stop.caught is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum").item() > 0)
+
+    def _record(self) -> dict[str, Any]:
+        """Validate, and sum the epoch up."""
+        self.report(self.progress("validate"))
+        start = time.perf_counter()
+        found = evaluate(self.final_net, self.loaders.val, expected=False)
+        self.seconds += time.perf_counter() - start
+        means = {name: total / max(1, self.step) for name, total in self._sums.items()}
+        expected, counted = means["macs"] / self.base_macs, found["counted_macs"] / self.base_macs
+        target = self._target_ratio()
+        if self.budget is not None:  # judged by where the epoch began: the target must not have moved in it
+            self.budget.correct(expected, counted, self.epoch / self.spec.epochs)
+        return {
+            "epoch": self.epoch + 1,
+            "loss": means["loss"],
+            "task_loss": means["task_loss"],
+            "budget_loss": means["budget_loss"],
+            "train_accuracy": means["accuracy"],
+            "accuracy": found["accuracy"],
+            "val_loss": found["loss"],
+            "expected_ratio": expected,
+            "counted_ratio": counted,
+            "target_ratio": target,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "temperature": self.net.temperature,
+            "images_per_s": round(self._epoch_rate, 1),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def _target_ratio(self) -> float | None:
+        share = (self.epoch * self.loaders.steps + self.step) / max(1, self.spec.epochs * self.loaders.steps)
+        return self.budget.target_ratio(share) if self.budget else None
+
+    def progress(self, stage: str = "train") -> Progress:
+        """How far training is."""
+        left = self.spec.epochs * self.loaders.steps - self.epoch * self.loaders.steps - self.step
+        rate = self._epoch_rate
+        return Progress(
+            stage=stage,
+            epoch=min(self.epoch + 1, self.spec.epochs),
+            epochs=self.spec.epochs,
+            step=self.step,
+            steps=self.loaders.steps,
+            loss=self._sums["loss"] / self.step if self.step else None,
+            accuracy=self._sums["accuracy"] / self.step if self.step else None,
+            macs_ratio=self._sums["macs"] / self.step / self.base_macs if self.step else None,
+            target_ratio=self._target_ratio(),
+            images_per_s=rate,
+            eta_s=left * self.spec.batch_size / rate if rate else None,
+            metrics=self.records[-1] if self.records else {},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds; every process must call it."""
+        return {
+            "recipe": self.recipe.hash,
+            "net": self.net.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "budget": self.budget.state() if self.budget else None,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self._sums,
+            "records": self.records,
+            "seconds": self.seconds,
+            "random": gather_object([random_state()]),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.net.load_state_dict(state["net"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.budget is not None:
+            self.budget.load_state(state["budget"])
+        self.epoch, self.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
+        self.records, self.seconds = list(state["records"]), state["seconds"]
+        rank = self.accelerator.process_index
+        if rank < len(state["random"]):
+            set_random_state(state["random"][rank])

@@ -1,0 +1,65 @@
+"""What a training step minimises: the task's loss and the budget's.
+
+Shape legend: B images of one process and step · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import EdgeRoute, Routes
+from routespace.train.budget import BudgetLoss, expected_macs
+from routespace.train.tasks import Classify
+
+
+class Losses(NamedTuple):
+    """Of one step; 0-d tensors."""
+
+    loss: Tensor
+    task_loss: Tensor
+    budget_loss: Tensor
+    accuracy: Tensor
+    macs: Tensor
+
+
+class Objective(nn.Module):
+    """Network and losses as one module, so that a distributed wrapper sees every gradient's way.
+
+    Attributes:
+        held: a path whose gates are held open while all others are held shut; None lets the gates decide.
+    """
+
+    def __init__(self, net: RouteNet, task: Classify, budget: BudgetLoss | None) -> None:
+        super().__init__()
+        self.net, self.task, self.budget = net, task, budget
+        self.held: Architecture | None = None
+
+    def forward(self, images: Tensor, targets: Tensor, progress: float) -> Losses:
+        """Images (B, C, H, W) and their targets → losses."""
+        routes = held_routes(self.net, self.held, images) if self.held is not None else None
+        output = self.net(images, routes=routes)
+        task_loss = self.task.loss(output, targets)
+        macs = expected_macs(self.net, output.routes)
+        budget_loss = self.budget(macs, progress) if self.budget else torch.zeros_like(task_loss)
+        return Losses(
+            task_loss + budget_loss,
+            task_loss.detach(),
+            budget_loss.detach(),
+            self.task.hits(output, targets),
+            macs.detach(),
+        )
+
+
+def held_routes(net: RouteNet, path: Architecture, images: Tensor) -> Routes:
+    """Decisions that open the gates of `path`'s edges and shut all others, for images (B, C, H, W)."""
+    edges = {}
+    for name, places in net.gate_places(images.shape[-2:]).items():
+        decided = torch.full((len(images), places.decisions), name in path.edges, device=images.device)
+        kept = places.spread(decided)
+        edges[name] = EdgeRoute(kept, kept.float())
+    return Routes(edges)

@@ -1,0 +1,35 @@
+"""Progress: how far a run is, as a value for whoever watches (the command line, a study, a test)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever watches.
+
+    Attributes:
+        stage: `train`, `validate`, `calibrate` or `evaluate`.
+        epoch, epochs: the epoch under way, from 1; how many there are.
+        step, steps: steps done in this epoch; how many it has.
+        loss, accuracy: averages of this epoch so far (0…1).
+        macs_ratio, target_ratio: expected MACs of this epoch and the target, as shares of the base.
+        images_per_s: in this epoch, all processes.
+        eta_s: seconds of training that are left.
+        metrics: the last line of metrics.jsonl, or empty.
+    """
+
+    stage: str
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    macs_ratio: float | None = None
+    target_ratio: float | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,244 @@
+"""The parts of a recipe beside grid and gates: BudgetSpec, DataSpec, TrainSpec, SearchSpec.
+
+All are frozen pydantic models that refuse unknown fields. Shares end in `_frac` or are called ratios, sizes of
+images are pixels, rates of learning are per optimiser step.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_COUNT = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([KMGT]?)", re.IGNORECASE)
+Scalar = bool | int | float | str | None
+
+
+def parse_count(value: Any) -> Any:
+    """`12M`, `1.2G`, `800K` or a plain number → int; anything else is returned for pydantic to refuse.
+
+    Raises:
+        ValueError: a string that is no count.
+    """
+    if isinstance(value, str):
+        match = _COUNT.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"{value!r:.40} is no count; write a number, or one with K, M or G, such as 12M")
+        number = float(match[1]) * _UNITS[match[2].upper()]
+        return round(number) if math.isfinite(number) else value
+    return round(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """A section of a recipe: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class BudgetSpec(Part):
+    """How many MACs the routed network may take: L = L_task + weight·(E[MACs]/base − ratio)².
+
+    Args:
+        ratio: target as a share of the base; None for no target.
+        of: the base: the grid's `staircase`, its `full` architecture, or `base`, the family's own network of
+            the grid's `size` (the paper's C_base).
+        macs: absolute target, such as 12M; it wins over `ratio`.
+        weight: λ of the squared distance.
+        multiplier_lr: above 0 adds ν·(E[MACs]/base − ratio), where ν grows by this times the distance at every
+            step (method of multipliers): the squared distance alone settles where its slope balances the
+            task's, above the target.
+        open_frac: share of the training during which every gate is held open (with `train.start: staircase`:
+            held on the staircase), so that blocks learn before they are skipped ("masks start as all ones").
+        warmup_frac: share of the training after which the loss is switched on (the paper's ancestor: .4).
+        schedule: `constant`, or `linear`: from the switch-on the target falls from what is paid then to `ratio`,
+            until `settle_frac` of the training.
+        settle_frac: share of the training at which a linear schedule arrives.
+        correct: once the schedule has settled, aim lower by what validation images cost more than the training
+            images of the epoch before (or higher, by what they cost less).
+        calibrate: after training, move the gates' threshold until the MACs counted on validation images meet
+            the target.
+    """
+
+    ratio: Annotated[float, Field(gt=0, le=16)] | None = 0.5
+    of: Literal["staircase", "full", "base"] = "staircase"
+    macs: Count | None = None
+    weight: AtLeast0 = 10.0
+    multiplier_lr: AtLeast0 = 0.0
+    open_frac: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_frac: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: Literal["constant", "linear"] = "constant"
+    settle_frac: Share = 0.5
+    correct: bool = True
+    calibrate: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.schedule == "linear" and self.settle_frac <= self.warmup_frac:
+            raise ValueError(
+                f"settle_frac: {self.settle_frac} is not after warmup_frac {self.warmup_frac}; give a later share"
+            )
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a target at all."""
+        return self.macs is not None or self.ratio is not None
+
+
+class DataSpec(Part):
+    """Images and labels.
+
+    Args:
+        kind: `digits` (rendered here, nothing to download) or `folder` (root/train/<class>/*.jpg and, for
+            `evaluate` alone, root/test or root/val).
+        root: the folder.
+        train_size, val_size, test_size: scenes of the digits data; the train scenes are fresh each epoch.
+        digit_px: least and greatest side of a digit.
+        digits_per_scene: least and greatest number; the label is the largest's.
+        val_fraction: share of a folder's training images that is held out for validation, by a fixed seed.
+        workers: loader processes; 0 renders digits in a thread beside the training.
+        scale, hflip, color_jitter, auto_augment, erasing, interpolation, crop_pct: timm's augmentation of
+            folders (`create_transform`): least cropped area, chances, a name such as rand-m9-mstd0.5-inc1.
+    """
+
+    kind: Literal["digits", "folder"] = "digits"
+    root: str | None = None
+    train_size: Natural = 12_000
+    val_size: Natural = 1_000
+    test_size: Natural = 2_000
+    digit_px: tuple[Natural, Natural] = (10, 48)
+    digits_per_scene: tuple[Natural, Natural] = (1, 1)
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    workers: Whole = 0
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.08
+    hflip: Share = 0.5
+    color_jitter: AtLeast0 = 0.0
+    auto_augment: str | None = None
+    erasing: Share = 0.0
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class TrainSpec(Part):
+    """How the weights are taught.
+
+    Args:
+        epochs: passes over the training images; 0 trains nothing (calibration and evaluation still run).
+        batch_size: images of one optimiser step, all processes together.
+        lr, gate_lr: peak learning rates of AdamW; gates have their own group, without weight decay.
+        min_lr: where the cosine ends.
+        weight_decay: of matrices; norms and biases have none.
+        warmup_epochs: linear warm-up, part of `epochs`.
+        clip_grad: largest gradient norm of each group (matrices, norms and biases, gates); None: no clipping.
+        start: `open`, all gates open with the chance `gates.openness`, or `staircase`: those of the staircase with
+            that chance, the others with the rest of it. Training then starts from the plain network.
+        drop_path: stochastic depth at the last layer.
+        label_smoothing, mixup, cutmix: as timm has them; mixup and cutmix are the alphas, 0 for off.
+        ema_decay: of a moving average of all weights that is validated and saved in their place; None: off.
+        precision: `no` (fp32) or `bf16` (autocast).
+        execution: `dense`, `packed` or `auto`; see RouteNet.
+        device: `auto` takes an accelerator where there is one.
+        checkpoint_epochs: epochs between checkpoints.
+    """
+
+    epochs: Whole = 20
+    batch_size: Natural = 64
+    lr: Above0 = 1e-3
+    gate_lr: Above0 | None = None
+    min_lr: AtLeast0 = 1e-5
+    weight_decay: AtLeast0 = 0.05
+    warmup_epochs: AtLeast0 = 1.0
+    clip_grad: Above0 | None = 1.0
+    start: Literal["open", "staircase"] = "open"
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: AtLeast0 = 0.0
+    cutmix: AtLeast0 = 0.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["no", "bf16"] = "no"
+    execution: Literal["dense", "packed", "auto"] = "dense"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_epochs: Natural = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}; give at most that")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is odd; mixup and cutmix pair images, give an even one"
+            )
+        return self
+
+
+class Range(Part):
+    """A range of numbers to search; whole ones when low, high and step all are.
+
+    Args:
+        low, high: ends, both included.
+        log: draw on a logarithmic scale.
+        step: distance of neighbouring values.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"low: {self.low} must be a number up to high {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log: it needs low above 0 and no step")
+        if self.step is not None and not self.step > 0:
+            raise ValueError(f"step: {self.step} must be above 0")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """True when its values are whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
+
+
+Choices = Annotated[tuple[Scalar | tuple[Scalar, ...], ...], Field(min_length=1)]
+RANGE, CHOICES = "range", "choices"
+
+
+def _kind_of_space(value: Any) -> str:
+    return RANGE if isinstance(value, dict | Range) else CHOICES
+
+
+Space = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES)], Discriminator(_kind_of_space)]
+Objective = Literal["accuracy", "macs", "params", "latency_ms"]
+
+
+class SearchSpec(Part):
+    """What a study varies and what it wants.
+
+    Args:
+        space: dotted recipe field → a list of choices, or {low, high, log, step}.
+        objectives: accuracy is maximised, the others are minimised.
+        limits: hard limits, checked analytically before anything is trained.
+        trials: how many, when the command line does not say.
+        sampler: optuna's.
+        overrides: dotted recipe field → value of every trial, such as fewer epochs.
+    """
+
+    space: dict[str, Space]
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy", "macs")
+    limits: dict[Literal["macs", "params"], Count] = {}
+    trials: Natural = 20
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    overrides: dict[str, Any] = {}

@@ -1,0 +1,90 @@
+"""Run folders: what may be written where, and what a run that was stopped must find again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from routespace.errors import BundleError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.spec import GridSpec
+from routespace.nn.route_net import RouteNet
+from routespace.nn.weights import read_json, save_net
+from routespace.train.checkpoint import write_text
+from routespace.train.recipe import Recipe
+
+RESULT = "result.json"
+FORMAT = "routespace.run/1"
+GIVEN = "given"  # in architecture.json: whether the training started from a given network
+
+
+def with_init(recipe: Recipe, init: RouteNet | None) -> tuple[Recipe, Architecture]:
+    """The recipe and architecture to train; a given network's grid and gates take the recipe's place."""
+    if init is None:
+        return recipe, recipe.architecture()
+    return fine_tuning(recipe, init.spec, init.gate_spec), init.architecture
+
+
+def fine_tuning(recipe: Recipe, grid: GridSpec, gates: GateSpec) -> Recipe:
+    """The recipe with a given network's grid and gates, which are neither held nor set to a start."""
+    if recipe.budget.of == "base" and grid.size is None:
+        raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
+    parts = {"grid": grid.model_dump(mode="json"), "gates": gates.model_dump(mode="json")}
+    return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise BundleError unless `out` is empty or not there: nothing is overwritten silently."""
+    if (out / RESULT).exists():
+        raise BundleError(f"{out}: is a finished run; choose another --out, or remove it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        hint = "go on with --resume, or " if (out / "recipe.yaml").exists() else ""
+        raise BundleError(f"{out}: exists and is not empty; {hint}choose another --out")
+
+
+def resumable(
+    out: Path, recipe: Recipe, architecture: Architecture, *, from_init: bool
+) -> tuple[Recipe, Architecture]:
+    """The recipe and architecture of the run in `out`, which must be the given ones."""
+    if not (out / "recipe.yaml").exists():
+        raise BundleError(f"{out}: no run to resume; leave --resume out, or give the folder of one")
+    try:
+        saved = Recipe.from_yaml((out / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, SpecError) as error:
+        raise BundleError(f"{out / 'recipe.yaml'}: cannot be read ({error!s:.80})") from error
+    data = read_json(out / "architecture.json")
+    trained = Architecture.from_json(data)
+    if data.get(GIVEN) and not from_init:
+        recipe, architecture = fine_tuning(recipe, saved.grid, saved.gates), trained
+    old, new = saved.to_data(), recipe.to_data()
+    differing = [key for key in old if old[key] != new[key]]
+    if trained != architecture:
+        differing.append("architecture")
+    if differing:
+        raise BundleError(f"{out}: is a run of another recipe ({', '.join(differing)}); choose another --out")
+    return saved, trained
+
+
+def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given: bool) -> None:
+    """Make the folder with recipe.yaml and architecture.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = architecture.to_json() | {GIVEN: given}
+    write_text(out / "architecture.json", json.dumps(data, indent=1) + "\n")
+    write_text(out / "recipe.yaml", recipe.to_yaml())
+
+
+def save_final(out: Path, net: RouteNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
+    """net/, usage.json and, last, result.json: the folder is finished when that is there."""
+    partial = out / ".net.partial"
+    for folder in (partial, out / "net"):
+        shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir()
+    save_net(net, partial)
+    os.replace(partial, out / "net")
+    data = {"format": "routespace.usage/1", "edges": usage}
+    write_text(out / "usage.json", json.dumps(data, indent=1) + "\n")
+    write_text(out / RESULT, json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,163 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from train_tiny import tiny
+
+from routespace.errors import BudgetError
+from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
+from routespace.nn.usage_meter import UsageMeter
+from routespace.train.budget import (
+    BudgetLoss,
+    check_budget,
+    counted_macs,
+    expected_macs,
+    least_macs,
+    most_macs,
+)
+from routespace.train.calibrate import calibrate
+from routespace.train.recipe import BudgetSpec
+
+
+def images(count: int = 8) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def network(recipe) -> RouteNet:
+    torch.manual_seed(0)
+    return RouteNet(recipe.architecture(), recipe.gates)
+
+
+def used(net: RouteNet, batch: torch.Tensor) -> dict:
+    meter = UsageMeter()
+    meter.update(net(batch).routes, len(batch))
+    return meter.usage()
+
+
+def test_a_static_network_costs_what_torch_counts():
+    net = network(tiny(routing="static")).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = net(images(1))
+    assert float(expected_macs(net, out.routes)) == counter.get_total_flops() / 2 == counted_macs(net, {})
+
+
+@pytest.mark.parametrize("rows", ["token", "image", "layer", "window"])
+@pytest.mark.parametrize("columns", ["image", "token"])
+def test_expected_is_counted_for_hard_decisions(rows, columns):
+    net = network(tiny(gates__rows=rows, gates__columns=columns, gates__openness=0.5))
+    out = net(images())  # training mode: sampled, straight-through
+    meter = UsageMeter()
+    meter.update(out.routes, 8)
+    assert expected_macs(net, out.routes).item() == pytest.approx(counted_macs(net, meter.usage()), rel=1e-6)
+    assert 0 < counted_macs(net, meter.usage()) < most_macs(net.architecture, net.gate_spec)
+
+
+@pytest.mark.parametrize("columns", ["image", "token"])
+def test_gradient_of_expected_macs_by_finite_differences(columns):
+    recipe = tiny(gates__kind="sigmoid", gates__relaxation="soft", gates__columns=columns, gates__openness=0.6)
+    net = network(recipe)
+    batch = images()
+
+    def macs() -> torch.Tensor:
+        return expected_macs(net, net(batch).routes) / recipe.base_macs()
+
+    macs().backward()
+    for name, gate in net.gates.items():
+        slope = float(gate.bias.grad)
+        ends = []
+        for step in (-0.02, 0.02):
+            with torch.no_grad():
+                gate.bias += step
+                ends.append(float(macs()))
+                gate.bias -= step
+        assert (ends[1] - ends[0]) / 0.04 == pytest.approx(slope, rel=0.02, abs=1e-4), name
+        assert slope > 0 or name.startswith("l02"), name  # the last chance down is not a choice
+
+
+@pytest.mark.parametrize("routing", ["both", "depth", "scale"])
+def test_least_macs_is_what_closed_gates_cost(routing):
+    recipe = tiny(routing=routing, gates__threshold=0.9999999)
+    net = network(recipe).eval()
+    least = least_macs(net.architecture, net.gate_spec)
+    assert counted_macs(net, used(net, images())) == least
+    assert least < most_macs(net.architecture, net.gate_spec)
+
+
+def test_an_impossible_budget_names_the_least_possible():
+    recipe = tiny(budget__ratio=0.01)
+    with pytest.raises(BudgetError, match=r"budget.ratio.*every gate closed.*\(ratio 0\.\d+\)"):
+        check_budget(recipe, recipe.architecture())
+    with pytest.raises(BudgetError, match=r"budget.macs"):
+        check_budget(tiny(budget__macs=10), recipe.architecture())
+    assert check_budget(recipe, Architecture.staircase(recipe.architecture().grid)) is None
+
+
+def test_the_target_moves_as_the_schedule_says():
+    loss = BudgetLoss(BudgetSpec(schedule="linear", warmup_frac=0.2, settle_frac=0.6), base=100, target=50)
+    assert [loss.target_ratio(p) for p in (0.0, 0.2)] == [None, None]  # nothing is known of the start yet
+    loss.update(300.0, 0.1)
+    loss.update(150.0, 0.2)
+    loss.update(120.0, 0.25)
+    assert loss.target_ratio(0.0) is None
+    assert [loss.target_ratio(p) for p in (0.2, 0.4, 0.6, 1.0)] == pytest.approx([1.5, 1.0, 0.5, 0.5])
+    again = BudgetLoss(loss.spec, base=100, target=50)
+    again.load_state(loss.state())
+    assert again.target_ratio(0.4) == loss.target_ratio(0.4)
+    macs = torch.tensor(80.0, requires_grad=True)
+    assert float(loss(macs, 0.1)) == 0.0
+    value = loss(macs, 1.0)
+    value.backward()
+    assert value.item() == pytest.approx(10 * 0.3**2)
+    assert float(macs.grad) == pytest.approx(10 * 2 * 0.3 / 100)
+
+
+def test_the_multiplier_removes_the_bias_of_the_penalty():
+    """min −2r + λ(r − .5)² settles at .5 + 1/λ; with a multiplier it settles at the target."""
+    reached = []
+    for rate in (0.0, 1.0):
+        loss = BudgetLoss(BudgetSpec(weight=10.0, multiplier_lr=rate), base=1, target=1)
+        loss.target = 0.5
+        ratio = torch.tensor(0.9, requires_grad=True)
+        optimizer = torch.optim.SGD([ratio], lr=0.02)
+        for _ in range(800):
+            optimizer.zero_grad()
+            (loss(ratio, 1.0) - 2 * ratio).backward()
+            optimizer.step()
+            loss.update(ratio.item(), 1.0)
+        reached.append(ratio.item())
+    assert reached[0] == pytest.approx(0.6, abs=1e-3)
+    assert reached[1] == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("ratio", [0.6, 0.8, 1.0])
+def test_training_and_calibration_reach_the_target(ratio):
+    recipe = tiny(budget__ratio=ratio, gates__temperature=0.7)
+    net, target = network(recipe), recipe.budget_macs()
+    loss = BudgetLoss(recipe.budget, recipe.base_macs(), target)
+    optimizer = torch.optim.Adam(net.gates.parameters(), lr=0.1)
+    batch = images(16)
+    for _ in range(120):
+        macs = expected_macs(net, net(batch).routes)
+        optimizer.zero_grad()
+        loss(macs, 1.0).backward()
+        optimizer.step()
+        net.update_gate_ema()
+    assert macs.item() == pytest.approx(target, rel=0.1)
+    found = calibrate(net, [(batch, torch.zeros(16))], target)
+    assert found.met, found
+    net.eval()
+    assert counted_macs(net, used(net, batch)) == pytest.approx(target, rel=0.03)
+    assert found.macs == pytest.approx(target, rel=0.03)
+    assert net.gate_spec.threshold == found.threshold
+
+
+def test_calibration_says_when_it_cannot():
+    net = network(tiny())
+    most = most_macs(net.architecture, net.gate_spec)
+    found = calibrate(net, [(images(), torch.zeros(8))], 2 * most)
+    assert not found.met
+    assert "saturated" in found.note
+    random = network(tiny(routing="depth", gates__selection="random"))
+    found = calibrate(random, [(images(2), torch.zeros(2))], 1.0)
+    assert not found.met
+    assert found.note

@@ -1,0 +1,200 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from train_tiny import tiny
+
+from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.usage import usage_from_json
+from routespace.nn.route_net import RouteNet
+from routespace.nn.weights import load_net
+from routespace.train.data import make_loaders
+from routespace.train.run import Progress, TrainingStoppedError, evaluate, train
+
+TIMES = ("seconds", "images_per_s")
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def same_weights(a: RouteNet, b: RouteNet) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "a"
+    seen = []
+    return train(tiny(), out, progress=seen.append), seen
+
+
+def test_what_a_run_folder_holds(finished):
+    result, seen = finished
+    folder = result.folder
+    assert {path.name for path in folder.iterdir()} == {
+        "recipe.yaml", "architecture.json", "metrics.jsonl", "checkpoint", "net", "usage.json", "result.json",
+    }  # fmt: skip
+    assert json.loads((folder / "result.json").read_text()) == result.metrics
+    assert [record["epoch"] for record in records(folder)] == [1, 2]
+    usage = usage_from_json(json.loads((folder / "usage.json").read_text()), RoutingGrid(tiny().grid))
+    assert set(usage) <= set(result.net.architecture.edges)
+    again = load_net(folder / "net")
+    assert same_weights(again, result.net)
+    assert again.gate_spec.threshold == result.metrics["calibration"]["threshold"]
+    assert {progress.stage for progress in seen} == {"train", "validate", "calibrate", "evaluate"}
+    assert all(isinstance(progress, Progress) for progress in seen)
+    found = evaluate(again, make_loaders(tiny()).val)
+    for key in ("accuracy", "counted_macs", "expected_macs"):
+        assert found[key] == pytest.approx(result.metrics[key], rel=1e-6)
+
+
+def test_evaluate_agrees_with_plain_counting(finished):
+    net = finished[0].net
+    loader = make_loaders(tiny()).test
+    found = evaluate(net, loader, expected=False)
+    with torch.no_grad():
+        right = [(net(images).logits.argmax(1) == labels).float() for images, labels in loader]
+    assert found["accuracy"] == pytest.approx(float(torch.cat(right).mean()))
+    assert found["images"] == 32
+    assert found["expected_macs"] is None
+    routes = torch.cat([net(images).routes["l00_r04_transformer"].kept.float().mean(1) for images, _ in loader])
+    assert found["usage"]["l00_r04_transformer"]["tokens"] == pytest.approx(float(routes.mean()), abs=1e-6)
+
+
+EXTRAS = {"train__ema_decay": 0.9, "train__mixup": 0.5, "budget__multiplier_lr": 0.1, "gates__rows": "layer"}
+
+
+@pytest.mark.parametrize(("changes", "step"), [({}, 2), ({}, 4), (EXTRAS, 7), ({"routing": "static"}, 5)])
+def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, changes, step):
+    recipe = tiny(**changes)
+    whole = train(recipe, tmp_path / "whole")
+    done = 0
+
+    def stop(progress: Progress) -> None:
+        nonlocal done
+        done += progress.stage == "train"
+        if done == step and progress.stage == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "stopped"
+    with pytest.raises(TrainingStoppedError, match=r"SIGTERM: .*--resume"):
+        train(recipe, out, progress=stop)
+    assert not (out / "result.json").exists()
+    torch.manual_seed(999)  # whatever state the new process starts in
+    resumed = train(recipe, out, resume=True)
+    assert same_weights(whole.net, resumed.net)
+    assert records(tmp_path / "whole") == records(out)
+    assert {**whole.metrics, "seconds": 0, "images_per_s": 0, "eval_images_per_s": 0, "date": ""} == {
+        **resumed.metrics, "seconds": 0, "images_per_s": 0, "eval_images_per_s": 0, "date": "",
+    }  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_path):
+    assert same_weights(finished[0].net, train(tiny(), tmp_path / "b").net)
+    assert not same_weights(finished[0].net, train(tiny(seed=1), tmp_path / "c").net)
+
+
+def test_existing_folders_are_not_overwritten(finished, tmp_path):
+    folder = finished[0].folder
+    before = (folder / "result.json").read_bytes()
+    with pytest.raises(BundleError, match="finished run"):
+        train(tiny(), folder)
+    assert train(tiny(), folder, resume=True).metrics == finished[0].metrics
+    with pytest.raises(BundleError, match=r"another recipe .*train"):
+        train(tiny(train__epochs=3), folder, resume=True)
+    assert (folder / "result.json").read_bytes() == before
+    (tmp_path / "x").write_text("mine")
+    for out in (tmp_path, tmp_path / "x"):
+        with pytest.raises(BundleError, match="--out"):
+            train(tiny(), out)
+    with pytest.raises(BundleError, match="no run to resume"):
+        train(tiny(), tmp_path / "nothing", resume=True)
+    with pytest.raises(BundleError, match="cannot be written"):
+        train(tiny(), tmp_path / "x" / "below")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    out = tmp_path / "run"
+
+    def stop(progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingStoppedError):
+        train(tiny(), out, progress=stop)
+    path = out / "checkpoint" / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BundleError, match="checkpoint"):
+        train(tiny(), out, resume=True)
+
+
+def test_nothing_is_left_behind_when_a_recipe_cannot_run(tmp_path):
+    out = tmp_path / "run"
+    for changes in ({"data__kind": "folder"}, {"budget__ratio": 0.001}, {"data__train_size": 5}):
+        with pytest.raises(RoutespaceError):
+            train(tiny(**changes), out)
+        assert not out.exists()
+    if not torch.cuda.is_available():
+        with pytest.raises(SpecError, match=r"train.device"):
+            train(tiny(train__device="cuda"), out)
+
+
+def test_a_diverging_run_says_so(tmp_path):
+    with pytest.raises(RoutespaceError, match=r"train.lr: the loss became"):
+        train(
+            tiny(train__lr=1e20, train__clip_grad=None, train__min_lr=0, train__warmup_epochs=0), tmp_path / "run"
+        )
+
+
+def test_fine_tuning_starts_from_the_given_network(finished, tmp_path):
+    start = finished[0].net.restrict(tiny(routing="static").architecture())
+    recipe = tiny(train__epochs=0, grid__layers=3)  # the grid of the network wins
+    result = train(recipe, tmp_path / "zero", init=start)
+    assert result.net.architecture == start.architecture
+    assert same_weights(result.net, RouteNet.restrict(finished[0].net, start.architecture))
+    assert result.metrics["target_macs"] is None
+    assert result.metrics["expected_ratio"] == result.metrics["counted_ratio"]
+    tuned = train(tiny(train__epochs=1), tmp_path / "one", init=start)
+    assert not same_weights(tuned.net, result.net)
+    assert train(tiny(train__epochs=1), tmp_path / "one", resume=True).metrics == tuned.metrics
+    routed = train(tiny(train__epochs=1), tmp_path / "routed", init=finished[0].net)
+    assert routed.metrics["calibration"]["met"]
+
+
+def test_bf16_and_every_kind_of_gate_train(tmp_path):
+    for i, changes in enumerate(
+        [
+            {"train__precision": "bf16"},
+            {"gates__kind": "tanh"},
+            {"gates__kind": "sigmoid", "gates__relaxation": "soft"},
+            {"gates__rows": "layer", "gates__columns": "token"},
+            {"routing": "none"},
+            {"train__execution": "packed"},
+            {"train__cutmix": 1.0, "train__label_smoothing": 0.1, "train__drop_path": 0.2},
+        ]
+    ):
+        result = train(tiny(train__epochs=1, data__train_size=32, **changes), tmp_path / str(i))
+        assert result.metrics["counted_macs"] > 0, changes
+
+
+def test_a_staircase_start_is_the_plain_network(tmp_path):
+    """While the gates are held, only the staircase learns; afterwards the gates decide."""
+    costs = {}
+
+    def watch(progress: Progress) -> None:
+        if progress.stage == "train":
+            costs[progress.epoch, progress.step] = progress.macs_ratio
+
+    recipe = tiny(train__start="staircase", budget__open_frac=0.5, budget__warmup_frac=0.5, gates__openness=0.97)
+    train(recipe, tmp_path / "run", progress=watch)
+    held = [costs[1, step] for step in range(1, 5)]
+    assert max(held) == min(held) == pytest.approx(1.0, abs=0.05)  # the rest is the price of the gates
+    assert len({costs[2, step] for step in range(1, 5)}) > 1
+    opened = train(tiny(budget__open_frac=0.5), tmp_path / "open", progress=watch)
+    assert costs[1, 4] == costs[1, 1] > 1.5
+    assert opened.metrics["calibration"]["met"]
