@@ -1,6 +1,6 @@
 """What a routed block and a routed network take, as ratios to the same one dense, measured in one run.
 
-    python benchmarks/routing.py [--family pvt_v2] [--batch 1 8] [--train] [--quick] [--json results/routing.json]
+    python benchmarks/routing.py [--family pvt_v2] [--batch 1 8] [--what training] [--quick] [--json OUT]
     python benchmarks/routing.py --device cuda --dtype bf16 --batch 256 512 --clock wall
 
 Columns: `masked` computes everything and masks; `packed`, `auto` and `capacity` (top-k, equal counts) are eager,
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEPS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="processor time, or the clock")
-    parser.add_argument("--train", action="store_true", help="a training step too")
+    parser.add_argument("--what", nargs="+", choices=("inference", "training"), default=["inference", "training"])
     parser.add_argument("--no-blocks", action="store_true", help="the whole network alone")
     parser.add_argument("--no-compile", action="store_true", help="eager alone: starts in seconds")
     parser.add_argument("--quick", action="store_true", help="three rounds, batch 1, keep .5 and .25, size b0")
@@ -233,6 +233,14 @@ def report(what: str, runs: Runs, ideal: Callable[[float], float]) -> list[dict]
     return rows
 
 
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor()
+
+
 def main() -> None:
     """Measure everything that was asked for."""
     torch.set_num_threads(1)
@@ -245,7 +253,7 @@ def main() -> None:
     heads = ("masked", "packed", "auto", "capac.", "compil.", "ideal")
     print(f"{'':28s} {'keep':>5s} {'dense ms':>9s} {'compiled':>9s}  " + " ".join(f"{h:>7s}" for h in heads))
     rows: list[dict] = []
-    for train in (False, True) if ARGS.train else (False,):
+    for train in [what == "training" for what in ARGS.what]:
         for batch in ARGS.batch:
             suffix = f"B={batch}" + (" train" if train else "")
             for rate in () if ARGS.no_blocks else spec.rates:
@@ -258,7 +266,7 @@ def main() -> None:
     if ARGS.json:
         head = {
             "what": "routing", "preset": preset, "dtype": ARGS.dtype, "clock": clock, "rounds": ARGS.rounds,
-            "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor(),
+            "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor(),
             "load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip

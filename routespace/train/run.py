@@ -177,6 +177,7 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
     """Calibrate, measure and save the final network."""
     recipe, loaders = trainer.recipe, trainer.loaders
     net = trainer.final_net.eval()
+    settle_gates(net)
     start = time.perf_counter()
     found = None
     if target is not None and recipe.budget.calibrate:
@@ -191,6 +192,17 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
             save_final(out, net, measured["usage"], result)
     trainer.accelerator.wait_for_everyone()
     return RunResult(out, result, net.cpu())
+
+
+@torch.no_grad()
+def settle_gates(net: RouteNet) -> None:
+    """Let the averaged gate weights take the place of the live ones: training then decides as inference does."""
+    for module in net.gates.values():
+        assert isinstance(module, Gate)
+        if module.learned:
+            module.bias.copy_(module.ema_bias)
+            if module.weight is not None and module.ema_weight is not None:
+                module.weight.copy_(module.ema_weight)
 
 
 def _result(

@@ -21,6 +21,7 @@ from routespace.deploy.bundle import CARD_FILE, Card
 TINY = [
     *("--set", "data.train_size=96", "--set", "data.val_size=40", "--set", "data.test_size=50"),
     *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "grid.layers=2"),
+    *("--set", "grid.embed_layers=all"),
 ]
 ONE_EPOCH = [*TINY, "--set", "train.epochs=1"]
 

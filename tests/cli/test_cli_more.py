@@ -44,7 +44,14 @@ def study(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("search") / "study"
     args = ["search", "digits_tiny", "--trials", "2", "--seed", "1", "--out", str(out)]
     args += ["--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"]
-    args += ["--set", "search.space={budget.ratio: [0.5, 0.9]}", "--set", "grid.layers=2"]
+    args += [
+        "--set",
+        "search.space={budget.ratio: [0.5, 0.9]}",
+        "--set",
+        "grid.layers=2",
+        "--set",
+        "grid.embed_layers=all",
+    ]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, (result.output, result.exception)
     assert "Pareto front" in result.output
@@ -149,7 +156,14 @@ def test_replaced_leaves_nothing_behind(tmp_path):
 def test_search_is_resumed(cli, study):
     args = ["search", "digits_tiny", "--trials", 2, "--seed", 1, "--out", study]
     args += ["--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"]
-    args += ["--set", "search.space={budget.ratio: [0.5, 0.9]}", "--set", "grid.layers=2"]
+    args += [
+        "--set",
+        "search.space={budget.ratio: [0.5, 0.9]}",
+        "--set",
+        "grid.layers=2",
+        "--set",
+        "grid.embed_layers=all",
+    ]
     assert "2 finished" in cli(*args).assert_fine().out
     assert (study / "front.png").stat().st_size > 1000
 

@@ -198,3 +198,16 @@ def test_a_staircase_start_is_the_plain_network(tmp_path):
     opened = train(tiny(budget__open_frac=0.5), tmp_path / "open", progress=watch)
     assert costs[1, 4] == costs[1, 1] > 1.5
     assert opened.metrics["calibration"]["met"]
+
+
+def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
+    """The gates' noise ends at 0, so the decisions that the loss saw are those of inference."""
+    metrics = finished[0].metrics
+    assert metrics["expected_macs"] == pytest.approx(metrics["counted_macs"], rel=0.01)
+    noisy = finished[0].net
+    spec = noisy.gate_spec
+    noisy.gate_spec = spec.model_copy(update={"final_noise": 1.0})
+    found = evaluate(noisy, make_loaders(tiny()).val)
+    noisy.gate_spec = spec
+    assert found["counted_macs"] == metrics["counted_macs"]
+    assert found["expected_macs"] != metrics["expected_macs"]
