@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_tiny"
-TRIALS = 4
-FINE_TUNING = {"name": "digits_tiny_finetuned", "train.epochs": 4, "train.lr": 1e-3, "train.warmup_epochs": 0.5}
+TRIALS = 3
+FINE_TUNING = {"name": "digits_tiny_finetuned", "train.epochs": 3, "train.lr": 1e-3, "train.warmup_epochs": 0.5}
 QUICK = {"train.epochs": 1, "data.train_size": 256, "data.val_size": 100, "data.test_size": 100}
 QUICK_TRIALS = 2
 STEPS = 8

@@ -28,7 +28,7 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
-from routespace.nn.compute import Packed
+from routespace.nn.compute import EdgeWork, Packed
 from routespace.nn.place import Place
 from routespace.nn.route_net import RouteNet
 
@@ -193,7 +193,7 @@ def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tenso
 def _packed_chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int], kept: Tensor) -> Tensor:
     compute = Packed()
     for stage in stages:
-        x = compute.row(stage, hw, Place(x), kept, scale=None, keys="all")
+        x = compute.row(stage, EdgeWork(Place(x), hw, kept))
     return x
 
 

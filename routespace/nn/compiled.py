@@ -1,8 +1,8 @@
 """The compiled block path: one compiled function for all blocks of a width, every mask and every keep ratio.
 
 A step is a plain function of a block and tensors. torch.compile sees the block's weights as inputs, so blocks
-of equal shape share one graph, and dynamic shapes make one graph serve every number of kept tokens. Compiling
-blocks, not networks, starts faster and never recompiles for another path through a supernet.
+of equal shape share one graph, and dynamic shapes make one graph serve every number of kept tokens and images.
+Compiling blocks, not networks, starts faster and never recompiles for another path through a supernet.
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ from torch import Tensor, nn
 
 from routespace.nn.stage import Block
 
-# One graph per width, and again for: gradients or not, one image (a batch of 1 is a shape of its own), keys of
-# all or of some tokens, stochastic depth, element type. Past the limit torch would run the step uncompiled.
+# One graph per width and map size, and again for: gradients or not, one image (a batch of 1 is a shape of its
+# own), keys of all or of some tokens, stochastic depth, element type. Past the limit torch would run the step
+# uncompiled.
 RECOMPILE_LIMIT = 128
 # Index tables are made here and are right; checking each of nine gathers costs more than the gather.
 OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
 
 
-@lru_cache(maxsize=16)
-def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The compiled form of a step, made once."""
+@lru_cache(maxsize=256)
+def compiled(step: Callable[..., Tensor], hw: tuple[int, int]) -> Callable[..., Tensor]:
+    """The compiled form of a step(block, x, hw, …) on maps of one size, made once: f(block, x, …).
+
+    The size is a default argument, which the compiler takes as a constant. As a free number it would make no
+    graph rarer, as widths come with their maps, and the backward of a strided convolution cannot be generated.
+    """
     import torch._dynamo.config as limits  # here, as importing it takes a second
 
+    def at_size(block: Block, x: Tensor, *rest: object, hw: tuple[int, int] = hw) -> Tensor:
+        return step(block, x, hw, *rest)
+
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
-    return torch.compile(step, dynamic=True, options=OPTIONS)
+    return torch.compile(at_size, dynamic=True, options=OPTIONS)
 
 
 def use_compiled(block: Block) -> bool:

@@ -9,6 +9,7 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -24,39 +25,40 @@ Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on moving rows costs more than it saves
 
 
+@dataclass(frozen=True)
+class EdgeWork:
+    """What is to be computed on one edge.
+
+    Attributes:
+        here: the node that it reads.
+        hw: height and width of that node's map.
+        kept: (B, P) bool, the tokens to compute: of the map for a row, of the coarser map for a patch embedding.
+        scale: (B, P), what the result is multiplied by; None for 1.
+        keys: what keys and values are made of (rows).
+        per_image: number of kept tokens of every image, where the selection makes them equal (rows).
+        width: channels of the result (patch embeddings).
+    """
+
+    here: Place
+    hw: tuple[int, int]
+    kept: Tensor
+    scale: Tensor | None = None
+    keys: Keys = "all"
+    per_image: int | None = None
+    width: int = 0
+
+
 class Compute(Protocol):
     """A way to compute edges of which only some tokens or images were kept."""
 
     def absent(self, here: Place) -> bool:
         """True when nothing of a node is there to be computed, so that its gates need not be asked."""
 
-    def row(
-        self,
-        stage: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        keys: Keys,
-        per_image: int | None = None,
-    ) -> Tensor:
-        """(B, N, C): scale·T(x) + (1 − scale)·x at kept tokens (scale None: T(x)), x elsewhere.
+    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
+        """(B, N, C): scale·T(x) + (1 − scale)·x at kept tokens, x elsewhere."""
 
-        `per_image` is the number of kept tokens of every image where the selection makes them equal.
-        """
-
-    def embed(
-        self,
-        embed: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        width: int,
-    ) -> Tensor:
-        """(B, N', C'): scale·P(x) at kept coarse tokens (scale None: P(x)), zero elsewhere; `width` is C'."""
+    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+        """(B, N', C'): scale·P(x) at kept coarse tokens, zero elsewhere."""
 
 
 class Dense:
@@ -66,39 +68,17 @@ class Dense:
         """See Compute; a dense pass never looks."""
         return False
 
-    def row(
-        self,
-        stage: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        keys: Keys,
-        per_image: int | None = None,
-    ) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        x = here.x
-        y = stage(x, hw, keep_of(here, kept, hw, keys))
-        if scale is not None:
-            y = torch.lerp(x, y, scale.unsqueeze(-1).to(x.dtype))
-        return torch.where(kept.unsqueeze(-1), y, x)
+        x = work.here.x
+        y = blend(x, stage(x, work.hw, keep_of(work)), work.scale)
+        return torch.where(work.kept.unsqueeze(-1), y, x)
 
-    def embed(
-        self,
-        embed: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        width: int,
-    ) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        y = embed(here.x, hw, here.visible(here.x.dtype))
-        if scale is not None:
-            y = y * scale.unsqueeze(-1).to(y.dtype)
-        return torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
+        x = work.here.x
+        y = scaled(embed(x, work.hw, work.here.visible(x.dtype)), work.scale)
+        return torch.where(work.kept.unsqueeze(-1), y, torch.zeros_like(y))
 
 
 class Packed:
@@ -111,57 +91,37 @@ class Packed:
         there = here.there()
         return there is not None and not bool(there.any())
 
-    def row(
-        self,
-        stage: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        keys: Keys,
-        per_image: int | None = None,
-    ) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        x = here.x
-        keep = keep_of(here, kept, hw, keys, per_image)
-        images = _chosen(kept) if keep is None else keep.occupied
-        if images is not None:
-            if not images.shape[0] and not torch.compiler.is_exporting():
-                return x
-            part = None if scale is None else scale.index_select(0, images)
-            chosen = None if keep is None else keep.only(images)
-            return x.index_copy(0, images, self._rows(stage, hw, take(x, images), chosen, part))
-        return self._rows(stage, hw, x, keep, scale)
+        x, scale, keep = work.here.x, work.scale, keep_of(work)
+        images = _chosen(work.kept) if keep is None else keep.occupied
+        if images is None:
+            return self._rows(stage, work.hw, x, keep, scale)
+        if not images.shape[0] and not torch.compiler.is_exporting():
+            return x
+        part = None if scale is None else scale.index_select(0, images)
+        chosen = None if keep is None else keep.only(images)
+        return x.index_copy(0, images, self._rows(stage, work.hw, take(x, images), chosen, part))
 
     def _rows(
         self, stage: nn.Module, hw: tuple[int, int], x: Tensor, keep: Keep | None, scale: Tensor | None
     ) -> Tensor:
         """All images of x, each with something kept."""
         y = stage(x, hw) if keep is None or keep.is_everything else stage(x, hw, keep, packed=True)
-        return y if scale is None else torch.lerp(x, y, scale.unsqueeze(-1).to(x.dtype))
+        return blend(x, y, scale)
 
-    def embed(
-        self,
-        embed: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        width: int,
-    ) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        x, visible = here.x, here.visible(here.x.dtype)
+        x, kept, (h, w) = work.here.x, work.kept, work.hw
+        parts = (x, kept, work.here.visible(x.dtype), work.scale)
         images = _chosen(kept)
         if images is None:
-            return self._patches(embed, hw, x, kept, visible, scale)
-        b = x.shape[0]
+            return self._patches(embed, work.hw, *parts)
         if not images.shape[0] and not torch.compiler.is_exporting():
-            return x.new_zeros(b, -(-hw[0] // 2) * -(-hw[1] // 2), width)
-        visible, scale = (None if part is None else part.index_select(0, images) for part in (visible, scale))
-        y = self._patches(embed, hw, take(x, images), kept.index_select(0, images), visible, scale)
-        return spread_rows(y, images, b)
+            return x.new_zeros(x.shape[0], -(-h // 2) * -(-w // 2), work.width)
+        visible, scale = (None if part is None else part.index_select(0, images) for part in parts[2:])
+        y = self._patches(embed, work.hw, take(x, images), kept.index_select(0, images), visible, scale)
+        return spread_rows(y, images, x.shape[0])
 
     def _patches(
         self,
@@ -174,8 +134,7 @@ class Packed:
     ) -> Tensor:
         """All images of x, each with something kept."""
         if kept.shape[1] == 1:
-            y = embed(x, hw, visible)
-            return y if scale is None else y * scale.unsqueeze(-1).to(y.dtype)
+            return scaled(embed(x, hw, visible), scale)
         b, tokens = kept.shape
         if isinstance(embed, TokenEmbed):
             rows = kept.flatten().nonzero().squeeze(1)
@@ -183,7 +142,7 @@ class Packed:
         else:
             y = embed(x, hw, visible)
             y = torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
-        return y if scale is None else y * scale.unsqueeze(-1).to(y.dtype)
+        return scaled(y, scale)
 
 
 class Auto:
@@ -197,36 +156,27 @@ class Auto:
         """See Compute."""
         return self.packed.absent(here)
 
-    def row(
-        self,
-        stage: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        keys: Keys,
-        per_image: int | None = None,
-    ) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        share = float(kept.float().mean()) if per_image is None else per_image / kept.shape[1]
-        way = self.dense if kept.shape[1] > 1 and PACK_BELOW <= share < 1 else self.packed
-        return way.row(stage, hw, here, kept, scale=scale, keys=keys, per_image=per_image)
+        tokens = work.kept.shape[1]
+        share = float(work.kept.float().mean()) if work.per_image is None else work.per_image / tokens
+        way = self.dense if tokens > 1 and PACK_BELOW <= share < 1 else self.packed
+        return way.row(stage, work)
 
-    def embed(
-        self,
-        embed: nn.Module,
-        hw: tuple[int, int],
-        here: Place,
-        kept: Tensor,
-        *,
-        scale: Tensor | None,
-        width: int,
-    ) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        tokens = kept.shape[1] > 1 and float(kept.float().mean()) >= PACK_BELOW
-        way = self.dense if tokens else self.packed
-        return way.embed(embed, hw, here, kept, scale=scale, width=width)
+        tokens = work.kept.shape[1] > 1 and float(work.kept.float().mean()) >= PACK_BELOW
+        return (self.dense if tokens else self.packed).embed(embed, work)
+
+
+def blend(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
+    """(B, N, C): scale·y + (1 − scale)·x, with scale (B, P); y where there is none."""
+    return y if scale is None else torch.lerp(x, y, scale.unsqueeze(-1).to(x.dtype))
+
+
+def scaled(y: Tensor, scale: Tensor | None) -> Tensor:
+    """(B, N, C): scale·y, with scale (B, P); y where there is none."""
+    return y if scale is None else y * scale.unsqueeze(-1).to(y.dtype)
 
 
 def make_compute(execution: Execution) -> Compute:
@@ -236,19 +186,18 @@ def make_compute(execution: Execution) -> Compute:
     return Dense() if execution == "dense" or torch.compiler.is_exporting() else Auto()
 
 
-def keep_of(
-    here: Place, kept: Tensor, hw: tuple[int, int], keys: Keys, per_image: int | None = None
-) -> Keep | None:
+def keep_of(work: EdgeWork) -> Keep | None:
     """What a stage has to know about its tokens; None when images are computed whole."""
+    here, kept, hw = work.here, work.kept, work.hw
     partial = here.reach is not None and here.reach.shape[1] > 1
     if kept.shape[1] == 1 and not partial:
         return None
     n = here.x.shape[1]
     kept = kept.expand(-1, n)
-    if keys == "kept":
-        return Keep(kept, hw, kept, per_image)
+    if work.keys == "kept":
+        return Keep(kept, hw, kept, work.per_image)
     visible = (here.reach > 0).expand(-1, n) if partial and here.reach is not None else None
-    return Keep(kept, hw, visible, per_image)
+    return Keep(kept, hw, visible, work.per_image)
 
 
 def _chosen(kept: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from routespace.grid.graph import Node
-from routespace.nn.compute import Compute
+from routespace.nn.compute import Compute, EdgeWork
 from routespace.nn.gates import Decision
 from routespace.nn.packing import coarsen
 from routespace.nn.place import Place
@@ -77,7 +77,8 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
         assert here.reach is not None
         kept = here.reach > 0
         run.taken[name] = EdgeRoute(kept, here.reach)
-    y = run.compute.row(stage, hw, here, kept, scale=scale, keys=net.gate_spec.keys, per_image=per_image)
+    work = EdgeWork(here, hw, kept, scale, keys=net.gate_spec.keys, per_image=per_image)
+    y = run.compute.row(stage, work)
     run.arrive(step.target, Place(y, here.reach, active))
 
 
@@ -111,7 +112,7 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
         assert there is not None
         route = EdgeRoute(there > 0, there)
     run.taken[step.name] = route
-    y = run.compute.embed(embed, hw, here, route.kept, scale=scale, width=width)
+    y = run.compute.embed(embed, EdgeWork(here, hw, route.kept, scale, width=width))
     run.arrive(step.target, Place(y, route.counted, route.kept if net.gate_spec.early_stop else None))
 
 

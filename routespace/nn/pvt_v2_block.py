@@ -131,8 +131,9 @@ class PvtBlock(Block):
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
-        step = compiled(dense_step) if use_compiled(self) else dense_step
-        return step(self, x, hw, self._drops(x))
+        if use_compiled(self):
+            return compiled(dense_step, hw)(self, x, self._drops(x))
+        return dense_step(self, x, hw, self._drops(x))
 
     def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
         """(B, N, C) → (B, N, C) by multiplying with the mask; computes everything."""
@@ -148,7 +149,8 @@ class PvtBlock(Block):
             None if drop is None else drop.flatten(1).index_select(0, keep.images) for drop in self._drops(x)
         )
         if use_compiled(self) and keep.longest > 1:
-            rows = compiled(fused_rows)(self, x, hw, keep.tables, taps_of(self.mlp.dwconv.weight), (first, second))
+            taps = taps_of(self.mlp.dwconv.weight)
+            rows = compiled(fused_rows, hw)(self, x, keep.tables, taps, (first, second))
         else:
             rows = packed_rows(self, x, hw, keep, (first, second))
         return put(x.flatten(0, 1), keep.rows, rows).view_as(x)
