@@ -14,8 +14,9 @@ setup: .venv/.ready
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
+# Maps this small are faster with one thread; a second one renders.
 demo: setup
-	$(BIN)/routespace demo --out runs/demo
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/routespace demo --out runs/demo
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
