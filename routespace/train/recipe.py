@@ -144,7 +144,7 @@ class Recipe(BaseModel):
             if field != "grid.preset":
                 _check_field("set", field)
                 _put(data, field, value)
-        if "grid.max_down" in changes:
+        if "grid.max_down" in changes and isinstance(data["grid"], dict):
             _fit_rates(data["grid"], {field.removeprefix("grid.") for field in changes})
         return Recipe.parse(data)
 
@@ -216,8 +216,8 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _fit_rates(grid: dict[str, Any], changed: set[str]) -> None:
     """Shorten per-rate lists to a lowered max_down, but for those that were given along with it."""
-    max_down, stem_down = grid["max_down"], grid["stem_down"]
-    if isinstance(max_down, int) and max_down >= stem_down:
+    max_down, stem_down = grid.get("max_down"), grid.get("stem_down", 4)
+    if isinstance(max_down, int) and isinstance(stem_down, int) and max_down >= stem_down > 0:
         rates = (max_down // stem_down).bit_length()
         for field in PER_RATE:
             if isinstance(grid.get(field), list) and field not in changed:

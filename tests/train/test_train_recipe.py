@@ -1,7 +1,7 @@
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from train_tiny import TINY, tiny
 
@@ -178,6 +178,8 @@ fields = st.sampled_from(
 )  # fmt: skip
 
 
+@example({"grid.max_down": 8, "grid": {}})
+@example({"grid.max_down": 8, "grid": None})
 @given(st.dictionaries(fields, junk, max_size=3))
 def test_only_our_errors_come_out(changes):
     try:
