@@ -44,6 +44,10 @@ class Expansion(NamedTuple):
     kernel: Tensor
     offset: Tensor
 
+    def part(self, channels: slice) -> Expansion:
+        """Some of the R hidden channels, without a copy: a depth-wise convolution never mixes them."""
+        return Expansion(*(weight[channels] for weight in self))
+
 
 class Layout(NamedTuple):
     """Where packed rows stand.

@@ -22,22 +22,6 @@ def as_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-class Chunk(NamedTuple):
-    """Some consecutive images of a batch, and their part of the kept tokens.
-
-    Attributes:
-        part: which of the n kept tokens.
-        rows: their positions in the flat (images·N) map of the chunk.
-        order: (images·N,) the place of each token among the chunk's kept ones; their number where skipped.
-        images: number of images.
-    """
-
-    part: slice
-    rows: Tensor
-    order: Tensor
-    images: int
-
-
 class Keep:
     """The tokens that a transformer edge computes, for one batch of maps.
 
@@ -59,7 +43,7 @@ class Keep:
         self.hw = hw
         self.visible = visible
         self.per_image = per_image
-        self._chunks: dict[int, list[Chunk]] = {}
+        self._split: dict[int, list[Keep]] = {}
 
     @property
     def tokens(self) -> int:
@@ -160,25 +144,14 @@ class Keep:
             return Keep(kept, self.hw, kept if self.sees_kept else None, self.per_image)
         return Keep(kept, self.hw, self.visible.index_select(0, images), self.per_image)
 
-    def chunks(self, images: int) -> list[Chunk]:
-        """The kept tokens of every `images` consecutive images; chunks in which nothing is kept are left out."""
-        if images not in self._chunks:
-            self._chunks[images] = self._cut(images)
-        return self._chunks[images]
-
-    def _cut(self, images: int) -> list[Chunk]:
-        b, n = self.kept.shape
-        if images >= b:
-            return [Chunk(slice(None), self.rows, self.order, b)]
-        found, start = [], 0
-        for first in range(0, b, images):
-            size = min(images, b - first)
-            part = slice(start, start + sum(self.lengths[first : first + size]))
-            start, kept = part.stop, part.stop - part.start
-            if kept:
-                order = (self.order[first * n : (first + size) * n] - part.start).clamp(max=kept)
-                found.append(Chunk(part, self.rows[part] - first * n, order, size))
-        return found
+    def split(self, images: int) -> list[Keep]:
+        """The same for every `images` consecutive images of the batch."""
+        if images not in self._split:
+            kept = torch.split(self.kept, images)
+            visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
+            parts = zip(kept, kept if self.sees_kept else visible, strict=True)
+            self._split[images] = [Keep(part, self.hw, seen, self.per_image) for part, seen in parts]
+        return self._split[images]
 
     def see(self, x: Tensor) -> Tensor:
         """(B, N, C) → the same map with invisible tokens at zero."""

@@ -10,6 +10,8 @@ R hidden · h heads · d = C/h.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from routespace.nn.compiled import compiled, use_compiled
 from routespace.nn.depthwise import (
     Expansion,
     Layout,
+    as_rows,
     expand,
     gather_depthwise,
     has_triton,
@@ -29,9 +32,10 @@ from routespace.nn.depthwise import (
 from routespace.nn.packing import Keep, PackTables, as_map, as_tokens
 from routespace.nn.ragged import ragged_attention
 from routespace.nn.rows import put, spread_rows, take
-from routespace.nn.stage import Block, drop_paths
+from routespace.nn.stage import Block, drop_paths, in_parts
 
-CACHED_BYTES = 8 << 20  # hidden maps computed at a time on a CPU: a share of its last-level cache
+CACHED_BYTES = 4 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
+LEAST_GROUP = 128  # hidden channels at a time; matrix products of fewer are slower
 NORM_EPS = 1e-6  # timm: 1e-6 around blocks and stages, torch's 1e-5 inside attention and patch embeddings
 
 
@@ -80,16 +84,18 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution."""
+        if mask is None and in_parts(x):
+            return self._grouped(x, hw)
         hidden = self.fc1(x)
         if mask is not None:
             hidden = hidden * mask.to(hidden.dtype)
         return self.fc2(F.gelu(as_tokens(self.dwconv(as_map(hidden, hw)))))
 
     def packed(self, rows: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
-        """(n, C) → (n, C): a few images at a time, so that their hidden maps stay in the processor's cache."""
+        """(n, C) → (n, C)."""
         weights = self._expansion()
+        layout = Layout(keep.rows, keep.rows, (keep.kept.shape[0], *hw))
         if torch.compiler.is_exporting():
-            layout = Layout(keep.rows, keep.rows, (keep.kept.shape[0], *hw))
             hidden = scatter_depthwise(self.fc1(rows), weights.kernel, weights.offset, layout)
             return self.fc2(F.gelu(hidden))
         if rows.is_cuda and has_triton():
@@ -97,13 +103,31 @@ class Mlp(nn.Module):
 
             taps = taps_of(weights.kernel)
             return self.fc2(gather_gelu(self.fc1(rows), taps, weights.offset, keep.neighbours))
-        map_bytes = hw[0] * hw[1] * self.fc1.out_features * rows.element_size()
-        images = keep.kept.shape[0] if rows.is_cuda else max(1, CACHED_BYTES // map_bytes)
-        parts = []
-        for chunk in keep.chunks(images):
-            layout = Layout(chunk.rows, chunk.order, (chunk.images, *hw))
-            parts.append(self.fc2(expand(rows[chunk.part], weights, layout)))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        layout = layout._replace(order=keep.order)
+        if in_parts(rows):
+            return self._by_groups(lambda part: expand(rows, part, layout), keep.kept.numel())
+        return self.fc2(expand(rows, weights, layout))
+
+    def _grouped(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) → (B, N, C), some hidden channels at a time."""
+        flat = x.reshape(-1, x.shape[2])
+
+        def hidden(weights: Expansion) -> Tensor:
+            maps = as_map(F.linear(flat, weights.weight, weights.bias).view(*x.shape[:2], -1), hw)
+            convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=maps.shape[1])
+            return torch.ops.aten.gelu_(as_rows(convolved))
+
+        return self._by_groups(hidden, flat.shape[0]).view_as(x)
+
+    def _by_groups(self, hidden: Callable[[Expansion], Tensor], tokens: int) -> Tensor:
+        """The layer's result (n, C), by some hidden channels at a time; their maps are of `tokens` tokens."""
+        weights, channels = self._expansion(), self.fc1.out_features
+        width = group_width(channels, tokens * weights.weight.element_size())
+        total: Tensor = self.fc2.bias
+        for first in range(0, channels, width):
+            group = slice(first, first + width)
+            total = torch.addmm(total, hidden(weights.part(group)), self.fc2.weight[:, group].t())
+        return total
 
     def _expansion(self) -> Expansion:
         assert self.dwconv.bias is not None
@@ -114,6 +138,13 @@ class Mlp(nn.Module):
         assert self.dwconv.bias is not None
         hidden = gather_depthwise(self.fc1(rows), taps, self.dwconv.bias, neighbours)
         return self.fc2(F.gelu(hidden))
+
+
+def group_width(channels: int, channel_bytes: int) -> int:
+    """How many hidden channels to compute at a time: evenly divided, at least LEAST_GROUP, in CACHED_BYTES."""
+    widths = [w for w in range(channels, 0, -1) if channels % w == 0 and (w >= LEAST_GROUP or w == channels)]
+    room = CACHED_BYTES * torch.get_num_threads()
+    return next((w for w in widths if w * channel_bytes <= room), widths[-1])
 
 
 class PvtBlock(Block):

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from routespace.nn.packing import Keep
 
+TOKENS_AT_ONCE = 8192  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
+
 
 class Block(nn.Module, ABC):
     """One transformer block, computed for all tokens, under a mask, or for the kept tokens alone.
@@ -78,6 +80,21 @@ class Stage(nn.Module):
             keep: the tokens to compute; None means all.
             packed: compute the kept tokens alone instead of masking.
         """
+        images = self._images_at_once(x)
+        if images >= x.shape[0]:
+            return self._run(x, hw, keep, packed)
+        parts = torch.split(x, images)
+        keeps = [None] * len(parts) if keep is None else keep.split(images)
+        done = [self._run(part, hw, kept, packed) for part, kept in zip(parts, keeps, strict=True)]
+        return torch.cat(done)
+
+    def _images_at_once(self, x: Tensor) -> int:
+        """How many images of a (B, N, C) batch to run through the blocks before the next ones."""
+        if not in_parts(x) or getattr(self.blocks[0], "compiled", False):
+            return x.shape[0]
+        return max(1, TOKENS_AT_ONCE * torch.get_num_threads() // x.shape[1])
+
+    def _run(self, x: Tensor, hw: tuple[int, int], keep: Keep | None, packed: bool) -> Tensor:
         if packed and keep is not None and not torch.is_grad_enabled():
             x = x.clone()  # blocks may write to it
         for block in self.blocks:
@@ -89,6 +106,13 @@ class Stage(nn.Module):
             else:
                 x = block.masked(x, hw, keep)
         return x
+
+
+def in_parts(x: Tensor) -> bool:
+    """Whether to compute a part of the work at a time, as fits the caches: eager inference on a CPU."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call,attr-defined]
 
 
 def drop_paths(x: Tensor, rate: float, training: bool) -> Tensor | None:

@@ -125,10 +125,10 @@ class Stage(stage.Stage):
             nn.init.zeros_(block.norm1.weight)
             nn.init.zeros_(block.norm2.weight)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], keep: Keep | None = None, *, packed: bool = False) -> Tensor:
-        """(B, N, C) → (B, N, C); see `routespace.nn.stage.Stage`. Packed blocks share their windows' tables."""
+    def _run(self, x: Tensor, hw: tuple[int, int], keep: Keep | None, packed: bool) -> Tensor:
+        """(B, N, C) → (B, N, C). Packed blocks share their windows' tables."""
         if keep is None or not packed or torch.compiler.is_exporting():
-            return super().forward(x, hw, keep)
+            return super()._run(x, hw, keep, packed=False)
         if not torch.is_grad_enabled():
             x = x.clone()  # blocks write to it
         tables: dict[Windows, Touched] = {}

@@ -77,6 +77,23 @@ def test_every_granularity(rows, columns, keys, early_stop):
         assert_modes_agree(net, images, Routes.random(net, images, keep=keep, columns=down, seed=batch))
 
 
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+@pytest.mark.parametrize("gates", [{}, {"keys": "kept"}, {"early_stop": True}, {"capacity": True}])
+def test_images_and_channels_in_parts_change_nothing(monkeypatch, execution, gates):
+    net = small_net(**gates).eval()
+    net.execution = execution
+    images = torch.randn(5, 3, 36, 40)
+    with torch.no_grad():
+        whole = net(images)
+        monkeypatch.setattr("routespace.nn.stage.TOKENS_AT_ONCE", 180)  # two images of 9 × 10 tokens
+        monkeypatch.setattr("routespace.nn.pvt_v2_block.CACHED_BYTES", 1)
+        monkeypatch.setattr("routespace.nn.pvt_v2_block.LEAST_GROUP", 16)
+        parts = net(images)
+    assert (parts.logits - whole.logits).abs().max() < 1e-5
+    for name, route in whole.routes.items():
+        assert torch.equal(route.kept, parts.routes[name].kept)
+
+
 def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
     one = torch.zeros(batch, tokens, dtype=torch.bool)
     one[:, tokens // 2] = True
