@@ -10,8 +10,6 @@ Goal: 5 % at the median and 12 % at the 95th percentile.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 
 import numpy as np
@@ -41,7 +39,9 @@ def main() -> None:
     from routespace.grid.graph import RoutingGrid
     from routespace.grid.sample import sample_static
     from routespace.grid.spec import GridSpec
+    from routespace.memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     if args.layers:
         fields = {"layers": args.layers, "size": "b0", "image_size": args.image_size}
@@ -91,8 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # glibc reads these at start, so the script starts itself once more with them; see deploy/profiling.py.
-    wanted = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "OMP_NUM_THREADS": "1"}
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
     main()

@@ -19,12 +19,24 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "OMP_NUM_THREADS": "1"}
+import torch
+
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.grid.usage import EdgeUsage
+from routespace.memory import keep_freed_memory
+from routespace.nn.compiled import compile_blocks
+from routespace.nn.packing import Keep
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import Routes
+
 PRESETS = {"pvt_v2": "pvt_v2_b2", "swin_v2": "swin_v2_t"}
 KEEPS = (1.0, 0.75, 0.5, 0.25)
 Runs = dict[str, Callable[[], object]]
@@ -52,22 +64,6 @@ def arguments() -> argparse.Namespace:
 
 
 ARGS = arguments()
-if ARGS.device == "cpu" and any(os.environ.get(key) != value for key, value in MALLOC.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
-
-import torch  # noqa: E402  (after the environment is set)
-
-from routespace.grid.architecture import Architecture  # noqa: E402
-from routespace.grid.cost import architecture_cost  # noqa: E402
-from routespace.grid.gate_spec import GateSpec  # noqa: E402
-from routespace.grid.graph import RoutingGrid  # noqa: E402
-from routespace.grid.spec import GridSpec  # noqa: E402
-from routespace.grid.usage import EdgeUsage  # noqa: E402
-from routespace.nn.compiled import compile_blocks  # noqa: E402
-from routespace.nn.packing import Keep  # noqa: E402
-from routespace.nn.route_net import RouteNet  # noqa: E402
-from routespace.nn.routes import Routes  # noqa: E402
-
 DEVICE = torch.device(ARGS.device)
 DTYPE = torch.float32 if ARGS.dtype == "fp32" else torch.bfloat16
 
@@ -243,6 +239,7 @@ def processor() -> str:
 
 def main() -> None:
     """Measure everything that was asked for."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     preset = PRESETS[ARGS.family] if not ARGS.quick else {"pvt_v2": "pvt_v2_b0"}.get(ARGS.family, "swin_v2_t")

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from routespace.cli import build, cost, demo, evaluate, export, extract, profile, recipes, search, train, verify
 from routespace.errors import RoutespaceError
+from routespace.memory import keep_freed_memory
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -109,6 +110,7 @@ def _one_line_warning(message: Warning | str, category: type[Warning], *_: objec
 
 def main() -> None:
     """Entry point of the `routespace` script."""
+    keep_freed_memory()
     warnings.formatwarning = _one_line_warning  # type: ignore[assignment]
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries about each other: not the user's
     logging.getLogger("timm").setLevel(logging.ERROR)  # it explains its schedules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,6 +12,7 @@ from routespace.errors import RoutespaceError, SpecError
 if TYPE_CHECKING:
     from routespace.cli.networks import Found
     from routespace.deploy.bundle import Card
+    from routespace.deploy.latency import LatencyTable
     from routespace.grid.architecture import Architecture
 
 NAME = "extract"
@@ -23,25 +24,30 @@ def run(
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.")],
     macs: Annotated[str | None, typer.Option(help="The most MACs, such as 12M.")] = None,
     ratio: Annotated[float | None, typer.Option(help="The most MACs, as a share of the recipe's base.")] = None,
+    ms: Annotated[float | None, typer.Option(help="The most milliseconds, by the --latency table.")] = None,
+    latency: Annotated[Path | None, typer.Option(help="A table of `profile` for this grid.")] = None,
     trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
     method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
     evaluate: Annotated[bool, typer.Option(help="Measure accuracy on validation, before and after.")] = True,
     overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
 ) -> None:
-    """Choose the most used part of a supernet under a MACs limit, take it out, verify and save it.
+    """Choose the most used part of a supernet under a limit, take it out, verify and save it.
 
-    Without --macs and --ratio the limit is the recipe's own budget. A static network is taken whole.
+    Without a limit it is the recipe's own budget. A static network is then taken whole.
     """
     from routespace.cli.networks import load_found
     from routespace.cli.render import draw, legend
 
     found = load_found(_run_folder(source, trial), recipe)
-    limit = _limit(found, macs, ratio)
-    chosen = choose(found, limit, method)
+    timed = _time_limit(found, ms, latency)
+    limit = None if timed and macs is None and ratio is None else _limit(found, macs, ratio)
+    chosen = choose(found, limit, method, timed)
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n")
     card, rows = take(found, chosen, out, evaluated=evaluate, overwrite=overwrite)
+    if timed:
+        rows.append(("latency", _predicted(timed, chosen)))
     show(found, card, rows, limit)
     print(f"\nwritten to {out}; fine-tune it with `routespace train RECIPE --from {out}`")
 
@@ -77,23 +83,47 @@ def _limit(found: Found, macs: str | None, ratio: float | None) -> int | None:
     return limit
 
 
-def choose(found: Found, limit: int | None, method: str = "milp") -> Architecture:
+class TimeLimit(NamedTuple):
+    """The most milliseconds, and the table that predicts them."""
+
+    ms: float
+    table: LatencyTable
+
+
+def _time_limit(found: Found, ms: float | None, path: Path | None) -> TimeLimit | None:
+    if ms is None and path is None:
+        return None
+    if ms is None or path is None:
+        raise SpecError("ms: --ms and --latency go together; give a limit and the table that it is about")
+    from routespace.deploy.latency import load_table
+
+    return TimeLimit(ms, load_table(path, grid=found.net.architecture.grid))
+
+
+def _predicted(timed: TimeLimit, chosen: Architecture) -> str:
+    from routespace.deploy.latency import predict
+
+    return f"{predict(timed.table, chosen):.3g} ms predicted (limit {timed.ms:.3g} ms)"
+
+
+def choose(found: Found, limit: int | None, method: str = "milp", timed: TimeLimit | None = None) -> Architecture:
     """The static architecture that keeps what the run used most.
 
     Raises:
-        BudgetError: the limit is below the least possible, which the message names.
+        BudgetError: a limit is below the least possible, which the message names.
         BundleError: a gated network whose usage was not measured.
     """
     from routespace.deploy.derive import derive
     from routespace.errors import BundleError
 
     architecture = found.net.architecture
-    if limit is None:
+    if limit is None and timed is None:
         return architecture
     usage = found.usage
     if usage is None and not architecture.is_static:
         raise BundleError(f"{found.folder}: has no usage.json; train the run to its end, or run it again")
-    return derive(architecture, usage or {}, macs=limit, method=method)  # type: ignore[arg-type]
+    times = {} if timed is None else {"latency_ms": timed.ms, "table": timed.table}
+    return derive(architecture, usage or {}, macs=limit, method=method, **times)  # type: ignore[arg-type]
 
 
 def take(

@@ -19,7 +19,7 @@ EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
 
 
 def run(
-    grid: Annotated[str, typer.Argument(help="A preset, or a grid's JSON file.")],
+    grid: Annotated[str, typer.Argument(metavar="GRID|RUN|BUNDLE", help="A preset or grid file, or a folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The table.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
@@ -35,14 +35,14 @@ def run(
 
     The table names the device, versions and date; one of another grid is refused later.
     """
-    from routespace.cli.arguments import load_grid, parse_numbers
+    from routespace.cli.arguments import load_subject, parse_numbers
     from routespace.deploy import profiling
     from routespace.deploy.latency import save_table
 
     for name, given, kinds in (("dtype", dtype, profiling.DType), ("clock", clock, profiling.Clock)):
         if given not in get_args(kinds):
             raise SpecError(f"{name}: {given!r:.40} is not allowed; give one of {', '.join(get_args(kinds))}")
-    space = load_grid(grid)
+    space = load_subject(grid).grid
     table = profiling.profile(
         space,
         device=device,

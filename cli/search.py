@@ -23,6 +23,9 @@ def run(
     ] = None,
     study: Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
+    latency: Annotated[
+        Path | None, typer.Option(help="A table of `profile`: predicts latency_ms, which else is timed.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; else runs/RECIPE-search.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a field.")] = None,
 ) -> None:
@@ -34,6 +37,8 @@ def run(
     from routespace.search import run_study
 
     chosen = load_recipe(recipe, changes or [])
+    if latency is not None:
+        chosen = chosen.override({"search.latency_table": str(latency)})
     folder = out or Path("runs") / f"{chosen.name}-search"
     try:
         record = run_study(

@@ -12,37 +12,44 @@ if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
 
 ROUNDS = 9
-MODES = ("dense", "packed")
+WARM_UP = 2
 
 
-def routed_times(net: RouteNet, images: Tensor, rounds: int = ROUNDS) -> dict[str, float]:
-    """Seconds of one forward pass of a batch when masked and when only kept tokens are computed.
+def routed_times(
+    net: RouteNet, images: Tensor, rounds: int = ROUNDS, *, compiled: bool = False
+) -> dict[str, float]:
+    """Seconds of one forward pass of a batch: with everything computed, and with the kept tokens alone.
 
-    The modes take turns, so that what else the machine does hits both alike; one thread, for the same reason.
+    The first is the same network without gates and masks, every edge open. They take turns, so that what else the
+    machine does hits both alike; one thread, for the same reason.
 
     Args:
         net: a routed network; its mode is left as it was.
         images: (B, C, H, W).
-        rounds: turns of each mode, after one that is not counted.
+        rounds: turns of each, after two that are not counted.
+        compiled: with compiled blocks, both.
 
     Returns:
-        mode → median seconds.
+        `dense` and `packed` → median seconds.
     """
     import torch
 
     before, threads = net.execution, torch.get_num_threads()
-    taken: dict[str, list[float]] = {mode: [] for mode in MODES}
+    everything = net.restrict(net.architecture.opened())
+    taken: dict[str, list[float]] = {"dense": [], "packed": []}
     torch.set_num_threads(1)
     try:
+        net.execution = "packed"
+        net.compile_blocks(compiled)
         with torch.inference_mode():
-            for turn in range(rounds + 1):
-                for mode in MODES:
-                    net.execution = mode  # type: ignore[assignment]
+            for turn in range(-WARM_UP, rounds):
+                for mode, model in (("dense", everything), ("packed", net)):
                     start = time.perf_counter()
-                    net(images)
-                    if turn:
+                    model(images)
+                    if turn >= 0:
                         taken[mode].append(time.perf_counter() - start)
     finally:
         net.execution = before
+        net.compile_blocks(False)
         torch.set_num_threads(threads)
     return {mode: statistics.median(times) for mode, times in taken.items()}

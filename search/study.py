@@ -25,7 +25,7 @@ from routespace.search.rescue import queue_again, quiet, recover, sigterm_interr
 from routespace.search.sampler import Points, make_sampler, retried
 from routespace.search.space import Space, require_search
 from routespace.search.storage import Turn, Worker, absolute, default_url, make_folder, open_storage
-from routespace.search.trainer import Trainer, train_trial
+from routespace.search.trainer import Trainer, trainer_for
 from routespace.train.recipe import Recipe
 
 FAILURES_TO_STOP = 3  # trials that all fail from the first on: the recipe or its data is at fault
@@ -66,7 +66,7 @@ def run_study(
     storage: str | None = None,
     study_name: str | None = None,
     seed: int | None = None,
-    trainer: Trainer = train_trial,
+    trainer: Trainer | None = None,
     progress: Watch | None = None,
 ) -> StudyRecord:
     """Run trials until the study has `trials` that ended, whoever ran them.
@@ -80,7 +80,7 @@ def run_study(
             `study.db` in `out`. SQLite does not work on network file systems.
         study_name: within the storage; without it the recipe's name.
         seed: of the sampler; without it the recipe's.
-        trainer: trains one recipe in a folder and returns its metrics.
+        trainer: trains one recipe in a folder and returns its metrics; None for `trainer_for(recipe)`.
         progress: told when a trial starts, trains and ends.
 
     Raises:
@@ -93,6 +93,7 @@ def run_study(
     wanted = search.trials if trials is None else trials
     if wanted < 1:
         raise SpecError(f"trials: {wanted} is not allowed; give at least 1")
+    chosen = trainer_for(recipe) if trainer is None else trainer
     out = Path(out).resolve()
     url = default_url(out) if storage is None else absolute(storage)
     name = study_name or recipe.name
@@ -104,7 +105,7 @@ def run_study(
             with Turn(out):
                 study = open_study(recipe, space, out=out, name=name, storage=opened, url=url)
             runner = _Runner(study, recipe, space, wanted, recipe.seed if seed is None else seed, progress)
-            runner.run(out, worker, trainer)
+            runner.run(out, worker, chosen)
             return snapshot(study, storage=url, out=out)
         finally:
             close(opened)

@@ -1,18 +1,22 @@
-"""What trains one trial: the Trainer protocol, and `train_trial`, the real one."""
+"""What trains one trial: the Trainer protocol, `train_trial`, the real one, and `trainer_for` a recipe's study."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from routespace.errors import SpecError
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.usage import usage_from_json
 from routespace.train.recipe import Recipe
 from routespace.train.stopping import TrainingStoppedError
 
 if TYPE_CHECKING:
+    from routespace.deploy.latency import LatencyTable
     from routespace.nn.route_net import RouteNet
 
 LATENCY_IMAGES = 8  # of the validation split: a routed network takes its time by the image
@@ -46,15 +50,23 @@ def train_trial(
     objectives: Sequence[str],
     resume: bool,
     progress: Callable[[Any], None] | None,
+    table: LatencyTable | None = None,
 ) -> dict[str, float]:
     """Train with `routespace.train`; accuracy and MACs are those of the validation split, never of the test's.
 
+    `table` predicts `latency_ms` from the usage on validation; without it the network is timed.
+
     Raises:
+        GridError: the table is of another grid; nothing is trained.
         KeyboardInterrupt: a signal stopped it; its checkpoint is saved.
         RoutespaceError: as `routespace.train.run.train`.
     """
     from routespace.train.run import train  # torch: not needed to look at a study
 
+    if table is not None:
+        from routespace.deploy.latency import require_grid
+
+        require_grid(table, recipe.architecture().grid)
     go_on = resume and _same_run(folder, recipe)
     if resume and not go_on:  # killed before it began, or moved to a machine with other paths
         shutil.rmtree(folder)
@@ -65,9 +77,36 @@ def train_trial(
     found = {name: float(result.metrics[name]) for name in KEPT if result.metrics[name] is not None}
     found["macs"] = found["counted_macs"]
     if "latency_ms" in objectives:
-        found["latency_ms"] = _latency_ms(result.net, recipe)
+        timed = _latency_ms(result.net, recipe) if table is None else _predicted_ms(result.net, folder, table)
+        found["latency_ms"] = timed
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # thrice the network, for each trial
     return found
+
+
+def trainer_for(recipe: Recipe) -> Trainer:
+    """`train_trial`, with the table that the recipe's search names.
+
+    Raises:
+        SpecError: the table cannot be read, or predicts nothing that is wanted.
+        GridError: it is of another grid than the recipe's.
+    """
+    search = recipe.search
+    if search is None or search.latency_table is None:
+        return train_trial
+    from routespace.deploy.latency import load_table
+
+    if "latency_ms" not in search.objectives:
+        raise SpecError("search.latency_table: no objective asks for it; add latency_ms to search.objectives")
+    return partial(train_trial, table=load_table(search.latency_table, grid=RoutingGrid(recipe.grid)))
+
+
+def _predicted_ms(net: RouteNet, folder: Path, table: LatencyTable) -> float:
+    """Milliseconds of the table's batch, by the share of each edge that ran on validation."""
+    from routespace.deploy.latency import predict
+    from routespace.nn.weights import read_json
+
+    usage = usage_from_json(read_json(folder / "usage.json"), net.architecture.grid)
+    return predict(table, net.architecture, usage)
 
 
 def _same_run(folder: Path, recipe: Recipe) -> bool:

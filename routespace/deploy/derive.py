@@ -1,6 +1,7 @@
-"""From measured usage and a MACs limit to a static architecture.
+"""From measured usage and a limit to a static architecture.
 
     derive(architecture, usage, macs=12_000_000)     the proven best under the limit (MILP)
+    derive(…, latency_ms=4.0, table=table)           under a limit of predicted time, or both limits
     derive(…, method="threshold")                    keep what is used at least t, with the lowest t that fits
 
 A static network computes an edge for every token or for none, the supernet for a share of its tokens. Dropping a
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
+from routespace.deploy.latency import LatencyTable, edge_ms
 from routespace.errors import BudgetError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -31,34 +33,51 @@ def derive(
     architecture: Architecture,
     usage: Usage,
     *,
-    macs: int,
+    macs: int | None = None,
+    latency_ms: float | None = None,
+    table: LatencyTable | None = None,
     scores: Mapping[str, float] | None = None,
     method: Method = "milp",
 ) -> Architecture:
-    """A static architecture inside `architecture` that keeps what is used most, within a MACs limit.
+    """A static architecture inside `architecture` that keeps what is used most, within the limits.
 
     Args:
         architecture: the supernet's; only its edges are candidates.
         usage: edge name → measured shares; an edge that is not named counts as wholly used.
         macs: the most MACs for one image of the spec's size, with stem, outputs and head.
+        latency_ms: the most milliseconds that `table` predicts for one forward pass of its batch (milp only).
+        table: measured by `profile` for this grid.
         scores: edge name → worth of keeping it, instead of `usage_scores` (milp only).
         method: `milp`, the greatest sum of scores, proven; or `threshold`, one t for all edges.
 
     Returns:
-        A static architecture whose analytic MACs are at most `macs`.
+        A static architecture whose analytic MACs are at most `macs`, and whose predicted time at most
+        `latency_ms`.
 
     Raises:
         BudgetError: nothing fits; the message names the least possible.
-        SpecError: usage or scores of edges that the grid lacks, or an unknown method.
+        SpecError: usage or scores of edges that the grid lacks, an unknown method, or no limit.
+        GridError: the table is of another grid.
     """
     check_usage_names(usage, architecture.grid.edges)
     if method not in get_args(Method):
         raise SpecError(f"method: {method!r:.60} is not known; allowed: {', '.join(get_args(Method))}")
+    if (latency_ms is None) != (table is None):
+        raise SpecError("latency_ms: a limit and a table go together; give both, or neither")
     if method == "threshold":
-        if scores is not None:
-            raise SpecError("scores: the threshold method goes by usage alone; leave them out, or use 'milp'")
+        if scores is not None or table is not None or macs is None:
+            raise SpecError("method: 'threshold' goes by usage and macs alone; use 'milp' with scores or latency")
         return _by_threshold(architecture, usage, macs)
-    return select(architecture, usage_scores(architecture, usage) if scores is None else scores, macs=macs)
+    if macs is None and latency_ms is None:
+        raise SpecError("macs: there is no limit; give macs, or latency_ms with a table")
+    return select(
+        architecture,
+        usage_scores(architecture, usage) if scores is None else scores,
+        macs=macs,
+        latency_ms=latency_ms,
+        latency=None if table is None else edge_ms(table, architecture.grid),
+        constant_ms=0.0 if table is None else table.constant_ms,
+    )
 
 
 def usage_scores(architecture: Architecture, usage: Usage) -> dict[str, float]:

@@ -6,7 +6,7 @@ subnets are measured in turn, ROUNDS times, so that a slow minute of the machine
 time is the median of its share of a round. Then a factor per group of parts is fitted to the whole subnets.
 
 On a CPU, glibc gives large buffers back to the system at every free, which can double the time of a fine map and
-makes it depend on what ran before: run scripts with `MALLOC_SETTINGS` in the environment.
+makes it depend on what ran before: call `routespace.memory.keep_freed_memory` first, as the command line does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from routespace.nn.compute import EdgeWork, Packed
 from routespace.nn.place import Place
 from routespace.nn.route_net import RouteNet
 
-MALLOC_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 CHAIN = 3
 ROUNDS = 9
 LEAST_MS = 2.0  # a measurement repeats its work until it takes about this long

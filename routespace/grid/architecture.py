@@ -163,6 +163,12 @@ class Architecture:
         """True when nothing is gated."""
         return not self.gated_edges
 
+    def opened(self) -> Architecture:
+        """The static architecture that computes everything: where a gate would decide, its edge is open."""
+        edges = [self.grid.edges[name] for name in self.edges]
+        passed = {edge.partner for edge in edges if edge.kind == "transformer"}
+        return Architecture.static(self.spec, self.edges.keys() - passed)
+
     def contains(self, other: Architecture) -> bool:
         """True when `other` is a part of this one: same grid, and a choice only where this has it."""
         return self.spec.hash == other.spec.hash and all(

@@ -234,6 +234,8 @@ class SearchSpec(Part):
         trials: how many, when the command line does not say.
         sampler: optuna's.
         overrides: dotted recipe field → value of every trial, such as fewer epochs.
+        latency_table: file of `routespace profile` for the recipe's grid, which predicts `latency_ms`; without one
+            each trial's network is timed.
     """
 
     space: dict[str, Space]
@@ -242,3 +244,4 @@ class SearchSpec(Part):
     trials: Natural = 20
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     overrides: dict[str, Any] = {}
+    latency_table: str | None = None

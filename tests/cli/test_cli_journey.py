@@ -45,6 +45,18 @@ def test_a_finished_run_tells_its_numbers(place):
     assert (place / "run" / "net" / "network.json").exists()
 
 
+def test_extract_under_a_latency_limit(cli, place, tmp_path):
+    table = tmp_path / "table.json"
+    cli("profile", place / "run", "--rounds", 3, "--subnets", 0, "-o", table).assert_fine()
+    limit = ("--ms", 1000, "--latency", table)
+    text = cli("extract", place / "run", *limit, "-o", tmp_path / "small").assert_fine().out
+    assert "predicted (limit 1e+03 ms)" in text
+    impossible = ("--ms", 1e-6, "--latency", table)
+    cli("extract", place / "run", *impossible, "-o", tmp_path / "no").assert_refused("latency_ms", "least")
+    cli("extract", place / "run", "--ms", 3, "-o", tmp_path / "no").assert_refused("--latency")
+    assert not (tmp_path / "no").exists()
+
+
 def test_evaluate_uses_the_test_split(cli, place):
     report = json.loads(cli("evaluate", place / "run", "--json").assert_fine().out)
     assert (report["split"], report["images"]) == ("test", 50)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from routespace.deploy.derive import derive, usage_scores
+from routespace.deploy.latency import predict
+from routespace.deploy.profiling import profile
 from routespace.deploy.usage import measure_usage
-from routespace.errors import BudgetError, DataError, SpecError
+from routespace.errors import BudgetError, DataError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.count import least_macs, most_macs
@@ -51,6 +53,29 @@ def test_the_limit_holds_exactly_and_more_room_is_worth_more(method):
         assert len(worth) >= 4
         if method == "milp":
             assert all(a <= b + 1e-9 for a, b in itertools.pairwise(worth))
+
+
+def test_a_latency_limit_holds_alone_and_beside_macs():
+    table = profile(GRID, rounds=3, subnets=0, clock="cpu")
+    full = Architecture.full(GRID)
+    usage = random_usage(3, full)
+    slow = derive(full, usage, macs=2 * most_macs(GRID))
+    most_ms = 0.7 * predict(table, slow)
+    quick = derive(full, usage, latency_ms=most_ms, table=table)
+    assert predict(table, quick) <= most_ms
+    both = derive(full, usage, macs=limits()[3], latency_ms=most_ms, table=table)
+    assert predict(table, both) <= most_ms
+    assert architecture_cost(both).macs <= limits()[3]
+    with pytest.raises(BudgetError, match="latency_ms"):
+        derive(full, usage, latency_ms=1e-6, table=table)
+    for given in ({}, {"latency_ms": 1.0}, {"macs": 10**9, "table": table}):
+        with pytest.raises(SpecError):
+            derive(full, usage, **given)
+    with pytest.raises(SpecError, match="threshold"):
+        derive(full, usage, macs=10**9, latency_ms=1.0, table=table, method="threshold")
+    other = RoutingGrid(GridSpec.parse(SPEC.model_dump(exclude_none=True) | {"layers": 4}))
+    with pytest.raises(GridError, match="latency table"):
+        derive(Architecture.full(other), {}, latency_ms=1.0, table=table)
 
 
 def test_threshold_keeps_what_is_used_most():

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from routespace.deploy.latency import predict, save_table
+from routespace.deploy.profiling import profile
+from routespace.errors import GridError, SpecError
 from routespace.grid.cost import architecture_cost
+from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
 from routespace.nn.weights import load_net
 from routespace.search import load_study, run_study, trial_folder
@@ -61,6 +65,29 @@ def test_a_study_from_first_trial_to_resume(tmp_path: Path, monkeypatch: pytest.
 
 def fail_test_split(_: object) -> None:
     raise AssertionError("a study looked at the test split")
+
+
+def test_a_latency_table_predicts_the_objective(tmp_path: Path) -> None:
+    recipe = Recipe.from_yaml(RECIPE).override(
+        {"search.space": {"budget.ratio": [0.6, 0.9]}, "search.objectives": ["accuracy", "latency_ms"]}
+    )
+    path = tmp_path / "table.json"
+    table = profile(RoutingGrid(recipe.grid), rounds=3, subnets=0, clock="cpu")
+    save_table(table, path)
+    tabled = recipe.override({"search.latency_table": str(path)})
+    study = run_study(tabled, tmp_path / "study", trials=2)
+    for trial in study.trials:
+        folder = trial_folder(study, trial.number)
+        net = load_net(folder / "net")
+        usage = usage_from_json(json.loads((folder / "usage.json").read_text()), net.architecture.grid)
+        assert trial.values["latency_ms"] == pytest.approx(predict(table, net.architecture, usage))
+    with pytest.raises(GridError, match="latency table"):
+        run_study(tabled.override({"grid.layers": 3}), tmp_path / "other", trials=1)
+    with pytest.raises(SpecError, match=r"search\.objectives"):
+        run_study(tabled.override({"search.objectives": ["accuracy"]}), tmp_path / "other", trials=1)
+    with pytest.raises(SpecError, match="cannot be read"):
+        run_study(recipe.override({"search.latency_table": "nowhere.json"}), tmp_path / "other", trials=1)
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
