@@ -30,7 +30,7 @@ def conclude(
     journey: Journey, *, supernet: RunResult, small: RouteNet, tuned: RunResult, plain: RunResult
 ) -> None:
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
-    from routespace.cli.evaluate import measure
+    from routespace.cli.evaluate import measure, paint
     from routespace.cli.files import write_json
     from routespace.train.data import make_loaders
 
@@ -47,7 +47,8 @@ def conclude(
     _print(rows)
     heading(8, "export, and draw what was learned")
     exported = _export(journey, tuned.net)
-    pictures = _pictures(journey, supernet, small)
+    pictures = [paint(supernet.net, loaders, "test", journey.out / "tokens.png")]
+    pictures += _pictures(journey, supernet, small)
     for line in (*exported, *map(str, pictures)):
         print(line)
     write_json(journey.out / "demo.json", {"rows": [vars(row) for row in rows], "reports": reports})

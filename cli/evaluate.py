@@ -18,6 +18,7 @@ NAME = "evaluate"
 EXAMPLE = "routespace evaluate runs/digits_tiny --json"
 SPLITS = ("test", "val")
 TIMED_IMAGES = 32
+PAINTED_IMAGES = 6
 
 
 def run(
@@ -31,6 +32,9 @@ def run(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Time both with compiled blocks (torch.compile, about a minute).")
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw which tokens of the first images were computed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Evaluate a trained network on the test split.
@@ -47,7 +51,10 @@ def run(
     chosen = found.require_recipe()
     if data is not None:
         chosen = chosen.override({"data.kind": "folder", "data.root": str(data)})
-    report = measure(found.net, make_loaders(chosen), split, speed=speed, compiled=compiled)
+    loaders = make_loaders(chosen)
+    report = measure(found.net, loaders, split, speed=speed, compiled=compiled)
+    if picture is not None:
+        paint(found.net, loaders, split, picture)
     if as_json:
         print(json.dumps(report, indent=1))
     else:
@@ -97,6 +104,24 @@ def measure(
             "counted_speedup": cost.macs / result["counted_macs"],
         }
     return report
+
+
+def paint(net: RouteNet, loaders: Loaders, split: str, path: Path) -> Path:
+    """Draw which tokens of the split's first images are computed, with their labels and what was answered."""
+    import torch
+
+    from routespace.draw.tokens import draw_tokens
+    from routespace.train.digits import MEAN, STD
+
+    images, labels = next(iter(loaders.test if split == "test" else loaders.val))
+    images = images[:PAINTED_IMAGES].to(next(net.parameters()).device)
+    with torch.inference_mode():
+        out = net(images)
+    assert out.logits is not None  # a recipe's network has classes
+    answers = out.logits.argmax(1).tolist()
+    words = [f"{label} → {answer}" for label, answer in zip(labels.tolist(), answers, strict=False)]
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return draw_tokens(net.architecture, images * std + mean, out.routes, path=path, labels=words)
 
 
 def show(report: dict[str, Any]) -> None:

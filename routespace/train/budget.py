@@ -161,6 +161,7 @@ class BudgetLoss:
         first_ratio: what was paid at the switch-on, from where a linear schedule falls; None before.
         excess_ratio: by how much validation images cost more than training images.
         multiplier: ν of the method of multipliers.
+        shift: by how much the gates' threshold has been moved, in logits.
     """
 
     def __init__(self, spec: BudgetSpec, base: int, target: int) -> None:
@@ -168,6 +169,7 @@ class BudgetLoss:
         self.first_ratio: float | None = None
         self.excess_ratio = 0.0
         self.multiplier = 0.0
+        self.shift = 0.0
 
     def target_ratio(self, progress: float) -> float | None:
         """The ratio aimed at after a share `progress` of the training; None before the switch-on."""
@@ -190,14 +192,16 @@ class BudgetLoss:
         return self.spec.weight * distance.square() + self.multiplier * distance
 
     def update(self, macs: float, progress: float) -> None:
-        """Take note of a step's expected MACs: the multiplier moves by their distance from the target."""
+        """Take note of a step's expected MACs: multiplier and threshold move by their distance from the target."""
         if progress < self.spec.warmup_frac:
             return
         ratio = self.target_ratio(progress)
         if self.first_ratio is None:
             self.first_ratio = macs / self.base
-        if ratio is not None and self.spec.multiplier_lr:
-            self.multiplier += self.spec.multiplier_lr * (macs / self.base - ratio)
+        if ratio is not None:
+            distance = macs / self.base - ratio
+            self.multiplier += self.spec.multiplier_lr * distance
+            self.shift += self.spec.control * distance
 
     def correct(self, trained_ratio: float, validated_ratio: float, progress: float) -> None:
         """Aim lower by what validation images cost more than an epoch's training images.
@@ -216,9 +220,10 @@ class BudgetLoss:
             "first_ratio": self.first_ratio,
             "excess_ratio": self.excess_ratio,
             "multiplier": self.multiplier,
+            "shift": self.shift,
         }
 
     def load_state(self, state: dict[str, float]) -> None:
         """Go on from what `state` gave."""
         self.first_ratio, self.multiplier = state["first_ratio"], state["multiplier"]
-        self.excess_ratio = state["excess_ratio"]
+        self.excess_ratio, self.shift = state["excess_ratio"], state["shift"]

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from routespace.errors import RoutespaceError
 from routespace.grid.architecture import Architecture
+from routespace.nn.gates import threshold_logit
 from routespace.nn.route_net import RouteNet
 from routespace.train.budget import BudgetLoss
+from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data import Loaders
 from routespace.train.evaluate import evaluate
@@ -148,7 +150,15 @@ class Trainer:
             )
         if self.budget is not None:
             self.budget.update(numbers[-1], progress)
+            self._move_threshold()
         return numbers
+
+    def _move_threshold(self) -> None:
+        """Put the gates' threshold where the budget has moved it."""
+        if self.budget is None or not self.budget.spec.control:
+            return
+        for net in (self.net, *([self.ema.module] if self.ema is not None else [])):
+            set_threshold(net, threshold_logit(self.recipe.gates.open_above) + self.budget.shift)
 
     def _hold(self, held: bool) -> None:
         """Hold the gates while the blocks learn: all open, or as the staircase has them."""
@@ -248,6 +258,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.budget is not None:
             self.budget.load_state(state["budget"])
+            self._move_threshold()
         self.epoch, self.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
         rank = self.accelerator.process_index

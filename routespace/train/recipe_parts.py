@@ -58,6 +58,8 @@ class BudgetSpec(Part):
         multiplier_lr: above 0 adds ν·(E[MACs]/base − ratio), where ν grows by this times the distance at every
             step (method of multipliers): the squared distance alone settles where its slope balances the
             task's, above the target.
+        control: above 0 moves the gates' threshold at every step by this times the distance, in logits: training
+            then meets the target, and the loss only says where saving is cheapest. Not for `tanh` gates.
         open_frac: share of the training during which every gate is held open (with `train.start: staircase`:
             held on the staircase), so that blocks learn before they are skipped ("masks start as all ones").
         warmup_frac: share of the training after which the loss is switched on (the paper's ancestor: .4).
@@ -75,6 +77,7 @@ class BudgetSpec(Part):
     macs: Count | None = None
     weight: AtLeast0 = 10.0
     multiplier_lr: AtLeast0 = 0.0
+    control: AtLeast0 = 0.0
     open_frac: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup_frac: Annotated[float, Field(ge=0, lt=1)] = 0.0
     schedule: Literal["constant", "linear"] = "constant"

@@ -58,7 +58,9 @@ def test_extract_under_a_latency_limit(cli, place, tmp_path):
 
 
 def test_evaluate_uses_the_test_split(cli, place):
-    report = json.loads(cli("evaluate", place / "run", "--json").assert_fine().out)
+    picture = place / "tokens.png"
+    report = json.loads(cli("evaluate", place / "run", "--picture", picture, "--json").assert_fine().out)
+    assert picture.stat().st_size > 10_000
     assert (report["split"], report["images"]) == ("test", 50)
     assert report["counted_macs"] <= report["macs"]
     assert report["speed"]["counted_speedup"] == pytest.approx(report["macs"] / report["counted_macs"])

@@ -2,15 +2,20 @@
 
 import matplotlib
 import matplotlib.image
+import numpy as np
 import pytest
+import torch
 
 from routespace.draw.front import Point, draw_front, pareto
 from routespace.draw.grid import draw_grid, used_share
+from routespace.draw.tokens import computed_share, draw_tokens
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import Routes
 
 GRID = RoutingGrid(GridSpec(layers=3, max_down=16, image_size=64))
 
@@ -100,3 +105,36 @@ def test_bad_input(tmp_path):
     with pytest.raises(BundleError, match="cannot be written"):
         draw_grid(full, path=tmp_path / "file" / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def routed_pass(batch=3, size=(64, 72)):
+    torch.manual_seed(0)
+    net = RouteNet(Architecture.routed(GRID, "depth")).eval()
+    images = torch.rand(batch, 3, *size)
+    with torch.no_grad():
+        return net.architecture, images, net(images, routes=Routes.random(net, images, keep=0.5)).routes
+
+
+def test_the_share_of_computed_tokens_is_the_routes_own():
+    architecture, images, routes = routed_pass()
+    for rate in architecture.spec.rates:
+        names = [n for n in architecture.edges if n.endswith(f"r{rate:02d}_transformer")]
+        hw = (-(-images.shape[2] // rate), -(-images.shape[3] // rate))
+        share = computed_share(architecture, routes, rate, hw)
+        assert share.shape == (3, *hw)
+        kept = sum(routes[name].kept.float().reshape(3, *hw) for name in names) / len(names)
+        assert np.array_equal(share, kept.double().numpy())
+    # An edge without a route computed everything.
+    whole = computed_share(Architecture.full(GRID), routes, 4, (16, 18))
+    assert whole.max() == 1
+
+
+def test_tokens_are_drawn_and_bad_input_is_refused(tmp_path):
+    architecture, images, routes = routed_pass()
+    path = draw_tokens(architecture, images, routes, path=tmp_path / "tokens.png", labels=["a", "b", "c"])
+    assert matplotlib.image.imread(path).shape[0] > 300
+    with pytest.raises(SpecError, match="static"):
+        draw_tokens(architecture, images, Routes({}), path=tmp_path / "no.png")
+    with pytest.raises(SpecError, match="same batch"):
+        draw_tokens(architecture, images[:2], routes, path=tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()

@@ -1,9 +1,11 @@
+import json
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_tiny import tiny
 
-from routespace.errors import BudgetError
+from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.route_net import RouteNet
 from routespace.nn.usage_meter import UsageMeter
@@ -17,6 +19,7 @@ from routespace.train.budget import (
 )
 from routespace.train.calibrate import calibrate
 from routespace.train.recipe import BudgetSpec
+from routespace.train.run import train
 
 
 def images(count: int = 8) -> torch.Tensor:
@@ -127,6 +130,17 @@ def test_the_multiplier_removes_the_bias_of_the_penalty():
         reached.append(ratio.item())
     assert reached[0] == pytest.approx(0.6, abs=1e-3)
     assert reached[1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_control_meets_the_target_without_a_loss(tmp_path):
+    changes = {"budget.weight": 0.0, "budget.control": 1.0, "budget.ratio": 0.7, "budget.correct": False}
+    recipe = tiny(routing="depth", train__epochs=12, budget__calibrate=False).override(changes)
+    found = train(recipe, tmp_path / "run")
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["expected_ratio"] == pytest.approx(0.7, abs=0.03)
+    assert found.net.gate_spec.threshold > 0.5
+    with pytest.raises(SpecError, match=r"budget\.control"):
+        tiny(gates__kind="tanh", budget__control=1.0)
 
 
 @pytest.mark.parametrize("ratio", [0.6, 0.8, 1.0])

@@ -1,0 +1,108 @@
+"""Which tokens a routed network computed: one row an image, one column a downsampling rate.
+
+draw_tokens(net.architecture, images, net(normalised).routes, path="tokens.png")
+
+A rate's picture is the image, bright where its transformer edges computed the token and dark where they passed it
+on; the number below is the share of tokens computed.
+
+Shape legend: B images · H, W pixels · h, w tokens of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from routespace.draw.canvas import save_figure
+from routespace.errors import SpecError
+from routespace.grid.architecture import Architecture
+from routespace.nn.routes import Routes
+
+MOST_IMAGES = 12
+DARK = 0.12  # brightness of a token that no edge computed
+SIDE_INCHES = 1.5
+
+
+def computed_share(architecture: Architecture, routes: Routes, rate: int, hw: tuple[int, int]) -> NDArray:
+    """(B, h, w): the share of a rate's transformer edges that computed each token.
+
+    Args:
+        architecture: of the network that routed; an edge of it that is not in `routes` computed everything.
+        routes: of one forward pass.
+        rate: one at which the architecture has transformer edges.
+        hw: height and width of the rate's map.
+    """
+    edges = _transformers(architecture, rate)
+    batch = next(iter(routes.values())).kept.shape[0]
+    total = np.zeros((batch, *hw))
+    for name in edges:
+        if name not in routes:
+            total += 1
+            continue
+        kept = routes[name].kept.detach().cpu().numpy()
+        total += kept.reshape(batch, 1, 1) if kept.shape[1] == 1 else kept.reshape(batch, *hw)
+    return total / len(edges)
+
+
+def draw_tokens(
+    architecture: Architecture,
+    images: Tensor,
+    routes: Routes,
+    *,
+    path: Path | str,
+    labels: Sequence[str] = (),
+    title: str = "Tokens computed",
+) -> Path:
+    """Draw what was computed of each image at each rate.
+
+    Args:
+        architecture: of the network that routed.
+        images: (B, 3, H, W) floats in 0…1, as they are to be seen; the first twelve are drawn.
+        routes: of the network's pass over the same images.
+        path: where to; the ending chooses the format.
+        labels: a word below each image.
+        title: above the picture.
+
+    Raises:
+        SpecError: no routed edges, other images than the routes', or a path with an unknown ending.
+        BundleError: the file cannot be written.
+    """
+    if not routes:
+        raise SpecError("routes: none to draw; the network is static and computes every token")
+    if len(images) != len(next(iter(routes.values())).kept):
+        raise SpecError(f"images: {len(images)} are not the ones that were routed; give the same batch")
+    height, width = images.shape[-2:]
+    rates = [rate for rate in architecture.spec.rates if _transformers(architecture, rate)]
+    pictures = images[:MOST_IMAGES].detach().cpu().permute(0, 2, 3, 1).clamp(0, 1).numpy()
+    columns, rows = 1 + len(rates), len(pictures)
+    size = (SIDE_INCHES * columns, (SIDE_INCHES + 0.25) * rows + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(title, fontsize=10)
+    for row, picture in enumerate(pictures):
+        _show(grid[row, 0], picture, labels[row] if row < len(labels) else "")
+    for column, rate in enumerate(rates, start=1):
+        hw = (-(-height // rate), -(-width // rate))
+        shares = computed_share(architecture, routes, rate, hw)
+        grid[0, column].set_title(f"1/{rate}", fontsize=9)
+        for row, picture in enumerate(pictures):
+            light = shares[row].repeat(rate, 0).repeat(rate, 1)[:height, :width, None]
+            shown = picture * (DARK + (1 - DARK) * light)
+            _show(grid[row, column], shown, f"{shares[row].mean():.0%}")
+    return save_figure(figure, path)
+
+
+def _transformers(architecture: Architecture, rate: int) -> list[str]:
+    edges = (architecture.grid.edges[name] for name in architecture.edges)
+    return [edge.name for edge in edges if edge.kind == "transformer" and edge.rate == rate]
+
+
+def _show(axes: object, picture: NDArray, label: str) -> None:
+    axes.imshow(picture, interpolation="nearest")  # type: ignore[attr-defined]
+    axes.set(xticks=[], yticks=[], xlabel=label)  # type: ignore[attr-defined]
+    axes.xaxis.label.set_size(8)  # type: ignore[attr-defined]
