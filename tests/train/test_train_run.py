@@ -67,7 +67,13 @@ def test_evaluate_agrees_with_plain_counting(finished):
     assert found["usage"]["l00_r04_transformer"]["tokens"] == pytest.approx(float(routes.mean()), abs=1e-6)
 
 
-EXTRAS = {"train__ema_decay": 0.9, "train__mixup": 0.5, "budget__multiplier_lr": 0.1, "gates__rows": "layer"}
+EXTRAS = {
+    "train__ema_decay": 0.9,
+    "train__mixup": 0.5,
+    "budget__multiplier_lr": 0.1,
+    "budget__control": 0.5,
+    "gates__rows": "layer",
+}
 
 
 @pytest.mark.parametrize(("changes", "step"), [({}, 2), ({}, 4), (EXTRAS, 7), ({"routing": "static"}, 5)])
