@@ -4,8 +4,8 @@
 
 For every ratio and seed the recipe `digits_routed` is trained; then a plain PVTv2-style staircase of the MACs that
 the routed one was given, with the same training. Printed: the MACs reached against the target, on the validation
-and on the test split; expected against counted MACs; how much faster the routed network is than all of it computed,
-measured (interleaved, one thread, a batch of 64; eager, and both with compiled blocks) and counted; both accuracies
+and on the test split; expected against counted MACs; how much faster the routed network is than all of it,
+measured (interleaved, one thread, a batch of 64; eager, and both with compiled blocks) and counted; the accuracies
 on the test split. A finished run is read, not trained again.
 """
 

@@ -151,6 +151,7 @@ class TrainSpec(Part):
         ema_decay: of a moving average of all weights that is validated and saved in their place; None: off.
         precision: `no` (fp32) or `bf16` (autocast).
         execution: `dense`, `packed` or `auto`; see RouteNet.
+        compile: run transformer blocks compiled (torch.compile): a minute at the start, faster steps afterwards.
         device: `auto` takes an accelerator where there is one.
         checkpoint_epochs: epochs between checkpoints.
     """
@@ -171,6 +172,7 @@ class TrainSpec(Part):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["no", "bf16"] = "no"
     execution: Literal["dense", "packed", "auto"] = "dense"
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_epochs: Natural = 1
 

@@ -136,7 +136,7 @@ def _make_net(recipe: Recipe, architecture: Architecture, init: RouteNet | None)
         net.load_state_dict(init.state_dict())
     elif recipe.train.start == "staircase":
         open_staircase(net, Architecture.staircase(architecture.grid))
-    return net
+    return net.compile_blocks(recipe.train.compile)
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
         with writing(out):
             save_final(out, net, measured["usage"], result)
     trainer.accelerator.wait_for_everyone()
-    return RunResult(out, result, net.cpu())
+    return RunResult(out, result, net.compile_blocks(False).cpu())
 
 
 @torch.no_grad()

@@ -188,6 +188,16 @@ def test_bf16_and_every_kind_of_gate_train(tmp_path):
         assert result.metrics["counted_macs"] > 0, changes
 
 
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(tmp_path):
+    plain, compiled = (
+        train(tiny(train__compile=on, train__execution="packed", train__epochs=1), tmp_path / str(on)).metrics
+        for on in (False, True)
+    )
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=0.02)
+    assert compiled["counted_macs"] == pytest.approx(plain["counted_macs"], rel=0.02)
+
+
 def test_a_staircase_start_is_the_plain_network(tmp_path):
     """While the gates are held, only the staircase learns; afterwards the gates decide."""
     costs = {}
