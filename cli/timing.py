@@ -18,7 +18,7 @@ WARM_UP = 2
 def routed_times(
     net: RouteNet, images: Tensor, rounds: int = ROUNDS, *, compiled: bool = False
 ) -> dict[str, float]:
-    """Seconds of one forward pass of a batch: with everything computed, and with the kept tokens alone.
+    """Seconds of one forward pass of a batch: with everything computed, and routed.
 
     The first is the same network without gates and masks, every edge open. They take turns, so that what else the
     machine does hits both alike; one thread, for the same reason.
@@ -30,20 +30,20 @@ def routed_times(
         compiled: with compiled blocks, both.
 
     Returns:
-        `dense` and `packed` → median seconds.
+        `dense` and `routed` → median seconds.
     """
     import torch
 
     before, threads = net.execution, torch.get_num_threads()
     everything = net.restrict(net.architecture.opened())
-    taken: dict[str, list[float]] = {"dense": [], "packed": []}
+    taken: dict[str, list[float]] = {"dense": [], "routed": []}
     torch.set_num_threads(1)
     try:
-        net.execution = "packed"
+        net.execution = "auto"
         net.compile_blocks(compiled)
         with torch.inference_mode():
             for turn in range(-WARM_UP, rounds):
-                for mode, model in (("dense", everything), ("packed", net)):
+                for mode, model in (("dense", everything), ("routed", net)):
                     start = time.perf_counter()
                     model(images)
                     if turn >= 0:

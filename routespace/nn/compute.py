@@ -2,7 +2,7 @@
 
     Dense    computes everything and masks. No shape depends on a decision, so it can be exported and traced.
     Packed   computes what was kept: images of which something was kept, then of these the kept tokens.
-    Auto     packs an edge where less than PACK_BELOW of its tokens are kept in this batch.
+    Auto     packs an edge where few enough of its tokens are kept in this batch.
 
 Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about whole images · C channels.
 """
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from routespace.nn.packing import Keep
 from routespace.nn.place import Place
 from routespace.nn.rows import spread_rows, take
-from routespace.nn.stage import TokenEmbed
+from routespace.nn.stage import Stage, TokenEmbed
 
 Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
-PACK_BELOW = 0.9  # share of kept tokens from which on moving rows costs more than it saves
+PACK_BELOW = 0.9  # share of kept tokens from which on moving rows costs more than it saves …
+NARROW = 64  # … on maps of so many channels; on narrower ones rows are short and save less (eager, on a CPU)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,11 @@ class Auto:
         """See Compute."""
         tokens = work.kept.shape[1]
         share = float(work.kept.float().mean()) if work.per_image is None else work.per_image / tokens
-        way = self.dense if tokens > 1 and PACK_BELOW <= share < 1 else self.packed
+        x = work.here.x
+        below = PACK_BELOW
+        if x.device.type == "cpu" and not (isinstance(stage, Stage) and stage.compiled):
+            below *= min(1.0, x.shape[2] / NARROW)
+        way = self.dense if tokens > 1 and below <= share < 1 else self.packed
         return way.row(stage, work)
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:

@@ -71,6 +71,11 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its blocks run their compiled steps, where the family has some."""
+        return any(block.compiled for block in self.blocks)
+
     def forward(self, x: Tensor, hw: tuple[int, int], keep: Keep | None = None, *, packed: bool = False) -> Tensor:
         """(B, N, C) → (B, N, C).
 
@@ -90,7 +95,7 @@ class Stage(nn.Module):
 
     def _images_at_once(self, x: Tensor) -> int:
         """How many images of a (B, N, C) batch to run through the blocks before the next ones."""
-        if not in_parts(x) or getattr(self.blocks[0], "compiled", False):
+        if not in_parts(x) or self.compiled:
             return x.shape[0]
         return max(1, TOKENS_AT_ONCE * torch.get_num_threads() // x.shape[1])
 

@@ -253,8 +253,12 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("keep", "masked"), [(0.5, False), (0.95, True), (1.0, False)])
-def test_auto_packs_where_little_is_kept(keep, masked, monkeypatch):
+@pytest.mark.parametrize(
+    ("keep", "narrow", "masked"),
+    [(0.5, 1, False), (0.95, 1, True), (1.0, 1, False), (0.5, 64, True), (0.1, 64, False)],
+)
+def test_auto_packs_where_little_is_kept(keep, narrow, masked, monkeypatch):
+    monkeypatch.setattr("routespace.nn.compute.NARROW", narrow)  # maps of fewer channels are packed more rarely
     net = small_net().eval()
     images = torch.randn(4, 3, 64, 64)
     routes = Routes.random(net, images, keep=keep)
