@@ -41,7 +41,8 @@ def run(
 ) -> None:
     """Build a routing grid, draw it, and count what is in it.
 
-    Nothing is trained: the numbers are analytic. One multiply-add is one MAC.
+    Nothing is trained: the numbers are analytic. One multiply-add is one MAC. All MACs are without gates; what the
+    gates of the full grid add is told apart, and `cost` prints both together.
     """
     from routespace.cli.arguments import parse_macs
     from routespace.cli.files import write_json
@@ -104,7 +105,11 @@ def _parsed(texts: dict[str, str | None]) -> dict[str, Any]:
 
 
 def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
-    """The numbers of a grid as JSON data; integers are exact but for the median, which is rounded to a bin."""
+    """The numbers of a grid as JSON data; integers are exact but for the median, which is rounded to a bin.
+
+    `params` and `macs` are without gates; `gates` is what default gates on every edge add to `params` and
+    `macs.full`.
+    """
     from routespace.cli.render import log10
     from routespace.grid.architecture import Architecture
     from routespace.grid.cost import architecture_cost
@@ -167,13 +172,14 @@ def show(grid: RoutingGrid, report: dict[str, Any]) -> None:
     stairs = (
         "none (an embedding that it needs is missing)" if macs["staircase"] is None else giga(macs["staircase"])
     )
+    added = f" (and {giga(report['gates']['macs'])} in gates)"
     rows: list[tuple[str, object]] = [
         ("grid", f"{report['layers']} layers × rates {'/'.join(map(str, report['rates']))}, {grid.spec.family}"),
         ("image", f"{report['image_size'][0]}×{report['image_size'][1]} px"),
         ("nodes", f"{report['nodes']} ({report['removed_nodes']} unused ones removed)"),
         ("edges", f"{sum(edges.values())}: " + ", ".join(f"{number} {kind}" for kind, number in edges.items())),
         ("parameters", f"{mega(report['params'])} (and {mega(report['gates']['params'])} in gates)"),
-        ("MACs", f"staircase {stairs} · full {giga(macs['full'])}"),
+        ("MACs", f"staircase {stairs} · full {giga(macs['full'])}{added}"),
         ("MACs, static", f"min {giga(macs['min'])} · median {giga(macs['median'])} · max {giga(macs['max'])}"),
         ("architectures", f"{counted} static ones"),
         ("paths", big(report["paths"]) if report["paths"] is not None else None),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from routespace.grid.architecture import Architecture
     from routespace.grid.cost import ArchitectureCost, GateCost
     from routespace.grid.family import EdgeCost
+    from routespace.grid.gate_spec import GateSpec
 
 NAME = "cost"
 EXAMPLE = "routespace cost dit_b2 --architecture staircase --by rate"
@@ -37,10 +38,12 @@ def run(
     """What a network costs for one image: parameters, MACs, bytes moved, and where they go.
 
     One multiply-add is one MAC. Gated edges count as wholly computed, unless --usage tells what a run measured.
+    Their gates count too: the folder's own, or those of a default GateSpec for a grid.
     """
     from routespace.cli.arguments import load_architecture, load_subject
     from routespace.cli.files import read_json
     from routespace.grid.cost import By, architecture_cost
+    from routespace.grid.gate_spec import GateSpec
     from routespace.grid.usage import usage_from_json
 
     if by is not None and by not in get_args(By):
@@ -50,7 +53,8 @@ def run(
     if architecture is not None or part is None:
         part = load_architecture(found.grid, architecture or "full")
     measured = usage_from_json(read_json(usage, "a run's usage.json"), found.grid) if usage else None
-    cost = architecture_cost(part, gates=found.gates, usage=measured)
+    gates = found.gates or GateSpec()  # a grid has none yet; static architectures have none to pay for
+    cost = architecture_cost(part, gates=gates, usage=measured)
     report = as_data(part, cost, by)
     if measured is None:
         report |= _measured(found, part)
@@ -59,7 +63,7 @@ def run(
     else:
         show(report)
     if check:
-        _check(part, found, to_stderr=as_json)
+        _check(part, gates, to_stderr=as_json)
 
 
 def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[str, Any]:
@@ -118,11 +122,11 @@ def show(report: dict[str, Any]) -> None:
         table((report["by"], "params", "MACs", "moved"), groups)
 
 
-def _check(part: Architecture, found: Subject, *, to_stderr: bool) -> None:
+def _check(part: Architecture, gates: GateSpec, *, to_stderr: bool) -> None:
     """Count with torch and fvcore too; a difference is an error of ours and ends with exit code 1."""
     from routespace.deploy.check import compare
 
-    report = compare(part, gates=found.gates)
+    report = compare(part, gates=gates)
     typer.echo("\n" + "\n".join(report.lines()), err=to_stderr)
     if not report.ok:
         raise typer.Exit(1)

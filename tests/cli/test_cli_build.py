@@ -41,6 +41,12 @@ def test_numbers_agree_with_the_library(cli):
     assert data["paths"] == paths
 
 
+def test_the_drawing_tells_the_gates_apart(cli):
+    data = build_json(cli, "--layers", 3, "--max-down", 16)
+    out = cli("build", "--layers", 3, "--max-down", 16).assert_fine().out
+    assert f"full {giga(data['macs']['full'])} (and {giga(data['gates']['macs'])} in gates)" in out
+
+
 def test_unused_nodes_are_counted(cli):
     data = build_json(cli, "--layers", 4, "--embed-layers", "1,2,3")
     assert data["nodes"] + data["removed_nodes"] == 5 * 4
@@ -53,7 +59,13 @@ def test_written_grid_is_read_back(cli, tmp_path):
     assert RoutingGrid.from_json(json.loads(file.read_text())).hash == first["hash"]
     assert [path.name for path in file.parent.iterdir()] == ["grid.json"]
     cost = json.loads(cli("cost", file, "--json").assert_fine().out)
-    assert (cost["params"], cost["macs"]) == (first["params"], first["macs"]["full"])
+    stairs = json.loads(cli("cost", file, "--architecture", "staircase", "--json").assert_fine().out)
+    assert stairs["macs"] == first["macs"]["staircase"]
+    # `build` tells the gates apart, `cost` prices the full grid with them.
+    assert first["gates"]["macs"] > 0
+    for what, plain in (("params", first["params"]), ("macs", first["macs"]["full"])):
+        assert cost[what] == plain + first["gates"][what]
+        assert cost["parts"]["gates"][what] == first["gates"][what]
 
 
 def test_budget_that_can_be_met(cli):

@@ -53,7 +53,8 @@ def test_usage_scales_the_macs(cli, grid_file, tmp_path):
     usage.write_text(json.dumps({"format": "routespace.usage/1", "edges": {name: {"tokens": 0.0, "images": 0.0}}}))
     whole = cost_json(cli, grid_file, "--by", "edge")
     less = cost_json(cli, grid_file, "--usage", usage)
-    assert less["macs"] == whole["macs"] - whole["groups"][name]["macs"]
+    grid = RoutingGrid(GridSpec.parse(SMALL))
+    assert less["macs"] == whole["macs"] - architecture_cost(Architecture.full(grid)).edges[name].macs
 
 
 def test_architecture_from_a_file(cli, grid_file, tmp_path):
@@ -82,6 +83,16 @@ def test_check_counts_with_torch_and_fvcore(cli, grid_file):
     out = cli("cost", grid_file, "--architecture", "staircase", "--check").assert_fine().out
     assert "torch" in out
     assert "fvcore" in out
+
+
+def test_the_json_is_what_the_check_calls_analytic(cli, grid_file):
+    for architecture in ("full", "staircase"):
+        outcome = cli("cost", grid_file, "--architecture", architecture, "--json", "--check").assert_fine()
+        data = json.loads(outcome.out)
+        words = next(line for line in outcome.err.splitlines() if line.startswith("analytic")).split()
+        assert int(words[1].replace(",", "")) == data["macs"]
+        assert f"params  analytic {data['params']}, module {data['params']}" in outcome.err
+        assert (data["parts"]["gates"]["macs"] > 0) == (architecture == "full")
 
 
 @pytest.mark.parametrize(
