@@ -33,15 +33,15 @@ ATTENTION = "aten::scaled_dot_product_attention"
 # Operators without multiply-adds in the field's convention, beyond those that torch tags as element-wise: norms,
 # pooling, softmax, copying, indexing. Names without the underscores around them, so in-place forms are meant too.
 _FREE_NAMES = """
-    abs sign add sub rsub mul div neg pow sqrt exp log log1p log2 logit erf gelu relu sigmoid tanh softmax
+    abs sign add sub rsub mul div neg pow sqrt exp sin cos log log1p log2 logit erf gelu relu sigmoid tanh softmax
     log_softmax safe_softmax mean sum amax amin any all max min where clamp clamp_min gt lt ge le eq ne and or not
     logical_not logical_and logical_or bitwise_not bitwise_and bitwise_or floor_divide cumsum normalize norm
     linalg_vector_norm native_layer_norm native_group_norm native_batch_norm max_pool2d avg_pool2d
-    max_pool2d_with_indices adaptive_avg_pool2d constant_pad_nd pad cat stack roll flip repeat repeat_interleave
-    expand_as index index_select index_copy index_put gather scatter nonzero topk sort argsort masked_fill
-    arange meshgrid empty empty_like zeros zeros_like ones ones_like full full_like new_empty new_zeros new_full
-    fill scalar_tensor rand rand_like bernoulli exponential uniform clone copy to_copy lift_fresh reshape_alias
-    unsafe_view local_scalar_dense upsample_nearest2d"""
+    max_pool2d_with_indices adaptive_avg_pool2d constant_pad_nd pad cat stack unflatten roll flip repeat
+    repeat_interleave expand_as index index_select index_copy index_put gather scatter nonzero topk sort argsort
+    masked_fill arange meshgrid empty empty_like zeros zeros_like ones ones_like full full_like new_empty new_zeros
+    new_full fill scalar_tensor rand rand_like bernoulli exponential uniform clone copy to_copy lift_fresh
+    reshape_alias unsafe_view local_scalar_dense upsample_nearest2d"""
 _FREE = frozenset(_FREE_NAMES.split())
 _NORMS = ("layer_norm", "batch_norm", "group_norm", "instance_norm")
 

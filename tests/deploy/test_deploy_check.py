@@ -1,5 +1,7 @@
 """The two counters of others, and what is reported when they cannot count."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 GRID = RoutingGrid(GridSpec(layers=2, max_down=8, widths=(8, 16), heads=(1, 2), mlp_ratios=(2.0, 2.0),
                             sr_ratios=(2, 1), image_size=(40, 56), num_classes=3))  # fmt: skip
 
@@ -29,6 +32,14 @@ def test_four_counts_of_a_supernet(gates):
 def test_four_counts_of_swin_v2():
     fields = GRID.spec.model_dump(exclude={"sr_ratios"}) | {"family": "swin_v2", "window": 4}
     report = compare(Architecture.full(RoutingGrid(GridSpec(**fields))))
+    assert report.ok, report.lines()
+
+
+@pytest.mark.parametrize("architecture", [Architecture.full, Architecture.staircase])
+def test_four_counts_of_the_vit_example(monkeypatch, architecture):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    fields = {"layers": 2, "max_down": 8, "family": "vit_family:VIT", "image_size": (40, 56), "num_classes": 3}
+    report = compare(architecture(RoutingGrid(GridSpec.parse(fields))))
     assert report.ok, report.lines()
 
 
