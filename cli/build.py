@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace.errors import BudgetError, GridError
+from routespace.errors import GridError
 
 if TYPE_CHECKING:
     from routespace.grid.graph import RoutingGrid
@@ -46,6 +46,7 @@ def run(
     """
     from routespace.cli.arguments import parse_macs
     from routespace.cli.files import write_json
+    from routespace.grid.count import require_satisfiable
     from routespace.grid.graph import RoutingGrid
     from routespace.grid.presets import preset_fields
     from routespace.grid.spec import GridSpec
@@ -78,10 +79,8 @@ def run(
         print(json.dumps(report, indent=1))
     else:
         show(grid, report)
-    if budget is not None and not report["satisfiable"]:
-        raise BudgetError(
-            f"macs: {budget} is not enough for this grid; the least possible is {report['macs']['min']} MACs"
-        )
+    if budget is not None:
+        require_satisfiable(grid, budget)
     if out is not None:
         write_json(out, grid.to_json())
 
@@ -113,7 +112,7 @@ def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
     from routespace.cli.render import log10
     from routespace.grid.architecture import Architecture
     from routespace.grid.cost import architecture_cost
-    from routespace.grid.count import count_paths, count_static, static_range
+    from routespace.grid.count import count_paths, count_static, satisfiable, static_range
     from routespace.grid.gate_spec import GateSpec
     from routespace.grid.graph import KINDS
     from routespace.grid.sample import median_macs
@@ -144,7 +143,7 @@ def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
         "hash": grid.hash,
     }
     if budget is not None:
-        report |= {"budget_macs": budget, "satisfiable": budget >= least_most.min_macs}
+        report |= {"budget_macs": budget, "satisfiable": satisfiable(grid, budget)}
     return report
 
 

@@ -198,18 +198,21 @@ def most_macs(grid: RoutingGrid) -> int:
 
 
 def satisfiable(grid: RoutingGrid, macs: float) -> bool:
-    """True when a MACs budget lies between the cheapest and the dearest static architecture."""
-    return least_macs(grid) <= macs <= most_macs(grid)
+    """True when a MACs budget allows at least the cheapest static architecture.
+
+    A budget above the dearest one limits nothing, and is satisfiable too; NaN is not.
+    """
+    return macs >= least_macs(grid)
 
 
 def require_satisfiable(grid: RoutingGrid, macs: float) -> int:
-    """The least MACs possible, when a budget of `macs` allows it.
+    """The least MACs possible, when a budget of `macs` is `satisfiable`.
 
     Raises:
         BudgetError: the budget is below the cheapest architecture; the message names its MACs.
     """
     least = least_macs(grid)
-    if not macs >= least:  # also true of NaN
+    if not satisfiable(grid, macs):
         raise BudgetError(
             f"macs: a budget of {macs / MEGA:.6g} MMACs is below the grid's cheapest architecture; "
             f"give at least {least / MEGA:.6g} MMACs ({least} MACs), or fewer pixels or narrower widths"

@@ -73,6 +73,13 @@ def test_budget_that_can_be_met(cli):
     assert "satisfiable" in cli("build", "--preset", "dit_b0", "--macs", "1.2G").assert_fine().out
 
 
+def test_budget_above_the_dearest_is_satisfiable(cli):
+    most = build_json(cli, "--preset", "dit_b0")["macs"]["max"]
+    assert build_json(cli, "--preset", "dit_b0", "--macs", 2 * most)["satisfiable"] is True
+    out = cli("build", "--preset", "dit_b0", "--macs", 2 * most).assert_fine().out
+    assert "satisfiable (nothing static costs more)" in out
+
+
 def test_budget_that_cannot_be_met_names_the_least(cli, tmp_path):
     least = build_json(cli, "--preset", "dit_b0")["macs"]["min"]
     file = tmp_path / "grid.json"

@@ -105,8 +105,10 @@ def test_large_grid_counts() -> None:
     assert not satisfiable(LARGE, 1e6)
     low, high = least_macs(LARGE), most_macs(LARGE)
     assert satisfiable(LARGE, low)
-    assert satisfiable(LARGE, high)
-    assert require_satisfiable(LARGE, low) == low
+    assert not satisfiable(LARGE, low - 1)
+    assert satisfiable(LARGE, 10 * high)  # it limits nothing, but it can be met
+    assert not satisfiable(LARGE, float("nan"))
+    assert require_satisfiable(LARGE, low) == require_satisfiable(LARGE, 10 * high) == low
     with pytest.raises(BudgetError, match=str(low)):
         require_satisfiable(LARGE, low - 1)
     with pytest.raises(BudgetError, match=str(low)):
