@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Measure how long each kind of edge takes, warm, as medians; `build --latency` and search use the table.
 
-    The table names the device, versions and date; one of another grid is refused later.
+    The table names the device, threads, versions and date; one of another grid is refused later.
     """
     from routespace.cli.arguments import load_subject, parse_numbers
     from routespace.deploy import profiling
@@ -68,7 +68,9 @@ def show(table: LatencyTable, grid: RoutingGrid) -> None:
     from routespace.errors import GridError
     from routespace.grid.architecture import Architecture
 
-    where = f"{table.device.name}, batch {table.batch}, {table.dtype}" + (", compiled" if table.compiled else "")
+    threads = table.device.threads
+    where = table.device.name + (f", {threads} thread{'s' if threads > 1 else ''}" if threads else "")
+    where += f", batch {table.batch}, {table.dtype}" + (", compiled" if table.compiled else "")
     print_table(
         ("part", "rate", "blocks", "kept", "ms"),
         [

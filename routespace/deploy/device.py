@@ -16,7 +16,7 @@ class Device(BaseModel):
     Args:
         kind: `cpu` or `cuda`.
         name: the processor's or the card's.
-        threads: of torch on a CPU, else 0.
+        threads: of torch on a CPU while it was measured, else 0.
         versions: package → version.
     """
 
@@ -48,7 +48,12 @@ def _cpu_name() -> str:
 
 
 def differences(device: Device) -> list[str]:
-    """What differs between a measured device and this machine, one line each; empty when nothing does."""
+    """What differs between a measured device and this machine, one line each; empty when nothing does.
+
+    Name and versions are compared. Threads are not: they are a setting of the measurement, like the batch, chosen
+    for where the network will run. The process that reads a table to plan by it mostly has others (torch takes
+    every core, `profile` one thread), so comparing them would warn nearly always.
+    """
     if device.kind == "cuda" and not torch.cuda.is_available():
         return [f"device: the table is of {device.name}; this machine has no CUDA device"]
     here = this_device(device.kind, device.threads)

@@ -80,7 +80,7 @@ class LatencyTable(BaseModel):
         clock: `wall`, or `cpu` for the thread's own processor time (on a shared machine).
         rounds: measurements behind each median.
         date: UTC, ISO 8601.
-        parts: the times.
+        parts: the times; each kind, rate, depth and keep once.
         factors: group (`transformer_r08`, `patch_embed_r08`, …) → factor; groups not named have 1.
         offset_ms: what is left, once per forward pass.
         subnets: what factors and offset were fitted to.
@@ -107,10 +107,15 @@ class LatencyTable(BaseModel):
     def _check(self) -> Self:
         if self.grid != self.spec.hash:
             raise ValueError(f"grid: {self.grid} is not the hash of the table's spec; the file was changed")
-        for kind, rate, depth in sorted(part_keys(RoutingGrid(self.spec))):
-            if 1.0 not in dict(self.curve(kind, rate, depth)):
-                what = f"{kind} at rate {rate}" + (f" with {depth} blocks" if depth else "")
-                raise ValueError(f"parts: {what} is missing; measure the table again with `routespace profile`")
+        again = "measure the table again with `routespace profile`"
+        points = Counter((part.kind, part.rate, part.depth, part.keep) for part in self.parts)
+        for (kind, rate, depth, keep), times in points.items():
+            if times > 1:
+                what = f"{_words(kind, rate, depth)}, keep {keep:g}"
+                raise ValueError(f"parts: {what} is there {times} times, once is allowed; {again}")
+        for key in sorted(part_keys(RoutingGrid(self.spec))):
+            if (*key, 1.0) not in points:
+                raise ValueError(f"parts: {_words(*key)} is missing; {again}")
         return self
 
     def curve(self, kind: str, rate: int, depth: int) -> list[tuple[float, float]]:
@@ -135,6 +140,10 @@ class LatencyTable(BaseModel):
         outputs = sum(self.ms("output", rate) for rate in self.spec.output_rates)
         head = self.ms("head") if self.spec.num_classes else 0.0
         return self.offset_ms + self.ms("stem") + outputs + head
+
+
+def _words(kind: str, rate: int, depth: int) -> str:
+    return f"{kind} at rate {rate}" + (f" with {depth} blocks" if depth else "")
 
 
 def group_of(kind: str, rate: int) -> str:
@@ -230,7 +239,10 @@ def require_grid(table: LatencyTable, grid: RoutingGrid) -> None:
 
 
 def mismatches(table: LatencyTable) -> list[str]:
-    """What differs between where a table was measured and here, one line each; empty when nothing does."""
+    """What differs between where a table was measured and here, one line each; empty when nothing does.
+
+    Threads are not compared: see `routespace.deploy.device.differences`.
+    """
     return differences(table.device)
 
 
@@ -243,12 +255,14 @@ def save_table(table: LatencyTable, path: Path | str) -> None:
 def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyTable:
     """Read what `save_table` wrote; warns (UserWarning) when it is of another device or version.
 
+    The times hold for `table.device.threads` threads of torch, whatever this process uses.
+
     Args:
         path: the file.
         grid: the grid that it must be of.
 
     Raises:
-        SpecError: no such file, no table, or one with missing, negative or undefined times.
+        SpecError: no such file, no table, or one with missing, repeated, negative or undefined times.
         GridError: the table is of another grid.
     """
     path = Path(path)

@@ -202,6 +202,7 @@ def test_profile_gives_build_its_latencies(cli, grid_file, tmp_path):
     table = tmp_path / "table.json"
     out = cli("profile", grid_file, "--rounds", 3, "--subnets", 0, "-o", table).assert_fine().out
     assert "transformer" in out
+    assert ", 1 thread, batch 1, float32" in " ".join(out.split())
     fields = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in SMALL.items()}
     options = [part for key, value in fields.items() for part in (f"--{key.replace('_', '-')}", value)]
     data = json.loads(cli("build", *options, "--latency", table, "--json").assert_fine().out)

@@ -50,6 +50,21 @@ def test_round_trip_without_a_warning_on_the_same_machine(table, saved, recwarn)
     assert mismatches(table) == []
 
 
+def test_other_threads_are_no_mismatch_but_in_the_table(table, saved, recwarn):
+    assert table.device.threads == 1
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2 if before == 1 else 1)
+        assert load_table(saved).device.threads == 1
+    finally:
+        torch.set_num_threads(before)
+    data = json.loads(saved.read_text())
+    data["device"]["threads"] = 64
+    saved.write_text(json.dumps(data))
+    assert load_table(saved).device.threads == 64
+    assert not recwarn
+
+
 def test_another_device_or_version_warns(table, saved):
     data = json.loads(saved.read_text())
     data["device"]["name"] = "Abacus 3"
@@ -86,15 +101,21 @@ def test_a_bad_time_is_one_line(saved, value):
 def test_a_missing_part_a_changed_spec_and_other_files_are_refused(saved, tmp_path):
     data = json.loads(saved.read_text())
     embeds = [part for part in data["parts"] if part["kind"] != "patch_embed"]
+    twice = next(part for part in data["parts"] if (part["depth"], part["keep"]) == (2, 0.5)) | {"ms": 7.0}
     for change, message in (
         ({"parts": embeds}, "patch_embed at rate 4 is missing"),
+        (
+            {"parts": [*data["parts"], twice]},
+            r"^\S+: parts: transformer at rate 4 with 2 blocks, keep 0.5 is there 2",
+        ),
         ({"grid": "0" * 12}, "not the hash"),
         ({"colour": "red"}, "colour: unknown field"),
         ({"batch": 0}, "batch"),
     ):
         saved.write_text(json.dumps(data | change))
-        with pytest.raises(SpecError, match=message):
+        with pytest.raises(SpecError, match=message) as caught:
             load_table(saved)
+        assert "\n" not in str(caught.value)
     for content in ("", "[]", "{}", "[" * 100_000):
         saved.write_text(content)
         with pytest.raises(SpecError):
