@@ -30,7 +30,7 @@ def run(
     data: Annotated[Path | None, typer.Option(help="A folder of images, instead of the recipe's data.")] = None,
     speed: Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")] = True,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Time both with compiled blocks (torch.compile, about a minute).")
+        bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")
     ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="Draw which tokens of the first images were computed.")
@@ -51,6 +51,12 @@ def run(
     chosen = found.require_recipe()
     if data is not None:
         chosen = chosen.override({"data.kind": "folder", "data.root": str(data)})
+    if picture is not None:
+        from routespace.draw.canvas import require_format
+
+        require_format(picture)
+        if found.net.architecture.is_static:
+            raise SpecError("picture: the network is static and computes every token; give a routed one")
     loaders = make_loaders(chosen)
     report = measure(found.net, loaders, split, speed=speed, compiled=compiled)
     if picture is not None:

@@ -103,7 +103,7 @@ def _time_limit(found: Found, ms: float | None, path: Path | None) -> TimeLimit 
 def _predicted(timed: TimeLimit, chosen: Architecture) -> str:
     from routespace.deploy.latency import predict
 
-    return f"{predict(timed.table, chosen):.3g} ms predicted (limit {timed.ms:.3g} ms)"
+    return f"{predict(timed.table, chosen):.3g} ms predicted (limit {timed.ms:g} ms)"
 
 
 def choose(found: Found, limit: int | None, method: str = "milp", timed: TimeLimit | None = None) -> Architecture:

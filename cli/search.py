@@ -35,10 +35,12 @@ def run(
     """
     from routespace.recipes import load_recipe
     from routespace.search import run_study
+    from routespace.search.space import require_search
 
     chosen = load_recipe(recipe, changes or [])
     if latency is not None:
-        chosen = chosen.override({"search.latency_table": str(latency)})
+        require_search(chosen)
+        chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     folder = out or Path("runs") / f"{chosen.name}-search"
     try:
         record = run_study(

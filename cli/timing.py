@@ -34,7 +34,7 @@ def routed_times(
     """
     import torch
 
-    before, threads = net.execution, torch.get_num_threads()
+    before, was_compiled, threads = net.execution, net.compiled, torch.get_num_threads()
     everything = net.restrict(net.architecture.opened())
     taken: dict[str, list[float]] = {"dense": [], "routed": []}
     torch.set_num_threads(1)
@@ -50,6 +50,6 @@ def routed_times(
                         taken[mode].append(time.perf_counter() - start)
     finally:
         net.execution = before
-        net.compile_blocks(False)
+        net.compile_blocks(was_compiled)
         torch.set_num_threads(threads)
     return {mode: statistics.median(times) for mode, times in taken.items()}

@@ -6,22 +6,37 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
 from routespace.errors import BundleError, SpecError
+from routespace.grid.spec import content_hash
 from routespace.search.candidate import signature
 from routespace.search.front import FORMAT, STUDY_FILE, directions
 from routespace.search.space import Space, require_search
 from routespace.search.storage import default_url, shown
 from routespace.train.recipe import Recipe
 
+if TYPE_CHECKING:
+    from routespace.deploy.latency import LatencyTable
+
 
 def open_study(
-    recipe: Recipe, space: Space, *, out: Path, name: str, storage: optuna.storages.BaseStorage, url: str
+    recipe: Recipe,
+    space: Space,
+    table: LatencyTable | None,
+    *,
+    out: Path,
+    name: str,
+    storage: optuna.storages.BaseStorage,
+    url: str,
 ) -> optuna.Study:
-    """Create the study with the recipe's own point as its first trial, or join it."""
+    """Create the study with the recipe's own point as its first trial, or join it.
+
+    All workers predict times with one `table`, or all measure them: the study keeps the table's hash.
+    """
+    times = "measured" if table is None else content_hash(table.model_dump(mode="json"))
     claim = {"study": name, "storage": None if url == default_url(out) else shown(url)}
     _check_claim(out, claim)
     study = optuna.create_study(
@@ -39,11 +54,17 @@ def open_study(
             study.enqueue_trial(own, skip_if_exists=True)
         study.set_user_attr("format", FORMAT)
         study.set_user_attr("out", str(out))
+        study.set_user_attr("times", times)
         study.set_user_attr("recipe", recipe.to_yaml())
     else:
         before, now = signature(Recipe.from_yaml(attrs["recipe"])), signature(recipe)
         if before != now:
             raise SpecError(_difference(name, before, now))
+        if attrs.get("times", "measured") != times:
+            raise SpecError(
+                f"search.latency_table: study {name!r} takes its times from another table, or measures them; give "
+                f"the same table, or another study name"
+            )
     _write_claim(out, claim)
     return study
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from routespace.search.rescue import queue_again, quiet, recover, sigterm_interr
 from routespace.search.sampler import Points, make_sampler, retried
 from routespace.search.space import Space, require_search
 from routespace.search.storage import Turn, Worker, absolute, default_url, make_folder, open_storage
-from routespace.search.trainer import Trainer, trainer_for
+from routespace.search.trainer import Trainer, study_table, train_trial
 from routespace.train.recipe import Recipe
 
 FAILURES_TO_STOP = 3  # trials that all fail from the first on: the recipe or its data is at fault
@@ -80,7 +81,7 @@ def run_study(
             `study.db` in `out`. SQLite does not work on network file systems.
         study_name: within the storage; without it the recipe's name.
         seed: of the sampler; without it the recipe's.
-        trainer: trains one recipe in a folder and returns its metrics; None for `trainer_for(recipe)`.
+        trainer: trains one recipe in a folder and returns its metrics; None for `train_trial`.
         progress: told when a trial starts, trains and ends.
 
     Raises:
@@ -93,7 +94,8 @@ def run_study(
     wanted = search.trials if trials is None else trials
     if wanted < 1:
         raise SpecError(f"trials: {wanted} is not allowed; give at least 1")
-    chosen = trainer_for(recipe) if trainer is None else trainer
+    table = study_table(recipe)
+    chosen = partial(train_trial, table=table) if trainer is None else trainer
     out = Path(out).resolve()
     url = default_url(out) if storage is None else absolute(storage)
     name = study_name or recipe.name
@@ -103,7 +105,7 @@ def run_study(
             opened = open_storage(url)
         try:
             with Turn(out):
-                study = open_study(recipe, space, out=out, name=name, storage=opened, url=url)
+                study = open_study(recipe, space, table, out=out, name=name, storage=opened, url=url)
             runner = _Runner(study, recipe, space, wanted, recipe.seed if seed is None else seed, progress)
             runner.run(out, worker, chosen)
             return snapshot(study, storage=url, out=out)

@@ -1,17 +1,17 @@
-"""What trains one trial: the Trainer protocol, `train_trial`, the real one, and `trainer_for` a recipe's study."""
+"""What trains one trial: the Trainer protocol, and `train_trial`, the real one; and the table of its times."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from routespace.errors import SpecError
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
+from routespace.search.space import require_search
 from routespace.train.recipe import Recipe
 from routespace.train.stopping import TrainingStoppedError
 
@@ -57,16 +57,11 @@ def train_trial(
     `table` predicts `latency_ms` from the usage on validation; without it the network is timed.
 
     Raises:
-        GridError: the table is of another grid; nothing is trained.
         KeyboardInterrupt: a signal stopped it; its checkpoint is saved.
         RoutespaceError: as `routespace.train.run.train`.
     """
     from routespace.train.run import train  # torch: not needed to look at a study
 
-    if table is not None:
-        from routespace.deploy.latency import require_grid
-
-        require_grid(table, recipe.architecture().grid)
     go_on = resume and _same_run(folder, recipe)
     if resume and not go_on:  # killed before it began, or moved to a machine with other paths
         shutil.rmtree(folder)
@@ -83,30 +78,35 @@ def train_trial(
     return found
 
 
-def trainer_for(recipe: Recipe) -> Trainer:
-    """`train_trial`, with the table that the recipe's search names.
+def study_table(recipe: Recipe) -> LatencyTable | None:
+    """The latency table that a recipe's search names, or None.
 
     Raises:
-        SpecError: the table cannot be read, or predicts nothing that is wanted.
-        GridError: it is of another grid than the recipe's.
+        SpecError: it cannot be read, predicts nothing that is wanted, or cannot fit because grids are searched.
+        GridError: it is of another grid than the trials'.
     """
-    search = recipe.search
-    if search is None or search.latency_table is None:
-        return train_trial
+    search = require_search(recipe)
+    if search.latency_table is None:
+        return None
     from routespace.deploy.latency import load_table
 
     if "latency_ms" not in search.objectives:
         raise SpecError("search.latency_table: no objective asks for it; add latency_ms to search.objectives")
-    return partial(train_trial, table=load_table(search.latency_table, grid=RoutingGrid(recipe.grid)))
+    grids = [field for field in search.space if field.split(".")[0] == "grid"]
+    if grids:
+        raise SpecError(
+            f"search.latency_table: it is of one grid, but search.space varies {grids[0]}; leave out one of them"
+        )
+    return load_table(search.latency_table, grid=RoutingGrid(recipe.override(search.overrides).grid))
 
 
 def _predicted_ms(net: RouteNet, folder: Path, table: LatencyTable) -> float:
-    """Milliseconds of the table's batch, by the share of each edge that ran on validation."""
+    """Milliseconds of one image in the table's batch, by the share of each edge that ran on validation."""
     from routespace.deploy.latency import predict
     from routespace.nn.weights import read_json
 
     usage = usage_from_json(read_json(folder / "usage.json"), net.architecture.grid)
-    return predict(table, net.architecture, usage)
+    return predict(table, net.architecture, usage) / table.batch
 
 
 def _same_run(folder: Path, recipe: Recipe) -> bool:

@@ -45,7 +45,9 @@ def derive(
         architecture: the supernet's; only its edges are candidates.
         usage: edge name → measured shares; an edge that is not named counts as wholly used.
         macs: the most MACs for one image of the spec's size, with stem, outputs and head.
-        latency_ms: the most milliseconds that `table` predicts for one forward pass of its batch (milp only).
+        latency_ms: the most milliseconds for one forward pass of the table's batch (milp only). Each patch
+            embedding is charged with adding its map to a row, so the prediction is at most this, and an
+            architecture a hair below the limit may be passed over.
         table: measured by `profile` for this grid.
         scores: edge name → worth of keeping it, instead of `usage_scores` (milp only).
         method: `milp`, the greatest sum of scores, proven; or `threshold`, one t for all edges.
@@ -66,7 +68,7 @@ def derive(
         raise SpecError("latency_ms: a limit and a table go together; give both, or neither")
     if method == "threshold":
         if scores is not None or table is not None or macs is None:
-            raise SpecError("method: 'threshold' goes by usage and macs alone; use 'milp' with scores or latency")
+            raise SpecError("method: 'threshold' goes by usage under macs; give macs alone, or use 'milp'")
         return _by_threshold(architecture, usage, macs)
     if macs is None and latency_ms is None:
         raise SpecError("macs: there is no limit; give macs, or latency_ms with a table")

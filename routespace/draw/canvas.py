@@ -20,6 +20,14 @@ METADATA: dict[str, dict[str, str | None]] = {
 }
 
 
+def require_format(path: Path) -> str:
+    """The format that a path's ending names; raises SpecError for others."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise SpecError(f"path: {path.name!r} ends in no known format; allowed: .{', .'.join(FORMATS)}")
+    return kind
+
+
 def save_figure(figure: Figure, path: Path | str) -> Path:
     """Write a figure whole or not at all, and return its path.
 
@@ -28,9 +36,7 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
         BundleError: the file cannot be written.
     """
     path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise SpecError(f"path: {path.name!r} ends in no known format; allowed: .{', .'.join(FORMATS)}")
+    kind = require_format(path)
     FigureCanvasAgg(figure)
     partial: Path | None = None
     try:

@@ -73,9 +73,10 @@ def draw_tokens(
         BundleError: the file cannot be written.
     """
     if not routes:
-        raise SpecError("routes: none to draw; the network is static and computes every token")
+        raise SpecError("routes: none to draw; the network computes every token, give one with gates")
     if len(images) != len(next(iter(routes.values())).kept):
-        raise SpecError(f"images: {len(images)} are not the ones that were routed; give the same batch")
+        routed = len(next(iter(routes.values())).kept)
+        raise SpecError(f"images: {len(images)} given, but {routed} were routed; give the same batch")
     height, width = images.shape[-2:]
     rates = [rate for rate in architecture.spec.rates if _transformers(architecture, rate)]
     pictures = images[:MOST_IMAGES].detach().cpu().permute(0, 2, 3, 1).clamp(0, 1).numpy()

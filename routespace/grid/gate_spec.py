@@ -71,6 +71,11 @@ class GateSpec(BaseModel):
     def _check(self) -> Self:
         if self.capacity and self.rows != "token":
             raise ValueError(f"capacity: it selects tokens, so rows must be 'token' (given: {self.rows!r})")
+        if self.capacity and (self.kind == "tanh" or self.relaxation == "soft" or self.selection == "random"):
+            raise ValueError(
+                "capacity: it takes hard decisions by rank; leave out kind 'tanh', relaxation 'soft' and "
+                "selection 'random'"
+            )
         if self.selection == "attention" and self.rows != "token":
             raise ValueError(f"selection: 'attention' ranks tokens; rows must be 'token' (given: {self.rows!r})")
         return self

@@ -45,7 +45,7 @@ def use_compiled(block: Block) -> bool:
 
 
 def compile_blocks(module: nn.Module, on: bool = True) -> None:
-    """Let all blocks inside `module` run compiled steps, from the next call on."""
+    """Let all blocks inside `module` that have compiled steps run them, from the next call on."""
     for part in module.modules():
-        if isinstance(part, Block):
+        if isinstance(part, Block) and part.has_compiled_steps:
             part.compiled = on

@@ -70,7 +70,8 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
             counted = counted * here.active
         scale, kept = _scale(net, name, decision, run.replay), counted > 0
         per_image = decision.per_image if there is None else None
-        route = EdgeRoute(kept, counted, decision.chance, _asked(there, decision.value), per_image)
+        asked = _asked(there, decision.value)
+        route = EdgeRoute(kept, counted, decision.chance, asked, per_image, _shade(net, decision))
         run.taken[name] = route
         active = kept if net.gate_spec.early_stop else None
     else:
@@ -107,7 +108,7 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
             scale = None if scale is None else torch.where(must, torch.ones_like(scale), scale)
         counted = counted if there is None else counted * there
         asked = _asked(None if there is None else there > 0, decision.value)
-        route = EdgeRoute(counted > 0, counted, decision.chance, asked)
+        route = EdgeRoute(counted > 0, counted, decision.chance, asked, value=_shade(net, decision))
     else:
         assert there is not None
         route = EdgeRoute(there > 0, there)
@@ -119,8 +120,11 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
 def _ask(net: RouteNet, name: str, x: Tensor, hw: tuple[int, int], replay: Routes | None) -> Decision:
     """The gate's decision, or the recorded one."""
     if replay is not None and name in replay:
-        value = replay[name].kept.float()
-        return Decision(value, value, value, replay[name].per_image)
+        route = replay[name]
+        kept = route.kept.float()
+        value = kept if route.value is None else route.value
+        counted = kept if net.gate_spec.kind == "tanh" else value
+        return Decision(value, counted, value, route.per_image)
     decision: Decision = net.gates[name](x, hw, net.gate_spec, net.temperature, net.noise)
     if net.training and net.held_open:  # 0·value keeps the gates in the graph, as several processes need it
         ones = 0 * decision.value + 1
@@ -131,8 +135,14 @@ def _ask(net: RouteNet, name: str, x: Tensor, hw: tuple[int, int], replay: Route
 def _scale(net: RouteNet, name: str, decision: Decision, replay: Routes | None) -> Tensor | None:
     """What the result is multiplied by; None where that is 1 at every kept token and has no gradient."""
     if replay is not None and name in replay:
-        return None
+        return replay[name].value
     return decision.value if net.training or net.gate_spec.kind == "tanh" else None
+
+
+def _shade(net: RouteNet, decision: Decision) -> Tensor | None:
+    """The decision's value for the record, where it is not simply 0 or 1."""
+    soft = net.training and net.gate_spec.relaxation == "soft"
+    return decision.value if soft or net.gate_spec.kind == "tanh" else None
 
 
 def _nothing(net: RouteNet, name: str, here: Place, hw: tuple[int, int]) -> EdgeRoute:

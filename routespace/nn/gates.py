@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from routespace.grid.gate_spec import GateSpec, Granularity
 from routespace.nn.packing import pool, spread
 
-TANH_SLOPE = 1.0
+INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
 
 
 class Decision(NamedTuple):
@@ -71,7 +71,7 @@ class Gate(nn.Module):
             self.weight = self.ema_weight = None
         else:
             self.weight = nn.Parameter(torch.empty(spec.logits, width))
-            nn.init.trunc_normal_(self.weight, std=0.02)
+            nn.init.trunc_normal_(self.weight, std=INIT_STD)
             self.register_buffer("ema_weight", self.weight.detach().clone())
 
     def forward(
@@ -115,7 +115,7 @@ class Gate(nn.Module):
 
     def _decide(self, logits: Tensor, spec: GateSpec, temperature: float, noise: float) -> Decision:
         if spec.kind == "tanh":
-            value = F.relu(torch.tanh(TANH_SLOPE * logits[..., 0]))
+            value = F.relu(torch.tanh(logits[..., 0]))
             if not self.training:
                 value = torch.where(value > spec.open_above, value, torch.zeros_like(value))
             return Decision(value, (value > 0).float() + (value - value.detach()), value.detach())
@@ -155,7 +155,7 @@ def initial_bias(spec: GateSpec) -> Tensor:
     """Bias with which an untrained gate opens with probability `openness` (tanh: has that value)."""
     p = spec.openness
     if spec.kind == "tanh":
-        return torch.tensor([math.atanh(p) / TANH_SLOPE])
+        return torch.tensor([math.atanh(p)])
     logit = math.log(p / (1 - p))
     return torch.tensor([logit / 2, -logit / 2] if spec.kind == "gumbel" else [logit])
 

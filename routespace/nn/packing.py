@@ -43,7 +43,6 @@ class Keep:
         self.hw = hw
         self.visible = visible
         self.per_image = per_image
-        self._split: dict[int, list[Keep]] = {}
 
     @property
     def tokens(self) -> int:
@@ -146,12 +145,10 @@ class Keep:
 
     def split(self, images: int) -> list[Keep]:
         """The same for every `images` consecutive images of the batch."""
-        if images not in self._split:
-            kept = torch.split(self.kept, images)
-            visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
-            parts = zip(kept, kept if self.sees_kept else visible, strict=True)
-            self._split[images] = [Keep(part, self.hw, seen, self.per_image) for part, seen in parts]
-        return self._split[images]
+        kept = torch.split(self.kept, images)
+        visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
+        parts = zip(kept, kept if self.sees_kept else visible, strict=True)
+        return [Keep(part, self.hw, seen, self.per_image) for part, seen in parts]
 
     def see(self, x: Tensor) -> Tensor:
         """(B, N, C) → the same map with invisible tokens at zero."""

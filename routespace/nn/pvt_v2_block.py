@@ -11,6 +11,7 @@ R hidden · h heads · d = C/h.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from routespace.nn.depthwise import (
 from routespace.nn.packing import Keep, PackTables, as_map, as_tokens
 from routespace.nn.ragged import ragged_attention
 from routespace.nn.rows import put, spread_rows, take
-from routespace.nn.stage import Block, drop_paths, in_parts
+from routespace.nn.stage import Block, drop_paths, in_parts, is_untouched
 
 CACHED_BYTES = 4 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
 LEAST_GROUP = 128  # hidden channels at a time; matrix products of fewer are slower
@@ -84,7 +85,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution."""
-        if mask is None and in_parts(x):
+        if mask is None and in_parts(x) and all(is_untouched(part) for part in self.children()):
             return self._grouped(x, hw)
         hidden = self.fc1(x)
         if mask is not None:
@@ -93,9 +94,9 @@ class Mlp(nn.Module):
 
     def packed(self, rows: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
         """(n, C) → (n, C)."""
-        weights = self._expansion()
-        layout = Layout(keep.rows, keep.rows, (keep.kept.shape[0], *hw))
+        weights, size = self._expansion(), (keep.kept.shape[0], *hw)
         if torch.compiler.is_exporting():
+            layout = Layout(keep.rows, keep.rows, size)  # the order is not read here
             hidden = scatter_depthwise(self.fc1(rows), weights.kernel, weights.offset, layout)
             return self.fc2(F.gelu(hidden))
         if rows.is_cuda and has_triton():
@@ -103,7 +104,7 @@ class Mlp(nn.Module):
 
             taps = taps_of(weights.kernel)
             return self.fc2(gather_gelu(self.fc1(rows), taps, weights.offset, keep.neighbours))
-        layout = layout._replace(order=keep.order)
+        layout = Layout(keep.rows, keep.order, size)
         if in_parts(rows):
             return self._by_groups(lambda part: expand(rows, part, layout), keep.kept.numel())
         return self.fc2(expand(rows, weights, layout))
@@ -113,8 +114,9 @@ class Mlp(nn.Module):
         flat = x.reshape(-1, x.shape[2])
 
         def hidden(weights: Expansion) -> Tensor:
-            maps = as_map(F.linear(flat, weights.weight, weights.bias).view(*x.shape[:2], -1), hw)
-            convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=maps.shape[1])
+            channels = weights.weight.shape[0]
+            maps = as_map(F.linear(flat, weights.weight, weights.bias).view(*x.shape[:2], channels), hw)
+            convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=channels)
             return torch.ops.aten.gelu_(as_rows(convolved))
 
         return self._by_groups(hidden, flat.shape[0]).view_as(x)
@@ -142,13 +144,20 @@ class Mlp(nn.Module):
 
 def group_width(channels: int, channel_bytes: int) -> int:
     """How many hidden channels to compute at a time: evenly divided, at least LEAST_GROUP, in CACHED_BYTES."""
-    widths = [w for w in range(channels, 0, -1) if channels % w == 0 and (w >= LEAST_GROUP or w == channels)]
-    room = CACHED_BYTES * torch.get_num_threads()
+    widths, room = _widths(channels, LEAST_GROUP), CACHED_BYTES * torch.get_num_threads()
     return next((w for w in widths if w * channel_bytes <= room), widths[-1])
+
+
+@lru_cache(maxsize=64)
+def _widths(channels: int, least: int) -> list[int]:
+    """The divisors of `channels` that are at least `least`, greatest first; `channels` itself in any case."""
+    return [w for w in range(channels, 0, -1) if channels % w == 0 and (w >= least or w == channels)]
 
 
 class PvtBlock(Block):
     """x + attention(norm1(x)), then x + mlp(norm2(x))."""
+
+    has_compiled_steps = True
 
     def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ from routespace.nn.packing import spread
 from routespace.nn.place import Place
 from routespace.nn.plan import Embed, Row, compile_plan
 from routespace.nn.routes import Routes
+from routespace.nn.stage import Block
 
 
 class RouteOutput(NamedTuple):
@@ -72,7 +73,7 @@ class RouteNet(nn.Module):
         architecture: what exists, and what is gated.
         gates: how the gated edges decide.
         execution: `dense` computes everything and masks (the reference); `packed` computes the kept tokens
-            alone; `auto` chooses per edge by measured usage. Can be set later: `net.execution = "packed"`.
+            alone; `auto` chooses per edge by the share kept in the batch. Can be set later.
         drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
 
     Attributes:
@@ -112,7 +113,6 @@ class RouteNet(nn.Module):
         self.held_open = False
         self.plan = compile_plan(architecture)
         self._execution: Execution = "dense"
-        self._usage: dict[str, float] = {}
         parts = spec.block_family.modules()
         self.stem = source.stem if source else parts.Stem(spec)
         self.edges = nn.ModuleDict()
@@ -159,11 +159,20 @@ class RouteNet(nn.Module):
     def compile_blocks(self, on: bool = True) -> RouteNet:
         """Run transformer blocks compiled from the next call on, dense and packed ones alike; returns self.
 
-        One compiled function serves all blocks of a width, every mask and every keep ratio. Families without
-        compiled steps are left as they are.
+        One compiled function serves all blocks of a width, every mask and every keep ratio.
+
+        Raises:
+            SpecError: the family has no compiled steps (swin_v2).
         """
+        if on and not any(isinstance(part, Block) and part.has_compiled_steps for part in self.modules()):
+            raise SpecError(f"compile: family {self.spec.family!r} has no compiled steps; leave it out")
         compile_blocks(self, on)
         return self
+
+    @property
+    def compiled(self) -> bool:
+        """Whether some blocks run compiled."""
+        return any(isinstance(part, Block) and part.compiled for part in self.modules())
 
     def forward(self, images: Tensor, *, routes: Routes | None = None, features: bool = False) -> RouteOutput:
         """Run the network.
@@ -175,8 +184,13 @@ class RouteNet(nn.Module):
 
         Returns:
             RouteOutput; its routes carry the gates' gradients.
+
+        Raises:
+            SpecError: images that do not fit, or routes of other images.
         """
         sizes = self._map_sizes(images)
+        if routes is not None:
+            self._check_routes(routes, images.shape[0], sizes)
         stem = Place(self.stem(images))
         run = Run(make_compute(self._execution), {self.architecture.grid.stem: stem}, {}, routes)
         for step in self.plan:
@@ -200,6 +214,18 @@ class RouteNet(nn.Module):
             )
         return {rate: (-(-height // rate), -(-width // rate)) for rate in self.spec.rates}
 
+    def _check_routes(self, routes: Routes, batch: int, sizes: Mapping[int, tuple[int, int]]) -> None:
+        for name, route in routes.items():
+            edge = self.architecture.grid.edges.get(name)
+            if edge is None:
+                raise SpecError(f"routes: {name!r:.60} is not an edge of this grid; give routes of this network")
+            height, width = sizes[edge.target[1]]
+            if route.kept.shape not in ((batch, 1), (batch, height * width)):
+                raise SpecError(
+                    f"routes: {name} has decisions of shape {tuple(route.kept.shape)}; these images need "
+                    f"({batch}, 1) or ({batch}, {height * width})"
+                )
+
     def _classify(self, x: Tensor, end: Place) -> Tensor | None:
         if self.head is None:
             return None
@@ -222,7 +248,7 @@ class RouteNet(nn.Module):
         part = RouteNet.__new__(RouteNet)
         nn.Module.__init__(part)
         part._assemble(architecture, self.gate_spec, 0.0, source=self)
-        part._execution, part.temperature, part._usage = self._execution, self.temperature, self._usage
+        part._execution, part.temperature, part.noise = self._execution, self.temperature, self.noise
         part.train(self.training)
         return part
 

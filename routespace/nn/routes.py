@@ -31,6 +31,8 @@ class EdgeRoute:
         chance: (B, P) probability of opening, or None for an open edge.
         asked: (B, P) bool, where the gate was evaluated, or None for an open edge.
         per_image: kept tokens of every image where the selection makes them equal (top-k), else None.
+        value: (B, P) what the edge's result was multiplied by, where that is neither 0 nor 1 (tanh gates, and soft
+            ones while training); None for `kept` itself.
     """
 
     kept: Tensor
@@ -38,6 +40,7 @@ class EdgeRoute:
     chance: Tensor | None = None
     asked: Tensor | None = None
     per_image: int | None = None
+    value: Tensor | None = None
 
     def usage(self) -> EdgeUsage:
         """Shares of tokens, images and gate decisions; the token share carries the gates' gradient."""
@@ -47,7 +50,8 @@ class EdgeRoute:
 
     def detach(self) -> EdgeRoute:
         """The same decisions without gradients."""
-        return replace(self, counted=self.counted.detach())
+        value = None if self.value is None else self.value.detach()
+        return replace(self, counted=self.counted.detach(), value=value)
 
 
 class Routes(Mapping[str, EdgeRoute]):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,11 @@ class Block(nn.Module, ABC):
     """One transformer block, computed for all tokens, under a mask, or for the kept tokens alone.
 
     Attributes:
-        compiled: run the block's compiled steps, where the family has some; see `RouteNet.compile_blocks`.
+        has_compiled_steps: whether the family has steps for `torch.compile`.
+        compiled: run them; see `RouteNet.compile_blocks`.
     """
 
+    has_compiled_steps: ClassVar[bool] = False
     compiled: bool = False
 
     @abstractmethod
@@ -73,7 +75,7 @@ class Stage(nn.Module):
 
     @property
     def compiled(self) -> bool:
-        """Whether its blocks run their compiled steps, where the family has some."""
+        """Whether its blocks run their compiled steps."""
         return any(block.compiled for block in self.blocks)
 
     def forward(self, x: Tensor, hw: tuple[int, int], keep: Keep | None = None, *, packed: bool = False) -> Tensor:
@@ -118,6 +120,11 @@ def in_parts(x: Tensor) -> bool:
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call,attr-defined]
+
+
+def is_untouched(layer: nn.Module) -> bool:
+    """Whether nobody has replaced a layer or listens to it, so that its weights say all that it does."""
+    return type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def drop_paths(x: Tensor, rate: float, training: bool) -> Tensor | None:

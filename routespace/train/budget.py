@@ -32,6 +32,7 @@ from routespace.train.recipe import Recipe
 from routespace.train.recipe_parts import BudgetSpec
 
 MOST_EXCESS_FRAC = 0.3  # of the target: a correction beyond this would be a fault elsewhere
+MOST_SHIFT = 14.0  # logits: beyond it gates are all open, or all shut
 UNUSED = EdgeUsage(tokens=0, images=0, asked=0)
 
 
@@ -198,10 +199,10 @@ class BudgetLoss:
         ratio = self.target_ratio(progress)
         if self.first_ratio is None:
             self.first_ratio = macs / self.base
-        if ratio is not None:
+        if ratio is not None and progress >= self.spec.open_frac:  # gates that are held do not answer
             distance = macs / self.base - ratio
             self.multiplier += self.spec.multiplier_lr * distance
-            self.shift += self.spec.control * distance
+            self.shift = max(-MOST_SHIFT, min(MOST_SHIFT, self.shift + self.spec.control * distance))
 
     def correct(self, trained_ratio: float, validated_ratio: float, progress: float) -> None:
         """Aim lower by what validation images cost more than an epoch's training images.

@@ -103,8 +103,9 @@ def _macs_at(net: RouteNet, logit: float, batches: list[Batch]) -> float:
 
 
 def set_threshold(net: RouteNet, logit: float) -> None:
-    """Replace the network's gate spec by one with the threshold sigmoid(logit)."""
-    net.gate_spec = net.gate_spec.model_copy(update={"threshold": _sigmoid(logit)})
+    """Replace the network's gate spec by one with the threshold sigmoid(logit), inside ±LOGIT_RANGE."""
+    threshold = _sigmoid(max(-LOGIT_RANGE, min(LOGIT_RANGE, logit)))
+    net.gate_spec = net.gate_spec.model_copy(update={"threshold": threshold})
 
 
 def _logit(probability: float) -> float:

@@ -79,8 +79,12 @@ class Recipe(BaseModel):
             raise ValueError(f"split: it needs routing 'static' (given: {self.routing!r})")
         if self.train.start == "staircase" and self.gates.kind == "tanh":
             raise ValueError("train.start: 'staircase' needs gates that can be nearly closed; kind 'tanh' cannot")
-        if self.budget.control and self.gates.kind == "tanh":
-            raise ValueError("budget.control: gates of kind 'tanh' train without a threshold; leave control at 0")
+        ranked = self.gates.capacity or self.gates.selection != "learned"
+        if self.budget.control and (self.gates.kind == "tanh" or ranked):
+            raise ValueError(
+                f"budget.control: {self.budget.control} moves a threshold; gates of kind 'tanh', with capacity or "
+                f"without a learned selection have none, leave control at 0"
+            )
         if self.data.kind == "digits":
             self._check_digits()
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":

@@ -239,8 +239,8 @@ class SearchSpec(Part):
         trials: how many, when the command line does not say.
         sampler: optuna's.
         overrides: dotted recipe field → value of every trial, such as fewer epochs.
-        latency_table: file of `routespace profile` for the recipe's grid, which predicts `latency_ms`; without one
-            each trial's network is timed.
+        latency_table: file of `routespace profile` for the trials' grid, which predicts `latency_ms` of an image;
+            without one each trial's network is timed, image by image.
     """
 
     space: dict[str, Space]

@@ -50,7 +50,7 @@ def test_extract_under_a_latency_limit(cli, place, tmp_path):
     cli("profile", place / "run", "--rounds", 3, "--subnets", 0, "-o", table).assert_fine()
     limit = ("--ms", 1000, "--latency", table)
     text = cli("extract", place / "run", *limit, "-o", tmp_path / "small").assert_fine().out
-    assert "predicted (limit 1e+03 ms)" in text
+    assert "predicted (limit 1000 ms)" in text
     impossible = ("--ms", 1e-6, "--latency", table)
     cli("extract", place / "run", *impossible, "-o", tmp_path / "no").assert_refused("latency_ms", "least")
     cli("extract", place / "run", "--ms", 3, "-o", tmp_path / "no").assert_refused("--latency")
@@ -61,6 +61,8 @@ def test_evaluate_uses_the_test_split(cli, place):
     picture = place / "tokens.png"
     report = json.loads(cli("evaluate", place / "run", "--picture", picture, "--json").assert_fine().out)
     assert picture.stat().st_size > 10_000
+    cli("evaluate", place / "run", "--picture", "tokens.jpg").assert_refused("tokens.jpg", ".png")
+    cli("evaluate", place / "small", "--picture", "tokens.png").assert_refused("picture", "static")
     assert (report["split"], report["images"]) == ("test", 50)
     assert report["counted_macs"] <= report["macs"]
     assert report["speed"]["counted_speedup"] == pytest.approx(report["macs"] / report["counted_macs"])

@@ -124,7 +124,7 @@ def test_bad_arguments():
         derive(full, {}, macs=10**9, method="best")
     with pytest.raises(SpecError, match="usage: 'nowhere'"):
         derive(full, {"nowhere": EdgeUsage()}, macs=10**9)
-    with pytest.raises(SpecError, match="scores: the threshold method"):
+    with pytest.raises(SpecError, match="'threshold' goes by usage"):
         derive(full, {}, macs=10**9, method="threshold", scores={})
 
 

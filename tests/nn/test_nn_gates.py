@@ -136,6 +136,14 @@ def test_a_higher_threshold_opens_less(kind):
     assert shares[0] > shares[1] > shares[2]
 
 
+@pytest.mark.parametrize(
+    "fields", [{"kind": "tanh"}, {"relaxation": "soft"}, {"selection": "random"}, {"rows": "window"}]
+)
+def test_capacity_needs_hard_decisions_by_rank(fields):
+    with pytest.raises(ValueError, match="capacity"):
+        GateSpec(capacity=True, **fields)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_capacity_takes_the_best_places_exactly(training):
     gate, spec = make_gate(capacity=True, keep=0.3)

@@ -17,25 +17,28 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.routes import EdgeRoute, Routes
 
 GRANULARITIES = ("layer", "image", "token", "window")
+FAMILIES = {
+    "pvt_v2": {"mlp_ratios": (4, 2), "sr_ratios": (2, 1), "image_size": 32},
+    "swin_v2": {"mlp_ratios": (2, 2), "window": 4, "image_size": 32},
+}
 LAST_EDGE = "l01_r08_transformer"
 
 
-def small_net(drop_path: float = 0.0, layers: int = 2, **gates) -> RouteNet:
+def small_net(drop_path: float = 0.0, layers: int = 2, family: str = "pvt_v2", **gates) -> RouteNet:
     torch.manual_seed(0)
-    spec = GridSpec.parse(
-        {
-            "layers": layers,
-            "max_down": 8,
-            "widths": (16, 32),
-            "heads": (1, 2),
-            "mlp_ratios": (4, 2),
-            "sr_ratios": (2, 1),
-            "image_size": 32,
-            "num_classes": 5,
-            "outputs": "pyramid",
-        }
-    )
-    return RouteNet(Architecture.full(RoutingGrid(spec)), GateSpec(**gates), drop_path=drop_path)
+    fields = {"layers": layers, "max_down": 8, "family": family, "widths": (16, 32), "heads": (1, 2)}
+    spec = GridSpec.parse(fields | FAMILIES[family] | {"num_classes": 5, "outputs": "pyramid"})
+    net = RouteNet(Architecture.full(RoutingGrid(spec)), GateSpec(**gates), drop_path=drop_path)
+    if family == "swin_v2":  # its branches start at zero, and no value's bias would show at padding
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+    return net
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request) -> str:
+    return request.param
 
 
 def outcome(net: RouteNet, execution: str, images: torch.Tensor, routes: Routes):
@@ -70,8 +73,8 @@ def assert_modes_agree(net: RouteNet, images: torch.Tensor, routes: Routes, mode
 @pytest.mark.parametrize("early_stop", [False, True])
 @pytest.mark.parametrize("keys", ["all", "kept"])
 @pytest.mark.parametrize(("rows", "columns"), list(product(GRANULARITIES, GRANULARITIES)))
-def test_every_granularity(rows, columns, keys, early_stop):
-    net = small_net(rows=rows, columns=columns, keys=keys, early_stop=early_stop).eval()
+def test_every_granularity(family, rows, columns, keys, early_stop):
+    net = small_net(family=family, rows=rows, columns=columns, keys=keys, early_stop=early_stop).eval()
     for batch, keep, down, size in [(1, 0.5, 1.0, (32, 32)), (3, 0.3, 0.4, (33, 44)), (2, 0.0, 0.0, (32, 40))]:
         images = torch.randn(batch, 3, *size)
         assert_modes_agree(net, images, Routes.random(net, images, keep=keep, columns=down, seed=batch))
@@ -79,8 +82,8 @@ def test_every_granularity(rows, columns, keys, early_stop):
 
 @pytest.mark.parametrize("execution", ["dense", "packed"])
 @pytest.mark.parametrize("gates", [{}, {"keys": "kept"}, {"early_stop": True}, {"capacity": True}])
-def test_images_and_channels_in_parts_change_nothing(monkeypatch, execution, gates):
-    net = small_net(**gates).eval()
+def test_images_and_channels_in_parts_change_nothing(monkeypatch, family, execution, gates):
+    net = small_net(family=family, **gates).eval()
     net.execution = execution
     images = torch.randn(5, 3, 36, 40)
     with torch.no_grad():
@@ -92,6 +95,21 @@ def test_images_and_channels_in_parts_change_nothing(monkeypatch, execution, gat
     assert (parts.logits - whole.logits).abs().max() < 1e-5
     for name, route in whole.routes.items():
         assert torch.equal(route.kept, parts.routes[name].kept)
+
+
+@torch.no_grad()
+def test_an_empty_batch_and_layers_that_others_look_at():
+    net = small_net().eval()
+    assert net(torch.randn(0, 3, 32, 32)).logits.shape == (0, 5)
+    images, seen = torch.randn(2, 3, 32, 32), []
+    before = net(images).logits
+    mlp = net.edges["l00_r04_transformer"].blocks[0].mlp
+    mlp.fc1.register_forward_hook(lambda *_: seen.append(1))
+    static = net.restrict(net.architecture.opened())
+    static(images)
+    assert seen  # a hook is called, as on any module
+    mlp.fc2 = torch.nn.Sequential(mlp.fc2, torch.nn.Linear(16, 16))
+    assert not torch.allclose(net(images).logits, before)
 
 
 def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -107,8 +125,8 @@ def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mask", ["empty", "full", "single", "ragged", "lone"])
 @pytest.mark.parametrize("batch", [1, 2, 16])
 @pytest.mark.parametrize("keys", ["all", "kept"])
-def test_every_mask(mask, batch, keys):
-    net = small_net(keys=keys).eval()
+def test_every_mask(family, mask, batch, keys):
+    net = small_net(family=family, keys=keys).eval()
     images = torch.randn(batch, 3, 32, 36)
     routes = dict(Routes.full(net, images))
     for name in routes:
@@ -118,40 +136,82 @@ def test_every_mask(mask, batch, keys):
     assert_modes_agree(net, images, Routes(routes))
 
 
+def with_lively_gates(net: RouteNet) -> RouteNet:
+    """Gates that open here and close there, in training and, by their EMA copies, at inference."""
+    for parameter in net.gates.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    for gate in net.gates.values():
+        gate.update_ema(0.0)
+    return net
+
+
+@pytest.fixture
+def settled_noise(monkeypatch):
+    """Gates draw the same noise at every call: packed ones are not asked where nobody is, and would draw less."""
+
+    def noise(like, *, shared):
+        shape = (1, *like.shape[1:]) if shared else like.shape
+        return torch.rand(shape, generator=torch.Generator().manual_seed(2)).logit(1e-7)
+
+    monkeypatch.setattr("routespace.nn.gates.logistic_noise", noise)
+
+
+@pytest.mark.usefixtures("settled_noise")
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["gumbel", "sigmoid", "tanh"])
 @pytest.mark.parametrize("relaxation", ["straight_through", "soft"])
-@pytest.mark.parametrize("rows", ["token", "image"])
-def test_every_gate_kind_with_its_own_decisions(kind, relaxation, rows):
-    net = small_net(kind=kind, rows=rows, columns=rows, relaxation=relaxation, openness=0.5).train()
-    images = torch.randn(3, 3, 32, 32)
-    for gate in net.gates.values():
-        torch.nn.init.normal_(gate.weight, std=0.5)
-    assert_modes_agree(net, images, Routes({}))
-    net.eval()
-    assert_modes_agree(net, images, Routes({}))
+@pytest.mark.parametrize("rows", GRANULARITIES)
+def test_every_gate_kind_with_its_own_decisions(family, kind, relaxation, rows, training):
+    net = small_net(family=family, kind=kind, rows=rows, columns=rows, relaxation=relaxation).train(training)
+    assert_modes_agree(with_lively_gates(net), torch.randn(3, 3, 33, 44), Routes({}))
 
 
-def test_stochastic_depth_draws_alike():
-    net = small_net(drop_path=0.5).train()
+@pytest.mark.usefixtures("settled_noise")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("columns", "keys"), [("image", "kept"), ("token", "all")])
+@pytest.mark.parametrize(
+    "gates",
+    [
+        {"selection": "attention", "keep": 0.4},
+        {"selection": "attention", "capacity": True, "keep": 0.4},
+        {"capacity": True, "keep": 0.4},
+        {"capacity": True, "keep": 0.7, "kind": "sigmoid"},
+        {"early_stop": True},
+    ],
+    ids=str,
+)
+def test_every_selection_with_its_own_decisions(family, gates, columns, keys, training):
+    net = small_net(family=family, columns=columns, keys=keys, **gates).train(training)
+    assert_modes_agree(with_lively_gates(net), torch.randn(3, 3, 33, 44), Routes({}))
+
+
+def test_stochastic_depth_draws_alike(family):
+    net = small_net(family=family, drop_path=0.5).train()
     images = torch.randn(4, 3, 32, 32)
     assert_modes_agree(net, images, Routes.random(net, images, keep=0.5, seed=3))
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.7])
-def test_capacity_keeps_equal_counts_without_asking_for_sizes(keep, monkeypatch):
-    net = small_net(capacity=True, keep=keep).eval()
+def test_capacity_keeps_equal_counts(family, keep):
+    net = small_net(family=family, capacity=True, keep=keep).eval()
     images = torch.randn(3, 3, 32, 32)
     assert_modes_agree(net, images, Routes({}))
     routes = Routes.random(net, images, keep=keep, seed=0)
     assert_modes_agree(net, images, routes)
     names = [name for name in routes if name.endswith("transformer")]
     assert all(routes[name].kept.sum(1).unique().numel() == 1 for name in names)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", [0.25, 0.7])
+def test_capacity_asks_for_no_sizes(keep, monkeypatch):
+    net = small_net(capacity=True, keep=keep).eval()
+    images = torch.randn(3, 3, 32, 32)
     static = net.restrict(Architecture.routed(net.architecture.grid, "depth"))
     static.execution = "packed"
     for ask in ("nonzero", "tolist", "item", "__bool__"):  # each waits for the device, or depends on its answer
         monkeypatch.setattr(torch.Tensor, ask, None)
-    with torch.no_grad():
-        static(images)
+    static(images)
 
 
 def test_packed_backward_in_double_precision():
@@ -272,9 +332,9 @@ def test_auto_packs_where_little_is_kept(keep, narrow, masked, monkeypatch):
 
 
 @torch.no_grad()
-def test_inputs_are_not_written_to():
+def test_inputs_are_not_written_to(family):
     """Blocks may write into their map without autograd, but never into a node that others still read."""
-    net = small_net().eval()
+    net = small_net(family=family).eval()
     images = torch.randn(2, 3, 32, 32)
     routes = Routes.random(net, images, keep=0.5)
     seen = []

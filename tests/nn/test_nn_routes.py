@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from routespace.errors import GridError
+from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
@@ -149,14 +149,32 @@ def test_a_coarse_node_holds_only_the_groups_that_went_down():
     assert coarsest.tolist() == [[[True, False], [False, False]]] * 2  # groups 0 and 5 share one 2×2 square
 
 
-def test_recorded_decisions_replay_to_the_same_output():
-    net = small_net(columns="token").train()
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+@pytest.mark.parametrize(
+    "gates", [{}, {"kind": "tanh", "openness": 0.3}, {"kind": "sigmoid", "relaxation": "soft"}, {"rows": "window"}]
+)
+def test_recorded_decisions_replay_to_the_same_output(gates, execution, training):
+    net = small_net(columns="token", **gates).train(training)
+    net.execution = execution
     images = torch.randn(3, 3, SIZE, SIZE)
     out = net(images)
     again = net(images, routes=out.routes.detach())
     assert torch.allclose(out.logits, again.logits, atol=1e-6)
     for name, route in out.routes.items():
         assert torch.equal(route.kept, again.routes[name].kept)
+        assert torch.equal(route.counted, again.routes[name].counted)
+
+
+def test_routes_of_other_images_are_refused():
+    net = small_net().eval()
+    routes = Routes.random(net, torch.randn(2, 3, SIZE, SIZE), keep=0.5)
+    with pytest.raises(SpecError, match=r"\(2, 1\); these images need \(3, 1\) or \(3, 16\)"):
+        net(torch.randn(3, 3, SIZE, SIZE), routes=routes)
+    with pytest.raises(SpecError, match="these images need"):
+        net(torch.randn(2, 3, SIZE + 8, SIZE), routes=routes)
+    with pytest.raises(SpecError, match="not an edge"):
+        net(torch.randn(2, 3, SIZE, SIZE), routes=Routes({"l99": next(iter(routes.values()))}))
 
 
 def test_full_routes_equal_everything_open():

@@ -81,6 +81,14 @@ def test_a_latency_table_predicts_the_objective(tmp_path: Path) -> None:
         net = load_net(folder / "net")
         usage = usage_from_json(json.loads((folder / "usage.json").read_text()), net.architecture.grid)
         assert trial.values["latency_ms"] == pytest.approx(predict(table, net.architecture, usage))
+    assert run_study(tabled, tmp_path / "study", trials=2).trials == study.trials
+    with pytest.raises(SpecError, match="measures them"):
+        run_study(recipe, tmp_path / "study", trials=3)
+    with pytest.raises(SpecError, match=r"varies grid\.depths"):
+        run_study(tabled.override({"search.space": {"grid.depths": [1, 2]}}), tmp_path / "other", trials=1)
+    # The grid of the trials counts, not the recipe's own.
+    moved = tabled.override({"grid.layers": 3, "search.overrides": {"grid.layers": 2}})
+    assert run_study(moved, tmp_path / "moved", trials=1).count("finished") == 1
     with pytest.raises(GridError, match="latency table"):
         run_study(tabled.override({"grid.layers": 3}), tmp_path / "other", trials=1)
     with pytest.raises(SpecError, match=r"search\.objectives"):

@@ -7,6 +7,7 @@ from train_tiny import tiny
 
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
 from routespace.nn.route_net import RouteNet
 from routespace.nn.usage_meter import UsageMeter
 from routespace.train.budget import (
@@ -17,7 +18,7 @@ from routespace.train.budget import (
     least_macs,
     most_macs,
 )
-from routespace.train.calibrate import calibrate
+from routespace.train.calibrate import calibrate, set_threshold
 from routespace.train.recipe import BudgetSpec
 from routespace.train.run import train
 
@@ -139,8 +140,23 @@ def test_control_meets_the_target_without_a_loss(tmp_path):
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["expected_ratio"] == pytest.approx(0.7, abs=0.03)
     assert found.net.gate_spec.threshold > 0.5
-    with pytest.raises(SpecError, match=r"budget\.control"):
-        tiny(gates__kind="tanh", budget__control=1.0)
+    for gates in ({"kind": "tanh"}, {"capacity": True}, {"selection": "random"}):
+        with pytest.raises(SpecError, match=r"budget\.control"):
+            tiny(gates=gates, budget__control=1.0)
+
+
+def test_control_waits_for_the_gates_and_has_an_end():
+    loss = BudgetLoss(BudgetSpec(control=0.5, multiplier_lr=0.1, open_frac=0.4), base=100, target=50)
+    for step in range(1000):
+        loss.update(100.0, 0.3 + step / 1e5)
+    assert (loss.shift, loss.multiplier) == (0, 0)  # the gates are held open and cannot answer
+    for _ in range(1000):
+        loss.update(100.0, 0.5)
+    assert loss.shift == pytest.approx(14.0)
+    net = network(tiny())
+    set_threshold(net, 1000.0)
+    assert 0.999 < net.gate_spec.threshold < 1
+    assert GateSpec.model_validate(net.gate_spec.model_dump()) == net.gate_spec
 
 
 @pytest.mark.parametrize("ratio", [0.6, 0.8, 1.0])

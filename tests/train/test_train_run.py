@@ -9,6 +9,7 @@ from train_tiny import tiny
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
+from routespace.nn.compiled import compiled
 from routespace.nn.route_net import RouteNet
 from routespace.nn.weights import load_net
 from routespace.train.data import make_loaders
@@ -189,13 +190,25 @@ def test_bf16_and_every_kind_of_gate_train(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_alike(tmp_path):
-    plain, compiled = (
-        train(tiny(train__compile=on, train__execution="packed", train__epochs=1), tmp_path / str(on)).metrics
-        for on in (False, True)
-    )
-    assert compiled["loss"] == pytest.approx(plain["loss"], rel=0.02)
-    assert compiled["counted_macs"] == pytest.approx(plain["counted_macs"], rel=0.02)
+def test_compiled_blocks_train_alike(tmp_path, monkeypatch):
+    steps, found = [], {}
+    monkeypatch.setattr("routespace.nn.pvt_v2_block.compiled", lambda *args: (steps.append(1), compiled(*args))[1])
+    for on in (False, True):
+        recipe = tiny(train__compile=on, train__execution="packed", train__epochs=1)
+        result = train(recipe, tmp_path / str(on))
+        found[on] = result.metrics
+        assert bool(steps) == on
+        assert not result.net.compiled
+    assert found[True]["loss"] == pytest.approx(found[False]["loss"], rel=0.02)
+    assert found[True]["counted_macs"] == pytest.approx(found[False]["counted_macs"], rel=0.02)
+
+
+def test_a_family_without_compiled_steps_says_so(tmp_path):
+    grid = {"family": "swin_v2", "size": "t", "layers": 2, "max_down": 8, "image_size": 32, "num_classes": 10}
+    recipe = tiny(train__compile=True).override({"grid": grid})
+    with pytest.raises(SpecError, match="swin_v2"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_staircase_start_is_the_plain_network(tmp_path):
