@@ -229,6 +229,15 @@ def test_a_staircase_start_is_the_plain_network(tmp_path):
     assert opened.metrics["calibration"]["met"]
 
 
+def test_temperature_and_noise_follow_their_schedules(tmp_path):
+    gates = {"temperature": 4.0, "final_temperature": 1.0, "noise": 1.0, "final_noise": 0.0}
+    result = train(tiny(gates=gates), tmp_path / "run")
+    last = [3 / 8, 7 / 8]  # progress at the last step of each epoch: four steps, two epochs
+    found = [record["temperature"] for record in records(tmp_path / "run")]
+    assert found == pytest.approx([4.0 * 0.25**progress for progress in last])
+    assert result.net.noise == pytest.approx(1 - last[1])
+
+
 def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
     """The gates' noise ends at 0, so the decisions that the loss saw are those of inference."""
     metrics = finished[0].metrics
