@@ -106,14 +106,17 @@ class SwinV2(Family):
         return EdgeCost(norm_params(c), 0, 0, FLOAT_BYTES * 2 * c, FLOAT_BYTES * 2 * h * w * c)
 
     def check(self, spec: GridSpec) -> None:
-        """Heads divide widths, hidden widths are whole, and a window that was asked for fits the finest map."""
+        """Heads divide widths, hidden widths are whole, and a window that was asked for fits the finest map.
+
+        A size's own window is clamped to any map in silence, as every window is on the coarser maps.
+        """
         if spec.sr_ratios is not None:
             raise SpecError("sr_ratios: family swin_v2 does not reduce keys; leave them out, or use family pvt_v2")
         h, w = spec.map_size(spec.stem_down)
-        if window_of(spec) > max(h, w) and spec.window is not None:
+        if window_of(spec) > min(h, w) and spec.window is not None:
             raise SpecError(
                 f"window: {spec.window} does not fit the finest map of {h}x{w} tokens; "
-                f"give at most {max(h, w)} or a larger image_size"
+                f"give at most {min(h, w)} or a larger image_size"
             )
         for i, rate in enumerate(spec.rates):
             width, heads, ratio = spec.shape.widths[i], spec.shape.heads[i], spec.shape.mlp_ratios[i]

@@ -145,10 +145,22 @@ def test_windows_are_clamped_to_the_map():
     assert padded_size((11, 16), (8, 8)) == (16, 16)
 
 
+def test_a_sizes_own_window_is_clamped_in_silence():
+    assert GridSpec.preset("swin_v2_t", image_size=(32, 256), window=8).map_size(4) == (8, 64)
+    spec = GridSpec.preset("swin_v2_t", image_size=(32, 32), max_down=16)
+    assert window_sides(spec.map_size(8), spec.shape.window) == (4, 4)
+    tiny = GridSpec(layers=1, max_down=4, family="swin_v2", image_size=(16, 256))
+    assert window_sides(tiny.map_size(4), tiny.shape.window) == (4, 8)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"window": 65}, "window: 65 does not fit the finest map of 64x64 tokens; give at most 64"),
+        (
+            {"window": 60, "image_size": (32, 256)},
+            "window: 60 does not fit the finest map of 8x64 tokens; give at most 8 or a larger image_size",
+        ),
         ({"window": 0}, "window: "),
         ({"sr_ratios": [8, 4, 2, 1]}, "sr_ratios: family swin_v2"),
         ({"heads": [5, 6, 12, 24]}, "heads: 5 does not divide width 96 at rate 4"),
