@@ -29,7 +29,7 @@ def run(
     heads: Annotated[str | None, typer.Option(help="Attention heads per rate.")] = None,
     mlp_ratios: Annotated[str | None, typer.Option(help="MLP ratios per rate.")] = None,
     sr_ratios: Annotated[str | None, typer.Option(help="Spatial reduction ratios per rate.")] = None,
-    window: Annotated[int | None, typer.Option(help="Window side in tokens (swin_v2).")] = None,
+    window: Annotated[str | None, typer.Option(help="Window side in tokens (swin_v2): one, or per rate.")] = None,
     embed_layers: Annotated[str | None, typer.Option(help="Columns of patch embeddings: all, or 0,1,2.")] = None,
     outputs: Annotated[str | None, typer.Option(help="coarsest or pyramid.")] = None,
     image_size: Annotated[str | None, typer.Option(help="Side in pixels, or HxW.")] = None,
@@ -56,7 +56,6 @@ def run(
         "max_down": max_down,
         "family": family,
         "size": size,
-        "window": window,
         "outputs": outputs,
         "num_classes": num_classes,
     }
@@ -66,6 +65,7 @@ def run(
         "heads": heads,
         "mlp_ratios": mlp_ratios,
         "sr_ratios": sr_ratios,
+        "window": window,
         "embed_layers": embed_layers,
         "image_size": image_size,
     }
@@ -99,7 +99,7 @@ def _parsed(texts: dict[str, str | None]) -> dict[str, Any]:
             fields[name] = text
         else:
             numbers = parse_numbers(text, name, float if name == "mlp_ratios" else int)
-            fields[name] = numbers[0] if name == "depths" and len(numbers) == 1 else numbers
+            fields[name] = numbers[0] if name in ("depths", "window") and len(numbers) == 1 else numbers
     return fields
 
 

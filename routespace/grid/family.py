@@ -52,13 +52,13 @@ class EdgeCost(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Per-rate numbers of one family size, one entry per rate from fine to coarse."""
+    """Per-rate numbers of one family size, one entry per rate from fine to coarse; `window` may be one for all."""
 
     widths: tuple[int, ...]
     heads: tuple[int, ...]
     mlp_ratios: tuple[float, ...]
     sr_ratios: tuple[int, ...] | None = None
-    window: int | None = None
+    window: int | tuple[int, ...] | None = None
 
 
 class Family(ABC):

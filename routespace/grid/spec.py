@@ -31,6 +31,17 @@ def _square(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _sides(value: Any) -> Any:
+    """One window side, or one per rate."""
+    if value is None:
+        return None
+    sides = value if isinstance(value, list | tuple) else [value]
+    if not all(type(side) is int and side >= 1 for side in sides):
+        raise ValueError("give one side in tokens from 1 up, or one per rate")
+    return value
+
+
+Window = Annotated[int | tuple[int, ...] | None, BeforeValidator(_sides)]
 ImageSize = Annotated[
     tuple[Annotated[Positive, Field(le=MAX_IMAGE_PX)], Annotated[Positive, Field(le=MAX_IMAGE_PX)]],
     BeforeValidator(_square),
@@ -49,7 +60,8 @@ class GridSpec(BaseModel):
         family: `pvt_v2`, `swin_v2`, or your own as "package.module:FAMILY".
         size: named size of the family; its widths serve up to four rates.
         widths, heads, mlp_ratios, sr_ratios: per rate, fine to coarse; each overrides the size's own.
-        window: window side in tokens (swin_v2).
+        window: window side in tokens (swin_v2), one for all rates or one per rate, fine to coarse. A map that is
+            smaller than its window has one window of its own size.
         outputs: `coarsest` (one map, for classification) or `pyramid` (the last map of each rate).
         image_size: input height and width in pixels, or one number for a square.
         in_channels: image channels.
@@ -73,7 +85,7 @@ class GridSpec(BaseModel):
     heads: tuple[Positive, ...] | None = None
     mlp_ratios: tuple[Annotated[float, Field(gt=0, le=64)], ...] | None = None
     sr_ratios: tuple[Positive, ...] | None = None
-    window: Positive | None = None
+    window: Window = None
     outputs: Literal["coarsest", "pyramid"] = "coarsest"
     image_size: ImageSize = (224, 224)
     in_channels: Positive = 3
@@ -137,8 +149,16 @@ class GridSpec(BaseModel):
             heads=self._per_rate("heads", self.heads, base and base.heads, n),
             mlp_ratios=self._per_rate("mlp_ratios", self.mlp_ratios, base and base.mlp_ratios, n),
             sr_ratios=self._sr_ratios(base, n),
-            window=self.window if self.window is not None else (base.window if base else None),
+            window=self._window(base and base.window, n),
         )
+
+    def _window(self, base: int | tuple[int, ...] | None, n: int) -> int | tuple[int, ...] | None:
+        """One number where all rates have the same, so that both ways to write it are the same grid."""
+        window = base if self.window is None else self.window
+        if not isinstance(window, tuple):
+            return window
+        sides: tuple[int, ...] = self._per_rate("window", self.window, base, n)
+        return sides[0] if len(set(sides)) == 1 else sides
 
     def _sr_ratios(self, base: Shape | None, n: int) -> tuple[int, ...] | None:
         default = next(iter(self.block_family.sizes.values())).sr_ratios

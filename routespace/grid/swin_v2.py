@@ -84,7 +84,7 @@ class SwinV2(Family):
         """Window attention and the feed-forward layer."""
         i, c = spec.index(rate), spec.width(rate)
         size, heads, r = spec.map_size(rate), spec.shape.heads[i], int(c * spec.shape.mlp_ratios[i])
-        sides = window_sides(size, window_of(spec))
+        sides = window_sides(size, window_of(spec, rate))
         tall, wide = padded_size(size, sides)
         n, p, area = size[0] * size[1], tall * wide, sides[0] * sides[1]
         places = (2 * sides[0] - 1) * (2 * sides[1] - 1)  # relative positions inside a window
@@ -113,9 +113,10 @@ class SwinV2(Family):
         if spec.sr_ratios is not None:
             raise SpecError("sr_ratios: family swin_v2 does not reduce keys; leave them out, or use family pvt_v2")
         h, w = spec.map_size(spec.stem_down)
-        if window_of(spec) > min(h, w) and spec.window is not None:
+        largest = max(window_of(spec, rate) for rate in spec.rates)
+        if largest > min(h, w) and spec.window is not None:
             raise SpecError(
-                f"window: {spec.window} does not fit the finest map of {h}x{w} tokens; "
+                f"window: {largest} does not fit the finest map of {h}x{w} tokens; "
                 f"give at most {min(h, w)} or a larger image_size"
             )
         for i, rate in enumerate(spec.rates):
@@ -126,15 +127,18 @@ class SwinV2(Family):
                 raise SpecError(f"mlp_ratios: {ratio} leaves no hidden channel at rate {rate}; give more")
 
 
-def window_of(spec: GridSpec) -> int:
-    """The window side in tokens before it is clamped to a map.
+def window_of(spec: GridSpec, rate: int) -> int:
+    """The window side in tokens at `rate`, before it is clamped to a map.
 
     Raises:
         SpecError: explicit widths came without a window.
     """
-    if spec.shape.window is None:
-        raise SpecError("window: missing; without a size give the side of a window in tokens, such as 8")
-    return spec.shape.window
+    window = spec.shape.window
+    if window is None:
+        raise SpecError(
+            "window: missing; without a size give the side of a window in tokens, such as 8, or one per rate"
+        )
+    return window if isinstance(window, int) else window[spec.index(rate)]
 
 
 SWIN_V2 = SwinV2()

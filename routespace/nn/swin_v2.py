@@ -47,7 +47,7 @@ class SwinBlock(Block):
 
     Args:
         spec: the grid's spec.
-        rate: whose width, heads and MLP ratio.
+        rate: whose width, heads, MLP ratio and window.
         shifted: whether the windows are shifted by half a side.
         drop_path: stochastic depth.
     """
@@ -55,7 +55,7 @@ class SwinBlock(Block):
     def __init__(self, spec: GridSpec, rate: int, *, shifted: bool, drop_path: float = 0.0) -> None:
         super().__init__()
         i, width = spec.index(rate), spec.width(rate)
-        self.window, self.shifted, self.drop_path = window_of(spec), shifted, drop_path
+        self.window, self.shifted, self.drop_path = window_of(spec, rate), shifted, drop_path
         self.attn = WindowAttention(width, spec.shape.heads[i])
         self.norm1 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))

@@ -41,6 +41,12 @@ def test_numbers_agree_with_the_library(cli):
     assert data["paths"] == paths
 
 
+def test_window_is_one_side_or_one_per_rate(cli):
+    spec = GridSpec.preset("swin_v2_t", window=(16, 8, 8, 4))
+    assert build_json(cli, "--preset", "swin_v2_t", "--window", "16,8,8,4")["hash"] == spec.hash
+    assert build_json(cli, "--preset", "swin_v2_t", "--window", 8)["hash"] == GridSpec.preset("swin_v2_t").hash
+
+
 def test_the_drawing_tells_the_gates_apart(cli):
     data = build_json(cli, "--layers", 3, "--max-down", 16)
     out = cli("build", "--layers", 3, "--max-down", 16).assert_fine().out
@@ -133,6 +139,10 @@ def test_log10_of_huge_counts():
         (["--layers", 4, "--max-down", 64], ["widths", "5 rates"]),
         (["--layers", 4, "--widths", "16,32"], ["widths", "2 numbers", "4"]),
         (["--layers", 4, "--widths", "16,x"], ["widths", "numbers"]),
+        (["--layers", 4, "--family", "swin_v2", "--window", "8,8"], ["window", "2 numbers", "4"]),
+        (["--layers", 4, "--family", "swin_v2", "--window", "wide"], ["window", "numbers"]),
+        (["--layers", 4, "--family", "swin_v2", "--window", "0"], ["window", "from 1 up"]),
+        (["--layers", 4, "--window", "8,8,8,4"], ["window", "pvt_v2", "swin_v2"]),
         (["--layers", 4, "--size", "b1", "--heads", "1,2,5,7"], ["heads"]),
         (["--layers", 4, "--embed-layers", ""], ["embed_layers"]),
         (["--layers", 4, "--embed-layers", "9"], ["embed_layers", "0 to 4"]),

@@ -1,5 +1,6 @@
 """SwinV2's prices against torch's counter, timm's networks and the paper's table."""
 
+import json
 import math
 
 import pytest
@@ -12,10 +13,11 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.family import EdgeCost
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import preset_names
 from routespace.grid.spec import GridSpec
-from routespace.grid.swin_v2 import padded_size, window_sides
+from routespace.grid.swin_v2 import padded_size, window_of, window_sides
 from routespace.nn.route_net import RouteNet
 from routespace.nn.swin_v2 import Output, PatchEmbed, Stem, SwinBlock
 
@@ -67,6 +69,39 @@ def test_other_windows_and_ratios(window, ratio):
             block = SwinBlock(spec, rate, shifted=True)
             x = meta(1, hw[0] * hw[1], spec.width(rate))
             assert priced(spec.block_family.block_cost(spec, rate)) == counted(block, x, hw)
+
+
+@pytest.mark.parametrize("image", [(256, 256), (160, 224), (100, 132)])
+@pytest.mark.parametrize("window", [(16, 8, 8, 4), (3, 5, 7, 2)])
+def test_a_window_for_each_rate_costs_what_torch_counts(window, image):
+    spec = GridSpec.preset("dit_swin_v2_t", image_size=image, window=window)
+    architecture, gates = Architecture.full(RoutingGrid(spec)), GateSpec()
+    with torch.device("meta"):
+        for rate, side in zip(spec.rates, window, strict=True):
+            hw = spec.map_size(rate)
+            x = meta(1, hw[0] * hw[1], spec.width(rate))
+            for shifted in (False, True):
+                block = SwinBlock(spec, rate, shifted=shifted)
+                assert block.window == window_of(spec, rate) == side
+                assert priced(spec.block_family.block_cost(spec, rate)) == counted(block, x, hw)
+        cost = architecture_cost(architecture, gates=gates)
+        assert counted(RouteNet(architecture, gates).eval(), meta(1, 3, *image)) == (cost.params, cost.macs)
+
+
+def test_one_window_for_all_rates_is_the_same_grid_as_equal_ones():
+    one = GridSpec.preset("swin_v2_t", window=8)
+    assert one.model_dump(mode="json")["window"] == 8
+    assert RoutingGrid(one).hash == "627fd6d6c48e"  # saved grids keep their name
+    assert GridSpec.preset("swin_v2_t").hash == GridSpec.preset("swin_v2_t", window=[8, 8, 8, 8]).hash == one.hash
+
+
+def test_a_window_for_each_rate_is_saved_and_read_back():
+    grid = RoutingGrid(GridSpec.preset("swin_v2_t", window=[16, 8, 8, 4]))
+    again = RoutingGrid.from_json(json.loads(json.dumps(grid.to_json())))
+    assert again.spec == grid.spec
+    assert again.spec.window == (16, 8, 8, 4)
+    hashes = {GridSpec.preset("swin_v2_t", window=w).hash for w in (8, 16, (16, 8, 8, 4), (8, 16, 8, 4))}
+    assert len(hashes | {grid.hash}) == 4
 
 
 @pytest.mark.parametrize(
@@ -161,7 +196,18 @@ def test_a_sizes_own_window_is_clamped_in_silence():
             {"window": 60, "image_size": (32, 256)},
             "window: 60 does not fit the finest map of 8x64 tokens; give at most 8 or a larger image_size",
         ),
-        ({"window": 0}, "window: "),
+        (
+            {"window": [8, 8, 8, 60], "image_size": (128, 256)},
+            "window: 60 does not fit the finest map of 32x64 tokens; give at most 32",
+        ),
+        ({"window": [8, 8, 4]}, "window: 3 numbers given for 4 rates [4, 8, 16, 32]; give 4, one per rate"),
+        ({"window": []}, "window: 0 numbers given for 4 rates"),
+        (
+            {"window": [8, 8, 8, 0]},
+            "window: give one side in tokens from 1 up, or one per rate (given: [8, 8, 8, 0])",
+        ),
+        ({"window": 0}, "window: give one side in tokens from 1 up, or one per rate (given: 0)"),
+        ({"window": "8"}, "window: give one side"),
         ({"sr_ratios": [8, 4, 2, 1]}, "sr_ratios: family swin_v2"),
         ({"heads": [5, 6, 12, 24]}, "heads: 5 does not divide width 96 at rate 4"),
         ({"mlp_ratios": [0.001, 4, 4, 4]}, "mlp_ratios: 0.001 leaves no hidden channel at rate 4"),

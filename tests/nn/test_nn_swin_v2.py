@@ -12,6 +12,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.pretrained import load_timm_weights
 from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import Routes
 from routespace.nn.swin_windows import Windows, position_table, unit, window_table
 
 TIMM_NAMES = {"t": "tiny", "s": "small", "b": "base"}
@@ -112,6 +113,37 @@ def test_supernet_warm_start_contains_timm():
     images = torch.randn(1, 3, 64, 64)
     path = supernet.restrict(Architecture.staircase(grid))
     assert relative(path(images).logits, oracle(images)) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image", [(128, 128), (100, 132)])
+def test_a_window_for_each_rate(image):
+    """Each rate computes what it computes in a grid that has its window everywhere."""
+    windows = (16, 8, 4, 2)
+    net = staircase("swin_v2_t", image_size=image, window=windows)
+    shake(net)
+    for rate, window in zip(net.spec.rates, windows, strict=True):
+        same = staircase("swin_v2_t", image_size=image, window=window)
+        same.load_state_dict(net.state_dict())
+        hw = net.spec.map_size(rate)
+        x = torch.randn(1, hw[0] * hw[1], net.spec.width(rate), generator=torch.Generator().manual_seed(rate))
+        name = next(n for n in net.edges if n.endswith(f"r{rate:02d}_transformer"))
+        assert torch.equal(net.edges[name](x, hw), same.edges[name](x, hw))
+        images = torch.randn(1, 3, *image, generator=torch.Generator().manual_seed(1))
+        assert relative(net(images).logits, same(images).logits) > 1e-3
+
+
+@torch.no_grad()
+def test_a_supernet_with_a_window_for_each_rate_is_routed():
+    grid = RoutingGrid(GridSpec(layers=3, max_down=16, depths=2, family="swin_v2", size="t", window=(6, 4, 2),
+                                image_size=(64, 80), num_classes=5))  # fmt: skip
+    net = RouteNet(Architecture.full(grid)).eval()
+    shake(net)
+    images = torch.randn(2, 3, 64, 80)
+    routes = Routes.random(net, images, keep=0.4, columns=0.6)
+    dense = net(images, routes=routes).logits
+    net.execution = "packed"
+    assert relative(net(images, routes=routes).logits, dense) < 1e-4
 
 
 def test_only_parameters_are_saved_under_timms_names():
