@@ -63,11 +63,11 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
     return float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-6)
 
 
-def run(module, x, hw, keep, *, packed):
-    """Output, and gradients of the input and of every parameter (zero where there is none)."""
+def run(module, call, x):
+    """Output of `call`, and gradients of the input and of every parameter (zero where there is none)."""
     x = x.clone().requires_grad_()
     module.zero_grad()
-    y = module.packed(x, hw, keep) if packed else module.masked(x, hw, keep)
+    y = call(x)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
     (y * weights).sum().backward()
     grads = {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
@@ -83,8 +83,8 @@ def test_packed_is_masked(kind, visible, shifted, hw, window):
     kept = mask_of(kind, hw)
     seen = {"all": None, "kept": kept, "reached": kept | mask_of("ragged", hw)}[visible]
     x = torch.randn(3, hw[0] * hw[1], 24, generator=torch.Generator().manual_seed(3))
-    reference, wanted = run(block, x, hw, Keep(kept, hw, seen), packed=False)
-    y, grads = run(block, x, hw, Keep(kept, hw, seen), packed=True)
+    reference, wanted = run(block, lambda x: block.masked(x, hw, Keep(kept, hw, seen)), x)
+    y, grads = run(block, lambda x: block.packed(x, hw, Keep(kept, hw, seen)), x)
     assert close(y, reference, 1e-4)
     for name, grad in grads.items():
         if not kept.any() and name != "x":
@@ -124,7 +124,6 @@ def test_skipped_tokens_are_seen_only_where_visible(packed):
     assert not torch.allclose(at_kept(x, None), at_kept(changed, None))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("keys", ["all", "kept"])
 def test_a_stage_shares_its_tables_and_leaves_its_input_alone(keys):
     hw = (11, 13)
@@ -133,7 +132,12 @@ def test_a_stage_shares_its_tables_and_leaves_its_input_alone(keys):
     x = torch.randn(3, 143, 24)
     before = x.clone()
     keep = Keep(kept, hw, kept if keys == "kept" else None)
-    assert close(stage(x, hw, keep, packed=True), stage(x, hw, keep), 1e-4)
+    reference, wanted = run(stage, lambda x: stage(x, hw, keep), x)
+    y, grads = run(stage, lambda x: stage(x, hw, keep, packed=True), x)
+    assert close(y, reference, 1e-4)
+    assert all(close(grad, wanted[name], 1e-3) for name, grad in grads.items())
+    with torch.no_grad():
+        assert close(stage(x, hw, keep, packed=True), reference, 1e-4)
     assert torch.equal(x, before)
 
 
@@ -162,6 +166,7 @@ def routed_net(**gates) -> RouteNet:
         {},
         {"keys": "kept"},
         {"rows": "window", "window": 4},
+        {"rows": "window", "window": 8, "keys": "kept"},
         {"rows": "image", "columns": "token"},
         {"columns": "token", "keys": "kept", "early_stop": True},
     ],
