@@ -67,7 +67,12 @@ def run(
 
 
 def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[str, Any]:
-    """A cost as JSON data: totals, parts with every token computed, and groups of edges."""
+    """A cost as JSON data: totals, parts with every token computed, and groups of edges.
+
+    A group of one edge also tells the parts of its price with every token computed: `fixed_macs`, paid as soon as
+    one token of the image is; `routed_macs`, of all tokens together; `gate_macs`, of all decisions of its gate.
+    Without measured usage they add up to the group's `macs`.
+    """
     report: dict[str, Any] = {
         "params": cost.params,
         "macs": cost.macs,
@@ -86,6 +91,11 @@ def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[
         groups = cost.grouped(by)  # type: ignore[arg-type]
         report["by"] = by
         report["groups"] = {str(key): total._asdict() for key, total in groups.items() if any(total)}
+        if by == "edge":
+            for name, group in report["groups"].items():
+                edge, gate = cost.edges[name], cost.gates.get(name)
+                group |= {"fixed_macs": edge.fixed_macs, "routed_macs": edge.routed_macs}
+                group["gate_macs"] = gate.macs if gate else 0
     return report
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from routespace import Architecture, GridSpec, Recipe, RoutingGrid, architecture_cost
+from routespace import Architecture, GateSpec, GridSpec, Recipe, RoutingGrid, architecture_cost
 from routespace.recipes import recipe_names
 
 SMALL = {
@@ -55,6 +55,31 @@ def test_usage_scales_the_macs(cli, grid_file, tmp_path):
     less = cost_json(cli, grid_file, "--usage", usage)
     grid = RoutingGrid(GridSpec.parse(SMALL))
     assert less["macs"] == whole["macs"] - architecture_cost(Architecture.full(grid)).edges[name].macs
+
+
+def test_edges_tell_the_parts_of_their_price(cli, grid_file, tmp_path):
+    grid = RoutingGrid(GridSpec.parse(SMALL))
+    cost = architecture_cost(Architecture.full(grid), gates=GateSpec())
+    groups = cost_json(cli, grid_file, "--by", "edge")["groups"]
+    assert set(groups) == {name for name, edge in grid.edges.items() if edge.kind != "identity"}
+    for name, group in groups.items():
+        assert group["fixed_macs"] == cost.edges[name].fixed_macs
+        assert group["routed_macs"] == cost.edges[name].routed_macs
+        assert group["gate_macs"] == cost.gates[name].macs
+        assert group["macs"] == group["fixed_macs"] + group["routed_macs"] + group["gate_macs"]
+        assert group["params"] == cost.edges[name].params + cost.gates[name].params
+    usage = tmp_path / "usage.json"
+    name = "l00_r04_transformer"
+    shares = {"tokens": 0.25, "images": 0.5, "asked": 1.0}
+    usage.write_text(json.dumps({"format": "routespace.usage/1", "edges": {name: shares}}))
+    used = cost_json(cli, grid_file, "--by", "edge", "--usage", usage)["groups"][name]
+    assert {key: used[key] for key in ("fixed_macs", "routed_macs", "gate_macs")} == {
+        key: groups[name][key] for key in ("fixed_macs", "routed_macs", "gate_macs")
+    }
+    assert used["macs"] == 0.5 * used["fixed_macs"] + 0.25 * used["routed_macs"] + used["gate_macs"]
+    stairs = cost_json(cli, grid_file, "--by", "edge", "--architecture", "staircase")["groups"]
+    assert {group["gate_macs"] for group in stairs.values()} == {0}
+    assert "fixed_macs" not in cost_json(cli, grid_file, "--by", "kind")["groups"]["transformer"]
 
 
 def test_architecture_from_a_file(cli, grid_file, tmp_path):
