@@ -10,12 +10,15 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from routespace.deploy.check import torch_macs
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
+from routespace.grid.presets import FAMILIES, preset_names
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.route_net import RouteNet
 
 SIZES = ["b0", "b1", "b2", "b3", "b4", "b5"]
 IMAGE_SIZES = [(224, 224), (160, 256), (97, 131), (333, 255)]
@@ -37,6 +40,29 @@ def test_staircase_equals_timm_to_the_digit(size: str) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(torch.empty(1, 3, *hw, device="meta"))
         assert 2 * architecture_cost(plain, image_size=hw).macs == counter.get_total_flops(), hw
+
+
+QUICK = ("pvt_v2_b0", "dit_b0", "swin_v2_t", "dit_swin_v2_t")  # all together take more than half a minute
+PRESETS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in preset_names()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_with_its_gates_costs_what_torch_counts(preset: str) -> None:
+    architecture, gates = Architecture.full(RoutingGrid(GridSpec.preset(preset))), GateSpec()
+    cost = architecture_cost(architecture, gates=gates)
+    with torch.device("meta"):
+        net = RouteNet(architecture, gates)
+    count = torch_macs(net)
+    assert count.macs == cost.macs
+    assert not count.unknown
+    assert sum(p.numel() for p in net.parameters()) == cost.params
+    assert sum(gate.macs for gate in cost.gates.values()) > 0
+
+
+def test_the_quick_presets_are_two_of_each_family() -> None:
+    assert set(QUICK) <= set(preset_names())
+    families = [GridSpec.preset(name).family for name in QUICK]
+    assert {family: families.count(family) for family in FAMILIES} == dict.fromkeys(FAMILIES, 2)
 
 
 def test_b2_is_the_known_number() -> None:
