@@ -1,14 +1,23 @@
 """What a routed block and a routed network take, as ratios to the same one dense, measured in one run.
 
     python benchmarks/routing.py [--family pvt_v2] [--batch 1 8] [--what training] [--quick] [--json OUT]
+    python benchmarks/routing.py --family swin_v2 [--rows window] [--keys kept]
     python benchmarks/routing.py --device cuda --dtype bf16 --batch 256 512 --clock wall
 
 Columns: `masked` computes everything and masks; `packed`, `auto` and `capacity` (top-k, equal counts) are eager,
-all ÷ dense eager; `compiled` is packed ÷ dense, both with compiled blocks; `ideal` is the share of MACs. Every
-variant runs once in every round, so that a busy machine slows them alike; numbers are medians. On a CPU the
+all ÷ dense eager; `compiled` is packed ÷ dense, both with compiled blocks (pvt_v2). The last two are shares of
+MACs: `counted` by the cost model, and `ideal`, those really run. For swin_v2 torch counts `ideal` in the packed
+call. It is less, as the model takes the keys of all windows as paid, but a window without a kept token runs
+nothing. For pvt_v2, whose packed convolution torch does not count, `ideal` is `counted`.
+
+Rows are decided per token, or per square of a window's side (without `capacity`; the default for swin_v2, which is
+timed with one block and with two, the second one's windows shifted). A block's mask keeps an exact share of the
+batch's squares, but at least one; a network's decisions are drawn one by one.
+
+Every variant runs once in every round, so that a busy machine slows them alike; numbers are medians. On a CPU the
 clock is the processor time of the thread (--clock wall for the other one), with one thread and with malloc told
-to keep its memory, without which large maps are paid for page by page. On CUDA timm's compiled pvt_v2_b2 runs
-in the same rounds, and `capacity` is also captured as a CUDA graph.
+to keep its memory, without which large maps are paid for page by page. On CUDA, for pvt_v2, timm's compiled
+pvt_v2_b2 runs in the same rounds, and `capacity` is also captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -21,35 +30,44 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from routespace.deploy.device import this_device
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
-from routespace.grid.gate_spec import GateSpec
+from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import EdgeUsage
+from routespace.grid.usage import EdgeUsage, used_macs
 from routespace.memory import keep_freed_memory
 from routespace.nn.compiled import compile_blocks
-from routespace.nn.packing import Keep
+from routespace.nn.packing import Keep, spread
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routes import EdgeRoute, Routes
 
 PRESETS = {"pvt_v2": "pvt_v2_b2", "swin_v2": "swin_v2_t"}
-KEEPS = (1.0, 0.75, 0.5, 0.25)
+QUICK = PRESETS | {"pvt_v2": "pvt_v2_b0"}
+TILE = 8  # side of a square of tokens where the family has no windows
+MODES = ("masked", "packed", "auto", "capacity", "compiled")
+COLUMNS = (*MODES, "ideal", "counted")
 Runs = dict[str, Callable[[], object]]
+Counted = dict[float, float]  # keep ratio → share of MACs by the cost model
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", default="pvt_v2", choices=PRESETS)
+    parser.add_argument("--rows", choices=("token", "window"), help="default: token for pvt_v2, else window")
+    parser.add_argument("--keys", choices=("all", "kept"), default="all", help="what skipped tokens are as keys")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--keep", type=float, nargs="+", default=list(KEEPS))
+    parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.75, 0.5, 0.25])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="processor time, or the clock")
     parser.add_argument("--what", nargs="+", choices=("inference", "training"), default=["inference", "training"])
@@ -60,6 +78,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.batch, args.keep = 3, [1], [0.5, 0.25]
+    args.rows = args.rows or ("token" if args.family == "pvt_v2" else "window")
+    args.no_compile |= args.family == "swin_v2"  # it has no compiled steps
     return args
 
 
@@ -70,27 +90,23 @@ DTYPE = torch.float32 if ARGS.dtype == "fp32" else torch.bfloat16
 
 def seconds(run: Callable[[], object]) -> float:
     """The time of one call."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-    clock = time.thread_time if ARGS.clock == "cpu" else time.perf_counter
+    on_cpu = DEVICE.type == "cpu"
+    clock = time.thread_time if on_cpu and ARGS.clock == "cpu" else time.perf_counter
+    settle = (lambda: None) if on_cpu else torch.cuda.synchronize
+    settle()
     start = clock()
     run()
+    settle()
     return clock() - start
 
 
 def medians(runs: Runs) -> dict[str, float]:
     """Milliseconds of each run, interleaved, after two calls to warm up."""
-    for run in runs.values():
-        run()
+    for run in [*runs.values()] * 2:
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ARGS.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run) * 1e3)
+    for _, (name, run) in product(range(ARGS.rounds), runs.items()):
+        times[name].append(seconds(run) * 1e3)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -121,29 +137,42 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def block_runs(spec: GridSpec, rate: int, batch: int, train: bool) -> Runs:
-    """One block of a rate in every mode; index tables are made anew in each call."""
-    (h, w), width = spec.map_size(rate), spec.width(rate)
-    stage = spec.block_family.modules().Stage(spec, rate, 1).to(DEVICE, DTYPE).train(train)
-    x = torch.randn(batch, h * w, width, device=DEVICE, dtype=DTYPE, requires_grad=train)
+def square(spec: GridSpec) -> int:
+    """Side of the squares of tokens that are decided together."""
+    window = spec.shape.window
+    return 1 if ARGS.rows == "token" else window if isinstance(window, int) else TILE
+
+
+def random_mask(spec: GridSpec, rate: int, batch: int, keep: float, *, capacity: bool) -> torch.Tensor:
+    """(B, N) bool, an exact share of the squares: of the batch, or with `capacity` of each image."""
+    hw, side = spec.map_size(rate), square(spec)
+    draw = torch.rand(batch, gate_places("window", hw, side), device=DEVICE)
+    ranked = draw if capacity else draw.view(1, -1)
+    best = ranked.topk(max(1, round(keep * ranked.shape[1]))).indices
+    return spread(torch.zeros_like(ranked).scatter_(1, best, 1.0).view_as(draw) > 0, hw, side)
+
+
+def block_runs(spec: GridSpec, rate: int, depth: int, batch: int, train: bool) -> tuple[Runs, Counted]:
+    """`depth` blocks of a rate in every mode; index tables are made anew in each call."""
+    hw, width = spec.map_size(rate), spec.width(rate)
+    stage = spec.block_family.modules().Stage(spec, rate, depth).to(DEVICE, DTYPE).train(train)
+    x = torch.randn(batch, hw[0] * hw[1], width, device=DEVICE, dtype=DTYPE, requires_grad=train)
+    masks = {keep: random_mask(spec, rate, batch, keep, capacity=False) for keep in ARGS.keep}
 
     def run(keep: float | None, *, packed: bool = True, capacity: bool = False, on: bool = False) -> Callable:
-        draw = torch.rand(batch, h * w, device=DEVICE)
-        count = max(1, round((keep or 1) * h * w))
-        if capacity:
-            kept = torch.zeros_like(draw).scatter_(1, draw.topk(count).indices, 1.0) > 0
-        else:
-            kept = draw < (keep or 1)
+        kept = random_mask(spec, rate, batch, keep, capacity=True) if capacity else masks.get(keep)
+        count = int(kept[0].sum()) if capacity else None
+        visible = kept if ARGS.keys == "kept" else None
 
         def forward() -> torch.Tensor:
             compile_blocks(stage, on)
-            if keep is None:
-                return stage(x, (h, w))
-            return stage(x, (h, w), Keep(kept, (h, w), None, count if capacity else None), packed=packed)
+            return stage(x, hw, None if kept is None else Keep(kept, hw, visible, count), packed=packed)
 
         return stepped(stage, forward, train)
 
-    return variants(run)
+    cost = spec.block_family.block_cost(spec, rate)
+    used = {keep: used_macs(cost, EdgeRoute(kept, kept.float()).usage()) for keep, kept in masks.items()}
+    return variants(run), {keep: float(macs) / cost.macs for keep, macs in used.items()}
 
 
 def variants(run: Callable[..., Callable]) -> Runs:
@@ -154,20 +183,22 @@ def variants(run: Callable[..., Callable]) -> Runs:
     for keep in ARGS.keep:
         runs[f"masked {keep}"] = run(keep, packed=False)
         runs[f"packed {keep}"] = run(keep)
-        runs[f"capacity {keep}"] = run(keep, capacity=True)
+        if ARGS.rows == "token":
+            runs[f"capacity {keep}"] = run(keep, capacity=True)
         if not ARGS.no_compile:
             runs[f"compiled {keep}"] = run(keep, on=True)
     return runs
 
 
-def net_runs(architecture: Architecture, batch: int, train: bool) -> Runs:
+def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs, Counted]:
     """The staircase with gated rows, in every mode, replaying random decisions."""
-    net = RouteNet(architecture).to(DEVICE, DTYPE).train(train)
-    equal = RouteNet(architecture, GateSpec(capacity=True)).to(DEVICE, DTYPE).train(train)
+    spec = architecture.spec
+    gates = GateSpec(rows=ARGS.rows, window=square(spec), keys=ARGS.keys)
+    net = RouteNet(architecture, gates).to(DEVICE, DTYPE).train(train)
+    equal = RouteNet(architecture, GateSpec(capacity=True, keys=ARGS.keys)).to(DEVICE, DTYPE).train(train)
     equal.load_state_dict(net.state_dict())
     plain = net.restrict(Architecture.staircase(architecture.grid))
-    height, width = architecture.spec.image_size
-    images = torch.randn(batch, architecture.spec.in_channels, height, width, device=DEVICE, dtype=DTYPE)
+    images = torch.randn(batch, spec.in_channels, *spec.image_size, device=DEVICE, dtype=DTYPE)
 
     def run(
         keep: float | None, *, packed: bool = True, capacity: bool = False, on: bool = False, auto: bool = False
@@ -182,59 +213,52 @@ def net_runs(architecture: Architecture, batch: int, train: bool) -> Runs:
 
         return stepped(model, forward, train)
 
-    runs = variants(run)
+    extras = DEVICE.type == "cuda" and ARGS.family == "pvt_v2"
+    runs, counted = variants(run), {}
     for keep in ARGS.keep:
         runs[f"auto {keep}"] = run(keep, auto=True)
-        if DEVICE.type == "cuda" and not train:
+        usage = Routes.random(net, images, keep=keep).usage()
+        shares = {name: EdgeUsage(*map(float, used)) for name, used in usage.items()}
+        counted[keep] = architecture_cost(architecture, usage=shares).macs / architecture_cost(architecture).macs
+        if extras and not train and ARGS.rows == "token":
             runs[f"capacity graph {keep}"] = graphed(run(keep, capacity=True))
-    if DEVICE.type == "cuda" and ARGS.family == "pvt_v2" and not ARGS.no_compile:
+    if extras and not ARGS.no_compile:
         import timm
 
         oracle = torch.compile(timm.create_model("pvt_v2_b2").to(DEVICE, DTYPE).train(train))
         runs["timm compiled"] = stepped(oracle, lambda: oracle(images), train)
-    return runs
+    return runs, counted
 
 
-def net_ideal(architecture: Architecture, keep: float) -> float:
-    """Share of MACs at a keep ratio."""
-    rows = [name for name in architecture.gated_edges if name.endswith("transformer")]
-    usage = dict.fromkeys(rows, EdgeUsage(tokens=keep))
-    return architecture_cost(architecture, usage=usage).macs / architecture_cost(architecture).macs
+def flops(run: Callable[[], object]) -> int:
+    """What torch counts in one call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
-def report(what: str, runs: Runs, ideal: Callable[[float], float]) -> list[dict]:
+def report(what: str, runs: Runs, counted: Counted) -> list[dict]:
     """Measure, print one line per keep ratio, return the numbers."""
     ms = medians(runs)
     rows = []
     base, compiled_base = ms["dense"], ms.get("dense compiled")
     for keep in ARGS.keep:
         row = {"what": what, "keep": keep, "dense_ms": base, "dense_compiled_ms": compiled_base}
-        for mode in ("masked", "packed", "auto", "capacity", "capacity graph", "compiled"):
+        for mode in (*MODES, "capacity graph"):
             found = ms.get(f"{mode} {keep}")
             reference = compiled_base if mode in ("compiled", "capacity graph") and compiled_base else base
             row[mode] = None if found is None else found / reference
-        row["ideal"] = ideal(keep)
+        row["ideal"] = row["counted"] = counted[keep]
+        if ARGS.family == "swin_v2":
+            row["ideal"] = flops(runs[f"packed {keep}"]) / flops(runs["dense"])
+        ratios = " ".join("       –" if row[key] is None else f"{row[key]:8.3f}" for key in COLUMNS)
+        print(f"{what:28s} {keep:5.2f} {base:9.1f} {compiled_base or float('nan'):9.1f}  {ratios}", flush=True)
         if "timm compiled" in ms:
             row["timm_compiled_ms"] = ms["timm compiled"]
+        for extra in [key for key in ("capacity graph", "timm_compiled_ms") if row.get(key) is not None]:
+            print(f"{'':28s} {extra}: {row[extra]:.3f}")
         rows.append(row)
-        ratios = (row[mode] for mode in ("masked", "packed", "auto", "capacity", "compiled", "ideal"))
-        print(
-            f"{what:28s} {keep:5.2f} {base:9.1f} {compiled_base or float('nan'):9.1f}  "
-            + " ".join("      –" if ratio is None else f"{ratio:7.3f}" for ratio in ratios),
-            flush=True,
-        )
-        for extra in ("capacity graph", "timm_compiled_ms"):
-            if row.get(extra) is not None:
-                print(f"{'':28s} {extra}: {row[extra]:.3f}")
     return rows
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
 def main() -> None:
@@ -242,28 +266,28 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    preset = PRESETS[ARGS.family] if not ARGS.quick else {"pvt_v2": "pvt_v2_b0"}.get(ARGS.family, "swin_v2_t")
+    preset = (QUICK if ARGS.quick else PRESETS)[ARGS.family]
     spec = GridSpec.preset(preset)
     architecture = Architecture.routed(RoutingGrid(spec), "depth")
     clock = ARGS.clock if DEVICE.type == "cpu" else "wall"
     print(f"{preset} at {spec.image_size[0]}², {DEVICE}, {ARGS.dtype}, {clock} clock, {ARGS.rounds} rounds")
-    heads = ("masked", "packed", "auto", "capac.", "compil.", "ideal")
-    print(f"{'':28s} {'keep':>5s} {'dense ms':>9s} {'compiled':>9s}  " + " ".join(f"{h:>7s}" for h in heads))
+    print(f"decisions per {ARGS.rows}, keys: {ARGS.keys}")
+    heads = " ".join(f"{head:>8s}" for head in COLUMNS)
+    print(f"{'':28s} {'keep':>5s} {'dense ms':>9s} {'compiled':>9s}  {heads}")
     rows: list[dict] = []
-    for train in [what == "training" for what in ARGS.what]:
-        for batch in ARGS.batch:
-            suffix = f"B={batch}" + (" train" if train else "")
-            for rate in () if ARGS.no_blocks else spec.rates:
-                cost = spec.block_family.block_cost(spec, rate)
-                runs = block_runs(spec, rate, batch, train)
-                share = lambda keep, c=cost: (c.fixed_macs + keep * c.routed_macs) / c.macs  # noqa: E731
-                rows += report(f"block, rate {rate}, {suffix}", runs, share)
-            runs = net_runs(architecture, batch, train)
-            rows += report(f"network, {suffix}", runs, lambda keep: net_ideal(architecture, keep))
+    depths = () if ARGS.no_blocks else (1, 2) if ARGS.family == "swin_v2" else (1,)
+    for what, batch in product(ARGS.what, ARGS.batch):
+        train = what == "training"
+        suffix = f"B={batch}" + (" train" if train else "")
+        for rate, depth in product(spec.rates, depths):
+            blocks = "block" if depth == 1 else f"{depth} blocks"
+            rows += report(f"{blocks}, rate {rate}, {suffix}", *block_runs(spec, rate, depth, batch, train))
+        rows += report(f"network, {suffix}", *net_runs(architecture, batch, train))
     if ARGS.json:
         head = {
             "what": "routing", "preset": preset, "dtype": ARGS.dtype, "clock": clock, "rounds": ARGS.rounds,
-            "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor(),
+            "rows_per": ARGS.rows, "keys": ARGS.keys,
+            "device": this_device(DEVICE.type, 1).name, "cores": os.cpu_count(),
             "load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
