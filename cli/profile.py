@@ -25,7 +25,10 @@ def run(
     batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile each edge with torch.compile.")] = False,
-    keeps: Annotated[str, typer.Option(help="Shares of tokens at which edges are measured.")] = "1",
+    keeps: Annotated[
+        str,
+        typer.Option(help="Shares of tokens at which edges are measured; 1,.75,.5,.25 tells routed ones better."),
+    ] = "1",
     rounds: Annotated[int | None, typer.Option(help="Measurements behind each median.")] = None,
     subnets: Annotated[int | None, typer.Option(help="Whole subnets to calibrate with; 0 for none.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch on a CPU.")] = 1,

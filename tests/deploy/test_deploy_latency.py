@@ -188,6 +188,28 @@ def test_measuring_counts_calls_and_cancels_a_slow_round():
     assert calls.count("a") > 3
 
 
+SWIN = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "sr_ratios": None, "window": (8, 4, 2)}))
+
+
+@pytest.mark.parametrize("grid", [GRID, SWIN], ids=["pvt_v2", "swin_v2"])
+@pytest.mark.parametrize(("dtype", "batch"), [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)])
+def test_profile_of_every_kind_is_a_table_that_predicts(grid, dtype, batch, tmp_path):
+    keeps = (0.25, 0.5, 1.0)
+    table = profile(grid, dtype=dtype, batch=batch, keeps=keeps, rounds=3, subnets=4, clock="cpu")
+    assert (table.dtype, table.batch, table.device.threads, len(table.subnets)) == (dtype, batch, 1, 4)
+    assert {(part.kind, part.rate, part.depth) for part in table.parts} == part_keys(grid)
+    for kind, rate, depth in part_keys(grid):
+        points = [keep for keep, _ in table.curve(kind, rate, depth)]
+        assert points == (list(keeps) if kind == "transformer" else [1.0])
+    assert all(part.ms > 0 for part in table.parts)
+    save_table(table, tmp_path / "table.json")
+    assert load_table(tmp_path / "table.json", grid=grid) == table
+    full, stairs = (predict(table, of(grid)) for of in (Architecture.full, Architecture.staircase))
+    assert 0 < stairs < full
+    half = dict.fromkeys(grid.edges, EdgeUsage(tokens=0.5))
+    assert 0 < predict(table, Architecture.full(grid), half)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
