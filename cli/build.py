@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace.errors import GridError
+from routespace.errors import BudgetError, GridError, SpecError
 
 if TYPE_CHECKING:
     from routespace.grid.graph import RoutingGrid
@@ -36,6 +36,7 @@ def run(
     num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; 0 for none.")] = None,
     macs: Annotated[str | None, typer.Option(help="A budget to check, such as 12M or 1.2G.")] = None,
     latency: Annotated[Path | None, typer.Option(help="A table of `profile`: adds milliseconds.")] = None,
+    ms: Annotated[float | None, typer.Option(help="Milliseconds to check, by the --latency table.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the grid as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the drawing.")] = False,
 ) -> None:
@@ -75,12 +76,19 @@ def run(
     report = summary(grid, budget)
     if latency is not None:
         report["latency_ms"] = _latencies(grid, latency)
+    elif ms is not None:
+        raise SpecError("ms: it is checked by a table; measure one with `routespace profile` and give --latency")
     if as_json:
         print(json.dumps(report, indent=1))
     else:
         show(grid, report)
     if budget is not None:
         require_satisfiable(grid, budget)
+    if ms is not None and not ms >= report["latency_ms"]["min"]:
+        least = report["latency_ms"]["min"]
+        raise BudgetError(
+            f"ms: {ms:g} is not enough for this grid; the fastest static network takes {least:.4g} ms"
+        )
     if out is not None:
         write_json(out, grid.to_json())
 
@@ -200,12 +208,15 @@ def _verdict(report: dict[str, Any]) -> str:
 
 
 def _latencies(grid: RoutingGrid, path: Path) -> dict[str, float]:
-    """Predicted milliseconds of the staircase and of everything, by a measured table."""
-    from routespace.deploy.latency import load_table, predict  # torch: the table knows its version
+    """Predicted milliseconds by a measured table: the fastest, the staircase, everything computed."""
+    from routespace.deploy.latency import edge_ms, load_table, predict  # torch: the table knows its version
     from routespace.grid.architecture import Architecture
+    from routespace.grid.count import least_sum
 
     table = load_table(path, grid=grid)
-    found = {"full": predict(table, Architecture.full(grid))}
+    prices = edge_ms(table, grid)
+    least, _ = least_sum(grid, [prices[name] for name in grid.edges])
+    found = {"min": least + table.constant_ms}
     if _staircase_macs(grid) is not None:
         found["staircase"] = predict(table, Architecture.staircase(grid))
-    return found
+    return found | {"full": predict(table, Architecture.full(grid))}

@@ -206,7 +206,11 @@ def test_profile_gives_build_its_latencies(cli, grid_file, tmp_path):
     fields = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in SMALL.items()}
     options = [part for key, value in fields.items() for part in (f"--{key.replace('_', '-')}", value)]
     data = json.loads(cli("build", *options, "--latency", table, "--json").assert_fine().out)
-    assert 0 < data["latency_ms"]["staircase"] < data["latency_ms"]["full"]
+    times = data["latency_ms"]
+    assert 0 < times["min"] <= times["staircase"] < times["full"]
+    cli("build", *options, "--latency", table, "--ms", times["full"]).assert_fine()
+    cli("build", *options, "--latency", table, "--ms", times["min"] / 2).assert_refused("ms", "fastest")
+    cli("build", *options, "--ms", 3).assert_refused("ms", "--latency")
     cli("build", "--preset", "dit_b0", "--latency", table).assert_refused("grid")
     spoiled = json.loads(table.read_text())
     spoiled["parts"][0]["ms"] = -1
