@@ -13,10 +13,20 @@ import argparse
 import time
 
 import numpy as np
+import torch
+
+from routespace.deploy.latency import predict
+from routespace.deploy.profiling import Bench, measure, profile
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.sample import sample_static
+from routespace.grid.spec import GridSpec
+from routespace.memory import keep_freed_memory
 
 
-def main() -> None:
-    """Measure and print."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="dit_b0")
     parser.add_argument("--layers", type=int, help="a grid of so many layers of depth 1, in b0 widths")
@@ -28,26 +38,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", default="wall", help="cpu: processor time of the thread, for busy machines")
     parser.add_argument("--compile", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    import torch
 
-    from routespace.deploy.latency import predict
-    from routespace.deploy.profiling import Bench, measure, profile
-    from routespace.grid.architecture import Architecture
-    from routespace.grid.cost import architecture_cost
-    from routespace.grid.graph import RoutingGrid
-    from routespace.grid.sample import sample_static
-    from routespace.grid.spec import GridSpec
-    from routespace.memory import keep_freed_memory
+def grid_of(args: argparse.Namespace) -> RoutingGrid:
+    """The grid that was asked for."""
+    if args.layers:
+        return RoutingGrid(GridSpec.parse({"layers": args.layers, "size": "b0", "image_size": args.image_size}))
+    return RoutingGrid(GridSpec.preset(args.preset, image_size=args.image_size))
 
+
+def main() -> None:
+    """Measure and print."""
+    args = arguments()
     keep_freed_memory()
     torch.set_num_threads(1)
-    if args.layers:
-        fields = {"layers": args.layers, "size": "b0", "image_size": args.image_size}
-        grid = RoutingGrid(GridSpec.parse(fields))
-    else:
-        grid = RoutingGrid(GridSpec.preset(args.preset, image_size=args.image_size))
+    grid = grid_of(args)
     start = time.perf_counter()
     table = profile(
         grid,

@@ -57,6 +57,7 @@ def run(
         require_format(picture)
         if found.net.architecture.is_static:
             raise SpecError("picture: the network is static and computes every token; give a routed one")
+    found.net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
     loaders = make_loaders(chosen)
     report = measure(found.net, loaders, split, speed=speed, compiled=compiled)
     if picture is not None:

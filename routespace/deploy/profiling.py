@@ -81,12 +81,8 @@ def profile(
     bench = Bench(grid, device, batch, getattr(torch, dtype), compiled)
     with _threads(threads if device == "cpu" else None), torch.inference_mode():
         chosen = sample_static(grid, subnets, seed=seed) if subnets else []
-        works: dict[object, Work] = {}
-        for key in sorted(part_keys(grid)):
-            for keep in sorted({1.0, *keeps}) if key[0] == "transformer" else (1.0,):
-                works[key, keep] = bench.part(key, keep, seed)
-        for number, architecture in enumerate(chosen):
-            works[number] = bench.subnet(architecture)
+        works = bench.parts(keeps, seed)
+        works |= {number: bench.subnet(architecture) for number, architecture in enumerate(chosen)}
         times = measure(works, rounds=rounds, clock=clock, cuda=device == "cuda")
     parts = tuple(
         PartTime(kind=key[0], rate=key[1], depth=key[2], keep=keep, ms=times[key, keep] / bench.copies(key))
@@ -123,6 +119,14 @@ class Bench:
     def copies(self, key: Key) -> int:
         """How many copies of a part one piece of work runs."""
         return CHAIN if key[0] in ("transformer", "patch_embed", "merge") else 1
+
+    def parts(self, keeps: Sequence[float], seed: int) -> dict[object, Work]:
+        """(part, keep) → its work, for every distinct part; transformer edges at each share of tokens."""
+        return {
+            (key, keep): self.part(key, keep, seed)
+            for key in sorted(part_keys(self.grid))
+            for keep in (sorted({1.0, *keeps}) if key[0] == "transformer" else (1.0,))
+        }
 
     def part(self, key: Key, keep: float, seed: int) -> Work:
         """The work of one part."""

@@ -59,7 +59,8 @@ class BudgetSpec(Part):
             step (method of multipliers): the squared distance alone settles where its slope balances the
             task's, above the target.
         control: above 0 moves the gates' threshold at every step by this times the distance, in logits: training
-            then meets the target, and the loss only says where saving is cheapest. Not for `tanh` gates.
+            then meets the target, and the loss only says where saving is cheapest. Needs a threshold:
+            no `tanh` gates, no capacity, a learned selection.
         open_frac: share of the training during which every gate is held open (with `train.start: staircase`:
             held on the staircase), so that blocks learn before they are skipped ("masks start as all ones").
         warmup_frac: share of the training after which the loss is switched on (the paper's ancestor: .4).
@@ -151,7 +152,7 @@ class TrainSpec(Part):
         ema_decay: of a moving average of all weights that is validated and saved in their place; None: off.
         precision: `no` (fp32) or `bf16` (autocast).
         execution: `dense`, `packed` or `auto`; see RouteNet.
-        compile: run transformer blocks compiled (torch.compile): a minute at the start, faster steps afterwards.
+        compile: run pvt_v2's blocks compiled (torch.compile): a minute at the start, faster steps afterwards.
         device: `auto` takes an accelerator where there is one.
         checkpoint_epochs: epochs between checkpoints.
     """

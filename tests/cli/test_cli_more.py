@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_grid import TINY_GRID
 from typer.testing import CliRunner
 
 import routespace
@@ -17,24 +18,26 @@ from routespace.deploy.bundle import Card
 from routespace.train.progress import Progress
 
 COMMANDS = [command.name for command in app.registered_commands]
-SMALL = {
-    "layers": 2,
-    "max_down": 8,
-    "widths": [8, 16],
-    "heads": [1, 2],
-    "mlp_ratios": [2, 2],
-    "sr_ratios": [2, 1],
-    "image_size": 32,
-    "num_classes": 10,
-}
 OVERRIDES = "{train.epochs: 1, data.train_size: 64, train.batch_size: 32, train.warmup_epochs: 0}"
+SEARCH = [
+    *("search", "digits_tiny", "--trials", "2", "--seed", "1"),
+    *("--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"),
+    *(
+        "--set",
+        "search.space={budget.ratio: [0.5, 0.9]}",
+        "--set",
+        "grid.layers=2",
+        "--set",
+        "grid.embed_layers=all",
+    ),
+]
 
 
 @pytest.fixture
 def grid_file(tmp_path) -> Path:
     """A file with the bare fields of a tiny grid."""
     file = tmp_path / "tiny.json"
-    file.write_text(json.dumps(SMALL))
+    file.write_text(json.dumps(TINY_GRID))
     return file
 
 
@@ -42,16 +45,7 @@ def grid_file(tmp_path) -> Path:
 def study(tmp_path_factory) -> Path:
     """A study of two short trials."""
     out = tmp_path_factory.mktemp("search") / "study"
-    args = ["search", "digits_tiny", "--trials", "2", "--seed", "1", "--out", str(out)]
-    args += ["--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"]
-    args += [
-        "--set",
-        "search.space={budget.ratio: [0.5, 0.9]}",
-        "--set",
-        "grid.layers=2",
-        "--set",
-        "grid.embed_layers=all",
-    ]
+    args = [*SEARCH, "--out", str(out)]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, (result.output, result.exception)
     assert "Pareto front" in result.output
@@ -154,17 +148,7 @@ def test_replaced_leaves_nothing_behind(tmp_path):
 
 
 def test_search_is_resumed(cli, study):
-    args = ["search", "digits_tiny", "--trials", 2, "--seed", 1, "--out", study]
-    args += ["--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"]
-    args += [
-        "--set",
-        "search.space={budget.ratio: [0.5, 0.9]}",
-        "--set",
-        "grid.layers=2",
-        "--set",
-        "grid.embed_layers=all",
-    ]
-    assert "2 finished" in cli(*args).assert_fine().out
+    assert "2 finished" in cli(*SEARCH, "--out", study).assert_fine().out
     assert (study / "front.png").stat().st_size > 1000
 
 
@@ -186,7 +170,7 @@ def test_search_of_what_cannot_be_searched(cli, tmp_path):
 
 
 def test_export(cli, tmp_path):
-    grid = RoutingGrid(routespace.GridSpec.parse(SMALL))
+    grid = RoutingGrid(routespace.GridSpec.parse(TINY_GRID))
     net = RouteNet(routespace.Architecture.staircase(grid))
     save_bundle(net, tmp_path / "bundle", Card.of(net))
     cli("export", tmp_path / "bundle", "-o", tmp_path / "out", "--format", "pt2").assert_fine()
@@ -203,7 +187,7 @@ def test_profile_gives_build_its_latencies(cli, grid_file, tmp_path):
     out = cli("profile", grid_file, "--rounds", 3, "--subnets", 0, "-o", table).assert_fine().out
     assert "transformer" in out
     assert ", 1 thread, batch 1, float32" in " ".join(out.split())
-    fields = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in SMALL.items()}
+    fields = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in TINY_GRID.items()}
     options = [part for key, value in fields.items() for part in (f"--{key.replace('_', '-')}", value)]
     data = json.loads(cli("build", *options, "--latency", table, "--json").assert_fine().out)
     times = data["latency_ms"]

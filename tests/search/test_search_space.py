@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from tiny_grid import TINY_GRID
 
 from routespace.errors import RoutespaceError, SpecError
 from routespace.search.candidate import Candidate
@@ -14,21 +15,10 @@ from routespace.search.sampler import Points, Rank, make_sampler
 from routespace.search.space import Space
 from routespace.train.recipe import Recipe
 
-GRID = {
-    "layers": 2,
-    "max_down": 8,
-    "widths": [8, 16],
-    "heads": [1, 2],
-    "mlp_ratios": [2, 2],
-    "sr_ratios": [2, 1],
-    "image_size": 32,
-    "num_classes": 10,
-}
-
 
 def recipe(space: dict[str, Any], **search: Any) -> Recipe:
     return Recipe.parse(
-        {"name": "tiny", "grid": GRID, "data": {"digit_px": [8, 24]}, "search": {"space": space, **search}}
+        {"name": "tiny", "grid": TINY_GRID, "data": {"digit_px": [8, 24]}, "search": {"space": space, **search}}
     )
 
 

@@ -19,28 +19,19 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
+from tiny_grid import TINY_GRID
 
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.search import StudyProgress, load_study, pareto, run_study, trial_folder
 from routespace.search.candidate import Candidate
 from routespace.train.recipe import Recipe
 
-GRID = {
-    "layers": 2,
-    "max_down": 8,
-    "widths": [8, 16],
-    "heads": [1, 2],
-    "mlp_ratios": [2, 2],
-    "sr_ratios": [2, 1],
-    "image_size": 32,
-    "num_classes": 10,
-}
 SPACE = {"budget.ratio": {"low": 0.5, "high": 1.3, "step": 0.1}, "grid.depths": [1, [1, 2], [2, 1]]}
 
 
 def recipe(space: dict[str, Any] | None = None, **search: Any) -> Recipe:
     search = {"trials": 4, "space": space or SPACE, **search}
-    return Recipe.parse({"name": "tiny", "grid": GRID, "data": {"digit_px": [8, 24]}, "search": search})
+    return Recipe.parse({"name": "tiny", "grid": TINY_GRID, "data": {"digit_px": [8, 24]}, "search": search})
 
 
 @pytest.fixture(autouse=True)

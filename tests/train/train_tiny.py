@@ -1,19 +1,12 @@
 """The smallest recipe that trains: two layers, two rates, 32x32 scenes."""
 
+from tiny_grid import TINY_GRID
+
 from routespace.train.recipe import Recipe
 
 TINY = {
     "name": "tiny",
-    "grid": {
-        "layers": 2,
-        "max_down": 8,
-        "widths": [8, 16],
-        "heads": [1, 2],
-        "mlp_ratios": [2, 2],
-        "sr_ratios": [2, 1],
-        "image_size": 32,
-        "num_classes": 10,
-    },
+    "grid": TINY_GRID,
     "budget": {"ratio": 0.8, "weight": 30.0},
     "data": {"train_size": 64, "val_size": 32, "test_size": 32, "digit_px": [16, 30]},
     "train": {"epochs": 2, "batch_size": 16, "lr": 2e-3, "gate_lr": 1e-2, "device": "cpu"},
