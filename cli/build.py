@@ -219,4 +219,4 @@ def _latencies(grid: RoutingGrid, path: Path) -> dict[str, float]:
     found = {"min": least + table.constant_ms}
     if _staircase_macs(grid) is not None:
         found["staircase"] = predict(table, Architecture.staircase(grid))
-    return found | {"full": predict(table, Architecture.full(grid))}
+    return found | {"full": predict(table, Architecture.full(grid).opened())}  # as the MACs: without gates

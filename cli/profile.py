@@ -11,8 +11,9 @@ import typer
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
+    from routespace.cli.arguments import Subject
     from routespace.deploy.latency import LatencyTable
-    from routespace.grid.graph import RoutingGrid
+    from routespace.grid.gate_spec import GateSpec
 
 NAME = "profile"
 EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
@@ -25,10 +26,13 @@ def run(
     batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile each edge with torch.compile.")] = False,
+    routed: Annotated[
+        bool, typer.Option("--routed", help="Default gates for a GRID; a run or bundle brings its own.")
+    ] = False,
     keeps: Annotated[
-        str,
-        typer.Option(help="Shares of tokens at which edges are measured; 1,.75,.5,.25 tells routed ones better."),
-    ] = "1",
+        str | None,
+        typer.Option(help="Shares of tokens at which edges are measured; else 1, with gates .25,.5,.75,1."),
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Measurements behind each median.")] = None,
     subnets: Annotated[int | None, typer.Option(help="Whole subnets to calibrate with; 0 for none.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch on a CPU.")] = 1,
@@ -36,7 +40,8 @@ def run(
 ) -> None:
     """Measure how long each kind of edge takes, warm, as medians; `build --latency` and search use the table.
 
-    The table names the device, threads, versions and date; one of another grid is refused later.
+    Of a network with gates, these too. The table names the device, threads, versions and date; one of another grid
+    is refused later.
     """
     from routespace.cli.arguments import load_subject, parse_numbers
     from routespace.deploy import profiling
@@ -45,25 +50,35 @@ def run(
     for name, given, kinds in (("dtype", dtype, profiling.DType), ("clock", clock, profiling.Clock)):
         if given not in get_args(kinds):
             raise SpecError(f"{name}: {given!r:.40} is not allowed; give one of {', '.join(get_args(kinds))}")
-    space = load_subject(grid).grid
+    subject = load_subject(grid)
     table = profiling.profile(
-        space,
+        subject.grid,
         device=device,
         batch=batch,
         dtype=dtype,  # type: ignore[arg-type]
         compiled=compiled,
-        keeps=parse_numbers(keeps, "keeps", float),
+        gates=_gates(subject, routed=routed),
+        keeps=None if keeps is None else parse_numbers(keeps, "keeps", float),
         rounds=profiling.ROUNDS if rounds is None else rounds,
         subnets=profiling.SUBNETS if subnets is None else subnets,
         threads=threads,
         clock=clock,  # type: ignore[arg-type]
     )
     save_table(table, out)
-    show(table, space)
+    show(table, subject)
     print(f"\nwritten to {out}")
 
 
-def show(table: LatencyTable, grid: RoutingGrid) -> None:
+def _gates(subject: Subject, *, routed: bool) -> GateSpec | None:
+    """How the network's edges are gated; None where none is."""
+    from routespace.grid.gate_spec import GateSpec
+
+    if subject.architecture is not None and not subject.architecture.is_static:
+        return subject.gates
+    return GateSpec() if routed else None
+
+
+def show(table: LatencyTable, subject: Subject) -> None:
     """Print the parts' times and what whole networks take by them."""
     from routespace.cli.render import pairs
     from routespace.cli.render import table as print_table
@@ -82,8 +97,13 @@ def show(table: LatencyTable, grid: RoutingGrid) -> None:
         ],
         title=where,
     )
-    rows: list[tuple[str, object]] = [("full grid", f"{predict(table, Architecture.full(grid)):.2f} ms")]
+    full = Architecture.full(subject.grid)
+    rows: list[tuple[str, object]] = [("full grid", f"{predict(table, full.opened()):.2f} ms")]
+    if table.gates is not None:
+        rows.append(("with its gates", f"{predict(table, full):.2f} ms"))
     with contextlib.suppress(GridError):  # a grid may lack an embedding that the staircase needs
-        rows.append(("staircase", f"{predict(table, Architecture.staircase(grid)):.2f} ms"))
+        rows.append(("staircase", f"{predict(table, Architecture.staircase(subject.grid)):.2f} ms"))
+    if subject.architecture is not None and subject.usage:
+        rows.append(("as it was used", f"{predict(table, subject.architecture, subject.usage):.2f} ms"))
     print()
     pairs(rows)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from routespace.deploy.latency import LatencyTable, Subnet, edge_key, group_of, merges
+from routespace.deploy.latency import LatencyTable, Subnet, merges
+from routespace.deploy.latency_parts import GATES, edge_key, group_of
 from routespace.grid.architecture import Architecture
 
 PRIOR = 0.1  # one standard deviation of a factor from 1 …
@@ -26,7 +27,7 @@ def calibrate(table: LatencyTable, measured: Mapping[Architecture, float]) -> La
     """
     if not measured:
         return table
-    groups = sorted({group_of(part.kind, part.rate) for part in table.parts})
+    groups = sorted({group_of(part.kind, part.rate) for part in table.parts} - {GATES})
     rows = [_by_group(table, architecture) for architecture in measured]
     times = np.array(list(measured.values()))
     # Columns: factor - 1 of each group, then the offset in milliseconds.

@@ -1,6 +1,7 @@
 """Latency tables: what each kind of edge takes on one device, and what a whole network takes by them.
 
     table = profile(grid, device="cpu", batch=1)          measure (`routespace.deploy.profiling`)
+    table = profile(grid, gates=GateSpec())               the gates too, and edges that compute some tokens
     save_table(table, path) · load_table(path)
     predict(table, architecture, usage)                   milliseconds of a forward pass of the batch
     edge_ms(table, grid) · table.constant_ms              the same as prices per edge, for `select`
@@ -23,36 +24,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from routespace.deploy.device import Device, differences
+from routespace.deploy.latency_parts import (
+    Milliseconds,
+    PartTime,
+    edge_key,
+    gate_key,
+    group_of,
+    in_words,
+    part_keys,
+)
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.graph import Edge, Node, RoutingGrid
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import Node, RoutingGrid
 from routespace.grid.spec import GridSpec, explain
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.nn.weights import write_file
 
-PartKind = Literal["stem", "transformer", "patch_embed", "merge", "output", "head"]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Key = tuple[str, int, int]  # kind, rate, depth
-
-
-class PartTime(BaseModel):
-    """The time of one part for the whole batch.
-
-    Args:
-        kind: `stem`, `transformer`, `patch_embed`, `merge` (adding two arrivals at a node), `output` or `head`.
-        rate: of the part's source; 0 where it has none.
-        depth: blocks of a transformer edge, else 0.
-        keep: share of tokens computed; 1 is the plain edge, less is a routed one.
-        ms: median milliseconds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: PartKind
-    rate: Annotated[int, Field(ge=0)] = 0
-    depth: Annotated[int, Field(ge=0)] = 0
-    keep: Annotated[float, Field(gt=0, le=1)] = 1.0
-    ms: Milliseconds
+TIMED = {"kind", "rows", "columns", "window", "selection", "capacity", "keys"}  # what a gate's time depends on
 
 
 class Subnet(BaseModel):
@@ -80,6 +69,7 @@ class LatencyTable(BaseModel):
         clock: `wall`, or `cpu` for the thread's own processor time (on a shared machine).
         rounds: measurements behind each median.
         date: UTC, ISO 8601.
+        gates: how the gates decide that were measured; None where none were.
         parts: the times; each kind, rate, depth and keep once.
         factors: group (`transformer_r08`, `patch_embed_r08`, …) → factor; groups not named have 1.
         offset_ms: what is left, once per forward pass.
@@ -98,6 +88,7 @@ class LatencyTable(BaseModel):
     clock: Literal["wall", "cpu"] = "wall"
     rounds: Annotated[int, Field(ge=1)]
     date: str
+    gates: GateSpec | None = None
     parts: tuple[PartTime, ...]
     factors: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     offset_ms: Milliseconds = 0.0
@@ -111,11 +102,11 @@ class LatencyTable(BaseModel):
         points = Counter((part.kind, part.rate, part.depth, part.keep) for part in self.parts)
         for (kind, rate, depth, keep), times in points.items():
             if times > 1:
-                what = f"{_words(kind, rate, depth)}, keep {keep:g}"
+                what = f"{in_words(kind, rate, depth)}, keep {keep:g}"
                 raise ValueError(f"parts: {what} is there {times} times, once is allowed; {again}")
-        for key in sorted(part_keys(RoutingGrid(self.spec))):
+        for key in sorted(part_keys(RoutingGrid(self.spec), gated=self.gates is not None)):
             if (*key, 1.0) not in points:
-                raise ValueError(f"parts: {_words(*key)} is missing; {again}")
+                raise ValueError(f"parts: {in_words(*key)} is missing; {again}")
         return self
 
     def curve(self, kind: str, rate: int, depth: int) -> list[tuple[float, float]]:
@@ -142,40 +133,23 @@ class LatencyTable(BaseModel):
         return self.offset_ms + self.ms("stem") + outputs + head
 
 
-def _words(kind: str, rate: int, depth: int) -> str:
-    return f"{kind} at rate {rate}" + (f" with {depth} blocks" if depth else "")
-
-
-def group_of(kind: str, rate: int) -> str:
-    """The group whose calibration factor a part takes."""
-    return f"{kind}_r{rate:02d}" if kind in ("transformer", "patch_embed") else "rest"
-
-
-def part_keys(grid: RoutingGrid) -> set[Key]:
-    """The distinct parts of a grid: edges of one kind, rate and depth take the same time."""
-    keys: set[Key] = {("stem", 0, 0), *(("output", rate, 0) for rate in grid.spec.output_rates)}
-    if grid.spec.num_classes:
-        keys.add(("head", 0, 0))
-    for edge in grid.edges.values():
-        if edge.kind != "identity":
-            keys.add(edge_key(grid.spec, edge))
-        if edge.kind == "patch_embed":
-            keys.add(("merge", 2 * edge.rate, 0))
-    return keys
-
-
-def edge_key(spec: GridSpec, edge: Edge) -> Key:
-    """The part that an edge is."""
-    return edge.kind, edge.rate, spec.depth(edge.layer) if edge.kind == "transformer" else 0
-
-
-def predict(table: LatencyTable, architecture: Architecture, usage: Usage | None = None) -> float:
+def predict(
+    table: LatencyTable,
+    architecture: Architecture,
+    usage: Usage | None = None,
+    *,
+    gates: GateSpec | None = None,
+) -> float:
     """Milliseconds of one forward pass of the table's batch.
+
+    A gated edge takes what its share of tokens takes, and its gate for the share of decisions that were asked
+    for, as MACs are counted. Warns (UserWarning) where a gate's time is not in the table, or not that gate's.
 
     Args:
         table: of the architecture's grid.
         architecture: static, or gated: then usage tells how much of each edge is computed.
         usage: edge name → measured shares; edges that are not named are computed wholly.
+        gates: how the architecture's gates decide, to compare with those measured; None: as those.
 
     Raises:
         GridError: the table is of another grid.
@@ -183,16 +157,37 @@ def predict(table: LatencyTable, architecture: Architecture, usage: Usage | None
     """
     require_grid(table, architecture.grid)
     check_usage_names(usage or {}, architecture.grid.edges)
+    if not architecture.is_static:
+        _warn_of_gates(table, gates)
     total = table.constant_ms
     for key, count in merges(architecture).items():
         total += count * table.ms("merge", key)
-    for name in architecture.edges:
+    for name, state in architecture.edges.items():
         edge = architecture.grid.edges[name]
-        if edge.kind != "identity":
-            kind, rate, depth = edge_key(architecture.spec, edge)
-            keep = float((usage or {}).get(name, ALL_USED).tokens)
-            total += table.ms(kind, rate, depth, keep)
+        if edge.kind == "identity":
+            continue
+        shares = (usage or {}).get(name, ALL_USED)
+        total += table.ms(*edge_key(architecture.spec, edge), float(shares.tokens))
+        if state == "gated":
+            total += float(shares.asked) * table.ms(*gate_key(edge))
     return total
+
+
+def _warn_of_gates(table: LatencyTable, gates: GateSpec | None) -> None:
+    """Say what a routed network's prediction leaves out, or takes from other gates."""
+    if table.gates is None:
+        problem = "it holds no gates, so the time of deciding is left out"
+    elif gates is not None and (other := gate_differences(table.gates, gates)):
+        problem = f"its gates are of another kind ({', '.join(other)})"
+    else:
+        return
+    again = "measure one with `routespace profile RUN`, or `profile GRID --routed` for default gates"
+    warnings.warn(f"latency table: {problem}; {again}", UserWarning, stacklevel=3)
+
+
+def gate_differences(one: GateSpec, other: GateSpec) -> list[str]:
+    """Names of the fields in which two kinds of gates differ, of those that their time depends on."""
+    return [name for name in GateSpec.model_fields if name in TIMED and getattr(one, name) != getattr(other, name)]
 
 
 def merges(architecture: Architecture) -> Counter[int]:

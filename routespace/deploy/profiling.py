@@ -1,9 +1,9 @@
 """Measuring a latency table: `profile(grid, device="cpu", batch=1)`.
 
-Every distinct part (kind, rate, depth, share of kept tokens) is measured as it stands in a network: a chain of
-CHAIN copies with weights of their own, each reading what the one before has just written. Parts and a few whole
-subnets are measured in turn, ROUNDS times, so that a slow minute of the machine touches all alike; each part's
-time is the median of its share of a round. Then a factor per group of parts is fitted to the whole subnets.
+Every distinct part (kind, rate, depth, share of kept tokens) is measured as it stands in a network (`Bench`).
+Parts and a few whole subnets are measured in turn, ROUNDS times, so that a slow minute of the machine touches all
+alike; each part's time is the median of its share of a round. Then a factor per group of parts is fitted to the
+whole subnets.
 
 On a CPU, glibc gives large buffers back to the system at every free, which can double the time of a fine map and
 makes it depend on what ran before: call `routespace.memory.keep_freed_memory` first, as the command line does.
@@ -19,28 +19,25 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from routespace.deploy.bench import Bench, Work
 from routespace.deploy.calibration import calibrate
 from routespace.deploy.device import this_device
-from routespace.deploy.latency import Key, LatencyTable, PartTime, part_keys
+from routespace.deploy.latency import LatencyTable
+from routespace.deploy.latency_parts import PartTime
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
-from routespace.nn.compute import EdgeWork, Packed
-from routespace.nn.place import Place
-from routespace.nn.route_net import RouteNet
 
-CHAIN = 3
 ROUNDS = 9
+ROUTED_KEEPS = (0.25, 0.5, 0.75, 1.0)  # packed, the time is no straight line in the share of tokens
 LEAST_MS = 2.0  # a measurement repeats its work until it takes about this long
 SUBNETS = 24
 
 Clock = Literal["wall", "cpu"]
 DType = Literal["float32", "bfloat16", "float16"]
-Work = Callable[[], object]
-M = TypeVar("M", bound=nn.Module)
 Name = TypeVar("Name")
 
 
@@ -51,7 +48,8 @@ def profile(
     batch: int = 1,
     dtype: DType = "float32",
     compiled: bool = False,
-    keeps: Sequence[float] = (1.0,),
+    gates: GateSpec | None = None,
+    keeps: Sequence[float] | None = None,
     rounds: int = ROUNDS,
     subnets: int = SUBNETS,
     threads: int = 1,
@@ -66,7 +64,9 @@ def profile(
         batch: images of a forward pass.
         dtype: of weights and images.
         compiled: compile each edge with torch.compile.
+        gates: how edges are gated, to measure the gates too; None to measure none.
         keeps: shares of tokens at which transformer edges are measured, computed packed; 1 is always measured.
+            None for ROUTED_KEEPS where `gates` choose among an image's tokens, else for 1 alone.
         rounds: measurements behind each median, at least 3.
         subnets: random static subnets that are measured whole to fit the factors; 0 for none.
         threads: torch's on a CPU; the number is restored afterwards.
@@ -76,9 +76,10 @@ def profile(
     Raises:
         SpecError: an argument that is not allowed, or no such device.
     """
+    keeps = default_keeps(gates) if keeps is None else keeps
     _check(device, batch, keeps, rounds, threads, clock)
     grid = space.grid if isinstance(space, Architecture) else space
-    bench = Bench(grid, device, batch, getattr(torch, dtype), compiled)
+    bench = Bench(grid, device, batch, getattr(torch, dtype), compiled, gates)
     with _threads(threads if device == "cpu" else None), torch.inference_mode():
         chosen = sample_static(grid, subnets, seed=seed) if subnets else []
         works = bench.parts(keeps, seed)
@@ -98,113 +99,18 @@ def profile(
         clock=clock,
         rounds=rounds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        gates=gates,
         parts=parts,
     )
     return calibrate(table, {architecture: times[number] for number, architecture in enumerate(chosen)})
 
 
-class Bench:
-    """Makes the pieces of work that are timed.
+def default_keeps(gates: GateSpec | None) -> tuple[float, ...]:
+    """Shares of tokens at which transformer edges are measured, when nothing else is asked for.
 
-    Args:
-        grid: whose parts.
-        device, batch, dtype, compiled: as in `profile`.
+    An edge that is computed for whole images or none takes its whole time or none, so 1 says it all.
     """
-
-    def __init__(self, grid: RoutingGrid, device: str, batch: int, dtype: torch.dtype, compiled: bool) -> None:
-        self.grid, self.spec = grid, grid.spec
-        self.device, self.batch, self.dtype, self.compiled = device, batch, dtype, compiled
-        self._classes = self.spec.block_family.modules()
-
-    def copies(self, key: Key) -> int:
-        """How many copies of a part one piece of work runs."""
-        return CHAIN if key[0] in ("transformer", "patch_embed", "merge") else 1
-
-    def parts(self, keeps: Sequence[float], seed: int) -> dict[object, Work]:
-        """(part, keep) → its work, for every distinct part; transformer edges at each share of tokens."""
-        return {
-            (key, keep): self.part(key, keep, seed)
-            for key in sorted(part_keys(self.grid))
-            for keep in (sorted({1.0, *keeps}) if key[0] == "transformer" else (1.0,))
-        }
-
-    def part(self, key: Key, keep: float, seed: int) -> Work:
-        """The work of one part."""
-        kind, rate, depth = key
-        spec, hw = self.spec, self.spec.map_size(rate) if rate else (0, 0)
-        if kind == "stem":
-            stem, images = self._ready(self._classes.Stem(spec)), self.images()
-            return lambda: stem(images)
-        if kind == "head":
-            head, pooled = (
-                self._ready(nn.Linear(spec.width(spec.max_down), spec.num_classes)),
-                self._map(spec.max_down),
-            )
-            return lambda: head(pooled.mean(1))
-        x = self._map(rate)
-        if kind == "output":
-            output = self._ready(self._classes.Output(spec, rate))
-            return lambda: output(x)
-        if kind == "merge":
-            return lambda: _merge(x, CHAIN)
-        if kind == "patch_embed":
-            embeds = [self._ready(self._classes.PatchEmbed(spec, rate)) for _ in range(CHAIN)]
-            return lambda: [embed(x, hw) for embed in embeds]
-        stages = [self._ready(self._classes.Stage(spec, rate, depth)) for _ in range(CHAIN)]
-        if keep == 1.0:
-            return lambda: _chain(stages, x, hw)
-        generator = torch.Generator().manual_seed(seed)
-        kept = (torch.rand(x.shape[:2], generator=generator) < keep).to(self.device)
-        return lambda: _packed_chain(stages, x, hw, kept)
-
-    def subnet(self, architecture: Architecture) -> Work:
-        """The work of a whole static network."""
-        net = self._ready(RouteNet(architecture), compiled=False)
-        for edge in net.edges.values():
-            self._compile(edge)
-        images = self.images()
-        return lambda: net(images)
-
-    def images(self) -> Tensor:
-        """(B, C, H, W) random pixels."""
-        size = (self.batch, self.spec.in_channels, *self.spec.image_size)
-        return torch.randn(size, device=self.device, dtype=self.dtype)
-
-    def _map(self, rate: int) -> Tensor:
-        """(B, N, C) random tokens."""
-        height, width = self.spec.map_size(rate)
-        size = (self.batch, height * width, self.spec.width(rate))
-        return torch.randn(size, device=self.device, dtype=self.dtype)
-
-    def _ready(self, module: M, *, compiled: bool = True) -> M:
-        module = module.eval().to(self.device, self.dtype)
-        if compiled:
-            self._compile(module)
-        return module
-
-    def _compile(self, module: nn.Module) -> None:
-        if self.compiled:
-            module.compile()
-
-
-def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tensor:
-    for stage in stages:
-        x = stage(x, hw)
-    return x
-
-
-def _packed_chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int], kept: Tensor) -> Tensor:
-    compute = Packed()
-    for stage in stages:
-        x = compute.row(stage, EdgeWork(Place(x), hw, kept))
-    return x
-
-
-def _merge(x: Tensor, count: int) -> Tensor:
-    total = x
-    for _ in range(count):
-        total = total + x
-    return total
+    return ROUTED_KEEPS if gates is not None and gates.rows in ("token", "window") else (1.0,)
 
 
 def measure(works: Mapping[Name, Work], *, rounds: int, clock: Clock, cuda: bool) -> dict[Name, float]:

@@ -194,6 +194,10 @@ def test_profile_gives_build_its_latencies(cli, grid_file, tmp_path):
     spoiled["parts"][0]["ms"] = -1
     table.write_text(json.dumps(spoiled))
     cli("build", *options, "--latency", table).assert_refused("ms")
+    routed = ("--rounds", 3, "--subnets", 0, "--routed", "--keeps", "0.5", "-o", table)
+    assert "column_gate" in cli("profile", grid_file, *routed).assert_fine().out
+    assert json.loads(table.read_text())["gates"]["rows"] == "token"
+    cli("profile", grid_file, "--routed", "--keeps", "half", "-o", table).assert_refused("keeps", "half")
     cli("profile", grid_file, "--dtype", "int8", "-o", table).assert_refused("dtype", "float32")
     cli("profile", grid_file, "--clock", "sun", "-o", table).assert_refused("clock", "wall")
 
@@ -205,6 +209,7 @@ def test_watching_prints_one_line_an_epoch(capsys):
         "accuracy": 0.5,
         "train_accuracy": 0.25,
         "counted_ratio": 0.7,
+        "expected_ratio": 0.7049,
         "target_ratio": 0.6,
         "images_per_s": 100.0,
     }
@@ -216,7 +221,9 @@ def test_watching_prints_one_line_an_epoch(capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "net: " + epoch_line(record, 2, 65)
     assert "accuracy 50.0 %" in line
-    assert "0.70× (target 0.60×)" in line
+    assert "MACs 0.700× (expected 0.705×, target 0.600×)" in line
+    del record["expected_ratio"]
+    assert "MACs 0.700× (target 0.600×)" in epoch_line(record, 2, 65)
     assert clock(65) == "1:05"
 
 

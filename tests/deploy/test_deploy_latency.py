@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from routespace.deploy.calibration import calibrate
-from routespace.deploy.latency import LatencyTable, edge_ms, load_table, mismatches, part_keys, predict, save_table
+from routespace.deploy.latency import LatencyTable, edge_ms, load_table, mismatches, predict, save_table
+from routespace.deploy.latency_parts import part_keys
 from routespace.deploy.profiling import measure, profile
 from routespace.errors import BundleError, GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -204,10 +205,10 @@ def test_profile_of_every_kind_is_a_table_that_predicts(grid, dtype, batch, tmp_
     assert all(part.ms > 0 for part in table.parts)
     save_table(table, tmp_path / "table.json")
     assert load_table(tmp_path / "table.json", grid=grid) == table
-    full, stairs = (predict(table, of(grid)) for of in (Architecture.full, Architecture.staircase))
-    assert 0 < stairs < full
+    full, stairs = Architecture.full(grid).opened(), Architecture.staircase(grid)
+    assert 0 < predict(table, stairs) < predict(table, full)
     half = dict.fromkeys(grid.edges, EdgeUsage(tokens=0.5))
-    assert predict(table, Architecture.full(grid), half) > 0
+    assert predict(table, full, half) > 0
 
 
 @pytest.mark.parametrize(
