@@ -17,16 +17,18 @@ def clock(seconds: float | None) -> str:
     return "–" if seconds is None else f"{int(seconds) // MINUTE_S}:{int(seconds) % MINUTE_S:02d}"
 
 
-def cost_text(ratio: float | None, target: float | None) -> str:
-    """Usage against the budget, both as shares of the recipe's base."""
+def cost_text(ratio: float | None, target: float | None, expected: float | None = None) -> str:
+    """What is paid against the budget, and what the loss expects, as shares of the base; a percent shows."""
     if ratio is None:
         return ""
-    return f"MACs {ratio:.2f}×" + (f" (target {target:.2f}×)" if target is not None else "")
+    notes = [("expected", expected), ("target", target)]
+    inside = ", ".join(f"{word} {share:.3f}×" for word, share in notes if share is not None)
+    return f"MACs {ratio:.3f}×" + (f" ({inside})" if inside else "")
 
 
 def epoch_line(record: dict[str, Any], epochs: int, eta_s: float | None) -> str:
-    """One line of metrics.jsonl for people."""
-    cost = cost_text(record.get("counted_ratio"), record.get("target_ratio"))
+    """One line of metrics.jsonl for people; counted and expected MACs are those of the validation images."""
+    cost = cost_text(record.get("counted_ratio"), record.get("target_ratio"), record.get("expected_ratio"))
     return (
         f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.3f}  "
         f"accuracy {100 * record['accuracy']:.1f} % (training {100 * record['train_accuracy']:.1f} %)  "

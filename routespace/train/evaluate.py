@@ -1,8 +1,12 @@
 """One pass over held-out images: accuracy, loss, usage, and the cost both ways.
 
 *Counted* MACs are those of the hard decisions that inference takes (threshold, EMA gate weights). *Expected* MACs
-are what the budget loss would see on the same images: the gates sample as in training. When they differ, the
-budget that was trained is not the one that is paid; calibration and training are there to make them meet.
+are what the budget loss would see on the same images: the gates sample as in training, with their live weights and
+noise, while the blocks run as at inference. When they differ, the budget that was trained is not the one that is
+paid; calibration and training are there to make them meet.
+
+What a gate decides changes the features of the next one, so each of the two needs a forward pass of its own. They
+share the batches: nothing is read or rendered twice.
 
 Shape legend: B images.
 """
@@ -12,12 +16,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from routespace.errors import DataError
-from routespace.grid.usage import EdgeUsage, usage_to_json
+from routespace.grid.usage import usage_to_json
 from routespace.nn.route_net import RouteNet
 from routespace.nn.usage_meter import UsageMeter
 from routespace.train.budget import counted_macs
@@ -27,18 +31,29 @@ from routespace.train.tasks import ClassifyMeter
 NOISE_SEED = 0  # of the sampling gates: the same numbers for the same network
 
 
+class Sampling(NamedTuple):
+    """How gates sample: the temperature of their relaxation and the factor of their noise."""
+
+    temperature: float
+    noise: float
+
+
 @torch.no_grad()
-def evaluate(net: RouteNet, loader: Iterable[Batch], *, expected: bool = True) -> dict[str, Any]:
+def evaluate(
+    net: RouteNet, loader: Iterable[Batch], *, expected: bool = True, sampling: Sampling | None = None
+) -> dict[str, Any]:
     """Measure a network.
 
     Args:
         net: it is put into eval mode for the pass, and back.
         loader: batches of images (B, C, H, W) and labels (B,).
-        expected: also make the pass that measures the expected MACs; without it they are None.
+        expected: also run each batch with sampling gates, for the expected MACs; without it they are None.
+        sampling: how they sample; None as at the end of training.
 
     Returns:
-        accuracy (0…1), loss, images, images_per_s (this process's, data included), counted_macs, expected_macs
-        (MACs of one image) and usage (edge name → {tokens, images, asked}).
+        accuracy (0…1), loss, images, images_per_s (this process's, data included, sampling left out),
+        counted_macs, expected_macs (MACs of one image, both on all images of the loader) and usage
+        (edge name → {tokens, images, asked}).
 
     Raises:
         DataError: the loader holds no images, or one of them cannot be read.
@@ -46,50 +61,55 @@ def evaluate(net: RouteNet, loader: Iterable[Batch], *, expected: bool = True) -
     training = net.training
     device = next(net.parameters()).device
     net.eval()
-    meter, usage, images_seen = ClassifyMeter(net.spec.num_classes, device), UsageMeter(), 0
-    start = time.perf_counter()
+    meter, usage, sampled = ClassifyMeter(net.spec.num_classes, device), UsageMeter(), UsageMeter()
+    sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
+    start = _now(device)
     try:
-        for images, labels in loader:
+        for batch, (images, labels) in enumerate(loader):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             output = net(images)
             meter.update(output, labels)
             usage.update(output.routes, len(images))
-            images_seen += len(images)
-        if not images_seen:
-            raise DataError("data: no images to evaluate with")
-        seconds = time.perf_counter() - start
-        counted = usage.gathered().usage()
-        sampled = sampled_usage(net, loader, device) if expected and net.gates else counted
+            if expected and net.gates:
+                paused = _now(device)
+                with sampling_gates(net, sampling, NOISE_SEED + batch):
+                    sampled.update(net(images).routes, len(images))
+                start += _now(device) - paused
+        seconds = _now(device) - start
     finally:
         net.train(training)
+    if not usage.images:
+        raise DataError("data: no images to evaluate with")
+    total = usage.gathered()
+    counted = total.usage()
+    counted_cost = counted_macs(net, counted)
+    sampled_cost = counted_macs(net, sampled.gathered().usage()) if net.gates else counted_cost
     return {
         **meter.compute(),
-        "images": usage.gathered().images,
-        "images_per_s": images_seen / seconds,
-        "counted_macs": counted_macs(net, counted),
-        "expected_macs": counted_macs(net, sampled) if expected else None,
+        "images": total.images,
+        "images_per_s": usage.images / seconds,
+        "counted_macs": counted_cost,
+        "expected_macs": sampled_cost if expected else None,
         "usage": usage_to_json(counted)["edges"],
     }
 
 
-def sampled_usage(net: RouteNet, loader: Iterable[Batch], device: torch.device) -> dict[str, EdgeUsage]:
-    """Usage with gates that sample as in training, everything else as at inference."""
-    usage = UsageMeter()
-    with sampling_gates(net):
-        for images, _ in loader:
-            usage.update(net(images.to(device, non_blocking=True)).routes, len(images))
-    return usage.gathered().usage()
+def _now(device: torch.device) -> float:
+    """Seconds, when everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextlib.contextmanager
-def sampling_gates(net: RouteNet) -> Iterator[None]:
-    """Gates in training mode at their final temperature and noise."""
+def sampling_gates(net: RouteNet, sampling: Sampling, seed: int) -> Iterator[None]:
+    """Gates in training mode; everything else, the global random numbers too, is as before afterwards."""
     temperature, noise = net.temperature, net.noise
     devices = [torch.cuda.current_device()] if next(net.parameters()).is_cuda else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(NOISE_SEED)
+        torch.manual_seed(seed)
         net.gates.train()
-        net.temperature, net.noise = net.gate_spec.final_temperature, net.gate_spec.final_noise
+        net.temperature, net.noise = sampling
         try:
             yield
         finally:

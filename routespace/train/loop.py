@@ -26,7 +26,7 @@ from routespace.train.budget import BudgetLoss
 from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data import Loaders
-from routespace.train.evaluate import evaluate
+from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.objective import Losses, Objective
 from routespace.train.optim import make_optimizer, make_schedule
 from routespace.train.progress import Progress
@@ -126,9 +126,7 @@ class Trainer:
         """One optimiser step; returns the numbers of Losses."""
         done = self.epoch * self.loaders.steps + self.step
         progress = done / (self.spec.epochs * self.loaders.steps)
-        gates = self.recipe.gates
-        self.net.temperature = gates.temperature * (gates.final_temperature / gates.temperature) ** progress
-        self.net.noise = gates.noise + (gates.final_noise - gates.noise) * progress
+        self.net.temperature, self.net.noise = self._sampling(progress)
         self._hold(progress < self.recipe.budget.open_frac)
         self.schedule.step_update(done)
         images, targets = self.task.mix(images, labels)
@@ -152,6 +150,12 @@ class Trainer:
             self.budget.update(numbers[-1], progress)
             self._move_threshold()
         return numbers
+
+    def _sampling(self, progress: float) -> Sampling:
+        """How the gates sample after a share `progress` of the training."""
+        gates = self.recipe.gates
+        temperature = gates.temperature * (gates.final_temperature / gates.temperature) ** progress
+        return Sampling(temperature, gates.noise + (gates.final_noise - gates.noise) * progress)
 
     def _move_threshold(self) -> None:
         """Put the gates' threshold where the budget has moved it."""
@@ -184,16 +188,18 @@ class Trainer:
         return bool(self.accelerator.reduce(told, "sum").item() > 0)
 
     def _record(self) -> dict[str, Any]:
-        """Validate, and sum the epoch up."""
+        """Validate, and sum the epoch up: expected and counted MACs of the same validation images."""
         self.report(self.progress("validate"))
         start = time.perf_counter()
-        found = evaluate(self.final_net, self.loaders.val, expected=False)
+        done = self.epoch * self.loaders.steps + self.step
+        last = self._sampling((done - 1) / (self.spec.epochs * self.loaders.steps))
+        found = evaluate(self.final_net, self.loaders.val, sampling=last)
         self.seconds += time.perf_counter() - start
         means = {name: total / max(1, self.step) for name, total in self._sums.items()}
-        expected, counted = means["macs"] / self.base_macs, found["counted_macs"] / self.base_macs
+        trained, counted = means["macs"] / self.base_macs, found["counted_macs"] / self.base_macs
         target = self._target_ratio()
         if self.budget is not None:  # judged by where the epoch began: the target must not have moved in it
-            self.budget.correct(expected, counted, self.epoch / self.spec.epochs)
+            self.budget.correct(trained, counted, self.epoch / self.spec.epochs)
         return {
             "epoch": self.epoch + 1,
             "loss": means["loss"],
@@ -202,11 +208,12 @@ class Trainer:
             "train_accuracy": means["accuracy"],
             "accuracy": found["accuracy"],
             "val_loss": found["loss"],
-            "expected_ratio": expected,
+            "train_expected_ratio": trained,
+            "expected_ratio": found["expected_macs"] / self.base_macs,
             "counted_ratio": counted,
             "target_ratio": target,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "temperature": self.net.temperature,
+            "temperature": last.temperature,
             "images_per_s": round(self._epoch_rate, 1),
             "seconds": round(self.seconds, 2),
         }

@@ -15,7 +15,8 @@ class Progress:
         epoch, epochs: the epoch under way, from 1; how many there are.
         step, steps: steps done in this epoch; how many it has.
         loss, accuracy: averages of this epoch so far (0…1).
-        macs_ratio, target_ratio: expected MACs of this epoch and the target, as shares of the base.
+        macs_ratio, target_ratio: expected MACs of this epoch's training images and the target, as shares of the
+            base; those of the validation images, expected and counted, are in `metrics`.
         images_per_s: in this epoch, all processes.
         eta_s: seconds of training that are left.
         metrics: the last line of metrics.jsonl, or empty.

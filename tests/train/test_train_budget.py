@@ -138,7 +138,7 @@ def test_control_meets_the_target_without_a_loss(tmp_path):
     recipe = tiny(routing="depth", train__epochs=12, budget__calibrate=False).override(changes)
     found = train(recipe, tmp_path / "run")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[-1])["expected_ratio"] == pytest.approx(0.7, abs=0.03)
+    assert json.loads(lines[-1])["train_expected_ratio"] == pytest.approx(0.7, abs=0.03)
     assert found.net.gate_spec.threshold > 0.5
     for gates in ({"kind": "tanh"}, {"capacity": True}, {"selection": "random"}):
         with pytest.raises(SpecError, match=r"budget\.control"):

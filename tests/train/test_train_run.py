@@ -13,6 +13,7 @@ from routespace.nn.compiled import compiled
 from routespace.nn.route_net import RouteNet
 from routespace.nn.weights import load_net
 from routespace.train.data import make_loaders
+from routespace.train.evaluate import Sampling
 from routespace.train.run import Progress, TrainingStoppedError, evaluate, train
 
 TIMES = ("seconds", "images_per_s")
@@ -249,3 +250,37 @@ def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
     noisy.gate_spec = spec
     assert found["counted_macs"] == metrics["counted_macs"]
     assert found["expected_macs"] != metrics["expected_macs"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_every_epoch_reports_both_costs_of_the_validation_images(tmp_path, noise):
+    """Without noise, and with gates that decide by the weights that learn, the loss sees what inference pays."""
+    changes = {"gates.noise": noise, "gates.final_noise": noise, "gates.openness": 0.6, "gates.ema_decay": 0.0}
+    result = train(tiny(budget__calibrate=False).override(changes), tmp_path / "run")
+    lines = records(tmp_path / "run")
+    assert len(lines) == 2
+    for line in lines:
+        assert line["train_expected_ratio"] != line["expected_ratio"]  # of other images
+        assert (line["expected_ratio"] == line["counted_ratio"]) == (noise == 0.0)
+    assert lines[-1]["counted_ratio"] == result.metrics["counted_ratio"]
+    assert lines[-1]["expected_ratio"] == pytest.approx(result.metrics["expected_ratio"], rel=1e-6)
+
+
+def test_expected_costs_are_of_the_live_gates_and_leave_no_trace(finished):
+    net, loader = finished[0].net, make_loaders(tiny()).val
+    before = net.temperature, net.noise, torch.get_rng_state(), net.training
+    calm = evaluate(net, loader, sampling=Sampling(1.0, 0.0))
+    loud = evaluate(net, loader, sampling=Sampling(1.0, 3.0))
+    assert loud["expected_macs"] != calm["expected_macs"]
+    assert loud == {**calm, "expected_macs": loud["expected_macs"], "images_per_s": loud["images_per_s"]}
+    assert (net.temperature, net.noise, net.training) == (before[0], before[1], before[3])
+    assert torch.equal(torch.get_rng_state(), before[2])
+    gate = net.gates["l00_r04_transformer"]
+    bias = gate.bias.detach().clone()
+    with torch.no_grad():
+        gate.bias.copy_(torch.tensor([-50.0, 50.0]))
+    shut = evaluate(net, loader, sampling=Sampling(1.0, 0.0))
+    with torch.no_grad():
+        gate.bias.copy_(bias)
+    assert shut["counted_macs"] == calm["counted_macs"]
+    assert shut["expected_macs"] < calm["expected_macs"]
