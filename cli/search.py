@@ -24,7 +24,8 @@ def run(
     study: Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
     latency: Annotated[
-        Path | None, typer.Option(help="A table of `profile`: predicts latency_ms, which else is timed.")
+        Path | None,
+        typer.Option(help="A table of `profile`: predicts latency_ms, which else is timed, and checks its limit."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; else runs/RECIPE-search.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a field.")] = None,

@@ -7,14 +7,18 @@ candidate.key, candidate.macs, candidate.violations         # nothing is trained
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import content_hash
+from routespace.search.latency import missing_table, planned_ms
 from routespace.search.space import require_search
 from routespace.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from routespace.deploy.latency import LatencyTable
 
 # Where a run happens and how often it is saved is no part of what it finds.
 ELSEWHERE = {"data": {"root", "workers"}, "train": {"device", "checkpoint_epochs"}}
@@ -29,6 +33,7 @@ class Candidate:
         architecture: the part of the grid that it trains.
         macs: MACs of one image it aims at: the budget, or the whole architecture where there is none.
         params: parameters of the trained network, gates included.
+        latency_ms: milliseconds of one image that a latency table predicts for that; None without a table.
         key: content hash of all that the outcome depends on: equal keys are trained once.
         violations: limit's name → by which share it is passed: .1 is ten per cent above, 0 and less within.
     """
@@ -37,19 +42,21 @@ class Candidate:
     architecture: Architecture
     macs: int
     params: int
+    latency_ms: float | None
     key: str
     violations: Mapping[str, float]
 
     @classmethod
-    def of(cls, recipe: Recipe, changes: Mapping[str, Any]) -> Candidate:
+    def of(cls, recipe: Recipe, changes: Mapping[str, Any], table: LatencyTable | None = None) -> Candidate:
         """Decode a point.
 
         Args:
             recipe: the study's recipe.
             changes: dotted field → value, as the space decodes them; they win over `search.overrides`.
+            table: predicts times; a limit of latency needs one.
 
         Raises:
-            RoutespaceError: the values do not fit together.
+            RoutespaceError: the values do not fit together, or a limit of latency has no table of this grid.
         """
         from routespace.train.budget import check_budget  # torch: not needed to look at a study
 
@@ -58,15 +65,26 @@ class Candidate:
         architecture = own.architecture()
         cost = architecture_cost(architecture, gates=own.gates)
         target = check_budget(own, architecture)
-        planned = {"macs": int(cost.macs) if target is None else target, "params": int(cost.params)}
-        return cls(
+        macs = int(cost.macs) if target is None else target
+        if table is None and search.limits.latency_ms is not None:
+            raise missing_table(search.limits.latency_ms)
+        found = cls(
             recipe=own,
             architecture=architecture,
-            macs=planned["macs"],
-            params=planned["params"],
+            macs=macs,
+            params=int(cost.params),
+            latency_ms=None if table is None else planned_ms(table, own, architecture, macs),
             key=_key(own, architecture),
-            violations={name: excess(planned[name], limit) for name, limit in search.limits.items()},
+            violations={},
         )
+        over = {name: excess(found.planned[name], limit) for name, limit in search.limits.given.items()}
+        return replace(found, violations=over)
+
+    @property
+    def planned(self) -> dict[str, float]:
+        """What is known before training: macs, params and, by a table, latency_ms."""
+        known: dict[str, float] = {"macs": self.macs, "params": self.params}
+        return known if self.latency_ms is None else known | {"latency_ms": self.latency_ms}
 
     @property
     def feasible(self) -> bool:
@@ -74,8 +92,8 @@ class Candidate:
         return all(share <= 0 for share in self.violations.values())
 
 
-def excess(value: float, limit: int) -> float:
-    """By which share `value` passes `limit`; shares of MACs and of parameters can be added up."""
+def excess(value: float, limit: float) -> float:
+    """By which share `value` passes `limit`; shares of different limits can be added up."""
     return value / limit - 1
 
 

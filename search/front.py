@@ -48,7 +48,7 @@ class TrialRecord:
         values: objective → value, when finished.
         changes: dotted recipe field → value that was tried; empty before it was drawn.
         metrics: everything that was measured, when finished.
-        planned: macs and params, known before training.
+        planned: macs, params and, by a latency table, latency_ms, known before training.
         violations: limit → by which share it is passed; only those above 0.
         reason: why it was pruned or failed.
         duplicate_of: number of the trial that trained the same recipe, whose values these are.
@@ -62,7 +62,7 @@ class TrialRecord:
     values: Mapping[str, float] | None
     changes: Mapping[str, Any]
     metrics: Mapping[str, float]
-    planned: Mapping[str, int]
+    planned: Mapping[str, float]
     violations: Mapping[str, float]
     reason: str | None
     duplicate_of: int | None

@@ -11,7 +11,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -22,6 +22,9 @@ from routespace.search.space import Space, require_search
 from routespace.search.storage import Turn, Worker
 from routespace.search.trainer import Trainer
 from routespace.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from routespace.deploy.latency import LatencyTable
 
 MESSAGE_CHARS = 500  # of an error kept with its trial; the whole of it lies in the trial's folder
 ERROR_FILE = "error.txt"
@@ -34,7 +37,7 @@ class Attr:
     CHANGES = "changes"  # JSON: dotted field → value, as the recipe took them
     KEY = "key"  # content hash of what is trained
     ARCHITECTURE = "architecture"  # its hash
-    PLANNED = "planned"  # {"macs", "params"}, known before training
+    PLANNED = "planned"  # {"macs", "params", "latency_ms"}, known before training; the last by a table
     FOLDER = "folder"  # relative to the study's folder
     OUT = "out"  # the study's folder on the machine that ran it
     METRICS = "metrics"  # name → number, after training
@@ -52,6 +55,7 @@ class Objective:
         worker: who runs the trials.
         trainer: trains a recipe in a folder.
         watch: told the trial and the trainer's own progress.
+        table: predicts times; None where nothing asks for them, or they are measured.
 
     Attributes:
         current: number of the trial in hand, None between trials.
@@ -67,6 +71,7 @@ class Objective:
         worker: Worker,
         trainer: Trainer,
         watch: Callable[[int, Mapping[str, Any], Any], None],
+        table: LatencyTable | None = None,
     ) -> None:
         self.recipe = recipe
         self.space = space
@@ -75,6 +80,7 @@ class Objective:
         self.worker = worker
         self.trainer = trainer
         self.watch = watch
+        self.table = table
         self.turn: Turn | None = None
         self.current: int | None = None
 
@@ -99,16 +105,16 @@ class Objective:
 
     def _decode(self, trial: Trial, changes: Mapping[str, Any]) -> Candidate:
         try:
-            candidate = Candidate.of(self.recipe, changes)
+            candidate = Candidate.of(self.recipe, changes, self.table)
         except RoutespaceError as error:
             raise _pruned(trial, str(error)) from error
         trial.set_user_attr(Attr.KEY, candidate.key)
         trial.set_user_attr(Attr.ARCHITECTURE, candidate.architecture.hash)
-        trial.set_user_attr(Attr.PLANNED, {"macs": candidate.macs, "params": candidate.params})
+        trial.set_user_attr(Attr.PLANNED, candidate.planned)
         if not candidate.feasible:
             for name, share in candidate.violations.items():
                 trial.set_constraint(name, share)
-            raise _pruned(trial, _over(candidate, dict(self.search.limits)))
+            raise _pruned(trial, _over(candidate, self.search.limits.given))
         return candidate
 
     def _reuse(self, trial: Trial, twin: FrozenTrial) -> tuple[float, ...]:
@@ -149,7 +155,7 @@ class Objective:
 
     def _keep(self, trial: Trial, metrics: Mapping[str, float]) -> tuple[float, ...]:
         trial.set_user_attr(Attr.METRICS, dict(metrics))
-        for name, limit in self.search.limits.items():
+        for name, limit in self.search.limits.given.items():
             measured = metrics.get(name, trial.user_attrs[Attr.PLANNED][name])
             trial.set_constraint(name, excess(measured, limit))
         return tuple(metrics[name] for name in self.search.objectives)
@@ -169,13 +175,18 @@ def _twin(trial: Trial, key: str) -> FrozenTrial | None:
     return min(found, key=lambda other: (other.state != TrialState.COMPLETE, other.number), default=None)
 
 
-def _over(candidate: Candidate, limits: Mapping[Any, int]) -> str:
-    planned = {"macs": candidate.macs, "params": candidate.params}
+def _over(candidate: Candidate, limits: Mapping[str, float]) -> str:
+    planned = candidate.planned
     return "; ".join(
-        f"{name}: {planned[name]} is above the limit {limit}"
+        f"{name}: {_digits(planned[name])} is above the limit {_digits(limit)}"
         for name, limit in limits.items()
         if candidate.violations[name] > 0
     )
+
+
+def _digits(number: float) -> str:
+    """Counts whole, milliseconds with six digits."""
+    return str(number) if isinstance(number, int) else f"{number:.6g}"
 
 
 def _pruned(trial: Trial, reason: str) -> optuna.TrialPruned:

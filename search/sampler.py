@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -21,6 +21,9 @@ from routespace.errors import RoutespaceError
 from routespace.search.candidate import Candidate
 from routespace.search.space import Space, short
 from routespace.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from routespace.deploy.latency import LatencyTable
 
 DRAWS = 32  # of Optuna's sampler for one trial; each takes a few milliseconds for each field
 LISTED = 512  # points of a space that is small enough to be searched through for what is left …
@@ -41,11 +44,13 @@ class Points:
     Args:
         recipe: the study's recipe.
         space: its space.
+        table: predicts times; a limit of latency needs one.
     """
 
-    def __init__(self, recipe: Recipe, space: Space) -> None:
+    def __init__(self, recipe: Recipe, space: Space, table: LatencyTable | None = None) -> None:
         self.recipe = recipe
         self.space = space
+        self.table = table
         self._keys: dict[str, str | None] = {}
 
     def key(self, params: Mapping[str, Any]) -> str | None:
@@ -53,7 +58,7 @@ class Points:
         text = _text(params)
         if text not in self._keys:
             try:
-                candidate = Candidate.of(self.recipe, self.space.decode(params))
+                candidate = Candidate.of(self.recipe, self.space.decode(params), self.table)
                 self._keys[text] = candidate.key if candidate.feasible else None
             except RoutespaceError:
                 self._keys[text] = None

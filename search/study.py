@@ -20,13 +20,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from routespace.errors import RoutespaceError, SpecError
 from routespace.search.front import State, StudyRecord, TrialRecord, close, pareto, records, snapshot
+from routespace.search.latency import study_table
 from routespace.search.objective import Objective
 from routespace.search.opening import open_study
 from routespace.search.rescue import queue_again, quiet, recover, sigterm_interrupts, usable
 from routespace.search.sampler import Points, make_sampler, retried
 from routespace.search.space import Space, require_search
 from routespace.search.storage import Turn, Worker, absolute, default_url, make_folder, open_storage
-from routespace.search.trainer import Trainer, study_table, train_trial
+from routespace.search.trainer import Trainer, train_trial
 from routespace.train.recipe import Recipe
 
 FAILURES_TO_STOP = 3  # trials that all fail from the first on: the recipe or its data is at fault
@@ -106,7 +107,8 @@ def run_study(
         try:
             with Turn(out):
                 study = open_study(recipe, space, table, out=out, name=name, storage=opened, url=url)
-            runner = _Runner(study, recipe, space, wanted, recipe.seed if seed is None else seed, progress)
+            points = Points(recipe, space, table)
+            runner = _Runner(study, points, wanted, recipe.seed if seed is None else seed, progress)
             runner.run(out, worker, chosen)
             return snapshot(study, storage=url, out=out)
         finally:
@@ -119,14 +121,12 @@ class _Runner:
     def __init__(
         self,
         study: optuna.Study,
-        recipe: Recipe,
-        space: Space,
+        points: Points,
         wanted: int,
         seed: int,
         progress: Watch | None,
     ) -> None:
-        self.study, self.recipe, self.space = study, recipe, space
-        self.points = Points(recipe, space)
+        self.study, self.recipe, self.points = study, points.recipe, points
         self.wanted, self.seed, self.progress = wanted, seed, progress
         self.out = Path()
         self.failures: list[str] | None = []  # None once a trial of this call did not fail
@@ -136,7 +136,13 @@ class _Runner:
     def run(self, out: Path, worker: Worker, trainer: Trainer) -> None:
         self.out = out
         objective = Objective(
-            self.recipe, self.space, out=out, worker=worker, trainer=trainer, watch=self._training
+            self.recipe,
+            self.points.space,
+            out=out,
+            worker=worker,
+            trainer=trainer,
+            watch=self._training,
+            table=self.points.table,
         )
         while True:
             with Turn(out) as turn:

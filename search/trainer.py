@@ -1,4 +1,4 @@
-"""What trains one trial: the Trainer protocol, and `train_trial`, the real one; and the table of its times."""
+"""What trains one trial: the Trainer protocol, and `train_trial`, the real one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from routespace.errors import SpecError
-from routespace.grid.graph import RoutingGrid
-from routespace.grid.usage import usage_from_json
-from routespace.search.space import require_search
+from routespace.search.latency import used_ms
 from routespace.train.recipe import Recipe
 from routespace.train.stopping import TrainingStoppedError
 
@@ -54,7 +52,8 @@ def train_trial(
 ) -> dict[str, float]:
     """Train with `routespace.train`; accuracy and MACs are those of the validation split, never of the test's.
 
-    `table` predicts `latency_ms` from the usage on validation; without it the network is timed.
+    `table` predicts `latency_ms` from the usage on validation; without it the network is timed, if that is an
+    objective.
 
     Raises:
         KeyboardInterrupt: a signal stopped it; its checkpoint is saved.
@@ -71,42 +70,12 @@ def train_trial(
         raise KeyboardInterrupt(str(error)) from error
     found = {name: float(result.metrics[name]) for name in KEPT if result.metrics[name] is not None}
     found["macs"] = found["counted_macs"]
-    if "latency_ms" in objectives:
-        timed = _latency_ms(result.net, recipe) if table is None else _predicted_ms(result.net, folder, table)
-        found["latency_ms"] = timed
+    if table is not None:
+        found["latency_ms"] = used_ms(table, result.net, folder)
+    elif "latency_ms" in objectives:
+        found["latency_ms"] = _latency_ms(result.net, recipe)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # thrice the network, for each trial
     return found
-
-
-def study_table(recipe: Recipe) -> LatencyTable | None:
-    """The latency table that a recipe's search names, or None.
-
-    Raises:
-        SpecError: it cannot be read, predicts nothing that is wanted, or cannot fit because grids are searched.
-        GridError: it is of another grid than the trials'.
-    """
-    search = require_search(recipe)
-    if search.latency_table is None:
-        return None
-    from routespace.deploy.latency import load_table
-
-    if "latency_ms" not in search.objectives:
-        raise SpecError("search.latency_table: no objective asks for it; add latency_ms to search.objectives")
-    grids = [field for field in search.space if field.split(".")[0] == "grid"]
-    if grids:
-        raise SpecError(
-            f"search.latency_table: it is of one grid, but search.space varies {grids[0]}; leave out one of them"
-        )
-    return load_table(search.latency_table, grid=RoutingGrid(recipe.override(search.overrides).grid))
-
-
-def _predicted_ms(net: RouteNet, folder: Path, table: LatencyTable) -> float:
-    """Milliseconds of one image in the table's batch, by the share of each edge that ran on validation."""
-    from routespace.deploy.latency import predict
-    from routespace.nn.weights import read_json
-
-    usage = usage_from_json(read_json(folder / "usage.json"), net.architecture.grid)
-    return predict(table, net.architecture, usage) / table.batch
 
 
 def _same_run(folder: Path, recipe: Recipe) -> bool:

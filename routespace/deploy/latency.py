@@ -41,7 +41,15 @@ from routespace.grid.spec import GridSpec, explain
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.nn.weights import write_file
 
-TIMED = {"kind", "rows", "columns", "window", "selection", "capacity", "keys"}  # what a gate's time depends on
+TIMED = (
+    "kind",
+    "rows",
+    "columns",
+    "window",
+    "selection",
+    "capacity",
+    "keys",
+)  # what a gated edge's time depends on
 
 
 class Subnet(BaseModel):
@@ -155,10 +163,16 @@ def predict(
         GridError: the table is of another grid.
         SpecError: usage of an edge that the grid lacks.
     """
+    problem = None if architecture.is_static else gate_problem(table, gates)
+    if problem:
+        warnings.warn(problem, UserWarning, stacklevel=2)
+    return sum_ms(table, architecture, usage)
+
+
+def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None = None) -> float:
+    """`predict` without its warnings, for those who predict often and have looked at `gate_problem` once."""
     require_grid(table, architecture.grid)
     check_usage_names(usage or {}, architecture.grid.edges)
-    if not architecture.is_static:
-        _warn_of_gates(table, gates)
     total = table.constant_ms
     for key, count in merges(architecture).items():
         total += count * table.ms("merge", key)
@@ -173,21 +187,18 @@ def predict(
     return total
 
 
-def _warn_of_gates(table: LatencyTable, gates: GateSpec | None) -> None:
-    """Say what a routed network's prediction leaves out, or takes from other gates."""
-    if table.gates is None:
-        problem = "it holds no gates, so the time of deciding is left out"
-    elif gates is not None and (other := gate_differences(table.gates, gates)):
-        problem = f"its gates are of another kind ({', '.join(other)})"
-    else:
-        return
+def gate_problem(table: LatencyTable, gates: GateSpec | None = None) -> str | None:
+    """What a routed network's prediction leaves out, or takes from other gates, in one line; None for nothing.
+
+    Args:
+        table: the table.
+        gates: how the network's gates decide; None: as the table's.
+    """
     again = "measure one with `routespace profile RUN`, or `profile GRID --routed` for default gates"
-    warnings.warn(f"latency table: {problem}; {again}", UserWarning, stacklevel=3)
-
-
-def gate_differences(one: GateSpec, other: GateSpec) -> list[str]:
-    """Names of the fields in which two kinds of gates differ, of those that their time depends on."""
-    return [name for name in GateSpec.model_fields if name in TIMED and getattr(one, name) != getattr(other, name)]
+    if table.gates is None:
+        return f"latency table: it holds no gates, so the time of deciding is left out; {again}"
+    other = [name for name in TIMED if gates and getattr(gates, name) != getattr(table.gates, name)]
+    return f"latency table: its gates are of another kind ({', '.join(other)}); {again}" if other else None
 
 
 def merges(architecture: Architecture) -> Counter[int]:

@@ -230,13 +230,32 @@ Space = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES)
 Objective = Literal["accuracy", "macs", "params", "latency_ms"]
 
 
+class Limits(Part):
+    """The most that a trial may take, with its gates; None for as much as it likes.
+
+    Args:
+        macs: of one image: the trial's budget, or the whole network where it has none.
+        params: of the trained network.
+        latency_ms: of one image, as the search's latency table predicts it.
+    """
+
+    macs: Count | None = None
+    params: Count | None = None
+    latency_ms: Above0 | None = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """Name → limit, of those that are not None."""
+        return {name: limit for name in type(self).model_fields if (limit := getattr(self, name)) is not None}
+
+
 class SearchSpec(Part):
     """What a study varies and what it wants.
 
     Args:
         space: dotted recipe field → a list of choices, or {low, high, log, step}.
         objectives: accuracy is maximised, the others are minimised.
-        limits: hard limits, checked analytically before anything is trained.
+        limits: hard limits, checked analytically before anything is trained; a trial beyond one is not trained.
         trials: how many, when the command line does not say.
         sampler: optuna's.
         overrides: dotted recipe field → value of every trial, such as fewer epochs.
@@ -246,7 +265,7 @@ class SearchSpec(Part):
 
     space: dict[str, Space]
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy", "macs")
-    limits: dict[Literal["macs", "params"], Count] = {}
+    limits: Limits = Limits()
     trials: Natural = 20
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     overrides: dict[str, Any] = {}

@@ -15,6 +15,8 @@ from routespace.cli import files
 from routespace.cli.app import app, one_line
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
+from routespace.deploy.latency import save_table
+from routespace.deploy.profiling import profile
 from routespace.train.progress import Progress
 
 COMMANDS = [command.name for command in app.registered_commands]
@@ -161,6 +163,22 @@ def test_search_of_what_cannot_be_searched(cli, tmp_path):
     cli("search", "digits_tiny", "--set", space, "--out", tmp_path / "s").assert_refused("train.speed")
     (tmp_path / "file").write_text("")
     cli("search", "digits_tiny", "--out", tmp_path / "file").assert_refused("file")
+
+
+def test_search_under_a_latency_limit(cli, tmp_path):
+    grid = RoutingGrid(routespace.GridSpec.parse(TINY_GRID))
+    recipe = {"name": "tiny", "grid": TINY_GRID, "data": {"digit_px": [8, 24]}}
+    recipe["search"] = {"space": {"budget.ratio": [0.5, 0.9]}, "limits": {"latency_ms": 1e-6}}
+    (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))  # YAML takes JSON
+    search = ("search", tmp_path / "tiny.yaml", "--trials", 2, "--out", tmp_path / "s")
+    cli(*search).assert_refused("search.limits.latency_ms", "profile", "--latency")
+    table = tmp_path / "table.json"
+    save_table(profile(grid, gates=routespace.GateSpec(), rounds=3, subnets=0, clock="cpu"), table)
+    cli(*search, "--latency", table, "--set", "search.limits.latency_ms=no").assert_refused("latency_ms", "no")
+    out = cli(*search, "--latency", table).assert_fine().out
+    assert "latency_ms: " in out
+    assert "is above the limit 1e-06" in out
+    assert "2 pruned" in out
 
 
 def test_export(cli, tmp_path):

@@ -72,7 +72,7 @@ def test_a_latency_table_predicts_the_objective(tmp_path: Path) -> None:
         {"search.space": {"budget.ratio": [0.6, 0.9]}, "search.objectives": ["accuracy", "latency_ms"]}
     )
     path = tmp_path / "table.json"
-    table = profile(RoutingGrid(recipe.grid), rounds=3, subnets=0, clock="cpu")
+    table = profile(RoutingGrid(recipe.grid), gates=recipe.gates, rounds=3, subnets=0, clock="cpu")
     save_table(table, path)
     tabled = recipe.override({"search.latency_table": str(path)})
     study = run_study(tabled, tmp_path / "study", trials=2)
