@@ -148,8 +148,9 @@ class VitBlock(Block):
         """The reference: compute everything, keep what the mask keeps. `keep.see` hides invisible tokens."""
         first, second = self._drops(x)
         h = self.norm1(x)
-        x = x + self.attn(h, keep.see(h)) * keep.mask * first
-        return x + self.mlp(self.norm2(x)) * keep.mask * second
+        y = x + self.attn(h, keep.see(h)) * first
+        y = y + self.mlp(self.norm2(y)) * second
+        return torch.where(keep.kept.unsqueeze(-1), y, x)
 
     def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
         """The same result from the kept rows alone; only keys and values read the whole map."""

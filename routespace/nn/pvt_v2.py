@@ -20,7 +20,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn import stage
 from routespace.nn.packing import as_map, as_tokens
 from routespace.nn.pvt_v2_block import NORM_EPS, PvtBlock
-from routespace.nn.stage import StateDict, TimmWeights, TokenEmbed, prefixed
+from routespace.nn.stage import StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 
 _TIMM_STAGE = re.compile(r"stages\.(\d+)\.(.+)")
 
@@ -54,7 +54,9 @@ class PatchEmbed(TokenEmbed):
     def __init__(self, spec: GridSpec, rate: int) -> None:
         super().__init__()
         self.norm_in = nn.LayerNorm(spec.width(rate), eps=NORM_EPS)
-        self.proj = nn.Conv2d(spec.width(rate), spec.width(2 * rate), EMBED_KERNEL, 2, EMBED_KERNEL // 2)
+        self.proj = as_maps_are(
+            nn.Conv2d(spec.width(rate), spec.width(2 * rate), EMBED_KERNEL, 2, EMBED_KERNEL // 2)
+        )
         self.norm = nn.LayerNorm(spec.width(2 * rate))
         self.apply(init_weights)
 

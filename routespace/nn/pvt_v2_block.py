@@ -33,7 +33,7 @@ from routespace.nn.depthwise import (
 from routespace.nn.packing import Keep, PackTables, as_map, as_tokens
 from routespace.nn.ragged import ragged_attention
 from routespace.nn.rows import put, spread_rows, take
-from routespace.nn.stage import Block, drop_paths, in_parts, is_untouched
+from routespace.nn.stage import Block, as_maps_are, drop_paths, in_parts, is_untouched
 
 CACHED_BYTES = 4 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
 LEAST_GROUP = 128  # hidden channels at a time; matrix products of fewer are slower
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
-        self.sr = nn.Conv2d(width, width, sr_ratio, sr_ratio) if sr_ratio > 1 else None
+        self.sr = as_maps_are(nn.Conv2d(width, width, sr_ratio, sr_ratio)) if sr_ratio > 1 else None
         self.norm = nn.LayerNorm(width) if sr_ratio > 1 else None
 
     def keys_values(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -85,8 +85,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution."""
-        if mask is None and in_parts(x) and all(is_untouched(part) for part in self.children()):
-            return self._grouped(x, hw)
+        if in_parts(x) and all(is_untouched(part) for part in self.children()):
+            return self._grouped(x, hw, mask)
         hidden = self.fc1(x)
         if mask is not None:
             hidden = hidden * mask.to(hidden.dtype)
@@ -109,13 +109,14 @@ class Mlp(nn.Module):
             return self._by_groups(lambda part: expand(rows, part, layout), keep.kept.numel())
         return self.fc2(expand(rows, weights, layout))
 
-    def _grouped(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def _grouped(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None) -> Tensor:
         """(B, N, C) → (B, N, C), some hidden channels at a time."""
         flat = x.reshape(-1, x.shape[2])
 
         def hidden(weights: Expansion) -> Tensor:
             channels = weights.weight.shape[0]
-            maps = as_map(F.linear(flat, weights.weight, weights.bias).view(*x.shape[:2], channels), hw)
+            tokens = F.linear(flat, weights.weight, weights.bias).view(*x.shape[:2], channels)
+            maps = as_map(tokens if mask is None else tokens.mul_(mask), hw)
             convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=channels)
             return torch.ops.aten.gelu_(as_rows(convolved))
 
@@ -176,12 +177,12 @@ class PvtBlock(Block):
         return dense_step(self, x, hw, self._drops(x))
 
     def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
-        """(B, N, C) → (B, N, C) by multiplying with the mask; computes everything."""
+        """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
         h = self.norm1(x)
-        mask = keep.mask.to(x.dtype)
         first, second = self._drops(x)
-        x = _add(x, self.attn(h, keep.see(h), hw) * mask, first)
-        return _add(x, self.mlp(self.norm2(x), hw, mask) * mask, second)
+        y = _add(x, self.attn(h, keep.see(h), hw), first)
+        y = _add(y, self.mlp(self.norm2(y), hw, keep.mask), second)
+        return torch.where(keep.kept.unsqueeze(-1), y, x)
 
     def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
         """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""

@@ -1,8 +1,8 @@
 """Attention of packed queries: each image has its own number of queries and the same number of keys.
 
-Four ways, one result: equal counts are a plain batch; padding to the longest image where that wastes little;
-an image at a time where it wastes much; and `varlen_attn` on CUDA in half precision, which takes packed queries
-as they are and an upper bound of their lengths, so that nothing waits for the device.
+Four ways, one result: equal counts are a plain batch; padding to the longest image where that wastes less than a
+call takes; an image at a time where it wastes more; and `varlen_attn` on CUDA in half precision, which takes packed
+queries as they are and an upper bound of their lengths, so that nothing waits for the device.
 
 Shape legend: B images · n packed queries · L the most queries of an image · M keys · h heads · d = C/h.
 """
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from routespace.nn.packing import Keep, PackTables
 from routespace.nn.rows import spread_rows, take
 
-PADDING_LIMIT = 1.25  # padded / packed queries up to which a padded batch beats a loop over images
+# Padding may waste so many MACs an image before a loop over images takes less time: what one call costs.
+CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
 
 
 def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: Keep | PackTables) -> Tensor:
@@ -40,10 +41,17 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: Keep |
     if isinstance(keep, PackTables):
         assert keep.slots is not None
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
-    if b * keep.longest <= PADDING_LIMIT * queries.shape[0]:
+    if _padding_pays(b * keep.longest, queries, keys):
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
     parts = zip(torch.split(queries, keep.lengths), torch.split(keys, 1), torch.split(values, 1), strict=True)
     return torch.cat([equal_attention(q, k, v) for q, k, v in parts if len(q)])
+
+
+def _padding_pays(padded: int, queries: Tensor, keys: Tensor) -> bool:
+    """Whether so many queries in one call take less time than (n, h, d) of them, an image at a time."""
+    (n, h, d), (b, _, m, _) = queries.shape, keys.shape
+    wasted_macs = 2 * (padded - n) * m * h * d
+    return wasted_macs <= b * CALL_MACS.get(queries.device.type, CALL_MACS["cuda"])
 
 
 def equal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

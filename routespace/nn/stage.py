@@ -127,6 +127,11 @@ def is_untouched(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
+def as_maps_are(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution of token maps, its weights channels-last as the maps are: nothing is reordered in a call."""
+    return conv.to(memory_format=torch.channels_last)
+
+
 def drop_paths(x: Tensor, rate: float, training: bool) -> Tensor | None:
     """Stochastic depth: (B, 1, 1) factors, 0 or 1/(1 − rate) per image; None when there is nothing to drop."""
     if not training or rate == 0.0:

@@ -72,11 +72,11 @@ class SwinBlock(Block):
         return _add(x, self.norm2(self.mlp(x)), second)
 
     def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
-        """(B, N, C) → (B, N, C) by multiplying with the mask; computes everything."""
-        mask = keep.mask.to(x.dtype)
+        """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
         first, second = self._drops(x)
-        x = _add(x, self.norm1(self.attn(keep.see(x), self.windows(hw))) * mask, first)
-        return _add(x, self.norm2(self.mlp(x)) * mask, second)
+        y = _add(x, self.norm1(self.attn(keep.see(x), self.windows(hw))), first)
+        y = _add(y, self.norm2(self.mlp(y)), second)
+        return torch.where(keep.kept.unsqueeze(-1), y, x)
 
     def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
         """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""
