@@ -1,8 +1,8 @@
 """Attention of packed queries: each image has its own number of queries and the same number of keys.
 
 Four ways, one result: equal counts are a plain batch; padding to the longest image where that wastes less than a
-call takes; an image at a time where it wastes more; and `varlen_attn` on CUDA in half precision, which takes packed
-queries as they are and an upper bound of their lengths, so that nothing waits for the device.
+call takes; an image at a time where it wastes more; and `varlen_attn` on CUDA in half precision, which takes
+packed queries as they are and an upper bound of their lengths, so that nothing waits for the device.
 
 Shape legend: B images · n packed queries · L the most queries of an image · M keys · h heads · d = C/h.
 """
