@@ -98,10 +98,12 @@ class Bench:
         stages = [self._ready(self._classes.Stage(spec, rate, depth)) for _ in range(CHAIN)]
         if keep == 1.0:
             return lambda: _chain(stages, x, hw)
-        kept = self._kept(rate, keep, seed)
-        equal = share_count(keep, kept.shape[1]) if self.gates.capacity else None
-        work = EdgeWork(Place(x), hw, kept, keys=self.gates.keys, per_image=equal)
-        return lambda: _packed_chain(stages, work)
+        equal = share_count(keep, self._places(rate)) if self.gates.capacity else None
+        works = [
+            EdgeWork(Place(x), hw, self._kept(rate, keep, seed + copy), keys=self.gates.keys, per_image=equal)
+            for copy in range(CHAIN)
+        ]
+        return lambda: _packed_chain(stages, works)
 
     def subnet(self, architecture: Architecture) -> Work:
         """The work of a whole static network."""
@@ -166,11 +168,12 @@ def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tenso
     return x
 
 
-def _packed_chain(stages: Sequence[nn.Module], work: EdgeWork) -> Tensor:
-    compute = Packed()
-    for stage in stages:
-        work = replace(work, here=Place(compute.row(stage, work)))
-    return work.here.x
+def _packed_chain(stages: Sequence[nn.Module], works: Sequence[EdgeWork]) -> Tensor:
+    """Each stage keeps tokens of its own, as each row of a network decides for itself."""
+    compute, x = Packed(), works[0].here.x
+    for stage, work in zip(stages, works, strict=True):
+        x = compute.row(stage, replace(work, here=Place(x)))
+    return x
 
 
 def _merge(x: Tensor, count: int) -> Tensor:

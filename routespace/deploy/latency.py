@@ -150,8 +150,9 @@ def predict(
 ) -> float:
     """Milliseconds of one forward pass of the table's batch.
 
-    A gated edge takes what its share of tokens takes, and its gate for the share of decisions that were asked
-    for, as MACs are counted. Warns (UserWarning) where a gate's time is not in the table, or not that gate's.
+    As MACs are counted: an edge takes its time for the images that it computes, at their share of tokens, and its
+    gate for the decisions that were asked for. Warns (UserWarning) where a gate's time is not in the table, or is
+    that of gates of another kind.
 
     Args:
         table: of the architecture's grid.
@@ -163,10 +164,11 @@ def predict(
         GridError: the table is of another grid.
         SpecError: usage of an edge that the grid lacks.
     """
+    total = sum_ms(table, architecture, usage)
     problem = None if architecture.is_static else gate_problem(table, gates)
     if problem:
         warnings.warn(problem, UserWarning, stacklevel=2)
-    return sum_ms(table, architecture, usage)
+    return total
 
 
 def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None = None) -> float:
@@ -180,10 +182,11 @@ def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None 
         edge = architecture.grid.edges[name]
         if edge.kind == "identity":
             continue
-        shares = (usage or {}).get(name, ALL_USED)
-        total += table.ms(*edge_key(architecture.spec, edge), float(shares.tokens))
+        tokens, images, asked = (float(share) for share in (usage or {}).get(name, ALL_USED))
+        if images:
+            total += images * table.ms(*edge_key(architecture.spec, edge), min(1.0, tokens / images))
         if state == "gated":
-            total += float(shares.asked) * table.ms(*gate_key(edge))
+            total += asked * table.ms(*gate_key(edge))
     return total
 
 

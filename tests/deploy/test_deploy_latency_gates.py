@@ -81,6 +81,17 @@ def test_each_gated_edge_pays_its_gate_by_what_was_asked(table, recwarn):
     assert not recwarn
 
 
+def test_an_edge_takes_its_time_for_the_images_that_it_computes(table):
+    name = "l00_r04_transformer"
+
+    def added(usage):
+        return predict(table, SUPERNET, {name: usage}) - predict(table, SUPERNET, {name: EdgeUsage(0, 0, 1)})
+
+    assert added(EdgeUsage(tokens=0.5)) == pytest.approx(table.ms("transformer", 4, 1, 0.5))
+    assert added(EdgeUsage(tokens=0.25, images=0.5)) == pytest.approx(table.ms("transformer", 4, 1, 0.5) / 2)
+    assert added(EdgeUsage(tokens=0.5, images=0.5)) == pytest.approx(table.ms("transformer", 4, 1) / 2)
+
+
 def test_what_a_table_cannot_tell_of_gates_is_said(table):
     plain = profile(GRID, **QUICK)
     assert plain.gates is None
