@@ -95,9 +95,8 @@ def show_front(record: StudyRecord) -> None:
     fields = sorted({field for trial in record.best for field in trial.changes})
 
     def row(trial: TrialRecord) -> tuple[str, ...]:
-        values = (
-            [shown(name, (trial.values or {})[name]).split(" ", 1)[1] for name in names] if trial.values else []
-        )
+        found = trial.values or {}  # none where it was not trained
+        values = [shown(name, found[name]).split(" ", 1)[1] if name in found else "–" for name in names]
         return str(trial.number), *values, *(short(trial.changes.get(field)) for field in fields)
 
     counts = {state: record.count(state) for state in ("finished", "pruned", "failed", "running", "waiting")}
