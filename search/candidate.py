@@ -73,7 +73,7 @@ class Candidate:
             architecture=architecture,
             macs=macs,
             params=int(cost.params),
-            latency_ms=None if table is None else planned_ms(table, own, architecture, macs),
+            latency_ms=None if table is None else planned_ms(table, own, architecture, macs=macs),
             key=_key(own, architecture),
             violations={},
         )

@@ -1,7 +1,7 @@
 """Latency in a study: its table, and what a trial's network takes by it, before it is trained and after.
 
 study_table(recipe)                                  the table that a recipe's search names, or None
-planned_ms(table, recipe, architecture, macs)        before: each gate lets the same share through
+planned_ms(table, recipe, architecture, macs=…)      before: each gate lets the same share through
 used_ms(table, net, folder)                          after: by the usage that was measured on validation
 
 Milliseconds of one image, in a forward pass of the table's batch. They are exact sums for a static network. Of a
@@ -83,7 +83,7 @@ def missing_table(limit: float) -> SpecError:
     )
 
 
-def planned_ms(table: LatencyTable, recipe: Recipe, architecture: Architecture, macs: int) -> float:
+def planned_ms(table: LatencyTable, recipe: Recipe, architecture: Architecture, *, macs: int) -> float:
     """Milliseconds of one image through a network that is still to be trained.
 
     Args:

@@ -109,7 +109,7 @@ def test_the_plan_spends_the_budget_evenly(study: Callable[..., Recipe], table: 
         architecture = recipe.architecture()
         macs = [architecture_cost(architecture, gates=recipe.gates, usage=even_usage(architecture, share)).macs
                 for share in (0.0, 0.25, 1.0)]  # fmt: skip
-        times = [planned_ms(table, recipe, architecture, round(each)) for each in (*macs, 10 * macs[2])]
+        times = [planned_ms(table, recipe, architecture, macs=round(each)) for each in (*macs, 10 * macs[2])]
         spent = predict(table, architecture, even_usage(architecture, 0.25)) / table.batch
         assert times[0] < times[1] < times[2] == times[3]
         assert times[1] == pytest.approx(spent, rel=1e-3)
