@@ -32,9 +32,15 @@ class GateSpec(BaseModel):
             edge while training; inference is hard).
         selection: how rows choose tokens: `learned`, or the ablations `random` (a coin of probability `keep`)
             and `attention` (the share `keep` of tokens that the mean token attends to most).
-        keep: share of tokens that `random`, `attention` and `capacity` keep.
-        capacity: True takes exactly the best `keep` share of the tokens of each image by gate logit (static
-            shapes, for CUDA graphs and small batches), instead of those above `threshold`. Token rows only.
+        keep: share of tokens that `random`, `attention` and `capacity` keep; of those that are there.
+        capacity: True takes exactly the best of each image by gate logit (static shapes, for CUDA graphs and small
+            batches), instead of what is above `threshold`; rows must be `token`. A row takes the share `keep` of
+            the tokens that are there. A patch embedding with columns `token` takes the share `keep` of all P
+            groups: ceil(keep·P), but at most a quarter of the tokens that are there, which many groups are sure to
+            hold. So each image sends something down at every one, and nobody is stranded. Other columns decide as
+            without capacity. Shapes are known as far as nodes have one way in, and on a staircase `keep` alone
+            fixes the cost; where several ways meet the shares are the same, but packed execution waits for the
+            counts, and so it does with `early_stop`.
         keys: what skipped tokens do as keys and values: `all` keeps them visible, `kept` hides them (the
             paper's literal formula).
         early_stop: a token once skipped in a row stays skipped there until a patch embedding refreshes it.

@@ -9,13 +9,13 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from routespace.nn.packing import Keep
+from routespace.nn.packing import Keep, kept_rows
 from routespace.nn.place import Place
 from routespace.nn.rows import spread_rows, take
 from routespace.nn.stage import Stage, TokenEmbed
@@ -36,7 +36,7 @@ class EdgeWork:
         kept: (B, P) bool, the tokens to compute: of the map for a row, of the coarser map for a patch embedding.
         scale: (B, P), what the result is multiplied by; None for 1.
         keys: what keys and values are made of (rows).
-        per_image: number of kept tokens of every image, where the selection makes them equal (rows).
+        per_image: number of kept tokens of every image, where the selection makes them equal.
         width: channels of the result (patch embeddings).
     """
 
@@ -47,6 +47,20 @@ class EdgeWork:
     keys: Keys = "all"
     per_image: int | None = None
     width: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of tokens that is kept, which waits for the device unless the selection fixes it."""
+        if self.per_image is not None:
+            return self.per_image / self.kept.shape[1]
+        return float(self.kept.float().mean())
+
+    def only(self, images: Tensor) -> EdgeWork:
+        """The same for some images of the batch."""
+        reach = None if self.here.reach is None else self.here.reach.index_select(0, images)
+        scale = None if self.scale is None else self.scale.index_select(0, images)
+        here = Place(take(self.here.x, images), reach)
+        return replace(self, here=here, kept=self.kept.index_select(0, images), scale=scale)
 
 
 class Compute(Protocol):
@@ -60,6 +74,14 @@ class Compute(Protocol):
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """(B, N', C'): scale·P(x) at kept coarse tokens, zero elsewhere."""
+
+
+@runtime_checkable
+class RowsEmbed(Protocol):
+    """A TokenEmbed that can be told the rows: where their number is known, nothing waits for the device."""
+
+    def packed_rows(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) fine map → (n, C'): the coarse tokens at `rows` (n,) of the flat (B·N') coarse batch."""
 
 
 class Dense:
@@ -87,7 +109,7 @@ class Packed:
 
     def absent(self, here: Place) -> bool:
         """See Compute."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or (here.count is not None and here.active is None):
             return False
         there = here.there()
         return there is not None and not bool(there.any())
@@ -113,37 +135,29 @@ class Packed:
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        x, kept, (h, w) = work.here.x, work.kept, work.hw
-        parts = (x, kept, work.here.visible(x.dtype), work.scale)
-        images = _chosen(kept)
+        x, (h, w) = work.here.x, work.hw
+        images = None if work.per_image is not None else _chosen(work.kept)
         if images is None:
-            return self._patches(embed, work.hw, *parts)
+            return self._patches(embed, work)
         if not images.shape[0] and not torch.compiler.is_exporting():
             return x.new_zeros(x.shape[0], -(-h // 2) * -(-w // 2), work.width)
-        visible, scale = (None if part is None else part.index_select(0, images) for part in parts[2:])
-        y = self._patches(embed, work.hw, take(x, images), kept.index_select(0, images), visible, scale)
-        return spread_rows(y, images, x.shape[0])
+        return spread_rows(self._patches(embed, work.only(images)), images, x.shape[0])
 
-    def _patches(
-        self,
-        embed: nn.Module,
-        hw: tuple[int, int],
-        x: Tensor,
-        kept: Tensor,
-        visible: Tensor | None,
-        scale: Tensor | None,
-    ) -> Tensor:
-        """All images of x, each with something kept."""
-        if kept.shape[1] == 1:
-            return scaled(embed(x, hw, visible), scale)
-        b, tokens = kept.shape
-        if isinstance(embed, TokenEmbed):
-            rows = kept.flatten().nonzero().squeeze(1)
-            y = spread_rows(embed.packed(x, hw, kept, visible), rows, b * tokens).view(b, tokens, -1)
+    def _patches(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+        """(B, N', C'), where something is kept of every image."""
+        x, hw, kept = work.here.x, work.hw, work.kept
+        visible, (b, tokens) = work.here.visible(x.dtype), kept.shape
+        if tokens == 1:
+            return scaled(embed(x, hw, visible), work.scale)
+        if not isinstance(embed, TokenEmbed):
+            y = scaled(embed(x, hw, visible), work.scale)
+            return torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
+        rows = kept_rows(kept, work.per_image)
+        if isinstance(embed, RowsEmbed):
+            part = embed.packed_rows(x, hw, rows, visible)
         else:
-            y = embed(x, hw, visible)
-            y = torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
-        return scaled(y, scale)
+            part = embed.packed(x, hw, kept, visible)
+        return scaled(spread_rows(part, rows, b * tokens).view(b, tokens, -1), work.scale)
 
 
 class Auto:
@@ -160,8 +174,7 @@ class Auto:
     def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
         tokens = work.kept.shape[1]
-        share = float(work.kept.float().mean()) if work.per_image is None else work.per_image / tokens
-        x = work.here.x
+        share, x = work.share, work.here.x
         below = PACK_BELOW
         if x.device.type == "cpu" and not (isinstance(stage, Stage) and stage.compiled):
             below *= min(1.0, x.shape[2] / NARROW)
@@ -170,8 +183,8 @@ class Auto:
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        tokens = work.kept.shape[1] > 1 and float(work.kept.float().mean()) >= PACK_BELOW
-        return (self.dense if tokens else self.packed).embed(embed, work)
+        dense = work.kept.shape[1] > 1 and work.share >= PACK_BELOW
+        return (self.dense if dense else self.packed).embed(embed, work)
 
 
 def blend(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
         return
     scale, per_image, active = None, None, here.active
     if step.gated:
-        decision = _ask(net, name, here.x, hw, run.replay)
+        decision = _ask(net, name, here, hw, run.replay)
         there = here.there()
         counted = decision.counted
         if here.reach is not None:
@@ -69,18 +69,18 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
         if here.active is not None:
             counted = counted * here.active
         scale, kept = _scale(net, name, decision, run.replay), counted > 0
-        per_image = decision.per_image if there is None else None
+        per_image = decision.per_image if here.active is None else None  # the stopped are not counted
         asked = _asked(there, decision.value)
         route = EdgeRoute(kept, counted, decision.chance, asked, per_image, _shade(net, decision))
         run.taken[name] = route
         active = kept if net.gate_spec.early_stop else None
     else:
         assert here.reach is not None
-        kept = here.reach > 0
-        run.taken[name] = EdgeRoute(kept, here.reach)
+        kept, per_image = here.reach > 0, here.count
+        run.taken[name] = EdgeRoute(kept, here.reach, per_image=per_image)
     work = EdgeWork(here, hw, kept, scale, keys=net.gate_spec.keys, per_image=per_image)
     y = run.compute.row(stage, work)
-    run.arrive(step.target, Place(y, here.reach, active))
+    run.arrive(step.target, Place(y, here.reach, active, here.count))
 
 
 def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None:
@@ -91,44 +91,51 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
         run.arrive(step.target, Place(embed(here.x, hw)))
         return
     width, coarse = net.spec.width(step.target[1]), (-(-hw[0] // 2), -(-hw[1] // 2))
-    if run.compute.absent(Place(here.x, here.reach)):
+    if run.compute.absent(Place(here.x, here.reach, count=here.count)):
         route = _nothing(net, step.name, here, coarse)
         run.taken[step.name] = route
         nowhere = here.x.new_zeros(here.x.shape[0], coarse[0] * coarse[1], width)
         run.arrive(step.target, Place(nowhere, route.counted, route.kept if net.gate_spec.early_stop else None))
         return
     there = None if here.reach is None else coarsen(here.reach, hw)
-    scale = None
+    scale, per_image = None, None
     if step.gated:
-        decision = _ask(net, step.name, here.x, hw, run.replay)
+        decision = _ask(net, step.name, here, hw, run.replay)
         scale, counted = _scale(net, step.name, decision, run.replay), decision.counted
-        if step.last_chance:
-            must = _stranded(net, step, run.places)
+        per_image = decision.per_image
+        if step.last_chance and per_image is None:  # else a part of each image goes down
+            must = _stranded(net, step, run.places, counted)
             counted = torch.where(must, torch.ones_like(counted), counted)
             scale = None if scale is None else torch.where(must, torch.ones_like(scale), scale)
         counted = counted if there is None else counted * there
         asked = _asked(None if there is None else there > 0, decision.value)
-        route = EdgeRoute(counted > 0, counted, decision.chance, asked, value=_shade(net, decision))
+        route = EdgeRoute(counted > 0, counted, decision.chance, asked, per_image, _shade(net, decision))
     else:
         assert there is not None
         route = EdgeRoute(there > 0, there)
     run.taken[step.name] = route
-    y = run.compute.embed(embed, EdgeWork(here, hw, route.kept, scale, width=width))
-    run.arrive(step.target, Place(y, route.counted, route.kept if net.gate_spec.early_stop else None))
+    y = run.compute.embed(embed, EdgeWork(here, hw, route.kept, scale, per_image=per_image, width=width))
+    active = route.kept if net.gate_spec.early_stop else None
+    run.arrive(step.target, Place(y, route.counted, active, per_image))
 
 
-def _ask(net: RouteNet, name: str, x: Tensor, hw: tuple[int, int], replay: Routes | None) -> Decision:
-    """The gate's decision, or the recorded one."""
+def _ask(net: RouteNet, name: str, here: Place, hw: tuple[int, int], replay: Routes | None) -> Decision:
+    """The gate's decision, or the recorded one; `per_image` only where it holds for what is here, too."""
     if replay is not None and name in replay:
         route = replay[name]
         kept = route.kept.float()
         value = kept if route.value is None else route.value
         counted = kept if net.gate_spec.kind == "tanh" else value
-        return Decision(value, counted, value, route.per_image)
-    decision: Decision = net.gates[name](x, hw, net.gate_spec, net.temperature, net.noise)
+        return Decision(value, counted, value, route.per_image if here.reach is None else None)
+    present, count = here.present(), here.count
+    decision: Decision = net.gates[name](
+        here.x, hw, net.gate_spec, net.temperature, net.noise, present=present, count=count
+    )
     if net.training and net.held_open:  # 0·value keeps the gates in the graph, as several processes need it
         ones = 0 * decision.value + 1
         return Decision(ones, ones, decision.chance)
+    if here.reach is not None and count is None:
+        return decision._replace(per_image=None)  # images that are not here keep nothing
     return decision
 
 
@@ -163,11 +170,12 @@ def _asked(there: Tensor | None, value: Tensor) -> Tensor:
     return there.any(1, keepdim=True) if value.shape[1] == 1 else there.expand_as(value)
 
 
-def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place]) -> Tensor:
-    """(B, 1) bool: images that would miss an output if they did not go down here.
+def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place], counted: Tensor) -> Tensor:
+    """(B, 1) bool: images that would miss an output if they did not go down here as a whole.
 
     With one output at the coarsest rate, an image that is in no coarser row yet; with a pyramid, an image that
     is not in the next row. Coarser nodes of this column hold what their own rows brought, as rows come last.
+    A gate with capacity sends a part of each image, which is enough; `counted` (B, P) says of which it does.
     """
     column, rate = step.source
     rates = [step.target[1]] if net.spec.outputs == "pyramid" else [r for r in net.spec.rates if r > rate]
@@ -177,4 +185,6 @@ def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place]) -> Tensor:
         place = places.get((column, coarser))
         if place is not None:
             arrived = arrived | (True if place.reach is None else (place.reach > 0).any(1, keepdim=True))
+    if net.gates[step.name].capacity:
+        arrived = arrived | (counted > 0).any(1, keepdim=True)
     return ~arrived

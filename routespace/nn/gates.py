@@ -11,6 +11,8 @@ Shape legend: B images · N tokens · P places (decisions of one gate for one im
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,9 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.gate_spec import GateSpec, Granularity
-from routespace.nn.packing import pool, spread
+from routespace.nn.packing import coarsen, pool, spread
 
+GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
 INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
+
+
+Ranked = Callable[[Tensor], tuple[Tensor, int | None]]  # scores → ones at the best, and how many of every image
 
 
 class Decision(NamedTuple):
@@ -60,7 +66,7 @@ class Gate(nn.Module):
         self.granularity = granularity
         self.group = 1 if rows else 2
         self.window = spec.window if granularity == "window" else 1
-        self.capacity = spec.capacity and rows
+        self.capacity = spec.capacity and granularity == "token"
         self.selection = spec.selection if rows else "learned"
         self.learned = self.selection == "learned"
         if not self.learned:
@@ -75,7 +81,15 @@ class Gate(nn.Module):
             self.register_buffer("ema_weight", self.weight.detach().clone())
 
     def forward(
-        self, x: Tensor, hw: tuple[int, int], spec: GateSpec, temperature: float, noise: float = 1.0
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        spec: GateSpec,
+        temperature: float,
+        noise: float = 1.0,
+        *,
+        present: Tensor | None = None,
+        count: int | None = None,
     ) -> Decision:
         """Decide from the map x (B, N, C) of height and width `hw`.
 
@@ -85,17 +99,22 @@ class Gate(nn.Module):
             spec: thresholds and kind (the net's, so that a calibrated threshold reaches every gate).
             temperature: of the relaxation, training only.
             noise: factor of the Gumbel noise, training only.
+            present: (B, N) bool, the tokens that are there; None for all. What is chosen by rank is chosen among
+                them.
+            count: how many of every image `present` holds, where that is known beforehand.
         """
         places, coarse = self._places(x, hw)
+        best = partial(self._best, keep=spec.keep, hw=hw, present=present, count=count)
         if self.selection == "random":
             scores = torch.rand(places.shape[:2], device=x.device) - 1 + spec.keep
             value = (scores > 0).float()
             decision = Decision(value, value, torch.full_like(value, spec.keep))
         elif self.selection == "attention":
-            value = top_share(attention_scores(places), spec.keep)
-            decision = Decision(value, value, value, share_count(spec.keep, places.shape[1]))
+            value, per_image = best(attention_scores(places))
+            decision = Decision(value, value, value, per_image)
         else:
-            decision = self._decide(self._logits(places), spec, temperature, noise)
+            ranked = best if self.capacity else None
+            decision = self._decide(self._logits(places), spec, temperature, noise, ranked)
         value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
         return Decision(value, counted, chance, decision.per_image if self.window == 1 else None)
 
@@ -113,7 +132,31 @@ class Gate(nn.Module):
             return bias.expand(places.shape[0], 1, -1)
         return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
 
-    def _decide(self, logits: Tensor, spec: GateSpec, temperature: float, noise: float) -> Decision:
+    def _best(
+        self, scores: Tensor, *, keep: float, hw: tuple[int, int], present: Tensor | None, count: int | None
+    ) -> tuple[Tensor, int | None]:
+        """(B, P) scores → (B, P), ones at the best of each image, and how many where the host knows.
+
+        A row takes the share `keep` of the tokens that are there. A patch embedding takes the share `keep` of all
+        groups, so that it does not shrink from rate to rate, but no more than the tokens that are there can fill:
+        that many groups hold one for certain, wherever they are.
+        """
+        places = scores.shape[1]
+        if present is None:
+            return top_share(scores, keep), share_count(keep, places)
+        rows, most = self.group == 1, share_count(keep, places)
+        there = present if rows else coarsen(present.float(), hw) > 0
+        scores = scores.detach().masked_fill(~there, -math.inf)
+        if count is not None:
+            number = share_count(keep, count) if rows else min(most, -(-count // GROUP_TOKENS))
+            return top_places(scores, number), number
+        counts = present.sum(1, keepdim=True)
+        wanted = torch.ceil(keep * counts.double()) if rows else (-(-counts // GROUP_TOKENS)).clamp(max=most)
+        return top_places(scores, wanted), None
+
+    def _decide(
+        self, logits: Tensor, spec: GateSpec, temperature: float, noise: float, ranked: Ranked | None
+    ) -> Decision:
         if spec.kind == "tanh":
             value = F.relu(torch.tanh(logits[..., 0]))
             if not self.training:
@@ -122,9 +165,8 @@ class Gate(nn.Module):
         margin = logits[..., 0] - logits[..., 1] if spec.kind == "gumbel" else logits[..., 0]
         chance = torch.sigmoid(margin)
         per_image = None
-        if self.capacity:
-            hard, soft = top_share(margin, spec.keep), chance
-            per_image = share_count(spec.keep, margin.shape[1])
+        if ranked is not None:
+            soft, (hard, per_image) = chance, ranked(margin)
         elif self.training:
             # The threshold shifts the margin, so that a calibrated gate samples around the same decision.
             margin = margin - threshold_logit(spec.open_above)
@@ -183,8 +225,16 @@ def share_count(keep: float, places: int) -> int:
 
 def top_share(scores: Tensor, keep: float) -> Tensor:
     """(B, P) scores → (B, P) floats with a one at the best ceil(keep·P) places of each image."""
-    best = scores.topk(share_count(keep, scores.shape[1]), dim=1).indices
-    return torch.zeros_like(scores).scatter_(1, best, 1.0)
+    return top_places(scores, share_count(keep, scores.shape[1]))
+
+
+def top_places(scores: Tensor, number: int | Tensor) -> Tensor:
+    """(B, P) scores → (B, P) floats with a one at the best `number` places: of all images, or (B, 1) of each."""
+    if isinstance(number, int):
+        best = scores.topk(number, dim=1).indices
+        return torch.zeros_like(scores).scatter_(1, best, 1.0)
+    ones = (torch.arange(scores.shape[1], device=scores.device) < number).to(scores.dtype)
+    return torch.zeros_like(scores).scatter_(1, scores.argsort(dim=1, descending=True), ones)
 
 
 def attention_scores(places: Tensor) -> Tensor:

@@ -67,11 +67,9 @@ class Keep:
     @cached_property
     def rows(self) -> Tensor:
         """(n,) positions of the kept tokens in the flat (B·N) batch, increasing."""
-        if self.per_image is not None:
-            return _equal_rows(self.kept, self.per_image)
-        if self.kept.is_cuda:  # the host knows n once it has the lengths: one wait for the device, not two
+        if self.per_image is None and self.kept.is_cuda:  # the host knows n once it has the lengths: one wait
             return torch.nonzero_static(self.kept.flatten(), size=sum(self.lengths)).squeeze(1)
-        return self.kept.flatten().nonzero().squeeze(1)
+        return kept_rows(self.kept, self.per_image)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -189,12 +187,17 @@ class PackTables(NamedTuple):
         return x if self.visible_mask is None else x * self.visible_mask.to(x.dtype)
 
 
-def _equal_rows(kept: Tensor, count: int) -> Tensor:
-    """Rows of a mask that keeps `count` tokens of every image, without asking the device for a size."""
+def kept_rows(kept: Tensor, per_image: int | None) -> Tensor:
+    """(B, N) bool → (n,) positions of the kept tokens in the flat (B·N) batch, increasing.
+
+    With `per_image`, the number that is kept of every image, nothing asks the device for a size.
+    """
+    if per_image is None:
+        return kept.flatten().nonzero().squeeze(1)
     b, n = kept.shape
     tokens = torch.arange(b * n, device=kept.device).view(b, n)
-    place = torch.where(kept, kept.cumsum(1) - 1, count)  # one slot more takes all the skipped
-    return tokens.new_zeros(b, count + 1).scatter_(1, place, tokens)[:, :count].flatten()
+    place = torch.where(kept, kept.cumsum(1) - 1, per_image)  # one slot more takes all the skipped
+    return tokens.new_zeros(b, per_image + 1).scatter_(1, place, tokens)[:, :per_image].flatten()
 
 
 def pool(x: Tensor, hw: tuple[int, int], side: int) -> Tensor:

@@ -18,14 +18,18 @@ class Place:
         x: (B, N, C), zero where nothing arrived.
         reach: (B, P) floats, positive where something arrived, with the gates' gradient; None: everywhere.
         active: (B, P) bool, tokens that have not stopped (early stopping); None: everywhere.
+        count: how many tokens of every image `reach` holds, where that is known without asking the device.
     """
 
-    __slots__ = ("active", "reach", "x")
+    __slots__ = ("active", "count", "reach", "x")
 
-    def __init__(self, x: Tensor, reach: Tensor | None = None, active: Tensor | None = None) -> None:
+    def __init__(
+        self, x: Tensor, reach: Tensor | None = None, active: Tensor | None = None, count: int | None = None
+    ) -> None:
         self.x = x
         self.reach = reach
         self.active = active
+        self.count = count
 
     def mask(self, dtype: torch.dtype) -> Tensor | float:
         """(B, P, 1) of what is there, or 1.0."""
@@ -37,14 +41,17 @@ class Place:
             return self.active if self.reach is None else self.reach > 0
         return (self.reach > 0) & self.active
 
+    def present(self) -> Tensor | None:
+        """(B, N) bool of the tokens that are there, or None when images are there whole or not at all."""
+        return None if self.reach is None or self.reach.shape[1] == 1 else self.reach > 0
+
     def visible(self, dtype: torch.dtype) -> Tensor | None:
         """(B, N, 1) of the tokens that are there, or None when images are there whole or not at all."""
-        if self.reach is None or self.reach.shape[1] == 1:
-            return None
-        return (self.reach > 0).to(dtype).unsqueeze(-1)
+        present = self.present()
+        return None if present is None else present.to(dtype).unsqueeze(-1)
 
     def plus(self, other: Place) -> Place:
-        """The element-wise sum of two arrivals at one node."""
+        """The element-wise sum of two arrivals at one node; nobody counts which tokens both brought."""
         reach = None
         if self.reach is not None and other.reach is not None:
             reach = 1 - (1 - self.reach) * (1 - other.reach)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from routespace.grid.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
 from routespace.grid.spec import GridSpec
 from routespace.nn import stage
-from routespace.nn.packing import as_map, as_tokens
+from routespace.nn.packing import as_map, as_tokens, kept_rows
 from routespace.nn.pvt_v2_block import NORM_EPS, PvtBlock
 from routespace.nn.stage import StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 
@@ -68,30 +68,35 @@ class PatchEmbed(TokenEmbed):
         return self.norm(as_tokens(self.proj(as_map(h, hw))))
 
     def packed(self, x: Tensor, hw: tuple[int, int], kept: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, N, C) → (n, C'): the patches under the kept coarse tokens as rows, times the kernel as a matrix."""
+        """(B, N, C) → (n, C'): the coarse tokens of which `kept` (B, N') bool is true, in order."""
+        return self.packed_rows(x, hw, kept_rows(kept, None), visible)
+
+    def packed_rows(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (n, C'): the patches under the coarse tokens at `rows`, times the kernel as a matrix."""
         h = self.norm_in(x)
         if visible is not None:
             h = h * visible.to(h.dtype)
-        index, inside = patch_index(kept, hw)
+        index, inside = patch_index(rows, hw)
         patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
         patches = (patches * inside.unsqueeze(-1).to(h.dtype)).flatten(1)
         kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return self.norm(F.linear(patches, kernel, self.proj.bias))
 
 
-def patch_index(kept: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where the 3×3 patches of stride 2 under the kept coarse tokens read the fine map.
+def patch_index(rows: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the 3×3 patches of stride 2 under some coarse tokens read the fine map.
 
     Args:
-        kept: (B, N') bool, on the coarse map.
+        rows: (n,) positions of these tokens in the flat (B·N') coarse batch.
         hw: height and width of the fine map.
 
     Returns:
         (n, 9) positions in the flat (B·N) fine batch, and (n, 9) bool: inside the map (else position 0).
     """
     (h, w), coarse_w = hw, -(-hw[1] // 2)
-    image, token = kept.nonzero().unbind(1)
-    steps = torch.arange(EMBED_KERNEL, device=kept.device) - EMBED_KERNEL // 2
+    tokens = -(-h // 2) * coarse_w
+    image, token = rows // tokens, rows % tokens
+    steps = torch.arange(EMBED_KERNEL, device=rows.device) - EMBED_KERNEL // 2
     y = (token // coarse_w * 2)[:, None, None] + steps[:, None]
     x = (token % coarse_w * 2)[:, None, None] + steps[None, :]
     inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)

@@ -101,7 +101,7 @@ class Routes(Mapping[str, EdgeRoute]):
             share = columns if name.endswith("patch_embed") else keep
             draw = torch.rand((images.shape[0], places.decisions), generator=generator)
             per_image = None
-            if net.gate_spec.capacity and not name.endswith("patch_embed") and share > 0:
+            if net.gates[name].capacity and share > 0:
                 per_image = share_count(share, places.decisions)
                 draw, share = -top_share(draw, share), 0.0
             kept = places.spread((draw < share).to(images.device))

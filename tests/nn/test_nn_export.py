@@ -51,8 +51,9 @@ def assert_exports(net: RouteNet) -> None:
         {},
         {"kind": "tanh", "rows": "image"},
         {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True},
+        {"capacity": True, "columns": "token", "keep": 0.4},
     ],
-    ids=["default", "tanh images", "everything per token"],
+    ids=["default", "tanh images", "everything per token", "equal counts"],
 )
 def test_dense_export(gates):
     assert_exports(small_net(**gates))
@@ -80,4 +81,14 @@ def test_packed_export_of_per_token_scaling():
 def test_capacity_export():
     net = small_net("depth", capacity=True, keep=0.4)
     net.execution = "packed"
+    assert_exports(net)
+
+
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+def test_capacity_export_of_a_gated_staircase(execution):
+    net = small_net(columns="token", capacity=True, keep=0.4)
+    rows = [f"{place}_{kind}" for place in ("l00_r04", "l01_r08") for kind in ("transformer", "identity")]
+    stairs = dict.fromkeys([*rows, "l01_r04_patch_embed"], "gated")
+    net = net.restrict(Architecture(net.spec, stairs))
+    net.execution = execution
     assert_exports(net)

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from modes import assert_modes_agree, with_lively_gates
 from torch.nn import functional as F
 
 from routespace.grid.architecture import Architecture
@@ -39,35 +40,6 @@ def small_net(drop_path: float = 0.0, layers: int = 2, family: str = "pvt_v2", *
 @pytest.fixture(params=list(FAMILIES))
 def family(request) -> str:
     return request.param
-
-
-def outcome(net: RouteNet, execution: str, images: torch.Tensor, routes: Routes):
-    """Logits and maps as one vector, the gradients of a loss on all of them, and the routes."""
-    net.execution = execution
-    net.zero_grad()
-    torch.manual_seed(1)  # stochastic depth draws alike
-    out = net(images, routes=routes, features=True)
-    values = torch.cat([out.logits.flatten(), *(x.flatten() for x in out.features.values())])
-    values.square().sum().backward()
-    grads = {k: torch.zeros_like(p) if p.grad is None else p.grad.clone() for k, p in net.named_parameters()}
-    return values.detach(), grads, out.routes
-
-
-def assert_modes_agree(net: RouteNet, images: torch.Tensor, routes: Routes, modes=("packed", "auto")):
-    values, grads, taken = outcome(net, "dense", images, routes)
-    largest = max(g.norm() for g in grads.values())
-    for mode in modes:
-        other, other_grads, other_taken = outcome(net, mode, images, routes)
-        assert (values - other).abs().max() < 1e-4
-        for name, grad in grads.items():  # a gradient that is all rounding has no relative error
-            assert (grad - other_grads[name]).norm() < 1e-3 * grad.norm() + 1e-6 * largest, name
-        for name, route in taken.items():
-            assert torch.equal(route.kept, other_taken[name].kept)
-            assert torch.equal(route.counted, other_taken[name].counted)
-            assert (route.asked is None) or torch.equal(route.asked, other_taken[name].asked)
-        torch.manual_seed(1)
-        with torch.no_grad():  # inference writes rows in place, where training copies
-            assert (net(images, routes=routes).logits.flatten() - values[: len(images) * 5]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("early_stop", [False, True])
@@ -136,15 +108,6 @@ def test_every_mask(family, mask, batch, keys):
     assert_modes_agree(net, images, Routes(routes))
 
 
-def with_lively_gates(net: RouteNet) -> RouteNet:
-    """Gates that open here and close there, in training and, by their EMA copies, at inference."""
-    for parameter in net.gates.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    for gate in net.gates.values():
-        gate.update_ema(0.0)
-    return net
-
-
 @pytest.fixture
 def settled_noise(monkeypatch):
     """Gates draw the same noise at every call: packed ones are not asked where nobody is, and would draw less."""
@@ -190,29 +153,6 @@ def test_stochastic_depth_draws_alike(family):
     net = small_net(family=family, drop_path=0.5).train()
     images = torch.randn(4, 3, 32, 32)
     assert_modes_agree(net, images, Routes.random(net, images, keep=0.5, seed=3))
-
-
-@pytest.mark.parametrize("keep", [0.25, 0.7])
-def test_capacity_keeps_equal_counts(family, keep):
-    net = small_net(family=family, capacity=True, keep=keep).eval()
-    images = torch.randn(3, 3, 32, 32)
-    assert_modes_agree(net, images, Routes({}))
-    routes = Routes.random(net, images, keep=keep, seed=0)
-    assert_modes_agree(net, images, routes)
-    names = [name for name in routes if name.endswith("transformer")]
-    assert all(routes[name].kept.sum(1).unique().numel() == 1 for name in names)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("keep", [0.25, 0.7])
-def test_capacity_asks_for_no_sizes(keep, monkeypatch):
-    net = small_net(capacity=True, keep=keep).eval()
-    images = torch.randn(3, 3, 32, 32)
-    static = net.restrict(Architecture.routed(net.architecture.grid, "depth"))
-    static.execution = "packed"
-    for ask in ("nonzero", "tolist", "item", "__bool__"):  # each waits for the device, or depends on its answer
-        monkeypatch.setattr(torch.Tensor, ask, None)
-    static(images)
 
 
 def test_packed_backward_in_double_precision():

@@ -8,6 +8,7 @@ from train_tiny import tiny
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.usage import EdgeUsage
 from routespace.nn.route_net import RouteNet
 from routespace.nn.usage_meter import UsageMeter
 from routespace.train.budget import (
@@ -54,6 +55,27 @@ def test_expected_is_counted_for_hard_decisions(rows, columns):
     meter.update(out.routes, 8)
     assert expected_macs(net, out.routes).item() == pytest.approx(counted_macs(net, meter.usage()), rel=1e-6)
     assert 0 < counted_macs(net, meter.usage()) < most_macs(net.architecture, net.gate_spec)
+
+
+def test_capacity_fixes_the_cost():
+    """The best half of 64 tokens, of their 16 groups and of the 8 that go down: the same MACs for any images."""
+    net = network(tiny(gates__capacity=True, gates__columns="token"))
+    stairs = {"l00_r04_transformer": 0.5, "l01_r04_patch_embed": 0.5, "l01_r08_transformer": 0.25}
+    rows = [name for name in stairs if name.endswith("transformer")]
+    passed = [name.replace("transformer", "identity") for name in rows]
+    net = net.restrict(Architecture(net.spec, dict.fromkeys([*stairs, *passed], "gated")))
+    usage = {name: EdgeUsage(share, 1, 1) for name, share in stairs.items()}
+    usage["l01_r08_transformer"] = EdgeUsage(0.25, 1, 0.5)  # asked where something arrived
+    cost = counted_macs(net, usage)
+    for execution in ("dense", "packed"):
+        net.execution = execution
+        for training in (True, False):
+            batch = torch.randn(5, 3, 32, 32)
+            net.train(training)
+            assert expected_macs(net, net(batch).routes).item() == pytest.approx(cost, rel=1e-6)
+            assert counted_macs(net, used(net, batch)) == pytest.approx(cost, rel=1e-6)
+    least = least_macs(net.architecture, net.gate_spec)
+    assert least < cost < most_macs(net.architecture, net.gate_spec)
 
 
 @pytest.mark.parametrize("columns", ["image", "token"])
