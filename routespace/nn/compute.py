@@ -22,8 +22,12 @@ from routespace.nn.stage import Stage, TokenEmbed
 
 Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
-PACK_BELOW = 0.9  # share of kept tokens from which on moving rows costs more than it saves …
-NARROW = 64  # … on maps of so many channels; on narrower ones rows are short and save less (eager, on a CPU)
+PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
+# … and sooner on small or narrow maps, in eager execution on a CPU. In units of what a token's channel takes in a
+# dense block's parts that are no matrix products, which take CHANNELS⁻¹ of the unit for each channel more (PVTv2):
+CALLS = 15_000  # a packed block's further calls
+MOVES = 0.3  # moving a token's channel
+CHANNELS = 100
 
 
 @dataclass(frozen=True)
@@ -173,18 +177,22 @@ class Auto:
 
     def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
-        tokens = work.kept.shape[1]
-        share, x = work.share, work.here.x
-        below = PACK_BELOW
-        if x.device.type == "cpu" and not (isinstance(stage, Stage) and stage.compiled):
-            below *= min(1.0, x.shape[2] / NARROW)
-        way = self.dense if tokens > 1 and below <= share < 1 else self.packed
+        below = _pack_below(work.here.x, compiled=isinstance(stage, Stage) and stage.compiled)
+        way = self.dense if work.kept.shape[1] > 1 and below <= work.share < 1 else self.packed
         return way.row(stage, work)
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
         dense = work.kept.shape[1] > 1 and work.share >= PACK_BELOW
         return (self.dense if dense else self.packed).embed(embed, work)
+
+
+def _pack_below(x: Tensor, *, compiled: bool) -> float:
+    """The share of kept tokens of (B, N, C) below which a packed edge takes less time than a masked one."""
+    if compiled or x.device.type != "cpu":
+        return PACK_BELOW
+    dense = x.numel() * (1 + x.shape[2] / CHANNELS)
+    return min(PACK_BELOW, 1 - (CALLS + MOVES * x.numel()) / dense)
 
 
 def blend(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ from routespace.nn.packing import spread
 from routespace.nn.place import Place
 from routespace.nn.plan import Embed, Row, compile_plan
 from routespace.nn.routes import Routes
-from routespace.nn.stage import Block
+from routespace.nn.stage import Block, Stage
 
 
 class RouteOutput(NamedTuple):
@@ -168,6 +168,16 @@ class RouteNet(nn.Module):
             raise SpecError(f"compile: family {self.spec.family!r} has no compiled steps; leave it out")
         compile_blocks(self, on)
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let training keep each transformer edge's input alone, and compute the edge again in the backward pass.
+
+        A deep grid then needs a fraction of the memory, for about a quarter more time; results stay the same. The
+        name is timm's.
+        """
+        for edge in self.edges.values():
+            if isinstance(edge, Stage):
+                edge.grad_checkpointing = enable
 
     @property
     def compiled(self) -> bool:

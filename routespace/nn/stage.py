@@ -22,6 +22,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from routespace.nn.packing import Keep
 
@@ -67,7 +68,14 @@ class TokenEmbed(nn.Module, ABC):
 
 
 class Stage(nn.Module):
-    """A transformer edge: blocks in a row."""
+    """A transformer edge: blocks in a row.
+
+    Attributes:
+        grad_checkpointing: keep only the edge's input for the backward pass, which computes the rest again; see
+            `RouteNet.set_grad_checkpointing`.
+    """
+
+    grad_checkpointing: bool = False
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -87,6 +95,9 @@ class Stage(nn.Module):
             keep: the tokens to compute; None means all.
             packed: compute the kept tokens alone instead of masking.
         """
+        if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            again: Tensor = checkpoint(self._run, x, hw, keep, packed, use_reentrant=False)
+            return again
         images = self._images_at_once(x)
         if images >= x.shape[0]:
             return self._run(x, hw, keep, packed)

@@ -153,6 +153,8 @@ class TrainSpec(Part):
         precision: `no` (fp32) or `bf16` (autocast).
         execution: `dense`, `packed` or `auto`; see RouteNet.
         compile: run pvt_v2's blocks compiled (torch.compile): a minute at the start, faster steps afterwards.
+        grad_checkpointing: keep only each edge's input for the backward pass, which computes the edge again: less
+            memory, more time; see `RouteNet.set_grad_checkpointing`.
         device: `auto` takes an accelerator where there is one.
         checkpoint_epochs: epochs between checkpoints.
     """
@@ -174,6 +176,7 @@ class TrainSpec(Part):
     precision: Literal["no", "bf16"] = "no"
     execution: Literal["dense", "packed", "auto"] = "dense"
     compile: bool = False
+    grad_checkpointing: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_epochs: Natural = 1
 

@@ -136,6 +136,7 @@ def _make_net(recipe: Recipe, architecture: Architecture, init: RouteNet | None)
         net.load_state_dict(init.state_dict())
     elif recipe.train.start == "staircase":
         open_staircase(net, Architecture.staircase(architecture.grid))
+    net.set_grad_checkpointing(recipe.train.grad_checkpointing)
     return net.compile_blocks(recipe.train.compile)
 
 

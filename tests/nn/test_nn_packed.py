@@ -255,11 +255,11 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("keep", "narrow", "masked"),
-    [(0.5, 1, False), (0.95, 1, True), (1.0, 1, False), (0.5, 64, True), (0.1, 64, False)],
+    ("keep", "calls_cost", "masked"),
+    [(0.5, 0, False), (0.95, 0, True), (1.0, 0, False), (0.5, 10**6, True), (1.0, 10**6, False)],
 )
-def test_auto_packs_where_little_is_kept(keep, narrow, masked, monkeypatch):
-    monkeypatch.setattr("routespace.nn.compute.NARROW", narrow)  # maps of fewer channels are packed more rarely
+def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
+    monkeypatch.setattr("routespace.nn.compute.CALLS", calls_cost)  # on small maps calls take more than tokens
     net = small_net().eval()
     images = torch.randn(4, 3, 64, 64)
     routes = Routes.random(net, images, keep=keep)
