@@ -10,7 +10,7 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +78,6 @@ class Compute(Protocol):
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """(B, N', C'): scale·P(x) at kept coarse tokens, zero elsewhere."""
-
-
-@runtime_checkable
-class RowsEmbed(Protocol):
-    """A TokenEmbed that can be told the rows: where their number is known, nothing waits for the device."""
-
-    def packed_rows(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, N, C) fine map → (n, C'): the coarse tokens at `rows` (n,) of the flat (B·N') coarse batch."""
 
 
 class Dense:
@@ -157,10 +149,7 @@ class Packed:
             y = scaled(embed(x, hw, visible), work.scale)
             return torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
         rows = kept_rows(kept, work.per_image)
-        if isinstance(embed, RowsEmbed):
-            part = embed.packed_rows(x, hw, rows, visible)
-        else:
-            part = embed.packed(x, hw, kept, visible)
+        part = embed.packed(x, hw, rows, visible)
         return scaled(spread_rows(part, rows, b * tokens).view(b, tokens, -1), work.scale)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from routespace.grid.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
 from routespace.grid.spec import GridSpec
 from routespace.nn import stage
-from routespace.nn.packing import as_map, as_tokens, kept_rows
+from routespace.nn.packing import as_map, as_tokens
 from routespace.nn.pvt_v2_block import NORM_EPS, PvtBlock
 from routespace.nn.stage import StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 
@@ -67,11 +67,7 @@ class PatchEmbed(TokenEmbed):
             h = h * visible.to(h.dtype)
         return self.norm(as_tokens(self.proj(as_map(h, hw))))
 
-    def packed(self, x: Tensor, hw: tuple[int, int], kept: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, N, C) → (n, C'): the coarse tokens of which `kept` (B, N') bool is true, in order."""
-        return self.packed_rows(x, hw, kept_rows(kept, None), visible)
-
-    def packed_rows(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+    def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the patches under the coarse tokens at `rows`, times the kernel as a matrix."""
         h = self.norm_in(x)
         if visible is not None:

@@ -60,8 +60,8 @@ class TokenEmbed(nn.Module, ABC):
     """A patch embedding that can compute some of its coarse tokens alone."""
 
     @abstractmethod
-    def packed(self, x: Tensor, hw: tuple[int, int], kept: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, N, C) fine map → (n, C'): the coarse tokens of which `kept` (B, N') bool is true, in order.
+    def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) fine map → (n, C'): the coarse tokens at `rows` (n,) of the flat (B·N') coarse batch.
 
         `visible` (B, N, 1) zeroes the fine tokens that are not there; None means all are.
         """

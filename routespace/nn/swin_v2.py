@@ -172,10 +172,9 @@ class PatchEmbed(TokenEmbed):
         """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
         return self.norm(self.reduction(self._groups(x, hw, visible)))
 
-    def packed(self, x: Tensor, hw: tuple[int, int], kept: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, N, C) → (n, C'): the coarse tokens of which `kept` (B, N') bool is true, in order."""
+    def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (n, C'): the coarse tokens at `rows`."""
         groups = self._groups(x, hw, visible)
-        rows = kept.flatten().nonzero().squeeze(1)
         return self.norm(self.reduction(take(groups.flatten(0, 1), rows)))
 
     def _groups(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None) -> Tensor:
