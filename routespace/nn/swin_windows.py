@@ -183,5 +183,6 @@ def to_places(x: Tensor, table: WindowTable) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Vectors along the last dimension at length one; the zero vector stays zero, in any precision."""
+    x = x.contiguous()  # a CPU measures vectors that stand far apart five times slower
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return (x / length.clamp_min(1e-12)).to(x.dtype)
