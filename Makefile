@@ -31,7 +31,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	for script in cost routing latency; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in cost routing supernet latency; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
