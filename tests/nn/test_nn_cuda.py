@@ -33,8 +33,8 @@ def make_net(family: str = "pvt_v2", **gates: object) -> RouteNet:
     torch.manual_seed(0)
     grid = RoutingGrid(
         GridSpec(
-            layers=3, max_down=16, depths=2, family=family, widths=[16, 32, 64], heads=[1, 2, 4], mlp_ratios=[2, 2, 2],
-            image_size=SIZE, num_classes=5, **FAMILIES[family],
+            layers=3, max_down=16, depths=2, image_size=SIZE, num_classes=5, family=family,
+            widths=[16, 32, 64], heads=[1, 2, 4], mlp_ratios=[2, 2, 2], **FAMILIES[family],
         )
     )  # fmt: skip
     net = RouteNet(Architecture.routed(grid, "depth"), GateSpec(**gates))
