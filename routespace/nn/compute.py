@@ -167,8 +167,8 @@ class Auto:
     def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""
         below = _pack_below(work.here.x, compiled=isinstance(stage, Stage) and stage.compiled)
-        way = self.dense if work.kept.shape[1] > 1 and below <= work.share < 1 else self.packed
-        return way.row(stage, work)
+        dense = work.kept.shape[1] > 1 and max(below, 0) < work.share < 1  # keeping nothing costs nothing packed
+        return (self.dense if dense else self.packed).row(stage, work)
 
     def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
         """See Compute."""

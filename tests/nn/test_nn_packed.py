@@ -256,7 +256,14 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("keep", "calls_cost", "masked"),
-    [(0.5, 0, False), (0.95, 0, True), (1.0, 0, False), (0.5, 10**6, True), (1.0, 10**6, False)],
+    [
+        (0.5, 0, False),
+        (0.95, 0, True),
+        (1.0, 0, False),
+        (0.5, 10**6, True),
+        (1.0, 10**6, False),
+        (0.0, 10**6, False),
+    ],
 )
 def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
     monkeypatch.setattr("routespace.nn.compute.CALLS", calls_cost)  # on small maps calls take more than tokens
