@@ -20,8 +20,8 @@ from routespace.train.recipe import Recipe
 if TYPE_CHECKING:
     from routespace.deploy.latency import LatencyTable
 
-# Where a run happens and how often it is saved is no part of what it finds.
-ELSEWHERE = {"data": {"root", "workers"}, "train": {"device", "checkpoint_epochs"}}
+# Where a run happens, in how much memory, and how often it is saved is no part of what it finds.
+ELSEWHERE = {"data": {"root", "workers"}, "train": {"device", "checkpoint_epochs", "grad_checkpointing"}}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def open_study(
 
     All workers predict times with one `table`, or all measure them: the study keeps the table's hash.
     """
-    times = "measured" if table is None else content_hash(table.model_dump(mode="json"))
+    times = "measured" if table is None else content_hash(table.model_dump(mode="json", exclude_none=True))
     claim = {"study": name, "storage": None if url == default_url(out) else shown(url)}
     _check_claim(out, claim)
     study = optuna.create_study(

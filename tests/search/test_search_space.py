@@ -117,7 +117,8 @@ def test_candidate_costs_keys_and_limits() -> None:
     # However it is written, the same training has the same key.
     macs = Candidate.of(made, {"budget.macs": one.macs, "budget.ratio": 0.9})
     spelled = Candidate.of(made, {"grid.depths": [1, 1], "data.workers": 2, "train.device": "cpu"})
-    assert one.key == macs.key == spelled.key
+    less_memory = Candidate.of(made, {"train.grad_checkpointing": True})
+    assert one.key == macs.key == spelled.key == less_memory.key
     others = [{"budget.ratio": 0.6}, {"train.lr": 5e-4}, {"gates.rows": "layer"}, {"seed": 1}, {"grid.layers": 3}]
     assert len({one.key, *(Candidate.of(made, change).key for change in others)}) == 6
     # A static architecture has neither gates nor a budget.
