@@ -23,20 +23,30 @@ RECOMPILE_LIMIT = 128
 OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
 
 
+class _AtSize(nn.Module):
+    """A step(block, x, hw, …) on maps of one size, as f(block, x, …).
+
+    The compiler takes a module's numbers as constants. As arguments, defaults or closures they can become free ones
+    (at the latest in a second process, by the profile that torch keeps on disk of the first one's sizes): that would
+    make no graph rarer, as widths come with their maps, and the backward of a strided convolution cannot be generated.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.step = step
+        self.height, self.width = hw
+
+    def forward(self, block: Block, x: Tensor, *rest: object) -> Tensor:
+        return self.step(block, x, (self.height, self.width), *rest)
+
+
 @lru_cache(maxsize=256)
 def compiled(step: Callable[..., Tensor], hw: tuple[int, int]) -> Callable[..., Tensor]:
-    """The compiled form of a step(block, x, hw, …) on maps of one size, made once: f(block, x, …).
-
-    The size is a default argument, which the compiler takes as a constant. As a free number it would make no
-    graph rarer, as widths come with their maps, and the backward of a strided convolution cannot be generated.
-    """
+    """The compiled form of a step(block, x, hw, …) on maps of one size, made once: f(block, x, …)."""
     import torch._dynamo.config as limits  # here, as importing it takes a second
 
-    def at_size(block: Block, x: Tensor, *rest: object, hw: tuple[int, int] = hw) -> Tensor:
-        return step(block, x, hw, *rest)
-
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
-    return torch.compile(at_size, dynamic=True, options=OPTIONS)
+    return torch.compile(_AtSize(step, hw), dynamic=True, options=OPTIONS)
 
 
 def use_compiled(block: Block) -> bool:

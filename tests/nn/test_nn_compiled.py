@@ -1,5 +1,10 @@
 """Compiled blocks: the same results, and one graph for every keep ratio, mask and block of a width."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -87,3 +92,20 @@ def test_capacity_compiled():
         want = net(images).logits
         net.execution = "packed"
         assert (net.compile_blocks()(images).logits - want).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_again_in_another_process(tmp_path):
+    """What torch remembers on disk of a first process (graphs, sizes that varied) must not break a second one."""
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_compiled as test;"
+        "net = test.small_net(); net.execution = 'packed'; images = torch.randn(3, 3, 64, 64);"
+        "routes = test.Routes.random(net, images, keep=.4);"
+        "net.compile_blocks()(images, routes=routes).logits.square().sum().backward()"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
