@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage, Usage, usage_from_json
 from routespace.search.space import require_search
@@ -98,19 +99,21 @@ def planned_ms(table: LatencyTable, recipe: Recipe, architecture: Architecture, 
     from routespace.deploy.latency import sum_ms
 
     def cost(share: float) -> float:
-        usage = even_usage(architecture, share)
+        usage = even_usage(architecture, share, recipe.gates)
         return float(architecture_cost(architecture, gates=recipe.gates, usage=usage).macs)
 
     least, most = cost(0.0), cost(1.0)
     share = 1.0 if most <= least else min(1.0, max(0.0, (macs - least) / (most - least)))
-    return sum_ms(table, architecture, even_usage(architecture, share)) / table.batch
+    return sum_ms(table, architecture, even_usage(architecture, share, recipe.gates)) / table.batch
 
 
-def even_usage(architecture: Architecture, share: float) -> Usage:
+def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usage:
     """Usage of an architecture whose gates let the same share through, so that the rest gets that share too.
 
-    What is open and reached over open edges and rows alone computes everything.
+    What is open and reached over open edges and rows alone computes everything. A row that decides by token or
+    window keeps its share of every image; all others keep their share of images whole.
     """
+    by_token = gates.rows in ("token", "window")
     everywhere, usage = {architecture.grid.stem}, {}
     for name, state in architecture.edges.items():  # in the order of execution
         edge = architecture.grid.edges[name]
@@ -118,7 +121,8 @@ def even_usage(architecture: Architecture, share: float) -> Usage:
         if passes and edge.source in everywhere:
             everywhere.add(edge.target)
         if state == "gated" or edge.source not in everywhere:
-            usage[name] = EdgeUsage(tokens=share, images=share)
+            each = by_token and edge.kind == "transformer" and edge.source in everywhere
+            usage[name] = EdgeUsage(tokens=share, images=1.0 if each else share)
     return usage
 
 

@@ -26,9 +26,9 @@ OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": F
 class _AtSize(nn.Module):
     """A step(block, x, hw, …) on maps of one size, as f(block, x, …).
 
-    The compiler takes a module's numbers as constants. As arguments, defaults or closures they can become free ones
-    (at the latest in a second process, by the profile that torch keeps on disk of the first one's sizes): that would
-    make no graph rarer, as widths come with their maps, and the backward of a strided convolution cannot be generated.
+    The compiler takes a module's numbers as constants. As arguments, defaults or closures they can become free
+    ones (at the latest in a second process, by the profile of sizes that torch keeps on disk): that would make no
+    graph rarer, as widths come with their maps, and the backward of a strided convolution cannot be generated.
     """
 
     def __init__(self, step: Callable[..., Tensor], hw: tuple[int, int]) -> None:

@@ -107,14 +107,18 @@ def test_the_plan_spends_the_budget_evenly(study: Callable[..., Recipe], table: 
     for routing in ("both", "depth", "scale"):
         recipe = own.override({"routing": routing})
         architecture = recipe.architecture()
-        macs = [architecture_cost(architecture, gates=recipe.gates, usage=even_usage(architecture, share)).macs
-                for share in (0.0, 0.25, 1.0)]  # fmt: skip
+        gates = recipe.gates
+        usages = [even_usage(architecture, share, gates) for share in (0.0, 0.25, 1.0)]
+        macs = [architecture_cost(architecture, gates=gates, usage=usage).macs for usage in usages]
         times = [planned_ms(table, recipe, architecture, macs=round(each)) for each in (*macs, 10 * macs[2])]
-        spent = predict(table, architecture, even_usage(architecture, 0.25)) / table.batch
+        spent = predict(table, architecture, usages[1]) / table.batch
         assert times[0] < times[1] < times[2] == times[3]
         assert times[1] == pytest.approx(spent, rel=1e-3)
         assert times[2] == predict(table, architecture) / table.batch
-    scale = even_usage(own.override({"routing": "scale"}).architecture(), 0.5)
+    scale = even_usage(own.override({"routing": "scale"}).architecture(), 0.5, own.gates)
+    depth = even_usage(own.override({"routing": "depth"}).architecture(), 0.5, own.gates)
+    for name in (name for name in depth if name.endswith("transformer")):
+        assert depth[name][:2] == (0.5, 1.0)  # by token, of every image
     assert set(scale) == {name for name in GRID.edges if name.endswith("patch_embed") or "r08_transformer" in name}
 
 
