@@ -6,9 +6,9 @@
 
 Columns: `masked` computes everything and masks; `packed`, `auto` and `capacity` (top-k, equal counts) are eager,
 all ÷ dense eager; `compiled` is packed ÷ dense, both with compiled blocks (pvt_v2). The last two are shares of
-MACs: `counted` by the cost model, and `ideal`, those really run. For swin_v2 torch counts `ideal` in the packed
-call. It is less, as the model takes the keys of all windows as paid, but a window without a kept token runs
-nothing. For pvt_v2, whose packed convolution torch does not count, `ideal` is `counted`.
+MACs: `ideal`, counted by the cost model, with keys and values of all tokens paid, and `run`, those really run. For
+swin_v2 torch counts `run` in the packed call. It is less, as a window without a kept token runs nothing. For
+pvt_v2, whose packed convolution torch does not count, `run` is `ideal`.
 
 Rows are decided per token, or per square of a window's side (without `capacity`; the default for swin_v2, which is
 timed with one block and with two, the second one's windows shifted). A block's mask keeps an exact share of the
@@ -53,7 +53,7 @@ PRESETS = {"pvt_v2": "pvt_v2_b2", "swin_v2": "swin_v2_t"}
 QUICK = PRESETS | {"pvt_v2": "pvt_v2_b0"}
 TILE = 8  # side of a square of tokens where the family has no windows
 MODES = ("masked", "packed", "auto", "capacity", "compiled")
-COLUMNS = (*MODES, "ideal", "counted")
+COLUMNS = (*MODES, "ideal", "run")
 Runs = dict[str, Callable[[], object]]
 Counted = dict[float, float]  # keep ratio → share of MACs by the cost model
 
@@ -248,9 +248,9 @@ def report(what: str, runs: Runs, counted: Counted) -> list[dict]:
             found = ms.get(f"{mode} {keep}")
             reference = compiled_base if mode in ("compiled", "capacity graph") and compiled_base else base
             row[mode] = None if found is None else found / reference
-        row["ideal"] = row["counted"] = counted[keep]
+        row["ideal"] = row["run"] = counted[keep]
         if ARGS.family == "swin_v2":
-            row["ideal"] = flops(runs[f"packed {keep}"]) / flops(runs["dense"])
+            row["run"] = flops(runs[f"packed {keep}"]) / flops(runs["dense"])
         ratios = " ".join("       –" if row[key] is None else f"{row[key]:8.3f}" for key in COLUMNS)
         print(f"{what:28s} {keep:5.2f} {base:9.1f} {compiled_base or float('nan'):9.1f}  {ratios}", flush=True)
         if "timm compiled" in ms:
