@@ -83,8 +83,8 @@ def medians(runs: dict[str, Callable[[], object]], rounds: int, device: torch.de
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
-def main() -> None:
-    """Measure and print."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--size", default="b2")
@@ -94,7 +94,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = arguments()
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -41,15 +41,8 @@ from routespace.grid.spec import GridSpec, explain
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.nn.weights import write_file
 
-TIMED = (
-    "kind",
-    "rows",
-    "columns",
-    "window",
-    "selection",
-    "capacity",
-    "keys",
-)  # what a gated edge's time depends on
+# What a gated edge's time depends on.
+TIMED = ("kind", "rows", "columns", "window", "selection", "capacity", "keys")
 
 
 class Subnet(BaseModel):

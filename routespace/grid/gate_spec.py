@@ -40,7 +40,7 @@ class GateSpec(BaseModel):
             hold. So each image sends something down at every one, and nobody is stranded. Other columns decide as
             without capacity. Shapes are known as far as nodes have one way in, and on a staircase `keep` alone
             fixes the cost; where several ways meet the shares are the same, but packed execution waits for the
-            counts, and so it does with `early_stop`.
+            counts, and so it does with `early_stop`, where stopped tokens are ranked too: fewer are computed then.
         keys: what skipped tokens do as keys and values: `all` keeps them visible, `kept` hides them (the
             paper's literal formula).
         early_stop: a token once skipped in a row stays skipped there until a patch embedding refreshes it.

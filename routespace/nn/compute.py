@@ -23,11 +23,11 @@ from routespace.nn.stage import Stage, TokenEmbed
 Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
-# … and sooner on small or narrow maps, in eager execution on a CPU. In units of what a token's channel takes in a
-# dense block's parts that are no matrix products, which take CHANNELS⁻¹ of the unit for each channel more (PVTv2):
-CALLS = 15_000  # a packed block's further calls
-MOVES = 0.3  # moving a token's channel
+# … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that a
+# dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more.
 CHANNELS = 100
+CALLS = 15_000  # what a packed block's further calls take
+MOVES = 0.3  # what moving one number takes
 
 
 @dataclass(frozen=True)

@@ -42,3 +42,14 @@ def with_lively_gates(net: RouteNet) -> RouteNet:
     for gate in net.gates.values():
         gate.update_ema(0.0)
     return net
+
+
+def assert_replays(net: RouteNet, images: torch.Tensor, *, atol: float) -> Routes:
+    """Its own decisions, recorded, give the same output and the same routes; returns them."""
+    out = net(images)
+    again = net(images, routes=out.routes.detach())
+    assert torch.allclose(out.logits, again.logits, atol=atol)
+    for name, route in out.routes.items():
+        assert torch.equal(route.kept, again.routes[name].kept)
+        assert torch.equal(route.counted, again.routes[name].counted)
+    return out.routes

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from modes import assert_modes_agree, with_lively_gates
+from modes import assert_modes_agree, assert_replays, with_lively_gates
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from routespace.grid.architecture import Architecture
@@ -160,13 +160,8 @@ def test_recorded_decisions_replay(routing, execution, training):
     net = make_net(routing).train(training)
     net.execution = execution
     images = torch.randn(3, 3, *ODD)
-    out = net(images)
-    again = net(images, routes=out.routes.detach())
-    assert torch.allclose(out.logits, again.logits, atol=1e-5)
-    for name, route in out.routes.items():
-        assert torch.equal(route.kept, again.routes[name].kept)
-        assert torch.equal(route.counted, again.routes[name].counted)
-    part = {name: route for name, route in out.routes.detach().items() if name.endswith("transformer")}
+    taken = assert_replays(net, images, atol=1e-5)
+    part = {name: route for name, route in taken.detach().items() if name.endswith("transformer")}
     moved = net(images.flip(0), routes=Routes(part)).routes  # what was there when it was recorded is not there now
     for name, route in moved.items():
         assert route.per_image is None or per_image(moved, name) == {route.per_image}
