@@ -23,8 +23,8 @@ from routespace.nn.stage import Stage, TokenEmbed
 Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
-# … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that a
-# dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more.
+# … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that
+# a dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more.
 CHANNELS = 100
 CALLS = 15_000  # what a packed block's further calls take
 MOVES = 0.3  # what moving one number takes
