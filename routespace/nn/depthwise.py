@@ -131,14 +131,22 @@ def scatter_depthwise(hidden: Tensor, kernel: Tensor, offset: Tensor, layout: La
     return as_rows(full).index_select(0, layout.rows)
 
 
-def _nine(x: Tensor, neighbours: Tensor) -> list[Tensor]:
-    """(n, R) → nine (n, R), zero where the neighbour is skipped (the compiler makes no copy of the zero row)."""
-    padded = F.pad(x, (0, 0, 0, 1))
+def _padded(x: Tensor) -> Tensor:
+    """(n, R) → (n + 1, R), the last row zero: what a skipped neighbour reads.
+
+    A matrix product writes into the longer buffer itself, and no gather asks where its row lies, as it would of a
+    padding that the compiler does without.
+    """
+    return torch.cat((x, x.new_zeros(1, x.shape[1])))
+
+
+def _nine(padded: Tensor, neighbours: Tensor) -> list[Tensor]:
+    """(n + 1, R) → nine (n, R), the neighbours of each row."""
     return [padded.index_select(0, neighbours[k]) for k in range(TAPS)]
 
 
-def _weighted(x: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
-    parts = _nine(x, neighbours)
+def _weighted(padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
+    parts = _nine(padded, neighbours)
     total = parts[0] * taps[0]
     for part, tap in zip(parts[1:], taps[1:], strict=True):
         total = total + part * tap
@@ -148,15 +156,16 @@ def _weighted(x: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
 class _GatherConv(Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, taps, neighbours)
-        return _weighted(hidden, taps, neighbours)
+        padded = _padded(hidden)
+        ctx.save_for_backward(padded, taps, neighbours)
+        return _weighted(padded, taps, neighbours)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, taps, neighbours = ctx.saved_tensors
+        padded, taps, neighbours = ctx.saved_tensors
         # Token i is neighbour k of token j exactly when j is neighbour 8 − k of i: the backward gathers too.
-        grad_hidden = _weighted(grad, taps.flip(0), neighbours)
-        grad_taps = torch.stack([(grad * part).sum(0) for part in _nine(hidden, neighbours)])
+        grad_hidden = _weighted(_padded(grad), taps.flip(0), neighbours)
+        grad_taps = torch.stack([(grad * part).sum(0) for part in _nine(padded, neighbours)])
         return grad_hidden, grad_taps, None
 
 
@@ -185,4 +194,4 @@ def gather_depthwise(hidden: Tensor, taps: Tensor, bias: Tensor, neighbours: Ten
     """
     if torch.is_grad_enabled() and hidden.requires_grad:
         return _GatherConv.apply(hidden, taps, neighbours) + bias
-    return _weighted(hidden, taps, neighbours) + bias
+    return _weighted(_padded(hidden), taps, neighbours) + bias
