@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from routespace.nn.linear import ONEDNN_IS_FASTER
 from routespace.nn.packing import Keep, kept_rows
 from routespace.nn.place import Place
 from routespace.nn.rows import spread_rows, take
@@ -25,7 +26,7 @@ Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
 # … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that
 # a dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more.
-CHANNELS = 100
+CHANNELS = 220 if ONEDNN_IS_FASTER else 100
 CALLS = 15_000  # what a packed block's further calls take
 MOVES = 0.3  # what moving one number takes
 

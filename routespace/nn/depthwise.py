@@ -17,6 +17,7 @@ Shape legend: B images · H, W map sides · N = H·W · n kept tokens of the who
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from routespace.nn.linear import linear, padded_linear, weight_grad
 from routespace.nn.packing import as_map
 from routespace.nn.rows import spread_rows
 
@@ -76,10 +78,7 @@ def _unpack(padded: Tensor, layout: Layout) -> Tensor:
 
 def _expand(rows: Tensor, weights: Expansion, layout: Layout) -> tuple[Tensor, Tensor]:
     """(n, C) → the hidden rows with a zero row (n + 1, R), and the convolved ones (n, R)."""
-    n = rows.shape[0]
-    hidden = rows.new_empty(n + 1, weights.weight.shape[0])
-    torch.addmm(weights.bias, rows, weights.weight.t(), out=hidden[:n])
-    hidden[n:].zero_()
+    hidden = padded_linear(rows, weights.weight, weights.bias)
     full = F.conv2d(_unpack(hidden, layout), weights.kernel, weights.offset, padding=1, groups=hidden.shape[1])
     return hidden, as_rows(full).index_select(0, layout.rows)
 
@@ -107,8 +106,8 @@ class _Expand(Function):
             one, one, one, False, [0, 0], groups, [True, True, False],
         )  # fmt: skip
         grad_hidden = as_rows(grad_map).index_select(0, positions)
-        grad_weight, grad_bias = grad_hidden.t() @ rows, grad_hidden.sum(0)
-        return grad_hidden @ weight, grad_weight, grad_bias, grad_kernel, padded[:n].sum(0), None
+        grad_weight, grad_bias = weight_grad(grad_hidden, rows), grad_hidden.sum(0)
+        return linear(grad_hidden, weight.t()), grad_weight, grad_bias, grad_kernel, padded[:n].sum(0), None
 
 
 def expand(rows: Tensor, weights: Expansion, layout: Layout) -> Tensor:
@@ -123,21 +122,11 @@ def expand(rows: Tensor, weights: Expansion, layout: Layout) -> Tensor:
     return torch.ops.aten.gelu_(_expand(rows, weights, layout)[1])
 
 
-def scatter_depthwise(hidden: Tensor, kernel: Tensor, offset: Tensor, layout: Layout) -> Tensor:
-    """(n, R) → (n, R), the convolution alone; for exporters."""
+def scatter_depthwise(hidden: Tensor, conv: Callable[[Tensor], Tensor], layout: Layout) -> Tensor:
+    """(n, R) → (n, R), a convolution of maps alone; for exporters, and for layers that are not torch's own."""
     b, h, w = layout.size
     full = as_map(spread_rows(hidden, layout.rows, b * h * w).view(b, h * w, -1), (h, w))
-    full = F.conv2d(full, kernel, offset, padding=1, groups=hidden.shape[1])
-    return as_rows(full).index_select(0, layout.rows)
-
-
-def _padded(x: Tensor) -> Tensor:
-    """(n, R) → (n + 1, R), the last row zero: what a skipped neighbour reads.
-
-    A matrix product writes into the longer buffer itself, and no gather asks where its row lies, as it would of a
-    padding that the compiler does without.
-    """
-    return torch.cat((x, x.new_zeros(1, x.shape[1])))
+    return as_rows(conv(full)).index_select(0, layout.rows)
 
 
 def _nine(padded: Tensor, neighbours: Tensor) -> list[Tensor]:
@@ -153,10 +142,14 @@ def _weighted(padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     return total
 
 
+def _zero_behind(x: Tensor) -> Tensor:
+    """(n, R) → (n + 1, R)."""
+    return torch.cat((x, x.new_zeros(1, x.shape[1])))
+
+
 class _GatherConv(Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
-        padded = _padded(hidden)
+    def forward(ctx: Any, padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
         ctx.save_for_backward(padded, taps, neighbours)
         return _weighted(padded, taps, neighbours)
 
@@ -164,9 +157,9 @@ class _GatherConv(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         padded, taps, neighbours = ctx.saved_tensors
         # Token i is neighbour k of token j exactly when j is neighbour 8 − k of i: the backward gathers too.
-        grad_hidden = _weighted(_padded(grad), taps.flip(0), neighbours)
+        grad_hidden = _weighted(_zero_behind(grad), taps.flip(0), neighbours)
         grad_taps = torch.stack([(grad * part).sum(0) for part in _nine(padded, neighbours)])
-        return grad_hidden, grad_taps, None
+        return _zero_behind(grad_hidden), grad_taps, None
 
 
 @cache
@@ -180,11 +173,12 @@ def taps_of(weight: Tensor) -> Tensor:
     return weight.view(weight.shape[0], TAPS).t().contiguous()
 
 
-def gather_depthwise(hidden: Tensor, taps: Tensor, bias: Tensor, neighbours: Tensor) -> Tensor:
+def gather_depthwise(padded: Tensor, taps: Tensor, bias: Tensor, neighbours: Tensor) -> Tensor:
     """Nine gathers; call it inside a compiled function.
 
     Args:
-        hidden: (n, R).
+        padded: (n + 1, R), the last row zero: what a skipped neighbour reads. No gather asks where its row lies,
+            as it would of a padding that the compiler does without.
         taps: (9, R), from `taps_of`.
         bias: (R,).
         neighbours: (9, n), see `Keep.neighbours`.
@@ -192,6 +186,6 @@ def gather_depthwise(hidden: Tensor, taps: Tensor, bias: Tensor, neighbours: Ten
     Returns:
         (n, R).
     """
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        return _GatherConv.apply(hidden, taps, neighbours) + bias
-    return _weighted(_padded(hidden), taps, neighbours) + bias
+    if torch.is_grad_enabled() and padded.requires_grad:
+        return _GatherConv.apply(padded, taps, neighbours) + bias
+    return _weighted(padded, taps, neighbours) + bias

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from routespace.grid.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
 from routespace.grid.spec import GridSpec
 from routespace.nn import stage
+from routespace.nn.linear import linear
 from routespace.nn.packing import as_map, as_tokens
 from routespace.nn.pvt_v2_block import NORM_EPS, PvtBlock
 from routespace.nn.stage import StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
@@ -76,7 +76,7 @@ class PatchEmbed(TokenEmbed):
         patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
         patches = (patches * inside.unsqueeze(-1).to(h.dtype)).flatten(1)
         kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return self.norm(F.linear(patches, kernel, self.proj.bias))
+        return self.norm(linear(patches, kernel, self.proj.bias))
 
 
 def patch_index(rows: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -23,19 +23,19 @@ from routespace.nn.compiled import compiled, use_compiled
 from routespace.nn.depthwise import (
     Expansion,
     Layout,
-    as_rows,
     expand,
     gather_depthwise,
     has_triton,
     scatter_depthwise,
     taps_of,
 )
+from routespace.nn.linear import apply_linear, is_untouched, linear, padded_linear
 from routespace.nn.packing import Keep, PackTables, as_map, as_tokens
 from routespace.nn.ragged import ragged_attention
 from routespace.nn.rows import put, spread_rows, take
-from routespace.nn.stage import Block, as_maps_are, drop_paths, in_parts, is_untouched
+from routespace.nn.stage import Block, as_maps_are, drop_paths, in_parts
 
-CACHED_BYTES = 4 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
+CACHED_BYTES = 8 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
 LEAST_GROUP = 128  # hidden channels at a time; matrix products of fewer are slower
 NORM_EPS = 1e-6  # timm: 1e-6 around blocks and stages, torch's 1e-5 inside attention and patch embeddings
 
@@ -57,21 +57,21 @@ class Attention(nn.Module):
         if self.sr is not None and self.norm is not None:
             x = self.norm(as_tokens(self.sr(as_map(x, hw))))
         b, m, c = x.shape
-        keys, values = self.kv(x).view(b, m, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        keys, values = apply_linear(self.kv, x).view(b, m, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         return keys, values
 
     def forward(self, x: Tensor, seen: Tensor, hw: tuple[int, int]) -> Tensor:
         """Queries from x (B, Q, C), keys and values from `seen` (B, N, C) → (B, Q, C)."""
         b, q, c = x.shape
-        queries = self.q(x).view(b, q, self.heads, c // self.heads).transpose(1, 2)
+        queries = apply_linear(self.q, x).view(b, q, self.heads, c // self.heads).transpose(1, 2)
         keys, values = self.keys_values(seen, hw)
         mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return self.proj(mixed.transpose(1, 2).reshape(b, q, c))
+        return apply_linear(self.proj, mixed.transpose(1, 2).reshape(b, q, c))
 
     def packed(self, rows: Tensor, seen: Tensor, hw: tuple[int, int], keep: Keep | PackTables) -> Tensor:
         """Packed queries from rows (n, C), keys and values from `seen` (B, N, C) → (n, C)."""
-        queries = self.q(rows).view(rows.shape[0], self.heads, rows.shape[1] // self.heads)
-        return self.proj(ragged_attention(queries, *self.keys_values(seen, hw), keep))
+        queries = apply_linear(self.q, rows).view(rows.shape[0], self.heads, rows.shape[1] // self.heads)
+        return apply_linear(self.proj, ragged_attention(queries, *self.keys_values(seen, hw), keep))
 
 
 class Mlp(nn.Module):
@@ -83,53 +83,58 @@ class Mlp(nn.Module):
         self.dwconv = nn.Conv2d(hidden, hidden, DEPTHWISE_KERNEL, padding=1, groups=hidden)
         self.fc2 = nn.Linear(hidden, width)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights of its layers say all that they do."""
+        return all(is_untouched(layer) for layer in self.children())
+
     def forward(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution."""
-        if in_parts(x) and all(is_untouched(part) for part in self.children()):
+        if in_parts(x) and self.is_plain:
             return self._grouped(x, hw, mask)
-        hidden = self.fc1(x)
+        hidden = apply_linear(self.fc1, x)
         if mask is not None:
             hidden = hidden * mask.to(hidden.dtype)
-        return self.fc2(F.gelu(as_tokens(self.dwconv(as_map(hidden, hw)))))
+        return apply_linear(self.fc2, F.gelu(as_tokens(self.dwconv(as_map(hidden, hw)))))
 
     def packed(self, rows: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
         """(n, C) → (n, C)."""
-        weights, size = self._expansion(), (keep.kept.shape[0], *hw)
-        if torch.compiler.is_exporting():
+        size = keep.kept.shape[0], *hw
+        if torch.compiler.is_exporting() or not self.is_plain:
             layout = Layout(keep.rows, keep.rows, size)  # the order is not read here
-            hidden = scatter_depthwise(self.fc1(rows), weights.kernel, weights.offset, layout)
-            return self.fc2(F.gelu(hidden))
+            hidden = scatter_depthwise(apply_linear(self.fc1, rows), self.dwconv, layout)
+            return apply_linear(self.fc2, F.gelu(hidden))
+        weights = self._expansion()
         if rows.is_cuda and has_triton():
             from routespace.nn.depthwise_triton import gather_gelu
 
-            taps = taps_of(weights.kernel)
-            return self.fc2(gather_gelu(self.fc1(rows), taps, weights.offset, keep.neighbours))
+            hidden = apply_linear(self.fc1, rows)
+            activated = gather_gelu(hidden, taps_of(weights.kernel), weights.offset, keep.neighbours)
+            return apply_linear(self.fc2, activated)
         layout = Layout(keep.rows, keep.order, size)
         if in_parts(rows):
             return self._by_groups(lambda part: expand(rows, part, layout), keep.kept.numel())
-        return self.fc2(expand(rows, weights, layout))
+        return apply_linear(self.fc2, expand(rows, weights, layout))
 
     def _grouped(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None) -> Tensor:
         """(B, N, C) → (B, N, C), some hidden channels at a time."""
-        flat = x.reshape(-1, x.shape[2])
 
         def hidden(weights: Expansion) -> Tensor:
-            channels = weights.weight.shape[0]
-            tokens = F.linear(flat, weights.weight, weights.bias).view(*x.shape[:2], channels)
+            tokens = linear(x, weights.weight, weights.bias)
             maps = as_map(tokens if mask is None else tokens.mul_(mask), hw)
-            convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=channels)
-            return torch.ops.aten.gelu_(as_rows(convolved))
+            convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=tokens.shape[2])
+            return torch.ops.aten.gelu_(as_tokens(convolved))
 
-        return self._by_groups(hidden, flat.shape[0]).view_as(x)
+        return self._by_groups(hidden, x.shape[0] * x.shape[1])
 
     def _by_groups(self, hidden: Callable[[Expansion], Tensor], tokens: int) -> Tensor:
-        """The layer's result (n, C), by some hidden channels at a time; their maps are of `tokens` tokens."""
+        """The layer's result (…, C), by some hidden channels at a time; their maps are of `tokens` tokens."""
         weights, channels = self._expansion(), self.fc1.out_features
         width = group_width(channels, tokens * weights.weight.element_size())
-        total: Tensor = self.fc2.bias
-        for first in range(0, channels, width):
+        total = linear(hidden(weights.part(slice(width))), self.fc2.weight[:, :width], self.fc2.bias)
+        for first in range(width, channels, width):
             group = slice(first, first + width)
-            total = torch.addmm(total, hidden(weights.part(group)), self.fc2.weight[:, group].t())
+            total += linear(hidden(weights.part(group)), self.fc2.weight[:, group])
         return total
 
     def _expansion(self) -> Expansion:
@@ -139,8 +144,9 @@ class Mlp(nn.Module):
     def fused(self, rows: Tensor, neighbours: Tensor, taps: Tensor) -> Tensor:
         """(n, C) → (n, C), by gathering neighbours; call it inside a compiled function."""
         assert self.dwconv.bias is not None
-        hidden = gather_depthwise(self.fc1(rows), taps, self.dwconv.bias, neighbours)
-        return self.fc2(F.gelu(hidden))
+        padded = padded_linear(rows, self.fc1.weight, self.fc1.bias)
+        hidden = gather_depthwise(padded, taps, self.dwconv.bias, neighbours)
+        return apply_linear(self.fc2, F.gelu(hidden))
 
 
 def group_width(channels: int, channel_bytes: int) -> int:
@@ -189,7 +195,7 @@ class PvtBlock(Block):
         first, second = (
             None if drop is None else drop.flatten(1).index_select(0, keep.images) for drop in self._drops(x)
         )
-        if use_compiled(self) and keep.longest > 1:
+        if use_compiled(self) and self.mlp.is_plain and keep.longest > 1:
             taps = taps_of(self.mlp.dwconv.weight)
             rows = compiled(fused_rows, hw)(self, x, keep.tables, taps, (first, second))
         else:

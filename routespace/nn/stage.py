@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from routespace.nn.packing import Keep
 
-TOKENS_AT_ONCE = 8192  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
+TOKENS_AT_ONCE = 16384  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
 
 
 class Block(nn.Module, ABC):
@@ -108,7 +108,7 @@ class Stage(nn.Module):
 
     def _images_at_once(self, x: Tensor) -> int:
         """How many images of a (B, N, C) batch to run through the blocks before the next ones."""
-        if not in_parts(x) or self.compiled:
+        if not in_parts(x):
             return x.shape[0]
         return max(1, TOKENS_AT_ONCE * torch.get_num_threads() // x.shape[1])
 
@@ -131,11 +131,6 @@ def in_parts(x: Tensor) -> bool:
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call,attr-defined]
-
-
-def is_untouched(layer: nn.Module) -> bool:
-    """Whether nobody has replaced a layer or listens to it, so that its weights say all that it does."""
-    return type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def as_maps_are(conv: nn.Conv2d) -> nn.Conv2d:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.swin_v2 import BIAS_HIDDEN
+from routespace.nn.linear import apply_linear, linear
 from routespace.nn.rows import spread_rows, take
 from routespace.nn.swin_packing import Touched
 from routespace.nn.swin_windows import Windows, WindowTable, to_places, unit, window_table
@@ -42,7 +43,7 @@ class WindowAttention(nn.Module):
         b, _, c = x.shape
         table = window_table(windows, x)
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(to_places(x, table), self.qkv.weight, bias)
+        qkv = linear(to_places(x, table), self.qkv.weight, bias)
         qkv = qkv.view(b, windows.number, windows.area, 3, self.heads, c // self.heads)
         score = self.position_bias(table)
         if table.kinds is not None:
@@ -51,7 +52,7 @@ class WindowAttention(nn.Module):
         parts = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, -1, score.shape[0] * self.heads, *qkv.shape[2::3])
         mixed = self.mix(parts[0], parts[1], parts[2], score.flatten(0, 1))
         mixed = mixed.view(b, windows.number, self.heads, windows.area, -1).transpose(2, 3)
-        return self.proj(mixed.reshape(b, -1, c)).index_select(1, table.places)
+        return apply_linear(self.proj, mixed.reshape(b, -1, c)).index_select(1, table.places)
 
     def packed(self, x: Tensor, rows: Tensor, windows: Windows, touched: Touched) -> Tensor:
         """Kept tokens `rows` (n, C) of the flat batch x (B·N, C) → (n, C)."""
@@ -75,20 +76,20 @@ class WindowAttention(nn.Module):
             mixed.append(found.transpose(1, 2).reshape(number * width, -1))
             start = stop
         found = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-        return self.proj(found if touched.slots is None else take(found, touched.slots))
+        return apply_linear(self.proj, found if touched.slots is None else take(found, touched.slots))
 
     def _packed_qkv(self, x: Tensor, rows: Tensor, touched: Touched) -> tuple[Tensor, Tensor, Tensor]:
         """(B·N, C) → queries (n, C) of the kept rows (n, C), keys and values (T·A, C)."""
         c = x.shape[1]
         value_bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
         if touched.whole:
-            whole = F.linear(rows, self.qkv.weight, torch.cat((self.q_bias, value_bias)))
+            whole = linear(rows, self.qkv.weight, torch.cat((self.q_bias, value_bias)))
             return whole[:, :c], whole[:, c : 2 * c], whole[:, 2 * c :]
-        queries = F.linear(rows, self.qkv.weight[:c], self.q_bias)
+        queries = linear(rows, self.qkv.weight[:c], self.q_bias)
         if touched.seen is None:
-            both = F.linear(take(x, touched.rows), self.qkv.weight[c:], value_bias)
+            both = linear(take(x, touched.rows), self.qkv.weight[c:], value_bias)
         else:  # a zero token's key and value are the bias: only the others are computed
-            seen = F.linear(take(x, touched.rows.index_select(0, touched.seen)), self.qkv.weight[c:])
+            seen = linear(take(x, touched.rows.index_select(0, touched.seen)), self.qkv.weight[c:])
             both = spread_rows(seen, touched.seen, touched.rows.shape[0]) + value_bias
         return queries, both[:, :c], both[:, c:]
 

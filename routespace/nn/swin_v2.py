@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from routespace.grid.spec import GridSpec
 from routespace.grid.swin_v2 import MERGED, window_of
 from routespace.nn import stage
+from routespace.nn.linear import apply_linear
 from routespace.nn.packing import Keep, as_tokens
 from routespace.nn.rows import put, take
 from routespace.nn.stage import Block, StateDict, TimmWeights, TokenEmbed, drop_paths, prefixed
@@ -39,7 +40,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, x)))
 
 
 class SwinBlock(Block):
@@ -170,12 +171,12 @@ class PatchEmbed(TokenEmbed):
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
-        return self.norm(self.reduction(self._groups(x, hw, visible)))
+        return self.norm(apply_linear(self.reduction, self._groups(x, hw, visible)))
 
     def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the coarse tokens at `rows`."""
         groups = self._groups(x, hw, visible)
-        return self.norm(self.reduction(take(groups.flatten(0, 1), rows)))
+        return self.norm(apply_linear(self.reduction, take(groups.flatten(0, 1), rows)))
 
     def _groups(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None) -> Tensor:
         """(B, N, C) → (B, N', 4·C): each 2×2 group's tokens, column by column (timm's order)."""

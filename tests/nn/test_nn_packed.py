@@ -84,6 +84,26 @@ def test_an_empty_batch_and_layers_that_others_look_at():
     assert not torch.allclose(net(images).logits, before)
 
 
+@pytest.mark.parametrize("layer", ["fc1", "dwconv", "fc2"])
+def test_packed_blocks_hear_replaced_layers(layer):
+    """Adapters that someone puts around a layer count in every mode, as do their gradients."""
+    net = small_net()
+
+    class Around(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.gain = inner, torch.nn.Parameter(torch.tensor(1.7))
+
+        def forward(self, x):
+            return self.gain * self.inner(x)
+
+    for stage in net.edges.values():
+        for block in getattr(stage, "blocks", ()):
+            setattr(block.mlp, layer, Around(getattr(block.mlp, layer)))
+    images = torch.randn(3, 3, 32, 32)
+    assert_modes_agree(net, images, Routes.random(net, images, keep=0.5))
+
+
 def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
     one = torch.zeros(batch, tokens, dtype=torch.bool)
     one[:, tokens // 2] = True
@@ -167,12 +187,15 @@ def test_packed_backward_in_double_precision():
     kernel, offset = weights[2:]
 
     def gathered(hidden, kernel, offset):
-        return gather_depthwise(hidden, taps_of(kernel), offset, keep.neighbours)
+        padded = torch.cat((hidden, torch.zeros_like(hidden[:1])))
+        return gather_depthwise(padded, taps_of(kernel), offset, keep.neighbours)
 
     assert torch.autograd.gradcheck(gathered, (hidden, kernel, offset))
-    assert torch.allclose(
-        gathered(hidden, kernel, offset), scatter_depthwise(hidden, kernel, offset, layout), atol=1e-12
-    )
+
+    def conv(maps):
+        return torch.nn.functional.conv2d(maps, kernel, offset, padding=1, groups=5)
+
+    assert torch.allclose(gathered(hidden, kernel, offset), scatter_depthwise(hidden, conv, layout), atol=1e-12)
 
 
 def test_expansion_follows_autocast():

@@ -1,0 +1,173 @@
+"""Linear layers, by the library that is fast on this processor.
+
+torch multiplies fp32 matrices with MKL, which keeps to AVX2 where a processor is not Intel's. oneDNN, which torch
+brings too, uses AVX-512 there and takes less than half the time (one Zen 5 core: 121 against 55 GMACs a second).
+Large products on such a processor go to it, forwards and backwards; everything else is torch's own.
+
+Shape legend: … any dimensions · M their product, rows · K channels in · N channels out.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _onednn_is_faster() -> bool:
+    """Whether torch has oneDNN and MKL, and this processor AVX-512 that MKL leaves unused."""
+    if not (torch._C._has_mkldnn and torch.backends.mkl.is_available()):  # type: ignore[no-untyped-call, unused-ignore]
+        return False
+    described = Path("/proc/cpuinfo")  # Linux; on Windows the vendor is a part of the processor's name
+    processor = described.read_text(errors="replace") if described.exists() else platform.processor()
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in processor
+
+
+ONEDNN_IS_FASTER = _onednn_is_faster()  # a constant: compiled steps are traced through here
+# Multiply-adds from which on a product goes to oneDNN. It prepares a kernel (.2 to .7 ms) for each new number of
+# rows: that of a map (…, N, K) is seldom new, that of packed rows (n, K) mostly is.
+LEAST_MAP_MACS = 1 << 22
+LEAST_ROW_MACS = 1 << 24
+LEAST_WEIGHTS = 1 << 12  # narrower layers gain nothing
+
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """(…, K) → (…, N): what a layer makes of x, by `linear` where it is torch's own and nobody listens to it."""
+    if is_untouched(layer):
+        assert isinstance(layer, nn.Linear)
+        return linear(x, layer.weight, layer.bias)
+    found: Tensor = layer(x)
+    return found
+
+
+def is_untouched(layer: nn.Module) -> bool:
+    """Whether nobody has replaced a layer or listens to it, so that its weights say all that it does."""
+    return type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x·weightᵀ + bias.
+
+    Args:
+        x: (…, K).
+        weight: (N, K).
+        bias: (N,), or None.
+
+    Returns:
+        (…, N).
+    """
+    least_macs = LEAST_ROW_MACS if x.dim() == 2 else LEAST_MAP_MACS
+    if not _goes_to_onednn(x, weight, least_macs):
+        return F.linear(x, weight, bias)
+    rows = _product(x.reshape(-1, x.shape[-1]), weight, bias, least_macs=least_macs)
+    return rows.view(*x.shape[:-1], weight.shape[0])
+
+
+def padded_linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(M, K) → (M + 1, N): rows·weightᵀ + bias, and a row of zeros behind them without a copy of the others."""
+    if _goes_to_onednn(rows, weight, LEAST_ROW_MACS):
+        longer = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
+        return _product(longer, weight, bias, zero_last=True)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        found = F.linear(rows, weight, bias)
+        return torch.cat((found, found.new_zeros(1, found.shape[1])))  # a compiler writes both in place
+    padded = rows.new_empty(rows.shape[0] + 1, weight.shape[0])
+    torch.addmm(bias, rows, weight.t(), out=padded[:-1])
+    padded[-1].zero_()
+    return padded
+
+
+def weight_grad(grad: Tensor, rows: Tensor, least_macs: int | None = None) -> Tensor:
+    """gradᵀ·rows: (M, N) and (M, K) → (N, K), the gradient of a linear layer's weight."""
+    least_macs = LEAST_ROW_MACS if least_macs is None else least_macs
+    if not _goes_to_onednn(rows, grad.t(), least_macs):
+        return grad.t() @ rows
+    if grad.shape[1] <= rows.shape[1]:  # the longer side last: a short one is not shared between threads
+        return _product(grad.t(), rows.t(), least_macs=least_macs)
+    return _product(rows.t(), grad.t(), least_macs=least_macs).t()
+
+
+def _goes_to_onednn(x: Tensor, weight: Tensor, least_macs: int) -> bool:
+    """Whether x (…, K) and weight (N, K), or the gradient's (N, M), make a product for oneDNN."""
+    if not ONEDNN_IS_FASTER or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    narrow = x.shape[-1] * weight.shape[0] < LEAST_WEIGHTS
+    if narrow or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling():  # an export shall hold operators that everybody knows
+        return not torch.compiler.is_exporting()
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        return False
+    return x.numel() * weight.shape[0] >= least_macs
+
+
+# An operator of its own, so that a compiled step can hold it: torch's compiler takes oneDNN's for constant weights
+# alone.
+torch.library.define(
+    "routespace::linear", "(Tensor rows, Tensor weight, Tensor? bias, bool zero_last, int least_macs) -> Tensor"
+)
+
+
+def _product(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    zero_last: bool = False,
+    least_macs: int | None = None,
+) -> Tensor:
+    """(M, K) → (M, N); with `zero_last` the last row is zeros. Compiled, the size is looked at in the call."""
+    least_macs = LEAST_ROW_MACS if least_macs is None else least_macs
+    found: Tensor = torch.ops.routespace.linear(rows, weight, bias, zero_last, least_macs)
+    return found
+
+
+@torch.library.impl("routespace::linear", "CPU")
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, zero_last: bool, least_macs: int) -> Tensor:
+    if rows.numel() * weight.shape[0] >= least_macs:
+        # A part of a weight, with gaps between its rows, would take oneDNN a thousand times as long.
+        whole = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+        found = torch.ops.mkldnn._linear_pointwise(rows, whole, bias, "none", [], "")
+    else:
+        found = F.linear(rows, weight, bias)
+    if zero_last:
+        found[-1].zero_()
+    return found
+
+
+@torch.library.register_fake("routespace::linear")  # type: ignore[untyped-decorator, unused-ignore]
+def _linear_shape(rows: Tensor, weight: Tensor, bias: Any, zero_last: bool, least_macs: int) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[0])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rows, weight, bias, ctx.zero_last, ctx.least_macs = inputs
+    ctx.save_for_backward(rows, weight)
+    ctx.has_bias = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, weight = ctx.saved_tensors
+    if ctx.zero_last:
+        rows, grad = rows[:-1], grad[:-1]
+    into_rows, into_weight, into_bias, *_ = ctx.needs_input_grad
+    grad_rows = _product(grad, weight.t(), least_macs=ctx.least_macs) if into_rows else None
+    if ctx.zero_last and grad_rows is not None:
+        grad_rows = torch.cat((grad_rows, grad_rows.new_zeros(1, grad_rows.shape[1])))
+    grad_weight = weight_grad(grad, rows, ctx.least_macs) if into_weight else None
+    grad_bias = grad.sum(0) if ctx.has_bias and into_bias else None
+    return grad_rows, grad_weight, grad_bias, None, None
+
+
+torch.library.register_autograd("routespace::linear", _backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.routespace.linear)  # type: ignore[untyped-decorator, unused-ignore]
+def _linear_flops(rows: Any, weight: Any, bias: Any, zero_last: bool, *_: object, **__: object) -> int:
+    """Shapes (M, K) and (N, K) → operations, two a multiply-add as torch counts its own."""
+    return int(2 * (rows[0] - zero_last) * rows[1] * weight[0])

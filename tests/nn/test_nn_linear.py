@@ -1,0 +1,216 @@
+"""Linear layers computed by oneDNN give what torch's own give: values, gradients, MACs, exported graphs."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn import linear as linears
+from routespace.nn.linear import apply_linear, linear, padded_linear, weight_grad
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routes import Routes
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Every product to oneDNN, whatever the processor and the size."""
+    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(linears, "LEAST_MAP_MACS", 1)
+    monkeypatch.setattr(linears, "LEAST_ROW_MACS", 1)
+    monkeypatch.setattr(linears, "LEAST_WEIGHTS", 0)
+
+
+def own_calls(run) -> set[str]:
+    """Names of the operators that torch's counter saw."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return {str(op) for op in counter.get_flop_counts()["Global"]}
+
+
+def weights(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, k, requires_grad=True), torch.randn(n, requires_grad=True)
+
+
+def values_and_gradients(function, tensors):
+    found = function(*tensors)
+    weighting = torch.linspace(-1, 1, found.numel()).view_as(found)
+    return [found.detach(), *torch.autograd.grad((found * weighting).sum(), tensors)]
+
+
+def assert_same(function, reference, tensors):
+    for mine, theirs in zip(
+        values_and_gradients(function, tensors), values_and_gradients(reference, tensors), strict=True
+    ):
+        assert mine.shape == theirs.shape
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 5), (0,), (1,)])
+@pytest.mark.parametrize(("k", "n"), [(6, 40), (40, 6)])
+def test_values_and_gradients(onednn, shape, k, n):
+    x = torch.randn(*shape, k, requires_grad=True)
+    weight, bias = weights(n, k)
+    assert_same(linear, F.linear, (x, weight, bias))
+    assert_same(linear, F.linear, (x, weight))
+    assert ("routespace.linear" in own_calls(lambda: linear(x, weight, bias))) == (x.numel() > 0)
+
+
+def test_parts_of_weights(onednn):
+    """Columns, rows and transposes of a weight, which oneDNN itself would take as they lie: with a slow kernel."""
+    x = torch.randn(9, 8, requires_grad=True)
+    weight, bias = weights(8, 16)
+    assert_same(lambda x, w: linear(x, w[:, 4:12]), lambda x, w: F.linear(x, w[:, 4:12]), (x, weight))
+    assert_same(lambda x, w: linear(x, w.t()), lambda x, w: F.linear(x, w.t()), (x, weight))
+    assert_same(
+        lambda w, b: linear(x.detach(), w[2:5, :8], b[2:5]),
+        lambda w, b: F.linear(x.detach(), w[2:5, :8], b[2:5]),
+        (weight, bias),
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1, 11])
+def test_a_row_of_zeros_behind(onednn, n):
+    rows = torch.randn(n, 6, requires_grad=True)
+    weight, bias = weights(10, 6)
+
+    def reference(rows, weight, bias):
+        return torch.cat((F.linear(rows, weight, bias), torch.zeros(1, 10)))
+
+    assert_same(padded_linear, reference, (rows, weight, bias))
+    with torch.inference_mode():
+        assert torch.equal(padded_linear(rows, weight, bias)[-1], torch.zeros(10))
+
+
+def test_a_row_of_zeros_behind_torchs_own(monkeypatch):
+    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", False)
+    rows, (weight, bias) = torch.randn(5, 6, requires_grad=True), weights(10, 6)
+    want = torch.cat((F.linear(rows, weight, bias), torch.zeros(1, 10)))
+    assert torch.equal(padded_linear(rows, weight, bias), want)
+    with torch.inference_mode():
+        assert torch.allclose(padded_linear(rows, weight, bias), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "n"), [(6, 40), (40, 6), (8, 8)])
+def test_weight_gradients(onednn, k, n):
+    grad, rows = torch.randn(30, n), torch.randn(30, k)
+    assert torch.allclose(weight_grad(grad, rows, 1), grad.t() @ rows, atol=1e-4)
+
+
+def test_second_derivatives(onednn):
+    x, (weight, bias) = torch.randn(4, 3, requires_grad=True), weights(5, 3)
+
+    def penalty(function):
+        (grad,) = torch.autograd.grad(function(x, weight, bias).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (x, weight, bias))
+
+    for mine, theirs in zip(penalty(linear), penalty(F.linear), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_macs_are_counted(onednn):
+    layer, x = torch.nn.Linear(6, 10), torch.randn(2, 7, 6)
+    with FlopCounterMode(display=False) as counter:
+        apply_linear(layer, x)
+    assert counter.get_total_flops() == 2 * 2 * 7 * 6 * 10
+
+
+def test_what_goes_to_torchs_own(onednn, monkeypatch):
+    layer, x = torch.nn.Linear(6, 10), torch.randn(7, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apply_linear(layer, x).dtype == torch.bfloat16
+    assert apply_linear(layer.double(), x.double()).dtype == torch.float64
+    assert apply_linear(torch.nn.Linear(6, 10, device="meta"), x.to("meta")).shape == (7, 10)
+    layer.float()
+    assert "routespace.linear" in own_calls(lambda: apply_linear(layer, x))
+    monkeypatch.setattr(linears, "LEAST_ROW_MACS", 7 * 6 * 10 + 1)
+    assert "routespace.linear" not in own_calls(lambda: apply_linear(layer, x))
+
+
+def test_replaced_layers_and_hooks_are_heard(onednn):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x = torch.randn(7, 6)
+    assert torch.allclose(apply_linear(doubled := Doubled(6, 10), x), doubled(x))
+    layer, heard = torch.nn.Linear(6, 10), []
+    layer.register_forward_hook(lambda *_: heard.append(1))
+    apply_linear(layer, x)
+    assert heard == [1]
+
+
+def test_exported_graphs_hold_torchs_operators(onednn):
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 10)
+
+        def forward(self, x):
+            return apply_linear(self.layer, x)
+
+    program = torch.export.export(Two(), (torch.randn(4, 6),))
+    assert not any("routespace" in str(node.target) for node in program.graph.nodes)
+    traced = torch.jit.trace(Two(), torch.randn(4, 6))
+    assert "routespace::" not in str(traced.inlined_graph)
+
+
+def net_of(family: str) -> RouteNet:
+    torch.manual_seed(0)
+    own = {"sr_ratios": (2, 1)} if family == "pvt_v2" else {"window": 4}
+    spec = GridSpec.parse(
+        {
+            "family": family,
+            "layers": 2,
+            "max_down": 8,
+            "widths": (16, 32),
+            "heads": (1, 2),
+            "mlp_ratios": (4, 2),
+            "depths": 2,
+            "image_size": 64,
+            "num_classes": 5,
+            **own,
+        }
+    )
+    return RouteNet(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec()).eval()
+
+
+def outcome(net: RouteNet, images: torch.Tensor, routes: Routes) -> list[torch.Tensor]:
+    net.zero_grad()
+    logits = net(images, routes=routes).logits
+    logits.square().sum().backward()
+    with torch.inference_mode():
+        again = net(images, routes=routes).logits
+    return [logits.detach(), again, *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("family", ["pvt_v2", "swin_v2"])
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+def test_networks(onednn, monkeypatch, family, execution):
+    net, images = net_of(family), torch.randn(3, 3, 64, 64)
+    net.execution = execution
+    routes = Routes.random(net, images, keep=0.4)
+    mine = outcome(net, images, routes)
+    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", False)
+    for found, theirs in zip(mine, outcome(net, images, routes), strict=True):
+        assert (found - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6
+
+
+@pytest.mark.slow
+def test_compiled_steps(onednn, monkeypatch):
+    torch.compiler.reset()
+    net, images = net_of("pvt_v2"), torch.randn(3, 3, 64, 64)
+    net.execution = "packed"
+    routes = Routes.random(net, images, keep=0.4)
+    net.compile_blocks()
+    mine = outcome(net, images, routes)
+    net.compile_blocks(False)
+    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", False)
+    for found, theirs in zip(mine, outcome(net, images, routes), strict=True):
+        assert (found - theirs).norm() <= 1e-3 * theirs.norm() + 1e-5
+    torch.compiler.reset()
