@@ -14,10 +14,13 @@ Rows are decided per token, or per square of a window's side (without `capacity`
 timed with one block and with two, the second one's windows shifted). A block's mask keeps an exact share of the
 batch's squares, but at least one; a network's decisions are drawn one by one.
 
-Every variant runs once in every round, so that a busy machine slows them alike; numbers are medians. On a CPU the
-clock is the processor time of the thread (--clock wall for the other one), with one thread and with malloc told
-to keep its memory, without which large maps are paid for page by page. On CUDA, for pvt_v2, timm's compiled
-pvt_v2_b2 runs in the same rounds, and `capacity` is also captured as a CUDA graph.
+Every variant runs once in every round, so that a busy machine slows them alike; numbers are medians. A network
+gets new decisions in each call, as new images would bring them. On a CPU the clock is the processor time of the
+thread (--clock wall for the other one), with one thread and with malloc told to keep its memory, without which
+large maps are paid for page by page. `--products torch` leaves all matrix products to torch, as where MKL knows
+the processor: on others they take half the time (`routespace.nn.linear`), and what is left weighs more. timm's
+network runs in the same rounds (compiled on CUDA), and a line tells everything as shares of its time; on CUDA
+`capacity` is also captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
+import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,6 +48,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage, used_macs
 from routespace.memory import keep_freed_memory
+from routespace.nn import linear as linears
 from routespace.nn.compiled import compile_blocks
 from routespace.nn.packing import Keep, spread
 from routespace.nn.route_net import RouteNet
@@ -51,6 +56,8 @@ from routespace.nn.routes import EdgeRoute, Routes
 
 PRESETS = {"pvt_v2": "pvt_v2_b2", "swin_v2": "swin_v2_t"}
 QUICK = PRESETS | {"pvt_v2": "pvt_v2_b0"}
+TIMM = {"pvt_v2_b2": "pvt_v2_b2", "pvt_v2_b0": "pvt_v2_b0", "swin_v2_t": "swinv2_tiny_window8_256"}
+WARM_UP = 2  # calls of each variant that are not timed
 TILE = 8  # side of a square of tokens where the family has no windows
 MODES = ("masked", "packed", "auto", "capacity", "compiled")
 COLUMNS = (*MODES, "ideal", "run")
@@ -68,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.75, 0.5, 0.25])
+    parser.add_argument("--products", default="fast", choices=("fast", "torch"), help="who multiplies matrices")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="processor time, or the clock")
     parser.add_argument("--what", nargs="+", choices=("inference", "training"), default=["inference", "training"])
@@ -88,6 +96,11 @@ DEVICE = torch.device(ARGS.device)
 DTYPE = torch.float32 if ARGS.dtype == "fp32" else torch.bfloat16
 
 
+def preset_name() -> str:
+    """What is measured."""
+    return (QUICK if ARGS.quick else PRESETS)[ARGS.family]
+
+
 def seconds(run: Callable[[], object]) -> float:
     """The time of one call."""
     on_cpu = DEVICE.type == "cpu"
@@ -101,8 +114,8 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def medians(runs: Runs) -> dict[str, float]:
-    """Milliseconds of each run, interleaved, after two calls to warm up."""
-    for run in [*runs.values()] * 2:
+    """Milliseconds of each run, interleaved, after the calls that warm up."""
+    for run in [*runs.values()] * WARM_UP:
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _, (name, run) in product(range(ARGS.rounds), runs.items()):
@@ -204,29 +217,29 @@ def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs,
         keep: float | None, *, packed: bool = True, capacity: bool = False, on: bool = False, auto: bool = False
     ) -> Callable:
         model = plain if keep is None else equal if capacity else net
-        routes = None if keep is None else Routes.random(model, images, keep=keep)
+        calls = ARGS.rounds + WARM_UP
+        drawn = [None] if keep is None else [Routes.random(model, images, keep=keep, seed=i) for i in range(calls)]
+        routes = cycle(drawn)
 
         def forward() -> torch.Tensor:
             compile_blocks(model, on)
             model.execution = "auto" if auto else "packed" if packed else "dense"
-            return model(images, routes=routes).logits
+            return model(images, routes=next(routes)).logits
 
         return stepped(model, forward, train)
 
-    extras = DEVICE.type == "cuda" and ARGS.family == "pvt_v2"
+    graphs = DEVICE.type == "cuda" and ARGS.family == "pvt_v2" and not train and ARGS.rows == "token"
     runs, counted = variants(run), {}
     for keep in ARGS.keep:
         runs[f"auto {keep}"] = run(keep, auto=True)
         usage = Routes.random(net, images, keep=keep).usage()
         shares = {name: EdgeUsage(*map(float, used)) for name, used in usage.items()}
         counted[keep] = architecture_cost(architecture, usage=shares).macs / architecture_cost(architecture).macs
-        if extras and not train and ARGS.rows == "token":
+        if graphs:
             runs[f"capacity graph {keep}"] = graphed(run(keep, capacity=True))
-    if extras and not ARGS.no_compile:
-        import timm
-
-        oracle = torch.compile(timm.create_model("pvt_v2_b2").to(DEVICE, DTYPE).train(train))
-        runs["timm compiled"] = stepped(oracle, lambda: oracle(images), train)
+    oracle = timm.create_model(TIMM[preset_name()]).to(DEVICE, DTYPE).train(train)
+    called = torch.compile(oracle) if DEVICE.type == "cuda" and not ARGS.no_compile else oracle
+    runs["timm"] = stepped(oracle, lambda: called(images), train)
     return runs, counted
 
 
@@ -253,11 +266,13 @@ def report(what: str, runs: Runs, counted: Counted) -> list[dict]:
             row["run"] = flops(runs[f"packed {keep}"]) / flops(runs["dense"])
         ratios = " ".join("       –" if row[key] is None else f"{row[key]:8.3f}" for key in COLUMNS)
         print(f"{what:28s} {keep:5.2f} {base:9.1f} {compiled_base or float('nan'):9.1f}  {ratios}", flush=True)
-        if "timm compiled" in ms:
-            row["timm_compiled_ms"] = ms["timm compiled"]
-        for extra in [key for key in ("capacity graph", "timm_compiled_ms") if row.get(key) is not None]:
-            print(f"{'':28s} {extra}: {row[extra]:.3f}")
+        row["timm_ms"] = ms.get("timm")
+        if row["capacity graph"] is not None:
+            print(f"{'':28s} capacity graph: {row['capacity graph']:.3f}")
         rows.append(row)
+    if "timm" in ms:
+        shares = ", ".join(f"{name} {found / ms['timm']:.3f}" for name, found in ms.items() if name != "timm")
+        print(f"{'':28s} timm takes {ms['timm']:.1f} ms; shares of that: {shares}")
     return rows
 
 
@@ -266,12 +281,14 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    preset = (QUICK if ARGS.quick else PRESETS)[ARGS.family]
+    linears.ONEDNN_IS_FASTER &= ARGS.products == "fast"
+    preset = preset_name()
     spec = GridSpec.preset(preset)
     architecture = Architecture.routed(RoutingGrid(spec), "depth")
     clock = ARGS.clock if DEVICE.type == "cpu" else "wall"
     print(f"{preset} at {spec.image_size[0]}², {DEVICE}, {ARGS.dtype}, {clock} clock, {ARGS.rounds} rounds")
-    print(f"decisions per {ARGS.rows}, keys: {ARGS.keys}")
+    faster = "oneDNN for large ones" if linears.ONEDNN_IS_FASTER else "torch"
+    print(f"decisions per {ARGS.rows}, keys: {ARGS.keys}, products: {faster}")
     heads = " ".join(f"{head:>8s}" for head in COLUMNS)
     print(f"{'':28s} {'keep':>5s} {'dense ms':>9s} {'compiled':>9s}  {heads}")
     rows: list[dict] = []
@@ -286,7 +303,7 @@ def main() -> None:
     if ARGS.json:
         head = {
             "what": "routing", "preset": preset, "dtype": ARGS.dtype, "clock": clock, "rounds": ARGS.rounds,
-            "rows_per": ARGS.rows, "keys": ARGS.keys,
+            "rows_per": ARGS.rows, "keys": ARGS.keys, "products": faster,
             "device": this_device(DEVICE.type, 1).name, "cores": os.cpu_count(),
             "load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
