@@ -20,7 +20,7 @@ thread (--clock wall for the other one), with one thread and with malloc told to
 large maps are paid for page by page. `--products torch` leaves all matrix products to torch, as where MKL knows
 the processor: on others they take half the time (`routespace.nn.linear`), and what is left weighs more. timm's
 network runs in the same rounds (compiled on CUDA), and a line tells everything as shares of its time; on CUDA
-`capacity` is also captured as a CUDA graph.
+`capacity` is also captured as a CUDA graph (of one decision).
 """
 
 from __future__ import annotations

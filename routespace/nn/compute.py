@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from routespace.nn.linear import ONEDNN_IS_FASTER
+from routespace.nn import linear as linears
 from routespace.nn.packing import Keep, kept_rows
 from routespace.nn.place import Place
 from routespace.nn.rows import spread_rows, take
@@ -25,8 +25,8 @@ Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
 # … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that
-# a dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more.
-CHANNELS = 220 if ONEDNN_IS_FASTER else 100
+# a dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more …
+CHANNELS, FAST_CHANNELS = 100, 220  # by torch's own products, and by oneDNN's
 CALLS = 15_000  # what a packed block's further calls take
 MOVES = 0.3  # what moving one number takes
 
@@ -181,7 +181,8 @@ def _pack_below(x: Tensor, *, compiled: bool) -> float:
     """The share of kept tokens of (B, N, C) below which a packed edge takes less time than a masked one."""
     if compiled or x.device.type != "cpu":
         return PACK_BELOW
-    dense = x.numel() * (1 + x.shape[2] / CHANNELS)
+    channels = FAST_CHANNELS if linears.ONEDNN_IS_FASTER else CHANNELS
+    dense = x.numel() * (1 + x.shape[2] / channels)
     return min(PACK_BELOW, 1 - (CALLS + MOVES * x.numel()) / dense)
 
 

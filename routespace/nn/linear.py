@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.flop_counter import register_flop_formula
 
 
@@ -37,17 +39,23 @@ LEAST_WEIGHTS = 1 << 12  # narrower layers gain nothing
 
 
 def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """(…, K) → (…, N): what a layer makes of x, by `linear` where it is torch's own and nobody listens to it."""
+    """(…, K) → (…, N): `layer(x)`, by oneDNN where that is faster and the layer's weights say all that it does."""
     if is_untouched(layer):
         assert isinstance(layer, nn.Linear)
-        return linear(x, layer.weight, layer.bias)
+        if _goes_to_onednn(x, layer.weight, layer.bias, _least_macs(x)):
+            return linear(x, layer.weight, layer.bias)
     found: Tensor = layer(x)
     return found
 
 
 def is_untouched(layer: nn.Module) -> bool:
-    """Whether nobody has replaced a layer or listens to it, so that its weights say all that it does."""
-    return type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether nobody has replaced a layer or its `forward`, or listens to it."""
+    if type(layer) not in (nn.Linear, nn.Conv2d) or "forward" in layer.__dict__:
+        return False
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    if any(len(found) for found in hooks):
+        return False
+    return torch.compiler.is_compiling() or not _has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,18 +69,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (…, N).
     """
-    least_macs = LEAST_ROW_MACS if x.dim() == 2 else LEAST_MAP_MACS
-    if not _goes_to_onednn(x, weight, least_macs):
+    least_macs = _least_macs(x)
+    if not _goes_to_onednn(x, weight, bias, least_macs):
         return F.linear(x, weight, bias)
-    rows = _product(x.reshape(-1, x.shape[-1]), weight, bias, least_macs=least_macs)
+    rows = _product(x.reshape(-1, x.shape[-1]), weight, bias, least_macs)
     return rows.view(*x.shape[:-1], weight.shape[0])
 
 
 def padded_linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(M, K) → (M + 1, N): rows·weightᵀ + bias, and a row of zeros behind them without a copy of the others."""
-    if _goes_to_onednn(rows, weight, LEAST_ROW_MACS):
+    if _goes_to_onednn(rows, weight, bias, LEAST_ROW_MACS):
         longer = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
-        return _product(longer, weight, bias, zero_last=True)
+        return _product(longer, weight, bias, LEAST_ROW_MACS, zero_last=True)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         found = F.linear(rows, weight, bias)
         return torch.cat((found, found.new_zeros(1, found.shape[1])))  # a compiler writes both in place
@@ -82,28 +90,45 @@ def padded_linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return padded
 
 
-def weight_grad(grad: Tensor, rows: Tensor, least_macs: int | None = None) -> Tensor:
-    """gradᵀ·rows: (M, N) and (M, K) → (N, K), the gradient of a linear layer's weight."""
-    least_macs = LEAST_ROW_MACS if least_macs is None else least_macs
-    if not _goes_to_onednn(rows, grad.t(), least_macs):
+def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
+    """gradᵀ·rows: (M, N) and (M, K) → (N, K), the gradient of the weight of a layer of packed rows."""
+    return _weight_grad(grad, rows, LEAST_ROW_MACS)
+
+
+def _weight_grad(grad: Tensor, rows: Tensor, least_macs: int) -> Tensor:
+    if not _goes_to_onednn(rows, grad.t(), None, least_macs):
         return grad.t() @ rows
     if grad.shape[1] <= rows.shape[1]:  # the longer side last: a short one is not shared between threads
-        return _product(grad.t(), rows.t(), least_macs=least_macs)
-    return _product(rows.t(), grad.t(), least_macs=least_macs).t()
+        return _product(grad.t(), rows.t(), None, least_macs)
+    return _product(rows.t(), grad.t(), None, least_macs).t()
 
 
-def _goes_to_onednn(x: Tensor, weight: Tensor, least_macs: int) -> bool:
+def _least_macs(x: Tensor) -> int:
+    return LEAST_ROW_MACS if x.dim() == 2 else LEAST_MAP_MACS
+
+
+def _goes_to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, least_macs: int) -> bool:
     """Whether x (…, K) and weight (N, K), or the gradient's (N, M), make a product for oneDNN."""
     if not ONEDNN_IS_FASTER or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     narrow = x.shape[-1] * weight.shape[0] < LEAST_WEIGHTS
-    if narrow or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if narrow or not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return False
     if torch.compiler.is_compiling():  # an export shall hold operators that everybody knows
-        return not torch.compiler.is_exporting()
-    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        return not torch.compiler.is_exporting()  # torch 2.11 calls each compilation an export
+    if torch.jit.is_tracing() or _transforms_are_active():  # type: ignore[no-untyped-call, attr-defined]
         return False
     return x.numel() * weight.shape[0] >= least_macs
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Quantised, distributed and other tensors of a class of their own know how they are multiplied."""
+    return type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32
+
+
+def _transforms_are_active() -> bool:
+    """Whether torch.func or forward-mode differentiation runs, whose rules the operator below does not have."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 # An operator of its own, so that a compiled step can hold it: torch's compiler takes oneDNN's for constant weights
@@ -114,25 +139,21 @@ torch.library.define(
 
 
 def _product(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    zero_last: bool = False,
-    least_macs: int | None = None,
+    rows: Tensor, weight: Tensor, bias: Tensor | None, least_macs: int, *, zero_last: bool = False
 ) -> Tensor:
     """(M, K) → (M, N); with `zero_last` the last row is zeros. Compiled, the size is looked at in the call."""
-    least_macs = LEAST_ROW_MACS if least_macs is None else least_macs
     found: Tensor = torch.ops.routespace.linear(rows, weight, bias, zero_last, least_macs)
     return found
 
 
 @torch.library.impl("routespace::linear", "CPU")
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, zero_last: bool, least_macs: int) -> Tensor:
-    if rows.numel() * weight.shape[0] >= least_macs:
-        # A part of a weight, with gaps between its rows, would take oneDNN a thousand times as long.
+    if rows.numel() * weight.shape[0] >= least_macs and torch._C._get_mkldnn_enabled():
+        # A part of a weight, with gaps between its rows, would take oneDNN a thousand times as long; strides of a
+        # bias it does not see.
         whole = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
-        found = torch.ops.mkldnn._linear_pointwise(rows, whole, bias, "none", [], "")
+        offset = None if bias is None else bias.contiguous()
+        found = torch.ops.mkldnn._linear_pointwise(rows, whole, offset, "none", [], "")
     else:
         found = F.linear(rows, weight, bias)
     if zero_last:
@@ -156,10 +177,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.zero_last:
         rows, grad = rows[:-1], grad[:-1]
     into_rows, into_weight, into_bias, *_ = ctx.needs_input_grad
-    grad_rows = _product(grad, weight.t(), least_macs=ctx.least_macs) if into_rows else None
+    grad_rows = _product(grad, weight.t(), None, ctx.least_macs) if into_rows else None
     if ctx.zero_last and grad_rows is not None:
         grad_rows = torch.cat((grad_rows, grad_rows.new_zeros(1, grad_rows.shape[1])))
-    grad_weight = weight_grad(grad, rows, ctx.least_macs) if into_weight else None
+    grad_weight = _weight_grad(grad, rows, ctx.least_macs) if into_weight else None
     grad_bias = grad.sum(0) if ctx.has_bias and into_bias else None
     return grad_rows, grad_weight, grad_bias, None, None
 

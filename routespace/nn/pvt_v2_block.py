@@ -85,8 +85,12 @@ class Mlp(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the weights of its layers say all that they do."""
-        return all(is_untouched(layer) for layer in self.children())
+        """Whether the layers are as they were made, so that their weights say all that they do."""
+        if not all(map(is_untouched, self.children())) or self.fc1.bias is None or self.dwconv.bias is None:
+            return False
+        conv = self.dwconv
+        shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups
+        return shape == ((DEPTHWISE_KERNEL,) * 2, (1, 1), (1, 1), (1, 1), "zeros", self.fc1.out_features)
 
     def forward(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution."""

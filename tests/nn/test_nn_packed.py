@@ -104,6 +104,17 @@ def test_packed_blocks_hear_replaced_layers(layer):
     assert_modes_agree(net, images, Routes.random(net, images, keep=0.5))
 
 
+def test_packed_blocks_hear_other_convolutions_and_no_biases():
+    net = small_net()
+    for stage in net.edges.values():
+        for block in getattr(stage, "blocks", ()):
+            hidden = block.mlp.fc1.out_features
+            block.mlp.fc1 = torch.nn.Linear(block.mlp.fc1.in_features, hidden, bias=False)
+            block.mlp.dwconv = torch.nn.Conv2d(hidden, hidden, 3, dilation=2, padding=2, groups=hidden)
+    images = torch.randn(3, 3, 32, 32)
+    assert_modes_agree(net, images, Routes.random(net, images, keep=0.5))
+
+
 def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
     one = torch.zeros(batch, tokens, dtype=torch.bool)
     one[:, tokens // 2] = True
