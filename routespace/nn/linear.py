@@ -92,13 +92,14 @@ def padded_linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def weight_grad(grad: Tensor, rows: Tensor) -> Tensor:
     """gradᵀ·rows: (M, N) and (M, K) → (N, K), the gradient of the weight of a layer of packed rows."""
-    return _weight_grad(grad, rows, LEAST_ROW_MACS)
-
-
-def _weight_grad(grad: Tensor, rows: Tensor, least_macs: int) -> Tensor:
-    if not _goes_to_onednn(rows, grad.t(), None, least_macs):
+    if not _goes_to_onednn(rows, grad.t(), None, LEAST_ROW_MACS):
         return grad.t() @ rows
-    if grad.shape[1] <= rows.shape[1]:  # the longer side last: a short one is not shared between threads
+    return _transposed_product(grad, rows, LEAST_ROW_MACS)
+
+
+def _transposed_product(grad: Tensor, rows: Tensor, least_macs: int) -> Tensor:
+    """gradᵀ·rows, the longer side last: a short one is not shared between threads."""
+    if grad.shape[1] <= rows.shape[1]:
         return _product(grad.t(), rows.t(), None, least_macs)
     return _product(rows.t(), grad.t(), None, least_macs).t()
 
@@ -180,7 +181,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_rows = _product(grad, weight.t(), None, ctx.least_macs) if into_rows else None
     if ctx.zero_last and grad_rows is not None:
         grad_rows = torch.cat((grad_rows, grad_rows.new_zeros(1, grad_rows.shape[1])))
-    grad_weight = _weight_grad(grad, rows, ctx.least_macs) if into_weight else None
+    grad_weight = _transposed_product(grad, rows, ctx.least_macs) if into_weight else None
     grad_bias = grad.sum(0) if ctx.has_bias and into_bias else None
     return grad_rows, grad_weight, grad_bias, None, None
 

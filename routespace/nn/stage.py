@@ -127,7 +127,7 @@ class Stage(nn.Module):
 
 
 def in_parts(x: Tensor) -> bool:
-    """Whether to compute a part of the work at a time, as fits the caches: inference on a CPU, uncompiled or between compiled steps."""
+    """Whether to compute a part of the work at a time, as fits the caches: in inference on a CPU, not traced."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call,attr-defined]
