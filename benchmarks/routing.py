@@ -203,6 +203,17 @@ def variants(run: Callable[..., Callable]) -> Runs:
     return runs
 
 
+def drawn(net: RouteNet, images: torch.Tensor, keep: float) -> list[Routes]:
+    """Decisions for every call of a variant."""
+    return [Routes.random(net, images, keep=keep, seed=call) for call in range(WARM_UP + ARGS.rounds)]
+
+
+def counted_share(architecture: Architecture, routes: Routes) -> float:
+    """What is paid of all MACs, by the cost model."""
+    usage = {name: EdgeUsage(*map(float, used)) for name, used in routes.usage().items()}
+    return float(architecture_cost(architecture, usage=usage).macs) / float(architecture_cost(architecture).macs)
+
+
 def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs, Counted]:
     """The staircase with gated rows, in every mode, replaying random decisions."""
     spec = architecture.spec
@@ -217,9 +228,7 @@ def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs,
         keep: float | None, *, packed: bool = True, capacity: bool = False, on: bool = False, auto: bool = False
     ) -> Callable:
         model = plain if keep is None else equal if capacity else net
-        calls = ARGS.rounds + WARM_UP
-        drawn = [None] if keep is None else [Routes.random(model, images, keep=keep, seed=i) for i in range(calls)]
-        routes = cycle(drawn)
+        routes = cycle([None] if keep is None else drawn(model, images, keep))
 
         def forward() -> torch.Tensor:
             compile_blocks(model, on)
@@ -232,9 +241,9 @@ def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs,
     runs, counted = variants(run), {}
     for keep in ARGS.keep:
         runs[f"auto {keep}"] = run(keep, auto=True)
-        usage = Routes.random(net, images, keep=keep).usage()
-        shares = {name: EdgeUsage(*map(float, used)) for name, used in usage.items()}
-        counted[keep] = architecture_cost(architecture, usage=shares).macs / architecture_cost(architecture).macs
+        counted[keep] = statistics.median(
+            counted_share(architecture, r) for r in drawn(net, images, keep)[WARM_UP:]
+        )
         if graphs:
             runs[f"capacity graph {keep}"] = graphed(run(keep, capacity=True))
     oracle = timm.create_model(TIMM[preset_name()]).to(DEVICE, DTYPE).train(train)
@@ -263,7 +272,8 @@ def report(what: str, runs: Runs, counted: Counted) -> list[dict]:
             row[mode] = None if found is None else found / reference
         row["ideal"] = row["run"] = counted[keep]
         if ARGS.family == "swin_v2":
-            row["run"] = flops(runs[f"packed {keep}"]) / flops(runs["dense"])
+            calls = [flops(runs[f"packed {keep}"]) for _ in range(WARM_UP + ARGS.rounds)]  # once around
+            row["run"] = statistics.median(calls[WARM_UP:]) / flops(runs["dense"])
         ratios = " ".join("       –" if row[key] is None else f"{row[key]:8.3f}" for key in COLUMNS)
         print(f"{what:28s} {keep:5.2f} {base:9.1f} {compiled_base or float('nan'):9.1f}  {ratios}", flush=True)
         row["timm_ms"] = ms.get("timm")
