@@ -26,10 +26,6 @@ network runs in the same rounds (compiled on CUDA), and a line tells everything 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -38,9 +34,9 @@ from pathlib import Path
 
 import timm
 import torch
+from record import record
 from torch.utils.flop_counter import FlopCounterMode
 
-from routespace.deploy.device import this_device
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec, gate_places
@@ -311,15 +307,11 @@ def main() -> None:
             rows += report(f"{blocks}, rate {rate}, {suffix}", *block_runs(spec, rate, depth, batch, train))
         rows += report(f"network, {suffix}", *net_runs(architecture, batch, train))
     if ARGS.json:
-        head = {
+        settings = {
             "what": "routing", "preset": preset, "dtype": ARGS.dtype, "clock": clock, "rounds": ARGS.rounds,
             "rows_per": ARGS.rows, "keys": ARGS.keys, "products": faster,
-            "device": this_device(DEVICE.type, 1).name, "cores": os.cpu_count(),
-            "load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        ARGS.json.parent.mkdir(parents=True, exist_ok=True)
-        ARGS.json.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+        record(ARGS.json, DEVICE.type, settings | {"rows": rows})
 
 
 if __name__ == "__main__":

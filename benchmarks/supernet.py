@@ -12,9 +12,6 @@ CUDA: of the clock), and one step without an optimiser.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import record
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from routespace.deploy.device import this_device
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
@@ -146,13 +143,10 @@ def main() -> None:
         macs, took = subnet["macs"], subnet["time"]
         print(f"a subnet       {macs:8.3f} of the MACs  {took:8.3f} of the time   ÷ {took / macs:.3f}")
     if args.json:
-        head = {
+        settings = {
             "what": "supernet", "layers": args.layers, "size": args.size, "image": args.image, "batch": args.batch,
-            "device": this_device(device.type, 1).name, "load": os.getloadavg(), "torch": torch.__version__,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(head | report, indent=1) + "\n")
+        record(args.json, device.type, settings | report)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""What every result file says besides its numbers: the machine, the versions and the date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from routespace.deploy.device import this_device
+
+
+def record(path: Path, device: str, result: dict[str, Any]) -> None:
+    """Write a result as JSON, with the `device` ('cpu', 'cuda') that it was measured on."""
+    machine = {
+        "device": this_device(device, 1).name,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result | machine, indent=1) + "\n")
