@@ -112,14 +112,15 @@ def _goes_to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, least_macs: 
     """Whether x (…, K) and weight (N, K), or the gradient's (N, M), make a product for oneDNN."""
     if not ONEDNN_IS_FASTER or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
+    compiling = torch.compiler.is_compiling()
+    if compiling and torch.compiler.is_exporting():  # an export shall hold operators that everybody knows;
+        return False  # torch 2.11 calls each compilation one
+    if not compiling and (torch.jit.is_tracing() or _transforms_are_active()):  # type: ignore[no-untyped-call, attr-defined]
+        return False
     narrow = x.shape[-1] * weight.shape[0] < LEAST_WEIGHTS
     if narrow or not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return False
-    if torch.compiler.is_compiling():  # an export shall hold operators that everybody knows
-        return not torch.compiler.is_exporting()  # torch 2.11 calls each compilation an export
-    if torch.jit.is_tracing() or _transforms_are_active():  # type: ignore[no-untyped-call, attr-defined]
-        return False
-    return x.numel() * weight.shape[0] >= least_macs
+    return compiling or x.numel() * weight.shape[0] >= least_macs  # compiled, the call itself looks at the size
 
 
 def _is_plain(x: Tensor) -> bool:
