@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from routespace.nn.linear import linear, padded_linear, weight_grad
 from routespace.nn.packing import as_map
-from routespace.nn.rows import spread_rows
+from routespace.nn.rows import spread_rows, zero_behind
 
 TAPS = 9
 
@@ -142,11 +142,6 @@ def _weighted(padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     return total
 
 
-def _zero_behind(x: Tensor) -> Tensor:
-    """(n, R) → (n + 1, R)."""
-    return torch.cat((x, x.new_zeros(1, x.shape[1])))
-
-
 class _GatherConv(Function):
     @staticmethod
     def forward(ctx: Any, padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
@@ -157,9 +152,9 @@ class _GatherConv(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         padded, taps, neighbours = ctx.saved_tensors
         # Token i is neighbour k of token j exactly when j is neighbour 8 − k of i: the backward gathers too.
-        grad_hidden = _weighted(_zero_behind(grad), taps.flip(0), neighbours)
+        grad_hidden = _weighted(zero_behind(grad), taps.flip(0), neighbours)
         grad_taps = torch.stack([(grad * part).sum(0) for part in _nine(padded, neighbours)])
-        return _zero_behind(grad_hidden), grad_taps, None
+        return zero_behind(grad_hidden), grad_taps, None
 
 
 @cache

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.flop_counter import register_flop_formula
 
+from routespace.nn.rows import zero_behind
+
 
 def _onednn_is_faster() -> bool:
     """Whether torch has oneDNN and MKL, and this processor AVX-512 that MKL leaves unused."""
@@ -79,11 +81,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def padded_linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(M, K) → (M + 1, N): rows·weightᵀ + bias, and a row of zeros behind them without a copy of the others."""
     if _goes_to_onednn(rows, weight, bias, LEAST_ROW_MACS):
-        longer = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
-        return _product(longer, weight, bias, LEAST_ROW_MACS, zero_last=True)
+        return _product(zero_behind(rows), weight, bias, LEAST_ROW_MACS, zero_last=True)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        found = F.linear(rows, weight, bias)
-        return torch.cat((found, found.new_zeros(1, found.shape[1])))  # a compiler writes both in place
+        return zero_behind(F.linear(rows, weight, bias))
     padded = rows.new_empty(rows.shape[0] + 1, weight.shape[0])
     torch.addmm(bias, rows, weight.t(), out=padded[:-1])
     padded[-1].zero_()
@@ -113,8 +113,9 @@ def _goes_to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, least_macs: 
     if not ONEDNN_IS_FASTER or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     compiling = torch.compiler.is_compiling()
-    if compiling and torch.compiler.is_exporting():  # an export shall hold operators that everybody knows;
-        return False  # torch 2.11 calls each compilation one
+    # An export shall hold operators that everybody knows. (torch 2.11 calls each compilation one.)
+    if compiling and torch.compiler.is_exporting():
+        return False
     if not compiling and (torch.jit.is_tracing() or _transforms_are_active()):  # type: ignore[no-untyped-call, attr-defined]
         return False
     narrow = x.shape[-1] * weight.shape[0] < LEAST_WEIGHTS
@@ -181,7 +182,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     into_rows, into_weight, into_bias, *_ = ctx.needs_input_grad
     grad_rows = _product(grad, weight.t(), None, ctx.least_macs) if into_rows else None
     if ctx.zero_last and grad_rows is not None:
-        grad_rows = torch.cat((grad_rows, grad_rows.new_zeros(1, grad_rows.shape[1])))
+        grad_rows = zero_behind(grad_rows)
     grad_weight = _transposed_product(grad, rows, ctx.least_macs) if into_weight else None
     grad_bias = grad.sum(0) if ctx.has_bias and into_bias else None
     return grad_rows, grad_weight, grad_bias, None, None

@@ -45,3 +45,8 @@ def put(x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return x.index_copy(0, rows, part)
     return x.index_copy_(0, rows, part)
+
+
+def zero_behind(x: Tensor) -> Tensor:
+    """(T, C) → (T + 1, C): a row of zeros behind the others; a compiler writes both in place."""
+    return torch.cat((x, x.new_zeros(1, x.shape[1])))

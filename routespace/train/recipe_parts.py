@@ -152,7 +152,8 @@ class TrainSpec(Part):
         ema_decay: of a moving average of all weights that is validated and saved in their place; None: off.
         precision: `no` (fp32) or `bf16` (autocast).
         execution: `dense`, `packed` or `auto`; see RouteNet.
-        compile: run pvt_v2's blocks compiled (torch.compile): a minute at the start, faster steps afterwards.
+        compile: run pvt_v2's blocks compiled (torch.compile), on a CPU the packed ones: a minute at the start,
+            faster steps afterwards.
         grad_checkpointing: keep only each edge's input for the backward pass, which computes the edge again: less
             memory, more time; see `RouteNet.set_grad_checkpointing`.
         device: `auto` takes an accelerator where there is one.

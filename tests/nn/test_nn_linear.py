@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_grid import TINY_GRID
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -237,7 +238,7 @@ def test_exported_graphs_hold_torchs_operators(onednn):
     assert "routespace::" not in str(traced.inlined_graph)
     net = net_of("pvt_v2")
     net.execution = "packed"
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 32, 32)
     assert calls(lambda: net(images))
     program = torch.export.export(Deployed(net), (images,))
     assert not any("routespace" in str(node.target) for node in program.graph.nodes)
@@ -245,21 +246,8 @@ def test_exported_graphs_hold_torchs_operators(onednn):
 
 def net_of(family: str) -> RouteNet:
     torch.manual_seed(0)
-    own = {"sr_ratios": (2, 1)} if family == "pvt_v2" else {"window": 4}
-    spec = GridSpec.parse(
-        {
-            "family": family,
-            "layers": 2,
-            "max_down": 8,
-            "widths": (16, 32),
-            "heads": (1, 2),
-            "mlp_ratios": (4, 2),
-            "depths": 2,
-            "image_size": 64,
-            "num_classes": 5,
-            **own,
-        }
-    )
+    own = {} if family == "pvt_v2" else {"sr_ratios": None, "window": 4}
+    spec = GridSpec.parse({**TINY_GRID, "family": family, "depths": 2, **own})
     return RouteNet(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec()).eval()
 
 
@@ -275,7 +263,7 @@ def outcome(net: RouteNet, images: torch.Tensor, routes: Routes) -> list[torch.T
 @pytest.mark.parametrize("family", ["pvt_v2", "swin_v2"])
 @pytest.mark.parametrize("execution", ["dense", "packed"])
 def test_networks(onednn, monkeypatch, family, execution):
-    net, images = net_of(family), torch.randn(3, 3, 64, 64)
+    net, images = net_of(family), torch.randn(3, 3, 32, 32)
     net.execution = execution
     routes = Routes.random(net, images, keep=0.4)
     mine = outcome(net, images, routes)
@@ -289,7 +277,7 @@ def test_networks(onednn, monkeypatch, family, execution):
 @pytest.mark.slow
 def test_compiled_steps(onednn, monkeypatch):
     torch.compiler.reset()
-    net, images = net_of("pvt_v2"), torch.randn(3, 3, 64, 64)
+    net, images = net_of("pvt_v2"), torch.randn(3, 3, 32, 32)
     net.execution = "packed"
     routes = Routes.random(net, images, keep=0.4)
     net.compile_blocks()
