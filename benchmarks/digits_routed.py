@@ -21,9 +21,9 @@ from routespace.cli.evaluate import measure
 from routespace.cli.timing import routed_times
 from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
-from routespace.train.data import make_loaders
+from routespace.train.data.loaders import make_loaders
 from routespace.train.plain import plain_recipe
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import RunResult, train
 
 COLUMNS = ("ratio", "seed", "val", "test", "expected", "eager", "compiled", "counted", "routed", "plain")

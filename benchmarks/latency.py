@@ -21,9 +21,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from routespace.deploy.bench import Bench, Work
-from routespace.deploy.latency import LatencyTable, predict
-from routespace.deploy.profiling import measure, profile
+from routespace.deploy.latency.bench import Bench, Work
+from routespace.deploy.latency.profiling import measure, profile
+from routespace.deploy.latency.table import LatencyTable, predict
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
@@ -33,7 +33,7 @@ from routespace.grid.spec import GridSpec
 from routespace.grid.usage import Usage
 from routespace.memory import keep_freed_memory
 from routespace.nn.route_net import RouteNet, RouteOutput
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 ANCHORS = 12  # known subnets that tell the machine's speed
 SHARES = (0.25, 0.5, 0.75)  # of computed tokens

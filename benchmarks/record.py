@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from routespace.deploy.device import this_device
+from routespace.deploy.latency.device import this_device
 
 
 def record(path: Path, device: str, result: dict[str, Any]) -> None:

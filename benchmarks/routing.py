@@ -18,9 +18,9 @@ Every variant runs once in every round, so that a busy machine slows them alike;
 gets new decisions in each call, as new images would bring them. On a CPU the clock is the processor time of the
 thread (--clock wall for the other one), with one thread and with malloc told to keep its memory, without which
 large maps are paid for page by page. `--products torch` leaves all matrix products to torch, as where MKL knows
-the processor: on others they take half the time (`routespace.nn.linear`), and what is left weighs more. timm's
-network runs in the same rounds (compiled on CUDA), and a line tells everything as shares of its time; on CUDA
-`capacity` is also captured as a CUDA graph (of one decision).
+the processor: on others they take half the time (`routespace.nn.kernels.linear`), and what is left weighs more.
+timm's network runs in the same rounds (compiled on CUDA), and a line tells everything as shares of its time; on
+CUDA `capacity` is also captured as a CUDA graph (of one decision).
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage, used_macs
 from routespace.memory import keep_freed_memory
-from routespace.nn import linear as linears
-from routespace.nn.compiled import compile_blocks
-from routespace.nn.packing import Keep, spread
+from routespace.nn.families.compiled import compile_blocks
+from routespace.nn.kernels import linear as linears
+from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.maps import spread
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import EdgeRoute, Routes
+from routespace.nn.routing.routes import EdgeRoute, Routes
 
 PRESETS = {"pvt_v2": "pvt_v2_b2", "swin_v2": "swin_v2_t"}
 QUICK = PRESETS | {"pvt_v2": "pvt_v2_b0"}

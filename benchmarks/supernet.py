@@ -32,7 +32,7 @@ from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
 from routespace.memory import keep_freed_memory
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 from routespace.train.objective import held_routes
 
 

@@ -28,7 +28,7 @@ def parse_macs(text: str, field: str = "macs") -> int:
     Raises:
         SpecError: anything else, or nothing above zero; the message names `field`.
     """
-    from routespace.train.recipe_parts import parse_count
+    from routespace.train.recipe.parts import parse_count
 
     try:
         macs = parse_count(text)

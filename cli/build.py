@@ -209,7 +209,7 @@ def _verdict(report: dict[str, Any]) -> str:
 
 def _latencies(grid: RoutingGrid, path: Path) -> dict[str, float]:
     """Predicted milliseconds by a measured table: the fastest, the staircase, everything computed."""
-    from routespace.deploy.latency import edge_ms, load_table, predict  # torch: the table knows its version
+    from routespace.deploy.latency.table import edge_ms, load_table, predict  # torch: the table knows its version
     from routespace.grid.architecture import Architecture
     from routespace.grid.count import least_sum
 

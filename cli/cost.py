@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from routespace.cli.arguments import Subject
     from routespace.grid.architecture import Architecture
     from routespace.grid.cost import ArchitectureCost, GateCost
-    from routespace.grid.family import EdgeCost
+    from routespace.grid.families.base import EdgeCost
     from routespace.grid.gate_spec import GateSpec
 
 NAME = "cost"
@@ -134,7 +134,7 @@ def show(report: dict[str, Any]) -> None:
 
 def _check(part: Architecture, gates: GateSpec, *, to_stderr: bool) -> None:
     """Count with torch and fvcore too; a difference is an error of ours and ends with exit code 1."""
-    from routespace.deploy.check import compare
+    from routespace.deploy.counters import compare
 
     report = compare(part, gates=gates)
     typer.echo("\n" + "\n".join(report.lines()), err=to_stderr)

@@ -15,7 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
-    from routespace.train.recipe import Recipe
+    from routespace.train.recipe.recipe import Recipe
     from routespace.train.run import RunResult
 
 NAME = "demo"

@@ -32,7 +32,7 @@ def conclude(
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
     from routespace.cli.evaluate import measure, paint
     from routespace.cli.files import write_json
-    from routespace.train.data import make_loaders
+    from routespace.train.data.loaders import make_loaders
 
     heading(7, "evaluate on the test split, which nothing has looked at so far")
     loaders = make_loaders(journey.recipe)
@@ -88,7 +88,7 @@ def _print(rows: list[Row]) -> None:
 
 def _export(journey: Journey, net: RouteNet) -> list[str]:
     """ONNX, checked; where the extra is not installed, .pt2 instead."""
-    from routespace.deploy.export import export_onnx, export_pt2
+    from routespace.deploy.export.base import export_onnx, export_pt2
     from routespace.errors import MissingDependencyError
 
     try:

@@ -12,7 +12,7 @@ from routespace.errors import SpecError
 
 if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
-    from routespace.train.data import Loaders
+    from routespace.train.data.loaders import Loaders
 
 NAME = "evaluate"
 EXAMPLE = "routespace evaluate runs/digits_tiny --json"
@@ -43,7 +43,7 @@ def run(
     computed; for a routed network the measured speed-up stands next to the counted one.
     """
     from routespace.cli.networks import load_found
-    from routespace.train.data import make_loaders
+    from routespace.train.data.loaders import make_loaders
 
     if split not in SPLITS:
         raise SpecError(f"split: {split!r:.40} is not allowed; give {' or '.join(SPLITS)}")
@@ -118,7 +118,7 @@ def paint(net: RouteNet, loaders: Loaders, split: str, path: Path) -> Path:
     import torch
 
     from routespace.draw.tokens import draw_tokens
-    from routespace.train.digits import MEAN, STD
+    from routespace.train.data.digits import MEAN, STD
 
     images, labels = next(iter(loaders.test if split == "test" else loaders.val))
     images = images[:PAINTED_IMAGES].to(next(net.parameters()).device)

@@ -32,7 +32,7 @@ def run(
     if not forms or set(forms) - set(FORMATS):
         raise SpecError(f"format: {form!r:.40} is not allowed; give {' or '.join(FORMATS)}")
     net = load_found(source).net
-    from routespace.deploy.export import export_onnx, export_pt2
+    from routespace.deploy.export.base import export_onnx, export_pt2
 
     writers = {"onnx": export_onnx, "pt2": export_pt2}
     side = None if image_size is None else parse_size(image_size)

@@ -12,7 +12,7 @@ from routespace.errors import RoutespaceError, SpecError
 if TYPE_CHECKING:
     from routespace.cli.networks import Found
     from routespace.deploy.bundle import Card
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
     from routespace.grid.architecture import Architecture
 
 NAME = "extract"
@@ -95,13 +95,13 @@ def _time_limit(found: Found, ms: float | None, path: Path | None) -> TimeLimit 
         return None
     if ms is None or path is None:
         raise SpecError("ms: --ms and --latency go together; give a limit and the table that it is about")
-    from routespace.deploy.latency import load_table
+    from routespace.deploy.latency.table import load_table
 
     return TimeLimit(ms, load_table(path, grid=found.net.architecture.grid))
 
 
 def _predicted(timed: TimeLimit, chosen: Architecture) -> str:
-    from routespace.deploy.latency import predict
+    from routespace.deploy.latency.table import predict
 
     return f"{predict(timed.table, chosen):.3g} ms predicted (limit {timed.ms:g} ms)"
 
@@ -167,7 +167,7 @@ def take(
 
 def _accuracies(found: Found, small: Any) -> tuple[float, float]:
     """Accuracy on validation of the network and of its part. The test split is for `evaluate` alone."""
-    from routespace.train.data import make_loaders
+    from routespace.train.data.loaders import make_loaders
     from routespace.train.run import evaluate
 
     loader = make_loaders(found.require_recipe()).val

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from routespace.deploy.bundle import Card
     from routespace.grid.usage import Usage
     from routespace.nn.route_net import RouteNet
-    from routespace.train.recipe import Recipe
+    from routespace.train.recipe.recipe import Recipe
 
 RECIPE_FILE = "recipe.yaml"
 

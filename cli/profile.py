@@ -12,7 +12,7 @@ from routespace.errors import SpecError
 
 if TYPE_CHECKING:
     from routespace.cli.arguments import Subject
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
     from routespace.grid.gate_spec import GateSpec
 
 NAME = "profile"
@@ -44,8 +44,8 @@ def run(
     is refused later.
     """
     from routespace.cli.arguments import load_subject, parse_numbers
-    from routespace.deploy import profiling
-    from routespace.deploy.latency import save_table
+    from routespace.deploy.latency import profiling
+    from routespace.deploy.latency.table import save_table
 
     for name, given, kinds in (("dtype", dtype, profiling.DType), ("clock", clock, profiling.Clock)):
         if given not in get_args(kinds):
@@ -82,7 +82,7 @@ def show(table: LatencyTable, subject: Subject) -> None:
     """Print the parts' times and what whole networks take by them."""
     from routespace.cli.render import pairs
     from routespace.cli.render import table as print_table
-    from routespace.deploy.latency import predict
+    from routespace.deploy.latency.table import predict
     from routespace.errors import GridError
     from routespace.grid.architecture import Architecture
 

@@ -9,7 +9,7 @@ import typer
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
-    from routespace.train.recipe import Recipe
+    from routespace.train.recipe.recipe import Recipe
 
 NAME = "recipes"
 EXAMPLE = "routespace recipes show digits_tiny > my_recipe.yaml"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from routespace.train.recipe import Recipe
+    from routespace.train.recipe.recipe import Recipe
 
 NAME = "train"
 EXAMPLE = "routespace train digits_tiny --set train.epochs=5 --out runs/first"
@@ -51,7 +51,7 @@ def with_changes(name: str, changes: list[str], data: Path | None, seed: int | N
         SpecError: no such recipe, or a field that is not allowed.
     """
     from routespace.recipes import load_recipe
-    from routespace.train.recipe import parse_assignments
+    from routespace.train.recipe.recipe import parse_assignments
 
     recipe, more = load_recipe(name), parse_assignments(changes)
     if data is not None:

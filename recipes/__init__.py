@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from routespace.errors import RoutespaceError, SpecError
-from routespace.train.recipe import Recipe, parse_assignments
+from routespace.train.recipe.recipe import Recipe, parse_assignments
 
 __all__ = ["load_recipe", "recipe_names"]
 

@@ -25,19 +25,19 @@ _PUBLIC = {
     "routespace.grid.select": ("select",),
     # the network
     "routespace.nn.route_net": ("RouteNet", "RouteOutput"),
-    "routespace.nn.routes": ("Routes",),
+    "routespace.nn.routing.routes": ("Routes",),
     "routespace.nn.pretrained": ("load_timm_weights",),
     # teaching it
-    "routespace.train.recipe": ("Recipe",),
+    "routespace.train.recipe.recipe": ("Recipe",),
     "routespace.recipes": ("load_recipe",),
     "routespace.train.run": ("train_recipe", "evaluate"),
     # taking it away
-    "routespace.deploy.usage": ("measure_usage",),
+    "routespace.nn.usage": ("measure_usage",),
     "routespace.deploy.derive": ("derive",),
     "routespace.deploy.extract": ("extract",),
     "routespace.deploy.verify": ("verify",),
     "routespace.deploy.bundle": ("save_bundle", "load_bundle"),
-    "routespace.deploy.export": ("export_onnx",),
+    "routespace.deploy.export.base": ("export_onnx",),
     # searching
     "routespace.search.study": ("run_study",),
     # what goes wrong
@@ -59,9 +59,8 @@ if TYPE_CHECKING:
     from routespace.deploy.bundle import load_bundle as load_bundle
     from routespace.deploy.bundle import save_bundle as save_bundle
     from routespace.deploy.derive import derive as derive
-    from routespace.deploy.export import export_onnx as export_onnx
+    from routespace.deploy.export.base import export_onnx as export_onnx
     from routespace.deploy.extract import extract as extract
-    from routespace.deploy.usage import measure_usage as measure_usage
     from routespace.deploy.verify import verify as verify
     from routespace.errors import BudgetError as BudgetError
     from routespace.errors import BundleError as BundleError
@@ -81,10 +80,11 @@ if TYPE_CHECKING:
     from routespace.nn.pretrained import load_timm_weights as load_timm_weights
     from routespace.nn.route_net import RouteNet as RouteNet
     from routespace.nn.route_net import RouteOutput as RouteOutput
-    from routespace.nn.routes import Routes as Routes
+    from routespace.nn.routing.routes import Routes as Routes
+    from routespace.nn.usage import measure_usage as measure_usage
     from routespace.recipes import load_recipe as load_recipe
     from routespace.search.study import run_study as run_study
-    from routespace.train.recipe import Recipe as Recipe
+    from routespace.train.recipe.recipe import Recipe as Recipe
     from routespace.train.run import evaluate as evaluate
     from routespace.train.run import train as _train
 

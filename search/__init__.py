@@ -10,7 +10,7 @@ Optuna lives here and nowhere else.
 if __name__ != "routespace.search":
     raise ImportError("import routespace.search, not search: the top-level folder is mapped into the package")
 
-from routespace.search.front import StudyRecord, TrialRecord, least_violating, load_study, pareto, trial_folder
+from routespace.search.records import StudyRecord, TrialRecord, least_violating, load_study, pareto, trial_folder
 from routespace.search.space import Space
 from routespace.search.study import StudyProgress, run_study
 

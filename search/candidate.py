@@ -15,10 +15,10 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import content_hash
 from routespace.search.latency import missing_table, planned_ms
 from routespace.search.space import require_search
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
 
 # Where a run happens, in how much memory, and how often it is saved is no part of what it finds.
 ELSEWHERE = {"data": {"root", "workers"}, "train": {"device", "checkpoint_epochs", "grad_checkpointing"}}

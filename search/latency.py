@@ -22,10 +22,10 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage, Usage, usage_from_json
 from routespace.search.space import require_search
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
     from routespace.nn.route_net import RouteNet
 
 
@@ -45,7 +45,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
         if limit is None:
             return None
         raise missing_table(limit)
-    from routespace.deploy.latency import load_table  # torch: not needed to look at a study
+    from routespace.deploy.latency.table import load_table  # torch: not needed to look at a study
 
     if limit is None and "latency_ms" not in search.objectives:
         raise SpecError(
@@ -66,7 +66,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
 
 def _gate_problem(table: LatencyTable, trials: Recipe, varied: Collection[str]) -> str | None:
     """What the table cannot tell of the trials' gates, in one line."""
-    from routespace.deploy.latency import TIMED, gate_problem
+    from routespace.deploy.latency.table import TIMED, gate_problem
 
     if trials.routing in ("static", "none") and "routing" not in varied:
         return None
@@ -96,7 +96,7 @@ def planned_ms(table: LatencyTable, recipe: Recipe, architecture: Architecture, 
     Raises:
         GridError: the table is of another grid.
     """
-    from routespace.deploy.latency import sum_ms
+    from routespace.deploy.latency.table import sum_ms
 
     def cost(share: float) -> float:
         usage = even_usage(architecture, share, recipe.gates)
@@ -128,7 +128,7 @@ def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usa
 
 def used_ms(table: LatencyTable, net: RouteNet, folder: Path) -> float:
     """Milliseconds of one image, by the share of each edge that ran on validation in the run of `folder`."""
-    from routespace.deploy.latency import sum_ms
+    from routespace.deploy.latency.table import sum_ms
     from routespace.nn.weights import read_json
 
     usage = usage_from_json(read_json(folder / "usage.json"), net.architecture.grid)

@@ -13,13 +13,13 @@ import optuna
 from routespace.errors import BundleError, SpecError
 from routespace.grid.spec import content_hash
 from routespace.search.candidate import signature
-from routespace.search.front import FORMAT, STUDY_FILE, directions
+from routespace.search.records import FORMAT, STUDY_FILE, directions
 from routespace.search.space import Space, require_search
 from routespace.search.storage import default_url, shown
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
 
 
 def open_study(

@@ -22,8 +22,8 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from routespace.errors import BundleError
-from routespace.search.objective import Attr
 from routespace.search.storage import GRACE_S, Worker, retry, shown
+from routespace.search.trial import Attr
 
 
 def recover(study: optuna.Study, worker: Worker) -> None:

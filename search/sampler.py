@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from routespace.errors import RoutespaceError
 from routespace.search.candidate import Candidate
 from routespace.search.space import Space, short
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
 
 DRAWS = 32  # of Optuna's sampler for one trial; each takes a few milliseconds for each field
 LISTED = 512  # points of a space that is small enough to be searched through for what is left …

@@ -27,8 +27,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from routespace.errors import SpecError
-from routespace.train.recipe import Recipe
-from routespace.train.recipe_parts import Range, SearchSpec
+from routespace.train.recipe.parts import Range, SearchSpec
+from routespace.train.recipe.recipe import Recipe
 
 __all__ = ["Space"]
 

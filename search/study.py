@@ -19,16 +19,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from routespace.errors import RoutespaceError, SpecError
-from routespace.search.front import State, StudyRecord, TrialRecord, close, pareto, records, snapshot
 from routespace.search.latency import study_table
-from routespace.search.objective import Objective
 from routespace.search.opening import open_study
+from routespace.search.records import State, StudyRecord, TrialRecord, close, pareto, records, snapshot
 from routespace.search.rescue import queue_again, quiet, recover, sigterm_interrupts, usable
 from routespace.search.sampler import Points, make_sampler, retried
 from routespace.search.space import Space, require_search
 from routespace.search.storage import Turn, Worker, absolute, default_url, make_folder, open_storage
 from routespace.search.trainer import Trainer, train_trial
-from routespace.train.recipe import Recipe
+from routespace.search.trial import Objective
+from routespace.train.recipe.recipe import Recipe
 
 FAILURES_TO_STOP = 3  # trials that all fail from the first on: the recipe or its data is at fault
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from routespace.errors import SpecError
 from routespace.search.latency import used_ms
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 from routespace.train.stopping import TrainingStoppedError
 
 if TYPE_CHECKING:
-    from routespace.deploy.latency import LatencyTable
+    from routespace.deploy.latency.table import LatencyTable
     from routespace.nn.route_net import RouteNet
 
 LATENCY_IMAGES = 8  # of the validation split: a routed network takes its time by the image
@@ -90,7 +90,7 @@ def _latency_ms(net: RouteNet, recipe: Recipe) -> float:
     import torch
     from torch.utils.benchmark import Timer
 
-    from routespace.train.data import make_loaders
+    from routespace.train.data.loaders import make_loaders
 
     images = (image for batch, _ in make_loaders(recipe).val for image in batch.split(1))
     with torch.inference_mode():

@@ -38,7 +38,9 @@ def test_nothing_lands_outside_the_package(wheel):
 
 def test_each_module_is_there_once(wheel):
     source = wheel.parents[1] / "source"
-    sources = [*source.glob("routespace/*.py"), *source.glob("routespace/*/*.py")]
+    inner = [path for path in source.glob("routespace/*") if path.is_dir() and not path.is_symlink()]
+    linked = [path for part in ("search", "recipes", "cli") for path in source.glob(f"routespace/{part}/*.py")]
+    sources = [*source.glob("routespace/*.py"), *linked, *(path for part in inner for path in part.rglob("*.py"))]
     wanted = sorted(path.relative_to(source).as_posix() for path in sources)
     found = sorted(name for name in names_in(wheel) if name.endswith(".py"))
     assert found == wanted

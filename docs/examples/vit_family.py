@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.errors import SpecError
-from routespace.grid.family import EdgeCost, Family, Shape
+from routespace.grid.families.base import EdgeCost, Family, Shape
 from routespace.grid.spec import GridSpec
-from routespace.nn import stage
-from routespace.nn.packing import Keep, as_map, as_tokens
-from routespace.nn.ragged import ragged_attention
-from routespace.nn.rows import put, take
-from routespace.nn.stage import Block, drop_paths
+from routespace.nn.families import base as stage
+from routespace.nn.families.base import Block, drop_paths
+from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.maps import as_map, as_tokens
+from routespace.nn.packing.ragged import ragged_attention
+from routespace.nn.packing.rows import put, take
 
 NORM_EPS = 1e-6
 FLOAT_BYTES = 4
@@ -82,7 +83,7 @@ def patch_cost(spec: GridSpec, c_in: int, rate: int, side: int) -> EdgeCost:
 VIT = Vit()
 
 
-# What it computes: the four classes that routespace.nn.stage names. ---------------------------------------------
+# What it computes: the four classes that routespace.nn.families.base names. ------------------------------------
 
 
 class Attention(nn.Module):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
-from routespace.deploy.latency import LatencyTable, edge_ms
+from routespace.deploy.latency.table import LatencyTable, edge_ms
 from routespace.errors import BudgetError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost

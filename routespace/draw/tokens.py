@@ -21,7 +21,7 @@ from torch import Tensor
 from routespace.draw.canvas import save_figure
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 MOST_IMAGES = 12
 DARK = 0.12  # brightness of a token that no edge computed

@@ -20,7 +20,7 @@ import numpy as np
 
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.family import EdgeCost
+from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.spec import GridSpec

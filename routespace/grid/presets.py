@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from routespace.errors import SpecError
-from routespace.grid.family import get_family
+from routespace.grid.families.base import get_family
 
 FAMILIES = ("pvt_v2", "swin_v2")
 STAIRCASE_COLUMNS = (1, 2, 3)

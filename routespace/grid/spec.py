@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from routespace.errors import RoutespaceError, SpecError
-from routespace.grid.family import Family, Shape, get_family
+from routespace.grid.families.base import Family, Shape, get_family
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 1 << 16

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from routespace.errors import SpecError
-from routespace.grid.family import EdgeCost
+from routespace.grid.families.base import EdgeCost
 from routespace.grid.graph import RoutingGrid
 
 Share = Any  # a number in 0…1, or a 0-d tensor of one where the budget loss differentiates through it

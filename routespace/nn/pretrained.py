@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.nn.families.base import StateDict, TimmWeights
 from routespace.nn.route_net import RouteNet
-from routespace.nn.stage import StateDict, TimmWeights
 
 
 def load_timm_weights(

@@ -13,7 +13,6 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
 import torch
@@ -22,15 +21,14 @@ from torch import Tensor, nn
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
-from routespace.nn.compiled import compile_blocks
-from routespace.nn.compute import Execution, make_compute
-from routespace.nn.execute import Run, run_embed, run_row
-from routespace.nn.gates import Gate
-from routespace.nn.packing import spread
-from routespace.nn.place import Place
+from routespace.nn.families.base import Block, Stage
+from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.plan import Embed, Row, compile_plan
-from routespace.nn.routes import Routes
-from routespace.nn.stage import Block, Stage
+from routespace.nn.routing.execution import Execution, make_compute
+from routespace.nn.routing.gates import Gate
+from routespace.nn.routing.routes import GatePlaces, Routes
+from routespace.nn.routing.state import Place
+from routespace.nn.routing.steps import Run, run_embed, run_row
 
 
 class RouteOutput(NamedTuple):
@@ -45,25 +43,6 @@ class RouteOutput(NamedTuple):
     logits: Tensor | None
     features: dict[int, Tensor] | None
     routes: Routes
-
-
-@dataclass(frozen=True)
-class GatePlaces:
-    """Where one gate decides: how many decisions, and how they are laid over the tokens.
-
-    Attributes:
-        decisions: independent decisions of one image.
-        hw: height and width of the map over which they are spread; (1, 1) for whole images.
-        side: side of one decision's square.
-    """
-
-    decisions: int
-    hw: tuple[int, int]
-    side: int
-
-    def spread(self, decided: Tensor) -> Tensor:
-        """(B, decisions) → (B, P)."""
-        return spread(decided, self.hw, self.side)
 
 
 class RouteNet(nn.Module):

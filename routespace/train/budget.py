@@ -22,14 +22,14 @@ from torch import Tensor
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
-from routespace.grid.family import EdgeCost
+from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import ALL_USED, EdgeUsage, Usage, used_macs
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
-from routespace.train.recipe import Recipe
-from routespace.train.recipe_parts import BudgetSpec
+from routespace.nn.routing.routes import Routes
+from routespace.train.recipe.parts import BudgetSpec
+from routespace.train.recipe.recipe import Recipe
 
 MOST_EXCESS_FRAC = 0.3  # of the target: a correction beyond this would be a fault elsewhere
 MOST_SHIFT = 14.0  # logits: beyond it gates are all open, or all shut

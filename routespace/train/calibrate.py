@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from routespace.nn.route_net import RouteNet
-from routespace.train.data import Batch
+from routespace.train.data.loaders import Batch
 from routespace.train.evaluate import measure
 
 TOLERANCE_FRAC = 0.0025

@@ -23,10 +23,10 @@ import torch
 from routespace.errors import DataError
 from routespace.grid.usage import usage_to_json
 from routespace.nn.route_net import RouteNet
-from routespace.nn.usage_meter import UsageMeter
+from routespace.nn.usage import UsageMeter
 from routespace.train.budget import counted_macs
-from routespace.train.data import Batch
-from routespace.train.tasks import ClassifyMeter
+from routespace.train.data.loaders import Batch
+from routespace.train.tasks.classify import ClassifyMeter
 
 NOISE_SEED = 0  # of the sampling gates: the same numbers for the same network
 

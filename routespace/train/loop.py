@@ -20,19 +20,19 @@ from torch import Tensor
 
 from routespace.errors import RoutespaceError
 from routespace.grid.architecture import Architecture
-from routespace.nn.gates import threshold_logit
 from routespace.nn.route_net import RouteNet
+from routespace.nn.routing.gates import threshold_logit
 from routespace.train.budget import BudgetLoss
 from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
-from routespace.train.data import Loaders
+from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.objective import Losses, Objective
 from routespace.train.optim import make_optimizer, make_schedule
 from routespace.train.progress import Progress
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 from routespace.train.stopping import StopSignal, TrainingStoppedError
-from routespace.train.tasks import Classify
+from routespace.train.tasks.classify import Classify
 
 __all__ = ["Progress", "Trainer"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from routespace.grid.architecture import Architecture
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import EdgeRoute, Routes
+from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.train.budget import BudgetLoss, expected_macs
-from routespace.train.tasks import Classify
+from routespace.train.tasks.classify import Classify
 
 
 class Losses(NamedTuple):

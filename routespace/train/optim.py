@@ -7,7 +7,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 from routespace.nn.route_net import RouteNet
-from routespace.train.recipe_parts import TrainSpec
+from routespace.train.recipe.parts import TrainSpec
 
 BETAS = (0.9, 0.999)
 

@@ -9,7 +9,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 NEAR = 3  # how far each rate's channels per head may lie from the common number
 CLOSE_FRAC = 0.005

@@ -27,17 +27,17 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.nn.gates import Gate, initial_bias
 from routespace.nn.route_net import RouteNet
+from routespace.nn.routing.gates import Gate, initial_bias
 from routespace.nn.weights import load_net, read_json
 from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint, write_text, writing
-from routespace.train.data import Part, make_loaders
+from routespace.train.data.loaders import Part, make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.loop import Trainer
 from routespace.train.progress import Progress
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import (
     FORMAT,
     RESULT,

@@ -15,7 +15,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
 from routespace.nn.weights import read_json, save_net
 from routespace.train.checkpoint import write_text
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 RESULT = "result.json"
 FORMAT = "routespace.run/1"

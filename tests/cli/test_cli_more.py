@@ -15,8 +15,8 @@ from routespace.cli import files
 from routespace.cli.app import app, one_line
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
-from routespace.deploy.latency import save_table
-from routespace.deploy.profiling import profile
+from routespace.deploy.latency.profiling import profile
+from routespace.deploy.latency.table import save_table
 from routespace.train.progress import Progress
 
 COMMANDS = [command.name for command in app.registered_commands]

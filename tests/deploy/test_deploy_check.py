@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from routespace.deploy.check import compare, fvcore_macs, torch_macs
+from routespace.deploy.counters import compare, fvcore_macs, torch_macs
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid

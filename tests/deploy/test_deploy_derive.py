@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from routespace.deploy.derive import derive, usage_scores
-from routespace.deploy.latency import predict
-from routespace.deploy.profiling import profile
-from routespace.deploy.usage import measure_usage
+from routespace.deploy.latency.profiling import profile
+from routespace.deploy.latency.table import predict
 from routespace.errors import BudgetError, DataError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -19,6 +18,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.route_net import RouteNet
+from routespace.nn.usage import measure_usage
 
 SPEC = GridSpec(layers=3, max_down=16, widths=(8, 16, 24), heads=(1, 2, 3), mlp_ratios=(2.0,) * 3,
                 sr_ratios=(4, 2, 1), image_size=32, num_classes=3)  # fmt: skip

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from routespace.deploy import export
-from routespace.deploy.export import example_images, export_onnx, export_pt2
+from routespace.deploy.export import base as export
+from routespace.deploy.export.base import example_images, export_onnx, export_pt2
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid

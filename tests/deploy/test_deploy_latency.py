@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from routespace.deploy.calibration import calibrate
-from routespace.deploy.latency import LatencyTable, edge_ms, load_table, mismatches, predict, save_table
-from routespace.deploy.latency_parts import part_keys
-from routespace.deploy.profiling import measure, profile
+from routespace.deploy.latency.fit import calibrate
+from routespace.deploy.latency.parts import part_keys
+from routespace.deploy.latency.profiling import measure, profile
+from routespace.deploy.latency.table import LatencyTable, edge_ms, load_table, mismatches, predict, save_table
 from routespace.errors import BundleError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from routespace.deploy.latency import LatencyTable, load_table, predict, save_table
-from routespace.deploy.latency_parts import GATES, part_keys
-from routespace.deploy.profiling import ROUTED_KEEPS, profile
+from routespace.deploy.latency.parts import GATES, part_keys
+from routespace.deploy.latency.profiling import ROUTED_KEEPS, profile
+from routespace.deploy.latency.table import LatencyTable, load_table, predict, save_table
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec

@@ -14,9 +14,9 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.packing import Keep
+from routespace.nn.packing.keep import Keep
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 DOCS = Path(__file__).parents[2] / "docs"
 FENCE = re.compile(r"^```python example\n(.*?)^```", re.MULTILINE | re.DOTALL)

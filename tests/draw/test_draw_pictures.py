@@ -15,7 +15,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 GRID = RoutingGrid(GridSpec(layers=3, max_down=16, image_size=64))
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from routespace.deploy.check import torch_macs
+from routespace.deploy.counters import torch_macs
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from routespace.errors import GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import CostTable, architecture_cost, batch_cost, bits_of, edge_cost, gate_cost
-from routespace.grid.family import EdgeCost
+from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.sample import sample_static

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
-from routespace.grid.family import EdgeCost
+from routespace.grid.families.base import EdgeCost
+from routespace.grid.families.swin_v2 import padded_size, window_of, window_sides
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import preset_names
 from routespace.grid.spec import GridSpec
-from routespace.grid.swin_v2 import padded_size, window_of, window_sides
+from routespace.nn.families.swin_v2 import Output, PatchEmbed, Stem, SwinBlock
 from routespace.nn.route_net import RouteNet
-from routespace.nn.swin_v2 import Output, PatchEmbed, Stem, SwinBlock
 
 SIZES = [(256, 256), (224, 224), (100, 132), (61, 95), (32, 32)]
 

@@ -3,7 +3,7 @@
 import torch
 
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 
 def outcome(net: RouteNet, execution: str, images: torch.Tensor, routes: Routes):

@@ -11,9 +11,9 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.gates import Gate
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import EdgeRoute, Routes
+from routespace.nn.routing.gates import Gate
+from routespace.nn.routing.routes import EdgeRoute, Routes
 
 FAMILIES = {
     "pvt_v2": {"mlp_ratios": (2, 2, 2), "sr_ratios": (2, 1, 1)},

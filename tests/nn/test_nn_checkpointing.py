@@ -9,7 +9,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 
 def step(net: RouteNet, images: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:

@@ -13,9 +13,9 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.compiled import compiled
+from routespace.nn.families.compiled import compiled
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import EdgeRoute, Routes
+from routespace.nn.routing.routes import EdgeRoute, Routes
 
 
 def small_net(**gates) -> RouteNet:

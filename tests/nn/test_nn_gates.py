@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from routespace.grid.gate_spec import GateSpec
-from routespace.nn import gates
-from routespace.nn.gates import Gate
+from routespace.nn.routing import gates
+from routespace.nn.routing.gates import Gate
 
 HW = (5, 6)
 WIDTH = 4

@@ -6,15 +6,15 @@ from tiny_grid import TINY_GRID
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from routespace.deploy.export import Deployed
+from routespace.deploy.export.base import Deployed
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn import linear as linears
-from routespace.nn.linear import apply_linear, linear, padded_linear, weight_grad
+from routespace.nn.kernels import linear as linears
+from routespace.nn.kernels.linear import apply_linear, linear, padded_linear, weight_grad
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
+from routespace.nn.routing.routes import Routes
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 

@@ -11,11 +11,11 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
-from routespace.nn.packing import Keep
-from routespace.nn.ragged import ragged_attention
+from routespace.nn.kernels.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
+from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.ragged import ragged_attention
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import EdgeRoute, Routes
+from routespace.nn.routing.routes import EdgeRoute, Routes
 
 GRANULARITIES = ("layer", "image", "token", "window")
 FAMILIES = {
@@ -60,9 +60,9 @@ def test_images_and_channels_in_parts_change_nothing(monkeypatch, family, execut
     images = torch.randn(5, 3, 36, 40)
     with torch.no_grad():
         whole = net(images)
-        monkeypatch.setattr("routespace.nn.stage.TOKENS_AT_ONCE", 180)  # two images of 9 × 10 tokens
-        monkeypatch.setattr("routespace.nn.pvt_v2_block.CACHED_BYTES", 1)
-        monkeypatch.setattr("routespace.nn.pvt_v2_block.LEAST_GROUP", 16)
+        monkeypatch.setattr("routespace.nn.families.base.TOKENS_AT_ONCE", 180)  # two images of 9 × 10 tokens
+        monkeypatch.setattr("routespace.nn.families.pvt_v2_block.CACHED_BYTES", 1)
+        monkeypatch.setattr("routespace.nn.families.pvt_v2_block.LEAST_GROUP", 16)
         parts = net(images)
     assert (parts.logits - whole.logits).abs().max() < 1e-5
     for name, route in whole.routes.items():
@@ -147,7 +147,7 @@ def settled_noise(monkeypatch):
         shape = (1, *like.shape[1:]) if shared else like.shape
         return torch.rand(shape, generator=torch.Generator().manual_seed(2)).logit(1e-7)
 
-    monkeypatch.setattr("routespace.nn.gates.logistic_noise", noise)
+    monkeypatch.setattr("routespace.nn.routing.gates.logistic_noise", noise)
 
 
 @pytest.mark.usefixtures("settled_noise")
@@ -300,7 +300,9 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
     ],
 )
 def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
-    monkeypatch.setattr("routespace.nn.compute.CALLS", calls_cost)  # on small maps calls take more than tokens
+    monkeypatch.setattr(
+        "routespace.nn.routing.execution.CALLS", calls_cost
+    )  # on small maps calls take more than tokens
     net = small_net().eval()
     images = torch.randn(4, 3, 64, 64)
     routes = Routes.random(net, images, keep=keep)

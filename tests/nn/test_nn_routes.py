@@ -10,7 +10,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import EdgeRoute, Routes
+from routespace.nn.routing.routes import EdgeRoute, Routes
 
 SIZE = 32
 

@@ -10,10 +10,10 @@ from routespace.errors import BundleError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.families.swin_windows import Windows, position_table, unit, window_table
 from routespace.nn.pretrained import load_timm_weights
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
-from routespace.nn.swin_windows import Windows, position_table, unit, window_table
+from routespace.nn.routing.routes import Routes
 
 TIMM_NAMES = {"t": "tiny", "s": "small", "b": "base"}
 

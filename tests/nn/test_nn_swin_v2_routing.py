@@ -8,10 +8,11 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.packing import Keep, spread
+from routespace.nn.families.swin_v2 import PatchEmbed, Stage, SwinBlock
+from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.maps import spread
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routes import Routes
-from routespace.nn.swin_v2 import PatchEmbed, Stage, SwinBlock
+from routespace.nn.routing.routes import Routes
 
 RATE = 8
 MASKS = ("random", "empty", "full", "single", "ragged", "windows", "one_image")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from routespace.nn.depthwise import Layout, scatter_depthwise, taps_of
-from routespace.nn.packing import Keep
+from routespace.nn.kernels.depthwise import Layout, scatter_depthwise, taps_of
+from routespace.nn.packing.keep import Keep
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -42,7 +42,7 @@ def test_kernel_in_the_interpreter():
     """In a process of its own: once loaded, triton does not become an interpreter any more."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_triton as test;"
-        "from routespace.nn.depthwise_triton import gather_gelu;"
+        "from routespace.nn.kernels.depthwise_triton import gather_gelu;"
         "test.assert_kernel_is_right(gather_gelu, 'cpu', torch.float32, 1e-5)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
@@ -57,7 +57,7 @@ def test_kernel_in_the_interpreter():
 def test_kernel_on_cuda(dtype, tolerance):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from routespace.nn.depthwise_triton import gather_gelu
+    from routespace.nn.kernels.depthwise_triton import gather_gelu
 
     assert_kernel_is_right(gather_gelu, "cuda", dtype, tolerance)
 
@@ -66,7 +66,7 @@ def test_kernel_on_cuda(dtype, tolerance):
 def test_varlen_attention_on_cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from routespace.nn.ragged import padded_attention, varlen_attention
+    from routespace.nn.packing.ragged import padded_attention, varlen_attention
 
     torch.manual_seed(0)
     keep = Keep((torch.rand(4, 64) < 0.4).cuda(), (8, 8))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_grid import TINY_GRID
 
-from routespace.deploy.latency import LatencyTable, predict, save_table
-from routespace.deploy.profiling import profile
+from routespace.deploy.latency.profiling import profile
+from routespace.deploy.latency.table import LatencyTable, predict, save_table
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -23,7 +23,7 @@ from routespace.search import load_study, run_study
 from routespace.search.candidate import Candidate
 from routespace.search.latency import even_usage, planned_ms, study_table, used_ms
 from routespace.search.trainer import train_trial
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 GRID = RoutingGrid(GridSpec.parse(TINY_GRID))
 RATIOS = {"budget.ratio": [0.5, 0.8, 1.1]}

@@ -13,7 +13,7 @@ from routespace.errors import RoutespaceError, SpecError
 from routespace.search.candidate import Candidate
 from routespace.search.sampler import Points, Rank, make_sampler
 from routespace.search.space import Space
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 
 def recipe(space: dict[str, Any], **search: Any) -> Recipe:

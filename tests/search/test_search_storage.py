@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import JournalStorage, RDBStorage
 
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
-from routespace.search.front import close, load_study
+from routespace.search.records import close, load_study
 from routespace.search.storage import Worker, absolute, open_storage, shown
 
 

@@ -24,7 +24,7 @@ from tiny_grid import TINY_GRID
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.search import StudyProgress, load_study, pareto, run_study, trial_folder
 from routespace.search.candidate import Candidate
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 SPACE = {"budget.ratio": {"low": 0.5, "high": 1.3, "step": 0.1}, "grid.depths": [1, [1, 2], [2, 1]]}
 

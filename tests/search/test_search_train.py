@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from routespace.deploy.latency import predict, save_table
-from routespace.deploy.profiling import profile
+from routespace.deploy.latency.profiling import profile
+from routespace.deploy.latency.table import predict, save_table
 from routespace.errors import GridError, SpecError
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
@@ -19,7 +19,7 @@ from routespace.grid.usage import usage_from_json
 from routespace.nn.weights import load_net
 from routespace.search import load_study, run_study, trial_folder
 from routespace.search.trainer import train_trial
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train
 
 RECIPE = """
@@ -37,7 +37,7 @@ search:
 
 
 def test_a_study_from_first_trial_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("routespace.train.data.Loaders.test", property(fail_test_split))
+    monkeypatch.setattr("routespace.train.data.loaders.Loaders.test", property(fail_test_split))
     recipe, steps = Recipe.from_yaml(RECIPE), list[Any]()
     first = run_study(recipe, tmp_path, trials=2, progress=lambda news: steps.append(news.training))
     assert first.count("finished") == 2

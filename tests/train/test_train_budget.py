@@ -4,13 +4,13 @@ import pytest
 import torch
 from train_tiny import tiny
 
-from routespace.deploy.check import torch_macs
+from routespace.deploy.counters import torch_macs
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.route_net import RouteNet
-from routespace.nn.usage_meter import UsageMeter
+from routespace.nn.usage import UsageMeter
 from routespace.train.budget import (
     BudgetLoss,
     check_budget,
@@ -20,7 +20,7 @@ from routespace.train.budget import (
     most_macs,
 )
 from routespace.train.calibrate import calibrate, set_threshold
-from routespace.train.recipe import BudgetSpec
+from routespace.train.recipe.recipe import BudgetSpec
 from routespace.train.run import train
 
 

@@ -7,9 +7,9 @@ import torch
 from train_tiny import tiny
 
 from routespace.errors import DataError, SpecError
-from routespace.train.data import Part, TrainBatches, make_loaders
-from routespace.train.digits import Scenes, write_image_folder
-from routespace.train.prefetch import Prefetch
+from routespace.train.data.digits import Scenes, write_image_folder
+from routespace.train.data.loaders import Part, TrainBatches, make_loaders
+from routespace.train.data.prefetch import Prefetch
 from routespace.train.run import train
 
 

@@ -13,7 +13,7 @@ from routespace.train.run import train
 
 SCRIPT = """
 import sys
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train
 train(Recipe.from_yaml(open(sys.argv[1]).read()), sys.argv[2])
 """

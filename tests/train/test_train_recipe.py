@@ -11,7 +11,7 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.nn.route_net import RouteNet
 from routespace.recipes import load_recipe, recipe_names
-from routespace.train.recipe import Recipe, parse_assignments
+from routespace.train.recipe.recipe import Recipe, parse_assignments
 
 # PAPER, table 1: PVTv2's GMACs and DiT's, which are the reached ratios
 PAPER_GMACS = {"b1": (2.1, 2.0), "b2": (4.0, 3.8), "b3": (6.9, 6.8), "b4": (10.1, 9.9), "b5": (11.7, 10.3)}

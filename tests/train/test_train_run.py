@@ -9,10 +9,10 @@ from train_tiny import tiny
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
-from routespace.nn.compiled import compiled
+from routespace.nn.families.compiled import compiled
 from routespace.nn.route_net import RouteNet
 from routespace.nn.weights import load_net
-from routespace.train.data import make_loaders
+from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import Sampling
 from routespace.train.run import Progress, TrainingStoppedError, evaluate, train
 
@@ -193,7 +193,9 @@ def test_bf16_and_every_kind_of_gate_train(tmp_path):
 @pytest.mark.slow
 def test_compiled_blocks_train_alike(tmp_path, monkeypatch):
     steps, found = [], {}
-    monkeypatch.setattr("routespace.nn.pvt_v2_block.compiled", lambda *args: (steps.append(1), compiled(*args))[1])
+    monkeypatch.setattr(
+        "routespace.nn.families.pvt_v2_block.compiled", lambda *args: (steps.append(1), compiled(*args))[1]
+    )
     for on in (False, True):
         recipe = tiny(train__compile=on, train__execution="packed", train__epochs=1)
         result = train(recipe, tmp_path / str(on))

@@ -2,7 +2,7 @@
 
 from tiny_grid import TINY_GRID
 
-from routespace.train.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe
 
 TINY = {
     "name": "tiny",

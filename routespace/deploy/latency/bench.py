@@ -1,0 +1,183 @@
+"""Bench: the pieces of work that `profile` times, each part as it stands in a network, and whole networks.
+
+A part is run as a chain of CHAIN copies with weights of their own, each reading what the one before has just
+written. A gate's chain decides CHAIN times about one map, as a network's gates read what was computed just now.
+
+Shape legend: B images · N tokens of a map · C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from routespace.deploy.latency.parts import COLUMN_GATE, ROW_GATE, Key, part_keys
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec, gate_places
+from routespace.grid.graph import RoutingGrid
+from routespace.nn.packing.maps import spread
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routing.execution import EdgeWork, Packed
+from routespace.nn.routing.gates import Gate, share_count, top_share
+from routespace.nn.routing.state import Place
+
+CHAIN = 3
+
+Work = Callable[[], object]
+M = TypeVar("M", bound=nn.Module)
+
+
+class Bench:
+    """Makes the pieces of work that are timed.
+
+    Args:
+        grid: whose parts.
+        device, batch, dtype, compiled: as in `profile`.
+        gates: how edges are gated; None where nothing is, and tokens are kept as default gates would.
+    """
+
+    def __init__(
+        self,
+        grid: RoutingGrid,
+        device: str,
+        batch: int,
+        dtype: torch.dtype,
+        compiled: bool,
+        gates: GateSpec | None = None,
+    ) -> None:
+        self.grid, self.spec = grid, grid.spec
+        self.device, self.batch, self.dtype, self.compiled = device, batch, dtype, compiled
+        self.gated, self.gates = gates is not None, gates or GateSpec()
+        self._classes = self.spec.block_family.modules()
+
+    def copies(self, key: Key) -> int:
+        """How many copies of a part one piece of work runs."""
+        return 1 if key[0] in ("stem", "output", "head") else CHAIN
+
+    def parts(self, keeps: Sequence[float], seed: int) -> dict[object, Work]:
+        """(part, keep) → its work, for every distinct part.
+
+        Transformer edges at each share of tokens, but for shares of less than one decision: the coarsest map may
+        have a single token, which is computed or not.
+        """
+        return {
+            (key, keep): self.part(key, keep, seed)
+            for key in sorted(part_keys(self.grid, gated=self.gated))
+            for keep in sorted({1.0, *(keeps if key[0] == "transformer" else ())})
+            if keep == 1.0 or keep * self._places(key[1]) >= 1
+        }
+
+    def part(self, key: Key, keep: float, seed: int) -> Work:
+        """The work of one part."""
+        kind, rate, depth = key
+        spec, hw = self.spec, self.spec.map_size(rate) if rate else (0, 0)
+        if kind == "stem":
+            stem, images = self._ready(self._classes.Stem(spec)), self.images()
+            return lambda: stem(images)
+        if kind == "head":
+            head, pooled = (
+                self._ready(nn.Linear(spec.width(spec.max_down), spec.num_classes)),
+                self._map(spec.max_down),
+            )
+            return lambda: head(pooled.mean(1))
+        x = self._map(rate)
+        if kind == "output":
+            output = self._ready(self._classes.Output(spec, rate))
+            return lambda: output(x)
+        if kind == "merge":
+            return lambda: _merge(x, CHAIN)
+        if kind in (ROW_GATE, COLUMN_GATE):
+            return self._decisions(rate, rows=kind == ROW_GATE)
+        if kind == "patch_embed":
+            embeds = [self._ready(self._classes.PatchEmbed(spec, rate)) for _ in range(CHAIN)]
+            return lambda: [embed(x, hw) for embed in embeds]
+        stages = [self._ready(self._classes.Stage(spec, rate, depth)) for _ in range(CHAIN)]
+        if keep == 1.0:
+            return lambda: _chain(stages, x, hw)
+        equal = share_count(keep, self._places(rate)) if self.gates.capacity else None
+        works = [
+            EdgeWork(Place(x), hw, self._kept(rate, keep, seed + copy), keys=self.gates.keys, per_image=equal)
+            for copy in range(CHAIN)
+        ]
+        return lambda: _packed_chain(stages, works)
+
+    def subnet(self, architecture: Architecture) -> Work:
+        """The work of a whole static network."""
+        net, images = self.net(architecture), self.images()
+        return lambda: net(images)
+
+    def net(self, architecture: Architecture) -> RouteNet:
+        """A network as it is measured whole; one with gates computes packed."""
+        net = self._ready(RouteNet(architecture, self.gates), compiled=False)
+        net.execution = "dense" if architecture.is_static else "packed"
+        for edge in net.edges.values():
+            self._compile(edge)
+        return net
+
+    def images(self) -> Tensor:
+        """(B, C, H, W) random pixels."""
+        size = (self.batch, self.spec.in_channels, *self.spec.image_size)
+        return torch.randn(size, device=self.device, dtype=self.dtype)
+
+    def _decisions(self, rate: int, *, rows: bool) -> Work:
+        """Asking gates, and marking what they keep."""
+        spec, x, hw = self.gates, self._map(rate), self.spec.map_size(rate)
+        granularity, width = spec.rows if rows else spec.columns, self.spec.width(rate)
+        gates = [self._ready(Gate(spec, granularity, width, rows=rows), compiled=False) for _ in range(CHAIN)]
+        return lambda: [gate(x, hw, spec, spec.temperature).counted > 0 for gate in gates]
+
+    def _kept(self, rate: int, keep: float, seed: int) -> Tensor:
+        """(B, N) bool: the share `keep` of each image's tokens, or of its windows where rows decide by these."""
+        generator = torch.Generator().manual_seed(seed)
+        draw = torch.rand((self.batch, self._places(rate)), generator=generator)
+        return spread(top_share(draw, keep).bool().to(self.device), self.spec.map_size(rate), self._side)
+
+    @property
+    def _side(self) -> int:
+        """Side in tokens of what a row's gate keeps or skips as one."""
+        return self.gates.window if self.gates.rows == "window" else 1
+
+    def _places(self, rate: int) -> int:
+        """Into how many such squares a map falls."""
+        return gate_places("window", self.spec.map_size(rate), self._side)
+
+    def _map(self, rate: int) -> Tensor:
+        """(B, N, C) random tokens."""
+        height, width = self.spec.map_size(rate)
+        size = (self.batch, height * width, self.spec.width(rate))
+        return torch.randn(size, device=self.device, dtype=self.dtype)
+
+    def _ready(self, module: M, *, compiled: bool = True) -> M:
+        module = module.eval().to(self.device, self.dtype)
+        if compiled:
+            self._compile(module)
+        return module
+
+    def _compile(self, module: nn.Module) -> None:
+        if self.compiled:
+            module.compile()
+
+
+def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tensor:
+    for stage in stages:
+        x = stage(x, hw)
+    return x
+
+
+def _packed_chain(stages: Sequence[nn.Module], works: Sequence[EdgeWork]) -> Tensor:
+    """Each stage keeps tokens of its own, as each row of a network decides for itself."""
+    compute, x = Packed(), works[0].here.x
+    for stage, work in zip(stages, works, strict=True):
+        x = compute.row(stage, replace(work, here=Place(x)))
+    return x
+
+
+def _merge(x: Tensor, count: int) -> Tensor:
+    total = x
+    for _ in range(count):
+        total = total + x
+    return total

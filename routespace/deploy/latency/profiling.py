@@ -1,0 +1,175 @@
+"""Measuring a latency table: `profile(grid, device="cpu", batch=1)`.
+
+Every distinct part (kind, rate, depth, share of kept tokens) is measured as it stands in a network (`Bench`).
+Parts and a few whole subnets are measured in turn, ROUNDS times, so that a slow minute of the machine touches all
+alike; each part's time is the median of its share of a round. Then a factor per group of parts is fitted to the
+whole subnets.
+
+On a CPU, glibc gives large buffers back to the system at every free, which can double the time of a fine map and
+makes it depend on what ran before: call `routespace.memory.keep_freed_memory` first, as the command line does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+
+from routespace.deploy.latency.bench import Bench, Work
+from routespace.deploy.latency.device import this_device
+from routespace.deploy.latency.fit import calibrate
+from routespace.deploy.latency.parts import PartTime
+from routespace.deploy.latency.table import LatencyTable
+from routespace.errors import SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.sample import sample_static
+
+ROUNDS = 9
+ROUTED_KEEPS = (0.25, 0.5, 0.75, 1.0)  # packed, the time is no straight line in the share of tokens
+LEAST_MS = 2.0  # a measurement repeats its work until it takes about this long
+SUBNETS = 24
+
+Clock = Literal["wall", "cpu"]
+DType = Literal["float32", "bfloat16", "float16"]
+Name = TypeVar("Name")
+
+
+def profile(
+    space: RoutingGrid | Architecture,
+    *,
+    device: str = "cpu",
+    batch: int = 1,
+    dtype: DType = "float32",
+    compiled: bool = False,
+    gates: GateSpec | None = None,
+    keeps: Sequence[float] | None = None,
+    rounds: int = ROUNDS,
+    subnets: int = SUBNETS,
+    threads: int = 1,
+    clock: Clock = "wall",
+    seed: int = 0,
+) -> LatencyTable:
+    """Measure every part of a grid on this machine.
+
+    Args:
+        space: the grid, or an architecture of it.
+        device: `cpu` or `cuda`.
+        batch: images of a forward pass.
+        dtype: of weights and images.
+        compiled: compile each edge with torch.compile.
+        gates: how edges are gated, to measure the gates too; None to measure none.
+        keeps: shares of tokens at which transformer edges are measured, computed packed; 1 is always measured.
+            None for ROUTED_KEEPS where `gates` choose among an image's tokens, else for 1 alone.
+        rounds: measurements behind each median, at least 3.
+        subnets: random static subnets that are measured whole to fit the factors; 0 for none.
+        threads: torch's on a CPU; the number is restored afterwards.
+        clock: `wall`; or `cpu`, the thread's processor time, which a busy machine does not stretch (one thread).
+        seed: of the subnets and of which tokens are kept.
+
+    Raises:
+        SpecError: an argument that is not allowed, or no such device.
+    """
+    keeps = default_keeps(gates) if keeps is None else keeps
+    _check(device, batch, keeps, rounds, threads, clock)
+    grid = space.grid if isinstance(space, Architecture) else space
+    bench = Bench(grid, device, batch, getattr(torch, dtype), compiled, gates)
+    with _threads(threads if device == "cpu" else None), torch.inference_mode():
+        chosen = sample_static(grid, subnets, seed=seed) if subnets else []
+        works = bench.parts(keeps, seed)
+        works |= {number: bench.subnet(architecture) for number, architecture in enumerate(chosen)}
+        times = measure(works, rounds=rounds, clock=clock, cuda=device == "cuda")
+    parts = tuple(
+        PartTime(kind=key[0], rate=key[1], depth=key[2], keep=keep, ms=times[key, keep] / bench.copies(key))
+        for key, keep in (name for name in works if isinstance(name, tuple))
+    )
+    table = LatencyTable(
+        grid=grid.hash,
+        spec=grid.spec,
+        device=this_device(device, threads if device == "cpu" else 0),
+        batch=batch,
+        dtype=dtype,
+        compiled=compiled,
+        clock=clock,
+        rounds=rounds,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        gates=gates,
+        parts=parts,
+    )
+    return calibrate(table, {architecture: times[number] for number, architecture in enumerate(chosen)})
+
+
+def default_keeps(gates: GateSpec | None) -> tuple[float, ...]:
+    """Shares of tokens at which transformer edges are measured, when nothing else is asked for.
+
+    An edge that is computed for whole images or none takes its whole time or none, so 1 says it all.
+    """
+    return ROUTED_KEEPS if gates is not None and gates.rows in ("token", "window") else (1.0,)
+
+
+def measure(works: Mapping[Name, Work], *, rounds: int, clock: Clock, cuda: bool) -> dict[Name, float]:
+    """Median milliseconds of each piece of work, measured in turn.
+
+    A round runs every piece until it has taken about LEAST_MS. Rounds are brought to one speed by the geometric
+    mean of all pieces before the medians are taken.
+
+    Args:
+        works: name → work.
+        rounds: how many.
+        clock: `wall` or `cpu`.
+        cuda: wait for the device before and after.
+    """
+    now = time.thread_time if clock == "cpu" else time.perf_counter
+    repeats = {}
+    for name, work in works.items():
+        work()  # the first call allocates, chooses kernels and compiles
+        repeats[name] = max(1, round(LEAST_MS / max(1e-3, _time(work, 1, now, cuda))))
+    table = np.array(
+        [[_time(work, repeats[name], now, cuda) for name, work in works.items()] for _ in range(rounds)]
+    )
+    speed = np.exp(np.log(np.maximum(table, 1e-9)).mean(axis=1, keepdims=True))
+    medians = np.median(table / speed * np.median(speed), axis=0)
+    return {name: float(ms) for name, ms in zip(works, medians, strict=True)}
+
+
+def _time(work: Work, repeats: int, now: Callable[[], float], cuda: bool) -> float:
+    """Milliseconds of one call, over `repeats` calls after one that is not counted."""
+    work()
+    if cuda:
+        torch.cuda.synchronize()
+    start = now()
+    for _ in range(repeats):
+        work()
+    if cuda:
+        torch.cuda.synchronize()
+    return (now() - start) * 1e3 / repeats
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(device: str, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str) -> None:
+    if device not in ("cpu", "cuda"):
+        raise SpecError(f"device: {device!r:.60} is not known; allowed: cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device: 'cuda' is not there; use cpu, or a machine with an NVIDIA card and its torch")
+    if batch < 1 or threads < 1 or rounds < 3:
+        raise SpecError(f"batch {batch}, threads {threads}, rounds {rounds}: give at least 1, 1 and 3")
+    if not all(0 < keep <= 1 for keep in keeps):
+        raise SpecError(f"keeps: {list(keeps)} is not allowed; give shares above 0, at most 1")
+    if clock not in ("wall", "cpu") or (clock == "cpu" and (device != "cpu" or threads > 1)):
+        raise SpecError(f"clock: {clock!r:.60} is not allowed here; use wall (cpu is for one thread on the CPU)")

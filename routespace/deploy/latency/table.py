@@ -1,0 +1,287 @@
+"""Latency tables: what each kind of edge takes on one device, and what a whole network takes by them.
+
+    table = profile(grid, device="cpu", batch=1)          measure (`routespace.deploy.latency.profiling`)
+    table = profile(grid, gates=GateSpec())               the gates too, and edges that compute some tokens
+    save_table(table, path) · load_table(path)
+    predict(table, architecture, usage)                   milliseconds of a forward pass of the batch
+    edge_ms(table, grid) · table.constant_ms              the same as prices per edge, for `select`
+
+A network takes the sum of its parts, each multiplied by its group's factor, plus an offset. The factors are 1 and
+the offset 0 in a table without calibration; `profile` fits them to a few whole subnets, because parts measured
+alone know neither the caches that a whole network finds nor the time between its steps.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from routespace.deploy.latency.device import Device, differences
+from routespace.deploy.latency.parts import (
+    Milliseconds,
+    PartTime,
+    edge_key,
+    gate_key,
+    group_of,
+    in_words,
+    part_keys,
+)
+from routespace.errors import GridError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import Node, RoutingGrid
+from routespace.grid.spec import GridSpec, explain
+from routespace.grid.usage import ALL_USED, Usage, check_usage_names
+from routespace.nn.weights import write_file
+
+# What a gated edge's time depends on.
+TIMED = ("kind", "rows", "columns", "window", "selection", "capacity", "keys")
+
+
+class Subnet(BaseModel):
+    """A whole static network that was measured for calibration.
+
+    Args:
+        edges: names of its open edges.
+        ms: median milliseconds of a forward pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    edges: tuple[str, ...]
+    ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class LatencyTable(BaseModel):
+    """Measured times of every part of a grid.
+
+    Args:
+        grid: hash of the grid that was measured; no other one is answered for.
+        spec: its spec.
+        device: where.
+        batch, dtype, compiled: how.
+        clock: `wall`, or `cpu` for the thread's own processor time (on a shared machine).
+        rounds: measurements behind each median.
+        date: UTC, ISO 8601.
+        gates: how the gates decide that were measured; None where none were.
+        parts: the times; each kind, rate, depth and keep once.
+        factors: group (`transformer_r08`, `patch_embed_r08`, …) → factor; groups not named have 1.
+        offset_ms: what is left, once per forward pass.
+        subnets: what factors and offset were fitted to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["routespace.latency/1"] = "routespace.latency/1"
+    grid: str
+    spec: GridSpec
+    device: Device
+    batch: Annotated[int, Field(ge=1)]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compiled: bool = False
+    clock: Literal["wall", "cpu"] = "wall"
+    rounds: Annotated[int, Field(ge=1)]
+    date: str
+    gates: GateSpec | None = None
+    parts: tuple[PartTime, ...]
+    factors: Mapping[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    offset_ms: Milliseconds = 0.0
+    subnets: tuple[Subnet, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.grid != self.spec.hash:
+            raise ValueError(f"grid: {self.grid} is not the hash of the table's spec; the file was changed")
+        again = "measure the table again with `routespace profile`"
+        points = Counter((part.kind, part.rate, part.depth, part.keep) for part in self.parts)
+        for (kind, rate, depth, keep), times in points.items():
+            if times > 1:
+                what = f"{in_words(kind, rate, depth)}, keep {keep:g}"
+                raise ValueError(f"parts: {what} is there {times} times, once is allowed; {again}")
+        for key in sorted(part_keys(RoutingGrid(self.spec), gated=self.gates is not None)):
+            if (*key, 1.0) not in points:
+                raise ValueError(f"parts: {in_words(*key)} is missing; {again}")
+        return self
+
+    def curve(self, kind: str, rate: int, depth: int) -> list[tuple[float, float]]:
+        """The measured points of one part: (keep, milliseconds), by rising keep; factors are not applied."""
+        key = kind, rate, depth
+        return sorted((part.keep, part.ms) for part in self.parts if (part.kind, part.rate, part.depth) == key)
+
+    def ms(self, kind: str, rate: int = 0, depth: int = 0, keep: float = 1.0) -> float:
+        """Milliseconds of one part at a share of computed tokens, interpolated; none for nothing kept."""
+        points = [(0.0, 0.0), *self.curve(kind, rate, depth)]
+        factor = self.factors.get(group_of(kind, rate), 1.0)
+        if keep >= 1.0:
+            return factor * points[-1][1]
+        for (x0, y0), (x1, y1) in pairwise(points):
+            if keep <= x1:
+                return factor * (y0 + (y1 - y0) * (keep - x0) / (x1 - x0))
+        return factor * points[-1][1]
+
+    @property
+    def constant_ms(self) -> float:
+        """Milliseconds that every architecture pays: stem, outputs, head, offset."""
+        outputs = sum(self.ms("output", rate) for rate in self.spec.output_rates)
+        head = self.ms("head") if self.spec.num_classes else 0.0
+        return self.offset_ms + self.ms("stem") + outputs + head
+
+
+def predict(
+    table: LatencyTable,
+    architecture: Architecture,
+    usage: Usage | None = None,
+    *,
+    gates: GateSpec | None = None,
+) -> float:
+    """Milliseconds of one forward pass of the table's batch.
+
+    As MACs are counted: an edge takes its time for the images that it computes, at their share of tokens, and its
+    gate for the decisions that were asked for. Warns (UserWarning) where a gate's time is not in the table, or is
+    that of gates of another kind.
+
+    Args:
+        table: of the architecture's grid.
+        architecture: static, or gated: then usage tells how much of each edge is computed.
+        usage: edge name → measured shares; edges that are not named are computed wholly.
+        gates: how the architecture's gates decide, to compare with those measured; None: as those.
+
+    Raises:
+        GridError: the table is of another grid.
+        SpecError: usage of an edge that the grid lacks.
+    """
+    total = sum_ms(table, architecture, usage)
+    problem = None if architecture.is_static else gate_problem(table, gates)
+    if problem:
+        warnings.warn(problem, UserWarning, stacklevel=2)
+    return total
+
+
+def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None = None) -> float:
+    """`predict` without its warnings, for those who predict often and have looked at `gate_problem` once."""
+    require_grid(table, architecture.grid)
+    check_usage_names(usage or {}, architecture.grid.edges)
+    total = table.constant_ms
+    for key, count in merges(architecture).items():
+        total += count * table.ms("merge", key)
+    for name, state in architecture.edges.items():
+        edge = architecture.grid.edges[name]
+        if edge.kind == "identity":
+            continue
+        tokens, images, asked = (float(share) for share in (usage or {}).get(name, ALL_USED))
+        if images:
+            total += images * table.ms(*edge_key(architecture.spec, edge), min(1.0, tokens / images))
+        if state == "gated":
+            total += asked * table.ms(*gate_key(edge))
+    return total
+
+
+def gate_problem(table: LatencyTable, gates: GateSpec | None = None) -> str | None:
+    """What a routed network's prediction leaves out, or takes from other gates, in one line; None for nothing.
+
+    Args:
+        table: the table.
+        gates: how the network's gates decide; None: as the table's.
+    """
+    again = "measure one with `routespace profile RUN`, or `profile GRID --routed` for default gates"
+    if table.gates is None:
+        return f"latency table: it holds no gates, so the time of deciding is left out; {again}"
+    other = [name for name in TIMED if gates and getattr(gates, name) != getattr(table.gates, name)]
+    return f"latency table: its gates are of another kind ({', '.join(other)}); {again}" if other else None
+
+
+def merges(architecture: Architecture) -> Counter[int]:
+    """Rate → how often two arrivals are added at its nodes."""
+    arrivals: Counter[Node] = Counter()
+    for name, state in architecture.edges.items():
+        edge = architecture.grid.edges[name]
+        if not (state == "gated" and edge.kind == "identity"):  # that one arrives with its transformer edge
+            arrivals[edge.target] += 1
+    extra: Counter[int] = Counter()
+    for (_, rate), count in arrivals.items():
+        extra[rate] += count - 1
+    return +extra
+
+
+def edge_ms(table: LatencyTable, grid: RoutingGrid) -> dict[str, float]:
+    """Edge name → milliseconds, for `select(…, latency=…, constant_ms=table.constant_ms)`.
+
+    A patch embedding is charged with adding its map to the row that it enters, so the sum over an architecture
+    is never below `predict`.
+
+    Raises:
+        GridError: the table is of another grid.
+    """
+    require_grid(table, grid)
+    prices = {}
+    for name, edge in grid.edges.items():
+        if edge.kind == "identity":
+            prices[name] = 0.0
+            continue
+        kind, rate, depth = edge_key(grid.spec, edge)
+        added = table.ms("merge", 2 * rate) if edge.kind == "patch_embed" else 0.0
+        prices[name] = table.ms(kind, rate, depth) + added
+    return prices
+
+
+def require_grid(table: LatencyTable, grid: RoutingGrid) -> None:
+    """Raise GridError for a table of another grid."""
+    if table.grid != grid.hash:
+        raise GridError(
+            f"latency table: it is of grid {table.grid}, not of {grid.hash}; measure one for this grid with "
+            f"`routespace profile`"
+        )
+
+
+def mismatches(table: LatencyTable) -> list[str]:
+    """What differs between where a table was measured and here, one line each; empty when nothing does.
+
+    Threads are not compared: see `routespace.deploy.latency.device.differences`.
+    """
+    return differences(table.device)
+
+
+def save_table(table: LatencyTable, path: Path | str) -> None:
+    """Write a table as JSON, whole or not at all; raises BundleError when it cannot be written."""
+    data = table.model_dump(mode="json", exclude_none=True)
+    write_file(Path(path), (json.dumps(data, indent=1) + "\n").encode())
+
+
+def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyTable:
+    """Read what `save_table` wrote; warns (UserWarning) when it is of another device or version.
+
+    The times hold for `table.device.threads` threads of torch, whatever this process uses.
+
+    Args:
+        path: the file.
+        grid: the grid that it must be of.
+
+    Raises:
+        SpecError: no such file, no table, or one with missing, repeated, negative or undefined times.
+        GridError: the table is of another grid.
+    """
+    path = Path(path)
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(
+            f"{path}: cannot be read ({error.strerror}); give a table from `routespace profile`"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: is not JSON ({str(error).splitlines()[0]}); measure the table again") from error
+    try:
+        table = LatencyTable.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(f"{path}: {explain(error, known=LatencyTable.model_fields)}") from error
+    if grid is not None:
+        require_grid(table, grid)
+    for line in mismatches(table):
+        warnings.warn(f"{path}: {line}; its times may not hold here", UserWarning, stacklevel=2)
+    return table

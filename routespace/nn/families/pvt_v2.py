@@ -1,0 +1,153 @@
+"""PVTv2 (arXiv 2106.13797), routable, with the state-dict keys of timm's `pvt_v2_*`.
+
+The block has its own file, `pvt_v2_block`.
+
+Shape legend: B images · H, W map sides · N = H·W tokens · n kept tokens of the batch · C channels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from routespace.grid.families.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
+from routespace.grid.spec import GridSpec
+from routespace.nn.families import base as stage
+from routespace.nn.families.base import StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
+from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock
+from routespace.nn.kernels.linear import linear
+from routespace.nn.packing.maps import as_map, as_tokens
+
+_TIMM_STAGE = re.compile(r"stages\.(\d+)\.(.+)")
+
+
+class Stage(stage.Stage):
+    """A transformer edge of PVTv2 blocks."""
+
+    def __init__(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> None:
+        super().__init__([PvtBlock(spec, rate, drop_path) for _ in range(depth)])
+        self.apply(init_weights)
+
+
+class Stem(nn.Module):
+    """7×7 convolution of stride 4, LayerNorm."""
+
+    def __init__(self, spec: GridSpec) -> None:
+        super().__init__()
+        width = spec.width(spec.stem_down)
+        self.proj = nn.Conv2d(spec.in_channels, width, STEM_KERNEL, spec.stem_down, STEM_KERNEL // 2)
+        self.norm = nn.LayerNorm(width)
+        self.apply(init_weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) pixels → (B, N, C)."""
+        return self.norm(as_tokens(self.proj(images)))
+
+
+class PatchEmbed(TokenEmbed):
+    """LayerNorm of the row that is left, 3×3 convolution of stride 2, LayerNorm."""
+
+    def __init__(self, spec: GridSpec, rate: int) -> None:
+        super().__init__()
+        self.norm_in = nn.LayerNorm(spec.width(rate), eps=NORM_EPS)
+        self.proj = as_maps_are(
+            nn.Conv2d(spec.width(rate), spec.width(2 * rate), EMBED_KERNEL, 2, EMBED_KERNEL // 2)
+        )
+        self.norm = nn.LayerNorm(spec.width(2 * rate))
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
+        """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
+        h = self.norm_in(x)
+        if visible is not None:
+            h = h * visible.to(h.dtype)
+        return self.norm(as_tokens(self.proj(as_map(h, hw))))
+
+    def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (n, C'): the patches under the coarse tokens at `rows`, times the kernel as a matrix."""
+        h = self.norm_in(x)
+        if visible is not None:
+            h = h * visible.to(h.dtype)
+        index, inside = patch_index(rows, hw)
+        patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
+        patches = (patches * inside.unsqueeze(-1).to(h.dtype)).flatten(1)
+        kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return self.norm(linear(patches, kernel, self.proj.bias))
+
+
+def patch_index(rows: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the 3×3 patches of stride 2 under some coarse tokens read the fine map.
+
+    Args:
+        rows: (n,) positions of these tokens in the flat (B·N') coarse batch.
+        hw: height and width of the fine map.
+
+    Returns:
+        (n, 9) positions in the flat (B·N) fine batch, and (n, 9) bool: inside the map (else position 0).
+    """
+    (h, w), coarse_w = hw, -(-hw[1] // 2)
+    tokens = -(-h // 2) * coarse_w
+    image, token = rows // tokens, rows % tokens
+    steps = torch.arange(EMBED_KERNEL, device=rows.device) - EMBED_KERNEL // 2
+    y = (token // coarse_w * 2)[:, None, None] + steps[:, None]
+    x = (token % coarse_w * 2)[:, None, None] + steps[None, :]
+    inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+    index = torch.where(inside, (image[:, None, None] * h + y) * w + x, 0)
+    return index.flatten(1), inside.flatten(1)
+
+
+class Output(nn.Module):
+    """The LayerNorm that ends a stage, where a row is read by the heads."""
+
+    def __init__(self, spec: GridSpec, rate: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(spec.width(rate), eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+        return self.norm(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """PVTv2's initialisation: truncated normal .02 for linear layers, fan-out normal for convolutions."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
+    """timm's `pvt_v2_*` state dict, sorted by the part of a grid that each tensor belongs to."""
+    blocks: dict[int, dict[int, StateDict]] = {}
+    embeds: dict[int, StateDict] = {}
+    outputs: dict[int, StateDict] = {}
+    for key, tensor in state.items():
+        match = _TIMM_STAGE.fullmatch(key)
+        if match is None:
+            continue
+        i, rest = int(match[1]), match[2]
+        part, _, tail = rest.partition(".")
+        if part == "blocks":
+            number, _, name = tail.partition(".")
+            blocks.setdefault(i, {}).setdefault(int(number), {})[name] = tensor
+        elif part == "downsample":
+            embeds.setdefault(i - 1, {})[tail] = tensor
+        elif part == "norm":
+            outputs.setdefault(i, {})[f"norm.{tail}"] = tensor
+            embeds.setdefault(i, {})[f"norm_in.{tail}"] = tensor
+    embeds.pop(max(blocks), None)  # nothing leaves the last stage
+    return TimmWeights(
+        stem=prefixed(state, "patch_embed."),
+        blocks=[[found[k] for k in sorted(found)] for _, found in sorted(blocks.items())],
+        embeds=[embeds[i] for i in sorted(embeds)],
+        outputs=[outputs[i] for i in sorted(outputs)],
+        head=prefixed(state, "head."),
+    )

@@ -1,0 +1,239 @@
+"""SwinV2 blocks (arXiv 2111.09883), routable, with the state-dict keys of timm's `swinv2_*`.
+
+Semantics under routing: kept tokens are the queries; keys and values come from the visible tokens of the same
+window, zero tokens where invisible (a zero key and the value's bias, which is what padding is too); skipped
+tokens pass unchanged. With every token kept a block is timm's block exactly, padding of odd maps included.
+
+Shape legend: B images · N tokens · n kept tokens · C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routespace.grid.families.swin_v2 import MERGED, window_of
+from routespace.grid.spec import GridSpec
+from routespace.nn.families import base as stage
+from routespace.nn.families.base import Block, StateDict, TimmWeights, TokenEmbed, drop_paths, prefixed
+from routespace.nn.families.swin_attention import WindowAttention
+from routespace.nn.families.swin_packing import Touched, touch
+from routespace.nn.families.swin_windows import Windows
+from routespace.nn.kernels.linear import apply_linear
+from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.maps import as_tokens
+from routespace.nn.packing.rows import put, take
+
+_TIMM_LAYER = re.compile(r"layers\.(\d+)\.(blocks\.(\d+)|downsample)\.(.+)")
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
+        return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, x)))
+
+
+class SwinBlock(Block):
+    """x + norm1(attention(x)), then x + norm2(mlp(x)).
+
+    Args:
+        spec: the grid's spec.
+        rate: whose width, heads, MLP ratio and window.
+        shifted: whether the windows are shifted by half a side.
+        drop_path: stochastic depth.
+    """
+
+    def __init__(self, spec: GridSpec, rate: int, *, shifted: bool, drop_path: float = 0.0) -> None:
+        super().__init__()
+        i, width = spec.index(rate), spec.width(rate)
+        self.window, self.shifted, self.drop_path = window_of(spec, rate), shifted, drop_path
+        self.attn = WindowAttention(width, spec.shape.heads[i])
+        self.norm1 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
+        self.norm2 = nn.LayerNorm(width)
+
+    def windows(self, hw: tuple[int, int]) -> Windows:
+        """The windows of a map of this size."""
+        return Windows.of(hw, self.window, shifted=self.shifted)
+
+    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) → (B, N, C), every token."""
+        first, second = self._drops(x)
+        x = _add(x, self.norm1(self.attn(x, self.windows(hw))), first)
+        return _add(x, self.norm2(self.mlp(x)), second)
+
+    def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+        """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
+        first, second = self._drops(x)
+        y = _add(x, self.norm1(self.attn(keep.see(x), self.windows(hw))), first)
+        y = _add(y, self.norm2(self.mlp(y)), second)
+        return torch.where(keep.kept.unsqueeze(-1), y, x)
+
+    def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+        """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""
+        if torch.compiler.is_exporting():  # packing asks the device for sizes, which no graph can hold
+            return self.masked(x, hw, keep)
+        return self.packed_by(x, touch(keep, self.windows(hw)), self.windows(hw))
+
+    def packed_by(self, x: Tensor, touched: Touched, windows: Windows) -> Tensor:
+        """`packed`, with the tables of its windows made beforehand."""
+        if not touched.buckets:
+            return x
+        first, second = (
+            None if drop is None else drop.flatten(1).index_select(0, touched.images) for drop in self._drops(x)
+        )
+        flat = x.flatten(0, 1)
+        rows = take(flat, touched.kept)
+        rows = _add(rows, self.norm1(self.attn.packed(flat, rows, windows, touched)), first)
+        rows = _add(rows, self.norm2(self.mlp(rows)), second)
+        return put(flat, touched.kept, rows).view_as(x)
+
+    def _drops(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return drop_paths(x, self.drop_path, self.training), drop_paths(x, self.drop_path, self.training)
+
+
+def _add(x: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
+    return x + branch if drop is None else x + branch * drop
+
+
+class Stage(stage.Stage):
+    """A transformer edge of SwinV2 blocks; every second one has shifted windows.
+
+    Args:
+        spec: the grid's spec.
+        rate: of the edge.
+        depth: number of blocks.
+        drop_path: stochastic depth.
+        first: blocks in the columns before this one. Shifted and unshifted windows alternate along the columns,
+            so that a stage that is spread over several edges is the plain network's.
+    """
+
+    def __init__(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> None:
+        blocks = [SwinBlock(spec, rate, shifted=(first + i) % 2 == 1, drop_path=drop_path) for i in range(depth)]
+        super().__init__(blocks)
+        self.apply(init_weights)
+        for block in blocks:  # the branches start at zero (SwinV2's and timm's "res-post-norm" initialisation)
+            nn.init.zeros_(block.norm1.weight)
+            nn.init.zeros_(block.norm2.weight)
+
+    def _run(self, x: Tensor, hw: tuple[int, int], keep: Keep | None, packed: bool) -> Tensor:
+        """(B, N, C) → (B, N, C). Packed blocks share their windows' tables."""
+        if keep is None or not packed or torch.compiler.is_exporting():
+            return super()._run(x, hw, keep, packed=False)
+        if not torch.is_grad_enabled():
+            x = x.clone()  # blocks write to it
+        tables: dict[Windows, Touched] = {}
+        for block in self.blocks:
+            assert isinstance(block, SwinBlock)
+            windows = block.windows(hw)
+            if windows not in tables:
+                tables[windows] = touch(keep, windows)
+            x = block.packed_by(x, tables[windows], windows)
+        return x
+
+
+class Stem(nn.Module):
+    """4×4 convolution of stride 4, LayerNorm; the image is padded on the right and at the bottom."""
+
+    def __init__(self, spec: GridSpec) -> None:
+        super().__init__()
+        width = spec.width(spec.stem_down)
+        self.proj = nn.Conv2d(spec.in_channels, width, spec.stem_down, spec.stem_down)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) pixels → (B, N, C)."""
+        down = self.proj.stride[0]
+        h, w = images.shape[-2:]
+        if h % down or w % down:
+            images = F.pad(images, (0, -w % down, 0, -h % down))
+        return self.norm(as_tokens(self.proj(images)))
+
+
+class PatchEmbed(TokenEmbed):
+    """Patch merging: 2×2 tokens side by side, a linear layer, LayerNorm; odd maps are padded with zero tokens."""
+
+    def __init__(self, spec: GridSpec, rate: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(MERGED * spec.width(rate), spec.width(2 * rate), bias=False)
+        self.norm = nn.LayerNorm(spec.width(2 * rate))
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
+        """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
+        return self.norm(apply_linear(self.reduction, self._groups(x, hw, visible)))
+
+    def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (n, C'): the coarse tokens at `rows`."""
+        groups = self._groups(x, hw, visible)
+        return self.norm(apply_linear(self.reduction, take(groups.flatten(0, 1), rows)))
+
+    def _groups(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (B, N', 4·C): each 2×2 group's tokens, column by column (timm's order)."""
+        (h, w), c = hw, x.shape[2]
+        if visible is not None:
+            x = x * visible.to(x.dtype)
+        grid = x.view(-1, h, w, c)
+        if h % 2 or w % 2:
+            grid = F.pad(grid, (0, 0, 0, w % 2, 0, h % 2))
+        grid = grid.reshape(-1, (h + 1) // 2, 2, (w + 1) // 2, 2, c)
+        return grid.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
+
+
+class Output(nn.Module):
+    """What ends a row where the heads read it: a LayerNorm at the coarsest rate, nothing at finer ones.
+
+    Plain SwinV2 has one norm, after its last stage; timm's features of finer stages have none.
+    """
+
+    def __init__(self, spec: GridSpec, rate: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(spec.width(rate)) if rate == spec.max_down else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+        return x if self.norm is None else self.norm(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """SwinV2's initialisation: truncated normal .02 for linear layers, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
+    """timm's `swinv2_*` state dict, sorted by the part of a grid that each tensor belongs to."""
+    blocks: dict[int, dict[int, StateDict]] = {}
+    embeds: dict[int, StateDict] = {}
+    for key, tensor in state.items():
+        match = _TIMM_LAYER.fullmatch(key)
+        if match is None:
+            continue
+        i, part, number, name = int(match[1]), match[2], match[3], match[4]
+        if part == "downsample":
+            embeds.setdefault(i - 1, {})[name] = tensor
+        else:
+            blocks.setdefault(i, {}).setdefault(int(number), {})[name] = tensor
+    outputs: list[StateDict] = [{} for _ in blocks]
+    if outputs:
+        outputs[-1] = {f"norm.{name}": tensor for name, tensor in prefixed(state, "norm.").items()}
+    return TimmWeights(
+        stem=prefixed(state, "patch_embed."),
+        blocks=[[found[k] for k in sorted(found)] for _, found in sorted(blocks.items())],
+        embeds=[embeds[i] for i in sorted(embeds)],
+        outputs=outputs,
+        head=prefixed(state, "head.fc."),
+    )

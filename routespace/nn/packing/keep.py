@@ -1,0 +1,190 @@
+"""Which tokens of a map are computed, and the index tables that computing only those needs.
+
+Shape legend: B images · H, W map sides · N = H·W tokens · n kept tokens of the whole batch · C channels.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Keep:
+    """The tokens that a transformer edge computes, for one batch of maps.
+
+    Args:
+        kept: (B, N) bool, the tokens that are queries and pass through the feed-forward layer.
+        hw: map height and width in tokens, H·W = N.
+        visible: (B, N) bool, the tokens that keys and values are made of; None means all. The same object as
+            `kept` where keys are made of the kept tokens alone.
+        per_image: kept tokens of each image, where the selection makes them equal (top-k): every table then has a
+            shape known beforehand, and nothing waits for the device.
+
+    The tables are made on first use and shared by all blocks of an edge.
+    """
+
+    def __init__(
+        self, kept: Tensor, hw: tuple[int, int], visible: Tensor | None = None, per_image: int | None = None
+    ) -> None:
+        self.kept = kept
+        self.hw = hw
+        self.visible = visible
+        self.per_image = per_image
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.kept.shape[1]
+
+    @property
+    def sees_kept(self) -> bool:
+        """Whether keys and values are made of exactly the kept tokens."""
+        return self.visible is self.kept
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, N, 1) float of `kept`."""
+        return self.kept.unsqueeze(-1).float()
+
+    @cached_property
+    def visible_mask(self) -> Tensor | None:
+        """(B, N, 1) float of `visible`, or None for all."""
+        return None if self.visible is None else self.visible.unsqueeze(-1).float()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(n,) positions of the kept tokens in the flat (B·N) batch, increasing."""
+        if self.per_image is None and self.kept.is_cuda:  # the host knows n once it has the lengths: one wait
+            return torch.nonzero_static(self.kept.flatten(), size=sum(self.lengths)).squeeze(1)
+        return kept_rows(self.kept, self.per_image)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """(B,) kept tokens of each image."""
+        return self.kept.sum(1)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Kept tokens of each image, on the host."""
+        return [self.per_image] * self.kept.shape[0] if self.per_image is not None else self.counts.tolist()
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens that one image keeps."""
+        return max(self.lengths)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(n,) the image of each kept token."""
+        return self.rows // self.kept.shape[1]
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(B·N,) the place of each token among the kept ones, n where it is skipped."""
+        flat = self.kept.flatten()
+        return torch.where(flat, flat.cumsum(0) - 1, self.rows.shape[0])
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(n,) positions of the kept tokens in a batch padded to (B, longest), increasing."""
+        first = self.counts.cumsum(0) - self.counts
+        place = torch.arange(self.rows.shape[0], device=self.kept.device) - first.index_select(0, self.images)
+        return self.images * self.longest + place
+
+    @cached_property
+    def neighbours(self) -> Tensor:
+        """(9, n) the place among the kept tokens of each one's 3×3 neighbours, n where it is skipped or outside.
+
+        Neighbour 3·(dy + 1) + (dx + 1) is the one at (y + dy, x + dx).
+        """
+        (h, w), n = self.hw, self.rows.shape[0]
+        framed = torch.nn.functional.pad(self.order.view(-1, h, w), (1, 1, 1, 1), value=n)
+        inside = self.rows % (h * w)
+        corner = (self.images * (h + 2) + inside // w) * (w + 2) + inside % w
+        steps = torch.arange(3, device=corner.device)
+        offsets = (steps[:, None] * (w + 2) + steps[None, :]).flatten()
+        return framed.flatten().index_select(0, (offsets[:, None] + corner[None, :]).flatten()).view(9, -1)
+
+    @cached_property
+    def occupied(self) -> Tensor | None:
+        """The images of which something is kept, increasing; None for all (and where a graph is exported)."""
+        if self.per_image is not None or torch.compiler.is_exporting() or min(self.lengths) > 0:
+            return None
+        return torch.tensor(
+            [i for i, n in enumerate(self.lengths) if n], device=self.kept.device, dtype=torch.long
+        )
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether every token is kept and visible, so that the plain block will do."""
+        if torch.compiler.is_exporting() or not (self.visible is None or self.sees_kept):
+            return False
+        return sum(self.lengths) == self.kept.numel()
+
+    def only(self, images: Tensor) -> Keep:
+        """The same for some images of the batch."""
+        kept = self.kept.index_select(0, images)
+        if self.visible is None or self.sees_kept:
+            return Keep(kept, self.hw, kept if self.sees_kept else None, self.per_image)
+        return Keep(kept, self.hw, self.visible.index_select(0, images), self.per_image)
+
+    def split(self, images: int) -> list[Keep]:
+        """The same for every `images` consecutive images of the batch."""
+        kept = torch.split(self.kept, images)
+        visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
+        parts = zip(kept, kept if self.sees_kept else visible, strict=True)
+        return [Keep(part, self.hw, seen, self.per_image) for part, seen in parts]
+
+    def see(self, x: Tensor) -> Tensor:
+        """(B, N, C) → the same map with invisible tokens at zero."""
+        return x if self.visible_mask is None else x * self.visible_mask.to(x.dtype)
+
+    @cached_property
+    def tables(self) -> PackTables:
+        """All tables at once, for a compiled step."""
+        whole = self.per_image is not None
+        return PackTables(
+            rows=self.rows,
+            neighbours=self.neighbours,
+            counts=self.counts,
+            slots=None if whole else self.slots,
+            longest=0 if whole else self.longest,
+            tokens=self.tokens,
+            per_image=self.per_image,
+            visible_mask=None if self.sees_kept else self.visible_mask,
+            sees_kept=self.sees_kept,
+        )
+
+
+class PackTables(NamedTuple):
+    """What a compiled step needs of a Keep: tensors and numbers alone; see there."""
+
+    rows: Tensor
+    neighbours: Tensor
+    counts: Tensor
+    slots: Tensor | None
+    longest: int
+    tokens: int
+    per_image: int | None
+    visible_mask: Tensor | None
+    sees_kept: bool
+
+    def see(self, x: Tensor) -> Tensor:
+        """See `Keep.see`."""
+        return x if self.visible_mask is None else x * self.visible_mask.to(x.dtype)
+
+
+def kept_rows(kept: Tensor, per_image: int | None) -> Tensor:
+    """(B, N) bool → (n,) positions of the kept tokens in the flat (B·N) batch, increasing.
+
+    With `per_image`, the number that is kept of every image, nothing asks the device for a size.
+    """
+    if per_image is None:
+        return kept.flatten().nonzero().squeeze(1)
+    b, n = kept.shape
+    tokens = torch.arange(b * n, device=kept.device).view(b, n)
+    place = torch.where(kept, kept.cumsum(1) - 1, per_image)  # one slot more takes all the skipped
+    return tokens.new_zeros(b, per_image + 1).scatter_(1, place, tokens)[:, :per_image].flatten()

@@ -1,0 +1,243 @@
+"""Gates: small modules that decide which tokens or images an edge computes.
+
+Sources: DiT (arXiv 2308.03409) for the linear Gumbel-Softmax gate, "Learning Dynamic Routing for Semantic
+Segmentation" (CVPR 2020) for max(0, tanh). Straight-through: the value is 0 or 1 in the forward pass and has
+the soft probability's gradient. A closed gate's edge is not computed, so no gradient of the task reaches a
+closed gate: that bias is the price of real savings, and noise and the budget loss are what reopens gates.
+
+Shape legend: B images · N tokens · P places (decisions of one gate for one image) · C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routespace.grid.gate_spec import GateSpec, Granularity
+from routespace.nn.packing.maps import coarsen, pool, spread
+
+GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
+INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
+
+
+Ranked = Callable[[Tensor], tuple[Tensor, int | None]]  # scores → ones at the best, and how many of every image
+
+
+class Decision(NamedTuple):
+    """What a gate says. Both (B, P) spread to the tokens: (B, N) or (B, 1).
+
+    Attributes:
+        value: what the edge's result is multiplied by, 0 where closed; straight-through, so 0 or 1, but for
+            tanh and for soft relaxations.
+        counted: what the budget counts for `value`: 0 or 1 with its gradient (soft: the probability).
+        chance: probability of opening, for reports (tanh: the value).
+        per_image: open places of every image where the selection makes them equal, else None.
+    """
+
+    value: Tensor
+    counted: Tensor
+    chance: Tensor
+    per_image: int | None = None
+
+
+class Gate(nn.Module):
+    """One gate: pooled features → linear → decision.
+
+    Args:
+        spec: the gates' spec.
+        granularity: what decides together.
+        width: channels of the map that the gate reads.
+        rows: True for the gate of a row, False for that of a patch embedding, whose places are 2×2 groups.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter
+    ema_weight: Tensor | None
+    ema_bias: Tensor
+
+    def __init__(self, spec: GateSpec, granularity: Granularity, width: int, *, rows: bool) -> None:
+        super().__init__()
+        self.granularity = granularity
+        self.group = 1 if rows else 2
+        self.window = spec.window if granularity == "window" else 1
+        self.capacity = spec.capacity and granularity == "token"
+        self.selection = spec.selection if rows else "learned"
+        self.learned = self.selection == "learned"
+        if not self.learned:
+            return
+        self.bias = nn.Parameter(initial_bias(spec))
+        self.register_buffer("ema_bias", self.bias.detach().clone())
+        if granularity == "layer":  # one learned number (two logits), no features
+            self.weight = self.ema_weight = None
+        else:
+            self.weight = nn.Parameter(torch.empty(spec.logits, width))
+            nn.init.trunc_normal_(self.weight, std=INIT_STD)
+            self.register_buffer("ema_weight", self.weight.detach().clone())
+
+    def forward(
+        self,
+        x: Tensor,
+        hw: tuple[int, int],
+        spec: GateSpec,
+        temperature: float,
+        noise: float = 1.0,
+        *,
+        present: Tensor | None = None,
+        count: int | None = None,
+    ) -> Decision:
+        """Decide from the map x (B, N, C) of height and width `hw`.
+
+        Args:
+            x: the map that the gated edge reads.
+            hw: its height and width.
+            spec: thresholds and kind (the net's, so that a calibrated threshold reaches every gate).
+            temperature: of the relaxation, training only.
+            noise: factor of the Gumbel noise, training only.
+            present: (B, N) bool, the tokens that are there; None for all. What is chosen by rank is chosen among
+                them.
+            count: how many of every image `present` holds, where that is known beforehand.
+        """
+        places, coarse = self._places(x, hw)
+        best = partial(self._best, keep=spec.keep, hw=hw, present=present, count=count)
+        if self.selection == "random":
+            scores = torch.rand(places.shape[:2], device=x.device) - 1 + spec.keep
+            value = (scores > 0).float()
+            decision = Decision(value, value, torch.full_like(value, spec.keep))
+        elif self.selection == "attention":
+            value, per_image = best(attention_scores(places))
+            decision = Decision(value, value, value, per_image)
+        else:
+            ranked = best if self.capacity else None
+            decision = self._decide(self._logits(places), spec, temperature, noise, ranked)
+        value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
+        return Decision(value, counted, chance, decision.per_image if self.window == 1 else None)
+
+    def _places(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """(B, N, C) → (B, P, C) and the height and width of the map over which decisions are spread."""
+        if self.granularity in ("layer", "image"):
+            return x.mean(1, keepdim=True), (1, 1)
+        coarse = (-(-hw[0] // self.group), -(-hw[1] // self.group))
+        return pool(x, hw, self.group * self.window), coarse
+
+    def _logits(self, places: Tensor) -> Tensor:
+        """(B, P, C) → (B, P, 1 or 2), with the EMA copy of the weights at inference."""
+        weight, bias = (self.weight, self.bias) if self.training else (self.ema_weight, self.ema_bias)
+        if weight is None:
+            return bias.expand(places.shape[0], 1, -1)
+        return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
+
+    def _best(
+        self, scores: Tensor, *, keep: float, hw: tuple[int, int], present: Tensor | None, count: int | None
+    ) -> tuple[Tensor, int | None]:
+        """(B, P) scores → (B, P), ones at the best of each image, and how many where the host knows.
+
+        A row takes the share `keep` of the tokens that are there. A patch embedding takes the share `keep` of all
+        groups, so that it does not shrink from rate to rate, but no more than the tokens that are there can fill:
+        that many groups hold one for certain, wherever they are.
+        """
+        places = scores.shape[1]
+        if present is None:
+            return top_share(scores, keep), share_count(keep, places)
+        rows, most = self.group == 1, share_count(keep, places)
+        there = present if rows else coarsen(present.float(), hw) > 0
+        scores = scores.detach().masked_fill(~there, -math.inf)
+        if count is not None:
+            number = share_count(keep, count) if rows else min(most, -(-count // GROUP_TOKENS))
+            return top_places(scores, number), number
+        counts = present.sum(1, keepdim=True)
+        wanted = torch.ceil(keep * counts.double()) if rows else (-(-counts // GROUP_TOKENS)).clamp(max=most)
+        return top_places(scores, wanted), None
+
+    def _decide(
+        self, logits: Tensor, spec: GateSpec, temperature: float, noise: float, ranked: Ranked | None
+    ) -> Decision:
+        if spec.kind == "tanh":
+            value = F.relu(torch.tanh(logits[..., 0]))
+            if not self.training:
+                value = torch.where(value > spec.open_above, value, torch.zeros_like(value))
+            return Decision(value, (value > 0).float() + (value - value.detach()), value.detach())
+        margin = logits[..., 0] - logits[..., 1] if spec.kind == "gumbel" else logits[..., 0]
+        chance = torch.sigmoid(margin)
+        per_image = None
+        if ranked is not None:
+            soft, (hard, per_image) = chance, ranked(margin)
+        elif self.training:
+            # The threshold shifts the margin, so that a calibrated gate samples around the same decision.
+            margin = margin - threshold_logit(spec.open_above)
+            if spec.kind == "gumbel" and noise:
+                margin = margin + noise * logistic_noise(margin, shared=self.granularity == "layer")
+            soft = torch.sigmoid(margin / temperature)
+            hard = (soft > 0.5).float()
+        else:
+            hard, soft = (chance > spec.open_above).float(), chance
+        if not self.training:
+            return Decision(hard, hard, chance, per_image)
+        if spec.relaxation == "soft":
+            return Decision(soft, soft, chance.detach())
+        value = hard + (soft - soft.detach())
+        return Decision(value, value, chance.detach(), per_image)
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """Move the EMA copy towards the weights; call it after each optimiser step."""
+        if not self.learned:
+            return
+        self.ema_bias.lerp_(self.bias, 1 - decay)
+        if self.weight is not None and self.ema_weight is not None:
+            self.ema_weight.lerp_(self.weight, 1 - decay)
+
+
+def initial_bias(spec: GateSpec) -> Tensor:
+    """Bias with which an untrained gate opens with probability `openness` (tanh: has that value)."""
+    p = spec.openness
+    if spec.kind == "tanh":
+        return torch.tensor([math.atanh(p)])
+    logit = math.log(p / (1 - p))
+    return torch.tensor([logit / 2, -logit / 2] if spec.kind == "gumbel" else [logit])
+
+
+def threshold_logit(threshold: float) -> float:
+    """The margin at which a gate's probability is `threshold`; thresholds of 0 and 1 stay finite."""
+    p = min(max(threshold, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))
+
+
+def logistic_noise(like: Tensor, *, shared: bool) -> Tensor:
+    """The difference of two Gumbel samples, which is logistic: what two-way Gumbel-Softmax adds to its margin.
+
+    A `layer` gate is one number for the whole batch, so its noise is shared by the batch.
+    """
+    shape = (1, *like.shape[1:]) if shared else like.shape
+    uniform = torch.rand(shape, device=like.device).clamp_(1e-7, 1 - 1e-7)
+    return torch.log(uniform) - torch.log1p(-uniform)
+
+
+def share_count(keep: float, places: int) -> int:
+    """How many of an image's places the share `keep` is: at least one."""
+    return max(1, math.ceil(keep * places))
+
+
+def top_share(scores: Tensor, keep: float) -> Tensor:
+    """(B, P) scores → (B, P) floats with a one at the best ceil(keep·P) places of each image."""
+    return top_places(scores, share_count(keep, scores.shape[1]))
+
+
+def top_places(scores: Tensor, number: int | Tensor) -> Tensor:
+    """(B, P) scores → (B, P) floats with a one at the best `number` places: of all images, or (B, 1) of each."""
+    if isinstance(number, int):
+        best = scores.topk(number, dim=1).indices
+        return torch.zeros_like(scores).scatter_(1, best, 1.0)
+    ones = (torch.arange(scores.shape[1], device=scores.device) < number).to(scores.dtype)
+    return torch.zeros_like(scores).scatter_(1, scores.argsort(dim=1, descending=True), ones)
+
+
+def attention_scores(places: Tensor) -> Tensor:
+    """(B, P, C) → (B, P): how much the mean token attends to each place, without parameters (the ablation)."""
+    query = places.mean(1, keepdim=True)
+    return (places * query).sum(-1) / math.sqrt(places.shape[-1])

@@ -1,0 +1,129 @@
+"""Routes: every decision of one forward pass, to count, paint, record and replay.
+
+Shape legend: B images · N tokens of the edge's map (coarse tokens for a patch embedding) · P = N, or 1 where a
+decision is about the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from routespace.errors import GridError
+from routespace.grid.usage import EdgeUsage
+from routespace.nn.packing.maps import spread
+from routespace.nn.routing.gates import share_count, top_share
+
+if TYPE_CHECKING:
+    from routespace.nn.route_net import RouteNet
+
+
+@dataclass(frozen=True)
+class EdgeRoute:
+    """What one transformer or patch_embed edge computed.
+
+    Attributes:
+        kept: (B, P) bool, computed tokens (P = 1: whole images).
+        counted: (B, P) float, what the budget counts: `kept` as 0 or 1, with the gates' gradient.
+        chance: (B, P) probability of opening, or None for an open edge.
+        asked: (B, P) bool, where the gate was evaluated, or None for an open edge.
+        per_image: kept tokens of every image where the selection makes them equal (top-k), else None.
+        value: (B, P) what the edge's result was multiplied by, where that is neither 0 nor 1 (tanh gates, and soft
+            ones while training); None for `kept` itself.
+    """
+
+    kept: Tensor
+    counted: Tensor
+    chance: Tensor | None = None
+    asked: Tensor | None = None
+    per_image: int | None = None
+    value: Tensor | None = None
+
+    def usage(self) -> EdgeUsage:
+        """Shares of tokens, images and gate decisions; the token share carries the gates' gradient."""
+        images = self.counted if self.counted.shape[1] == 1 else self.kept.any(1).float()
+        asked = self.asked.float().mean() if self.asked is not None else 0.0
+        return EdgeUsage(tokens=self.counted.mean(), images=images.mean(), asked=asked)
+
+    def detach(self) -> EdgeRoute:
+        """The same decisions without gradients."""
+        value = None if self.value is None else self.value.detach()
+        return replace(self, counted=self.counted.detach(), value=value)
+
+
+@dataclass(frozen=True)
+class GatePlaces:
+    """Where one gate decides: how many decisions, and how they are laid over the tokens.
+
+    Attributes:
+        decisions: independent decisions of one image.
+        hw: height and width of the map over which they are spread; (1, 1) for whole images.
+        side: side of one decision's square.
+    """
+
+    decisions: int
+    hw: tuple[int, int]
+    side: int
+
+    def spread(self, decided: Tensor) -> Tensor:
+        """(B, decisions) → (B, P)."""
+        return spread(decided, self.hw, self.side)
+
+
+class Routes(Mapping[str, EdgeRoute]):
+    """Edge name → EdgeRoute, for each edge that did not simply compute everything."""
+
+    def __init__(self, edges: Mapping[str, EdgeRoute]) -> None:
+        self._edges = dict(edges)
+
+    def __getitem__(self, name: str) -> EdgeRoute:
+        return self._edges[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._edges)
+
+    def __len__(self) -> int:
+        return len(self._edges)
+
+    def usage(self) -> dict[str, EdgeUsage]:
+        """Edge name → shares; edges that are absent computed everything. Scalars are tensors."""
+        return {name: route.usage() for name, route in self._edges.items()}
+
+    def detach(self) -> Routes:
+        """The same decisions without gradients, to keep or to replay."""
+        return Routes({name: route.detach() for name, route in self._edges.items()})
+
+    @classmethod
+    def full(cls, net: RouteNet, images: Tensor) -> Routes:
+        """Decisions that keep everything: each gated transformer and patch_embed edge computes all."""
+        return cls.random(net, images, keep=1.0)
+
+    @classmethod
+    def random(cls, net: RouteNet, images: Tensor, *, keep: float, columns: float = 1.0, seed: int = 0) -> Routes:
+        """Random decisions at a known keep ratio, to compare execution modes and to measure speed.
+
+        Args:
+            net: the network whose gates are replaced.
+            images: (B, C, H, W), for batch size and map sizes.
+            keep: share of tokens (or windows, images) that each row computes.
+            columns: likewise for patch embeddings.
+            seed: of the draw.
+        """
+        if not (0 <= keep <= 1 and 0 <= columns <= 1):
+            raise GridError(f"keep: {keep} and columns {columns} must be shares between 0 and 1")
+        generator = torch.Generator().manual_seed(seed)
+        edges = {}
+        for name, places in net.gate_places(images.shape[-2:]).items():
+            share = columns if name.endswith("patch_embed") else keep
+            draw = torch.rand((images.shape[0], places.decisions), generator=generator)
+            per_image = None
+            if net.gates[name].capacity and share > 0:
+                per_image = share_count(share, places.decisions)
+                draw, share = -top_share(draw, share), 0.0
+            kept = places.spread((draw < share).to(images.device))
+            edges[name] = EdgeRoute(kept, kept.float(), per_image=per_image)
+        return cls(edges)

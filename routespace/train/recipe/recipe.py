@@ -1,0 +1,230 @@
+"""Recipe: everything that fixes a training run, as one frozen value; YAML in and out.
+
+    recipe = Recipe.from_yaml(text)
+    recipe = recipe.override({"train.epochs": 5, "grid.max_down": 16})
+    recipe.architecture(), recipe.budget_macs(), recipe.hash
+
+Reading a recipe imports no torch, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from routespace.errors import SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.presets import preset_fields
+from routespace.grid.spec import GridSpec, content_hash
+from routespace.train.recipe.errors import explain_recipe, fields_at
+from routespace.train.recipe.parts import BudgetSpec, DataSpec, SearchSpec, TrainSpec
+from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
+
+__all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
+
+DIGIT_CLASSES = 10
+PER_RATE = ("widths", "heads", "mlp_ratios", "sr_ratios")
+PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
+
+
+class Recipe(BaseModel):
+    """A training run as a value.
+
+    Args:
+        name: what it is called in reports.
+        seed: of weights, shuffling, gate noise and the digits' training scenes.
+        grid: the routing grid; in YAML also `{preset: dit_b2, …}` with fields that replace the preset's.
+        routing: `both`, `depth`, `scale`, `none` (see Architecture.routed), or `static`, a plain staircase.
+        split: transformer layers per rate of a static staircase; None for equal shares.
+        gates: how gated edges decide.
+        budget, data, train: see their specs.
+        task: what is learned.
+        search: what a study varies; None when the recipe is not made for one.
+
+    Raises:
+        SpecError: through `parse`, `from_yaml` and `override`, one line that names the dotted field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    task: Literal["classify"] = "classify"
+    grid: GridSpec
+    routing: Literal["both", "depth", "scale", "none", "static"] = "both"
+    split: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    gates: GateSpec = GateSpec()
+    budget: BudgetSpec = BudgetSpec()
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    search: SearchSpec | None = None
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _resolve_preset(cls, grid: Any) -> Any:
+        if not isinstance(grid, Mapping) or "preset" not in grid:
+            return grid
+        return preset_fields(str(grid["preset"])) | {key: grid[key] for key in grid if key != "preset"}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.split is not None and self.routing != "static":
+            raise ValueError(f"split: it needs routing 'static' (given: {self.routing!r})")
+        if self.train.start == "staircase" and self.gates.kind == "tanh":
+            raise ValueError("train.start: 'staircase' needs gates that can be nearly closed; kind 'tanh' cannot")
+        ranked = self.gates.capacity or self.gates.selection != "learned"
+        if self.budget.control and (self.gates.kind == "tanh" or ranked):
+            raise ValueError(
+                f"budget.control: {self.budget.control} moves a threshold; gates of kind 'tanh', with capacity or "
+                f"without a learned selection have none, leave control at 0"
+            )
+        if self.data.kind == "digits":
+            self._check_digits()
+        if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
+            _ = _base_spec(self.grid)
+        for section in ("space", "overrides"):
+            for field in getattr(self.search, section) if self.search else ():
+                _check_field(f"search.{section}", field)
+        return self
+
+    def _check_digits(self) -> None:
+        low, high = self.data.digit_px
+        if self.grid.num_classes != DIGIT_CLASSES or self.grid.in_channels != 3:
+            raise ValueError(
+                f"grid.num_classes: {self.grid.num_classes} with {self.grid.in_channels} channels does not fit "
+                f"data.kind 'digits'; give num_classes {DIGIT_CLASSES} and in_channels 3"
+            )
+        if not 8 <= low <= high <= min(self.grid.image_size):
+            raise ValueError(
+                f"data.digit_px: {[low, high]} does not fit; give [least, greatest] from 8 to the image's "
+                f"{min(self.grid.image_size)} px"
+            )
+
+    @classmethod
+    def parse(cls, data: Any) -> Recipe:
+        """Validate a mapping; raises SpecError with one line that names the dotted field."""
+        if not isinstance(data, Mapping):
+            raise SpecError(f"recipe: {type(data).__name__} is no recipe; give a mapping with name, grid, …")
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise SpecError(explain_recipe(error, cls)) from error
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Read YAML text; raises SpecError naming the line or the field."""
+        return cls.parse(read_yaml(text))
+
+    def to_data(self) -> dict[str, Any]:
+        """Every field, defaults too, as JSON data: a run's recipe stays what it was when defaults change."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """YAML that `from_yaml` reads back to an equal recipe."""
+        return write_yaml(self.to_data())
+
+    def override(self, changes: Mapping[str, Any]) -> Recipe:
+        """A recipe with some dotted fields replaced.
+
+        `grid.preset` replaces the grid but for image size, channels, classes and outputs. A lower
+        `grid.max_down` keeps the finest of widths, heads and ratios that the grid lists per rate.
+
+        Args:
+            changes: such as {"train.epochs": 5, "gates.rows": "layer"}; a whole section takes a mapping.
+
+        Raises:
+            SpecError: an unknown field, or a value that it does not allow.
+        """
+        data = copy.deepcopy(self.to_data())
+        if "grid.preset" in changes:
+            kept = {key: data["grid"][key] for key in PRESET_KEEPS}
+            data["grid"] = kept | {"preset": changes["grid.preset"]}
+        for field, value in changes.items():
+            if field != "grid.preset":
+                _check_field("set", field)
+                _put(data, field, value)
+        if "grid.max_down" in changes and isinstance(data["grid"], dict):
+            _fit_rates(data["grid"], {field.removeprefix("grid.") for field in changes})
+        return Recipe.parse(data)
+
+    def architecture(self) -> Architecture:
+        """The part of the grid that is trained.
+
+        Raises:
+            GridError: the split does not fit, or an output is not reached.
+        """
+        grid = RoutingGrid(self.grid)
+        if self.routing == "static":
+            return Architecture.staircase(grid, self.split)
+        return Architecture.routed(grid, self.routing)
+
+    def base_macs(self) -> int:
+        """MACs of one image through what `budget.of` names: the 1 of every reported ratio."""
+        if self.budget.of == "base":
+            return int(architecture_cost(Architecture.staircase(RoutingGrid(_base_spec(self.grid)))).macs)
+        grid = RoutingGrid(self.grid)
+        whole = Architecture.full if self.budget.of == "full" else Architecture.staircase
+        return int(architecture_cost(whole(grid)).macs)
+
+    def budget_macs(self) -> int | None:
+        """The target in MACs of one image; None without one, or where nothing is gated."""
+        if not self.budget.wanted or self.routing in ("static", "none"):
+            return None
+        if self.budget.macs is not None:
+            return self.budget.macs
+        assert self.budget.ratio is not None
+        return round(self.budget.ratio * self.base_macs())
+
+    @cached_property
+    def hash(self) -> str:
+        """Twelve hex digits, equal for equal recipes on every machine."""
+        return content_hash(self.to_data())
+
+
+def _base_spec(grid: GridSpec) -> GridSpec:
+    """The family's plain network of the grid's size, at the grid's image size."""
+    if grid.size is None:
+        raise SpecError(
+            "budget.of: 'base' needs grid.size, the family's named network; give it or use 'staircase'"
+        )
+    depths = grid.block_family.depths[grid.size]
+    shared = grid.model_dump(include={"family", "size", "window", "image_size", "in_channels", "num_classes"})
+    return GridSpec.parse(shared | {"layers": len(depths), "depths": depths, "max_down": 4 << (len(depths) - 1)})
+
+
+def _check_field(where: str, dotted: str) -> None:
+    """Raise SpecError unless `dotted` names a field of a recipe."""
+    head, _, name = dotted.rpartition(".")
+    allowed = fields_at(Recipe, tuple(head.split(".")) if head else ())
+    if allowed is None or name not in allowed:
+        known = "; a recipe has " + ", ".join(Recipe.model_fields) if allowed is None else ""
+        known = f"; allowed: {', '.join(allowed)}" if allowed else known
+        prefix = "" if where == "set" else f"{where}: "
+        raise SpecError(f"{prefix}{dotted}: unknown field{known}")
+
+
+def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a nested entry; a missing section (search) becomes a mapping."""
+    *sections, name = dotted.split(".")
+    for section in sections:
+        if not isinstance(data.get(section), dict):
+            data[section] = {}
+        data = data[section]
+    data[name] = value
+
+
+def _fit_rates(grid: dict[str, Any], changed: set[str]) -> None:
+    """Shorten per-rate lists to a lowered max_down, but for those that were given along with it."""
+    max_down, stem_down = grid.get("max_down"), grid.get("stem_down", 4)
+    if isinstance(max_down, int) and isinstance(stem_down, int) and max_down >= stem_down > 0:
+        rates = (max_down // stem_down).bit_length()
+        for field in PER_RATE:
+            if isinstance(grid.get(field), list) and field not in changed:
+                grid[field] = grid[field][:rates]
