@@ -13,6 +13,7 @@ from torch import Tensor
 
 from routespace.errors import DataError
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
 
@@ -77,7 +78,7 @@ def measure_usage(net: RouteNet, batches: Iterable[Batch]) -> dict[str, EdgeUsag
     also those of a smaller last batch. The network is left in the mode in which it came.
 
     Args:
-        net: the network; images are moved to its device.
+        net: the network, or a wrapper of one such as torch.compile's; images are moved to its device.
         batches: images (B, C, H, W), alone or first of a tuple.
 
     Returns:
@@ -86,7 +87,9 @@ def measure_usage(net: RouteNet, batches: Iterable[Batch]) -> dict[str, EdgeUsag
 
     Raises:
         DataError: there is no batch.
+        SpecError: the module is no RouteNet.
     """
+    net = unwrap(net, wanted=RouteNet)
     meter, device, training, seen = UsageMeter(), next(net.parameters()).device, net.training, 0
     net.eval()
     try:

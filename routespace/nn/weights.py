@@ -21,6 +21,7 @@ from routespace.errors import BundleError, RoutespaceError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import explain
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 
 FORMAT = "routespace.network/1"
@@ -34,7 +35,9 @@ def save_net(net: RouteNet, folder: Path) -> None:
 
     Raises:
         BundleError: the folder is missing or read-only, or the disk is full.
+        SpecError: the module is no RouteNet, nor one in a wrapper such as torch.compile's.
     """
+    net = unwrap(net, wanted=RouteNet)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": FORMAT, "architecture": net.architecture.hash}
     data = {

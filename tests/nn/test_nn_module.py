@@ -1,0 +1,64 @@
+"""A network among other torch modules."""
+
+import copy
+
+import pytest
+import timm.utils
+import torch
+from tiny_grid import TINY_GRID
+from torch import nn
+
+from routespace.errors import SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn.module import unwrap
+from routespace.nn.route_net import RouteNet
+from routespace.nn.usage import measure_usage
+from routespace.nn.weights import load_net, save_net
+
+WRAPPERS = {
+    "torch.compile": lambda net: torch.compile(net, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "timm's average": timm.utils.ModelEmaV3,
+    "two": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+}
+
+
+def tiny_net(**changes) -> RouteNet:
+    torch.manual_seed(0)
+    return RouteNet(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID | changes)))).eval()
+
+
+@pytest.fixture(params=WRAPPERS.values(), ids=list(WRAPPERS))
+def wrapped(request):
+    return request.param(tiny_net())
+
+
+def test_a_wrapper_is_taken_off(wrapped):
+    assert type(unwrap(wrapped, wanted=RouteNet)) is RouteNet
+
+
+def test_what_is_not_wrapped_stays():
+    net = tiny_net()
+    assert unwrap(net) is net
+    other = nn.Sequential(nn.Linear(1, 1))
+    assert unwrap(other) is other
+
+
+@pytest.mark.parametrize("other", [nn.Linear(1, 1), nn.DataParallel(nn.Linear(1, 1))])
+def test_another_module_is_refused_by_its_class(other):
+    with pytest.raises(SpecError, match="a Linear was given; give a RouteNet"):
+        unwrap(other, wanted=RouteNet)
+
+
+def test_a_wrapped_network_is_saved_as_what_it_wraps(wrapped, tmp_path):
+    save_net(wrapped, tmp_path)
+    loaded, net = load_net(tmp_path), unwrap(wrapped)
+    assert list(loaded.state_dict()) == list(net.state_dict())
+
+
+def test_a_wrapped_network_is_measured(wrapped):
+    images = torch.randn(2, 3, 32, 32)
+    assert measure_usage(wrapped, [images]) == measure_usage(copy.deepcopy(unwrap(wrapped)), [images])
