@@ -8,6 +8,7 @@ The card holds the SHA-256 of the other two files, so a truncated, changed or sw
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -23,8 +24,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from routespace.errors import BundleError
 from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import explain
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net, read_json, save_net, write_file
+from routespace.nn.weights import (
+    NETWORK_FILE,
+    WEIGHTS_FILE,
+    check_loads,
+    load_net,
+    read_json,
+    save_net,
+    write_file,
+)
 
 CARD_FILE = "card.json"
 CHUNK_BYTES = 1 << 20
@@ -102,7 +112,8 @@ class Card(BaseModel):
         expected_macs: float | None = None,
         provenance: Provenance | None = None,
     ) -> Self:
-        """The card of a network: hashes, MACs and parameters are its own."""
+        """The card of a network, wrapped or not: hashes, MACs and parameters are its own."""
+        net = unwrap(net, wanted=RouteNet)
         cost = architecture_cost(net.architecture, gates=net.gate_spec)
         return cls(
             grid=net.spec.hash,
@@ -128,7 +139,7 @@ def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: boo
     """Write a bundle: everything is made next to the target and moved there in one step.
 
     Args:
-        net: the network.
+        net: the network, or a wrapper of one such as torch.compile's.
         folder: where to; it is made, and must not exist, be empty, or be a bundle to overwrite.
         card: of this network.
         overwrite: replace an existing bundle. Never replaces a folder that is not one.
@@ -137,14 +148,18 @@ def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: boo
         The card as written, with the files' checksums.
 
     Raises:
-        BundleError: the folder exists, cannot be written, the disk is full, or the card is another network's.
+        BundleError: the folder exists, cannot be written, the disk is full, the card is another network's, or the
+            network could not be loaded again, as it was changed in a way that its architecture does not tell.
+        SpecError: the module is no RouteNet, nor one in a wrapper such as torch.compile's.
     """
+    net = unwrap(net, wanted=RouteNet)
     folder = Path(os.path.abspath(folder))
     if (card.grid, card.architecture) != (net.spec.hash, net.architecture.hash):
         raise BundleError(
             f"card: it is of architecture {card.architecture}, the network of {net.architecture.hash}; "
             f"make it with Card.of(net, …)"
         )
+    check_loads(net)
     _check_target(folder, overwrite)
     partial: Path | None = None
     try:
@@ -180,8 +195,7 @@ def load_bundle(folder: Path | str) -> Bundle:
         BundleError: not a bundle, or a file is missing, truncated, changed or of another bundle.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: no such folder; give a bundle, made with `routespace extract … -o DIR`")
+    _check_source(folder)
     card = _read_card(folder / CARD_FILE)
     for name in (NETWORK_FILE, WEIGHTS_FILE):
         _check_file(folder / name, card.files.get(name))
@@ -192,6 +206,23 @@ def load_bundle(folder: Path | str) -> Bundle:
             f"{net.architecture.hash}; the files come from different bundles"
         )
     return Bundle(net.eval(), card)
+
+
+def _check_source(folder: Path) -> None:
+    """Raise BundleError for what is no bundle, with what it is."""
+    made = "made with `routespace extract … -o DIR`"
+    if not folder.exists():
+        raise BundleError(f"{folder}: does not exist; give a bundle's folder, {made}")
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: is a file; give a bundle's folder, {made}")
+    if is_bundle(folder):
+        return
+    if any(folder.glob(f"*/{NETWORK_FILE}")):
+        raise BundleError(
+            f"{folder}: is a run, not a bundle; take its network out with `routespace extract {folder} -o DIR`, "
+            f"and give that folder"
+        )
+    raise BundleError(f"{folder}: has no {CARD_FILE}; give a bundle's folder, {made}")
 
 
 def _read_card(path: Path) -> Card:
@@ -252,8 +283,14 @@ def _move(partial: Path, folder: Path) -> None:
             aside.replace(folder)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-    handle = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the new name survives a crash
-    finally:
-        os.close(handle)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder survive a crash; everything is in its place already, so no system must do it."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some network disks sync none
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

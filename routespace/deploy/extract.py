@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
-from routespace.errors import GridError
 from routespace.grid.architecture import Architecture
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
+from routespace.nn.weights import filled
 
 
 def extract(net: RouteNet, architecture: Architecture) -> RouteNet:
@@ -16,22 +15,14 @@ def extract(net: RouteNet, architecture: Architecture) -> RouteNet:
     are a subset of the net's, and whatever happens to one leaves the other alone. The random state is untouched.
 
     Args:
-        net: the supernet, or any network that contains the architecture.
+        net: the supernet, or any network that contains the architecture, or a wrapper such as torch.compile's.
         architecture: what to take; gated edges are allowed where `net` has the gates.
 
     Raises:
         GridError: `architecture` is no part of the network's.
+        SpecError: the module is no RouteNet, nor one in a wrapper.
     """
-    if not net.architecture.contains(architecture):
-        raise GridError(
-            f"architecture: {architecture.hash} is no part of {net.architecture.hash}; it needs the same grid, "
-            f"edges that exist here, and gates only where this network has them"
-        )
-    device = next(net.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        part = RouteNet(architecture, net.gate_spec, execution=net.execution)
-    state, wanted = net.state_dict(), part.state_dict()
-    part.load_state_dict({key: state[key].clone() for key in wanted}, strict=True, assign=True)
-    part.to(device)  # buffers that are not saved
-    part.temperature = net.temperature
+    net = unwrap(net, wanted=RouteNet)
+    part = filled(architecture, net.gate_spec, net.restrict(architecture).state_dict())
+    part.execution, part.temperature, part.noise = net.execution, net.temperature, net.noise
     return part.train(net.training)

@@ -20,6 +20,7 @@ from routespace.errors import GridError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import Node
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
 
@@ -105,7 +106,9 @@ def verify(
 
     Raises:
         GridError: `architecture` is no part of the supernet's, or `subnet` is of another architecture.
+        SpecError: a module is no RouteNet, nor one in a wrapper such as torch.compile's.
     """
+    supernet, subnet = unwrap(supernet, wanted=RouteNet), unwrap(subnet, wanted=RouteNet)
     if subnet.architecture != architecture:
         raise GridError(
             f"subnet: it is of architecture {subnet.architecture.hash}, not of {architecture.hash}; "

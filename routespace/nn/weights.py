@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from routespace.errors import BundleError, RoutespaceError
 from routespace.grid.architecture import Architecture
@@ -34,10 +36,12 @@ def save_net(net: RouteNet, folder: Path) -> None:
     """Write a network into an existing folder.
 
     Raises:
-        BundleError: the folder is missing or read-only, or the disk is full.
+        BundleError: the folder is missing or read-only, the disk is full, or the network was changed in a way
+            that its architecture does not tell (another head, for example), so that it could not be loaded.
         SpecError: the module is no RouteNet, nor one in a wrapper such as torch.compile's.
     """
     net = unwrap(net, wanted=RouteNet)
+    check_loads(net)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": FORMAT, "architecture": net.architecture.hash}
     data = {
@@ -47,6 +51,23 @@ def save_net(net: RouteNet, folder: Path) -> None:
     }
     write_file(folder / WEIGHTS_FILE, safetensors.torch.save(state, metadata=metadata))
     write_file(folder / NETWORK_FILE, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def check_loads(net: RouteNet) -> None:
+    """Raise BundleError, in one line, for a network that could not be made again from its architecture."""
+    with torch.inference_mode(False), torch.device("meta"):  # shapes alone, nothing is computed
+        made = RouteNet(net.architecture, net.gate_spec).state_dict()
+    state = net.state_dict()
+    for name in {**state, **made}:
+        given, wanted = (None if name not in one else tuple(one[name].shape) for one in (state, made))
+        if given == wanted:
+            continue
+        found = "is missing" if given is None else f"has shape {given}"
+        rule = "knows no such weight" if wanted is None else f"gives it {wanted}"
+        raise BundleError(
+            f"net: {name} {found}, but its architecture {rule}, so the network could not be loaded again; "
+            f"undo the change, or make the network of a spec that has it (num_classes for a head)"
+        )
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -84,6 +105,8 @@ def read_json(path: Path) -> Any:
 def load_net(folder: Path) -> RouteNet:
     """The network that `save_net` wrote, with its weights in the types that were saved.
 
+    A network with gates computes by `auto`, so that what its gates skip is not computed.
+
     Raises:
         BundleError: a file is missing, truncated, or weights and architecture do not belong together.
     """
@@ -98,36 +121,61 @@ def load_net(folder: Path) -> RouteNet:
         raise BundleError(f"{folder / NETWORK_FILE}: gates.{reason}") from error
     except RoutespaceError as error:
         raise BundleError(f"{folder / NETWORK_FILE}: {str(error).splitlines()[0]}") from error
-    net = RouteNet(architecture, gates)
-    _load(net, folder / WEIGHTS_FILE, owner=architecture.hash, assign=True)
+    state = _read(folder / WEIGHTS_FILE, owner=architecture.hash)
+    try:
+        return filled(architecture, gates, state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise BundleError(
+            f"{folder / WEIGHTS_FILE}: weights are of another architecture ({reason:.200})"
+        ) from error
+
+
+def filled(architecture: Architecture, gates: GateSpec, state: Mapping[str, Tensor]) -> RouteNet:
+    """A new network with the given weights copied into it: their types and device, but its own memory formats.
+
+    Adopting the tensors themselves would be quicker, but they lie as a file or another network has them, and
+    convolutions of token maps are fast only on kernels that are channels-last. Parameters are ordinary ones
+    under `torch.inference_mode` too, so that the network can be trained on. The random state is untouched.
+
+    Args:
+        architecture, gates: of the network.
+        state: its whole state dict.
+
+    Raises:
+        RuntimeError: keys or shapes differ, in torch's words.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        net = RouteNet(architecture, gates, execution="dense" if architecture.is_static else "auto")
+        _adapt(net, state)
+        net.load_state_dict(state, strict=True)
     return net
 
 
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Fill a module strictly from a safetensors file; raises BundleError when it does not fit."""
-    _load(net, path, owner=None, assign=False)
+def _adapt(net: RouteNet, state: Mapping[str, Tensor]) -> None:
+    """Give a network's tensors the types and devices of those that are to be copied into them."""
+    types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    devices = {tensor.device for tensor in state.values()}
+    if len(devices) == 1:
+        net.to(devices.pop())
+    if len(types) == 1:  # buffers that are not saved follow
+        net.to(types.pop())
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if name in state:
+            tensor.data = tensor.data.to(state[name].device, state[name].dtype)
 
 
-def _load(net: nn.Module, path: Path, *, owner: str | None, assign: bool) -> None:
-    """Load strictly; `owner` is the architecture that the file must be of, `assign` keeps the saved types."""
+def _read(path: Path, *, owner: str) -> dict[str, Tensor]:
+    """The tensors of a file, which must be of the architecture `owner`."""
     try:
-        state, found = _read(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("architecture")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleError(f"{path}: missing or truncated ({str(error).splitlines()[0]}); copy it again") from error
-    if owner is not None and found != owner:
+    if found != owner:
         raise BundleError(
             f"{path}: its weights are of architecture {found or 'unknown'}, {NETWORK_FILE} is of {owner}; "
             f"the two files come from different networks"
         )
-    try:
-        net.load_state_dict(state, assign=assign)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise BundleError(f"{path}: weights are of another architecture ({reason:.200})") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """The tensors of a file and the architecture that they are of."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        found = (file.metadata() or {}).get("architecture")
-        return {key: file.get_tensor(key).clone() for key in file.keys()}, found  # noqa: SIM118 (no mapping)
+    return state

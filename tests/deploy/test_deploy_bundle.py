@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from routespace.deploy.bundle import CARD_FILE, Card, Provenance, is_bundle, load_bundle, save_bundle
+from routespace.deploy.extract import extract
+from routespace.deploy.verify import verify
 from routespace.errors import BundleError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -64,6 +66,121 @@ def test_types_are_kept(tmp_path):
     net = make_net().to(torch.bfloat16)
     save_bundle(net, tmp_path / "half", Card.of(net))
     assert {t.dtype for t in load_bundle(tmp_path / "half").net.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_tensors_lie_in_memory_as_in_the_network_that_was_saved(tmp_path, dtype):
+    net = make_net().to(dtype)
+    reread = tmp_path / "reread"
+    save_bundle(net, tmp_path / "small", Card.of(net))
+    loaded = load_bundle(tmp_path / "small").net
+    save_bundle(loaded, reread, Card.of(loaded))
+    formats = {name: tensor.stride() for name, tensor in net.state_dict().items()}
+    assert (72, 1, 24, 8) in formats.values()  # a patch embedding, channels-last as token maps are
+    for found in (loaded, load_bundle(reread).net, extract(loaded, loaded.architecture)):
+        assert {name: tensor.stride() for name, tensor in found.state_dict().items()} == formats
+        assert {tensor.dtype for tensor in found.state_dict().values()} == {dtype}
+        assert all(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_types_that_differ_inside_a_network_are_kept(net, tmp_path):
+    net.head.to(torch.float64)
+    save_bundle(net, tmp_path / "mixed", Card.of(net))
+    types = {name: tensor.dtype for name, tensor in load_bundle(tmp_path / "mixed").net.state_dict().items()}
+    assert types == {name: tensor.dtype for name, tensor in net.state_dict().items()}
+
+
+def test_a_loaded_routed_network_computes_only_what_its_gates_keep(tmp_path):
+    grid = RoutingGrid(GridSpec.parse(FIELDS))
+    for architecture, execution in ((Architecture.full(grid), "auto"), (Architecture.staircase(grid), "dense")):
+        net = RouteNet(architecture)
+        folder = tmp_path / execution
+        save_bundle(net, folder, Card.of(net))
+        assert load_bundle(folder).net.execution == execution
+
+
+def test_loading_leaves_the_random_state_alone(bundle):
+    state = torch.get_rng_state()
+    load_bundle(bundle)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_loaded_or_extracted_under_inference_mode_can_be_trained(net, bundle):
+    with torch.inference_mode():
+        found = [load_bundle(bundle).net, extract(net, net.architecture)]
+    for part in found:
+        part.train()(torch.randn(2, 3, 32, 32)).logits.sum().backward()
+        assert part.stem.proj.weight.grad is not None
+
+
+WRAPPERS = {
+    "torch.compile": lambda net: torch.compile(net, backend="eager"),
+    "DataParallel": torch.nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrapped_networks_are_saved_extracted_and_verified_as_themselves(net, wrap, tmp_path):
+    wrapped = wrap(net)
+    save_bundle(wrapped, tmp_path / "small", Card.of(wrapped))
+    assert load_bundle(tmp_path / "small").net.state_dict().keys() == net.state_dict().keys()
+    part = extract(wrapped, net.architecture)
+    assert part.state_dict().keys() == net.state_dict().keys()
+    report = verify(wrapped, net.architecture, wrap(part))
+    assert report.ok, report.lines()
+
+
+CHANGES = {
+    "another head": (
+        lambda net: setattr(net, "head", torch.nn.Linear(16, 7)),
+        r"head\.weight has shape \(7, 16\)",
+    ),
+    "no head": (lambda net: setattr(net, "head", None), r"head\.weight is missing"),
+    "a buffer": (lambda net: net.register_buffer("extra", torch.zeros(1)), "extra has shape"),
+    "a parametrisation": (
+        lambda net: torch.nn.utils.parametrizations.weight_norm(net.head),
+        r"head\.parametrizations",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_what_could_not_be_loaded_again_is_refused_before_anything_is_written(net, change, message, tmp_path):
+    change(net)
+    for call in (
+        lambda: save_bundle(net, tmp_path / "deep" / "small", Card.of(net)),
+        lambda: save_net(net, tmp_path),
+    ):
+        with pytest.raises(BundleError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert left_in(tmp_path) == []
+
+
+def test_a_system_that_syncs_no_folders_saves_all_the_same(net, tmp_path, monkeypatch):
+    real = os.open
+
+    def without_folders(path, flags, *rest, **more):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))  # what Windows says
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", without_folders)
+    save_bundle(net, tmp_path / "small", Card.of(net))
+    assert torch.equal(load_bundle(tmp_path / "small").net.head.weight, net.head.weight)
+
+
+def test_what_is_no_bundle_is_told_by_what_it_is(net, bundle, tmp_path):
+    run = tmp_path / "run" / "net"
+    run.mkdir(parents=True)
+    save_net(net, run)
+    with pytest.raises(BundleError, match="is a run, not a bundle"):
+        load_bundle(run.parent)
+    with pytest.raises(BundleError, match=r"has no card\.json"):
+        load_bundle(run)
+    with pytest.raises(BundleError, match="is a file"):
+        load_bundle(bundle / CARD_FILE)
 
 
 def test_nothing_else_is_overwritten(net, bundle, tmp_path):
@@ -129,7 +246,7 @@ def test_a_card_with_unknown_or_impossible_fields_is_refused(bundle):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(BundleError, match="no such folder"):
+    with pytest.raises(BundleError, match="does not exist"):
         load_bundle(tmp_path / "nowhere")
 
 
