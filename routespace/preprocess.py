@@ -1,0 +1,174 @@
+"""Preprocess: what a network wants to be fed with, as a value that is saved beside its weights.
+
+    preprocess = Preprocess(size=(224, 224))
+    numbers = preprocess(image)                 # a PIL image → (C, H, W) float32, as evaluation feeds it
+    numbers = preprocess.read("photo.jpg")      # the same from a file
+
+The steps are timm's evaluation transform: the shorter side is resized to size / crop_pct, the middle is cut out,
+values go to 0…1 and are normalised. They are written with numpy and Pillow, without torch, and give torchvision's
+numbers bit for bit, so that an exported network can be fed exactly as it was evaluated.
+
+Shapes: C channels · H, W rows and columns of what the network reads, in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from routespace.errors import SpecError
+from routespace.pictures import Source, as_channels, read_picture
+
+__all__ = ["Preprocess", "normalisation", "preprocess_from_json", "preprocess_to_json"]
+
+FORMAT = "routespace.preprocess/1"
+
+# ImageNet's, in RGB, which pretrained weights expect. Grey takes their average; alpha goes to -1…1.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+ALPHA_MEAN, ALPHA_STD = (0.5,), (0.5,)
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Pixels = Annotated[int, Field(ge=1)]
+
+
+def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel (grey, RGB or RGBA) when a recipe gives none."""
+    return {1: (GREY_MEAN, GREY_STD), 3: (MEAN, STD), 4: (MEAN + ALPHA_MEAN, STD + ALPHA_STD)}[channels]
+
+
+class Preprocess(BaseModel):
+    """From a picture to what a network reads.
+
+    Args:
+        size: (H, W).
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        crop_pct: share of the resized shorter side that is kept.
+        interpolation: how the picture is resized.
+        mean, std: of each channel, for values in 0…1; left out, ImageNet's.
+        background: RGB colour behind transparent parts, where there is no alpha channel.
+
+    Raises:
+        pydantic.ValidationError: a field that is not allowed; `parse` raises SpecError with one line instead.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[Pixels, Pixels]
+    channels: Literal[1, 3, 4] = 3
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    background: tuple[Byte, Byte, Byte] = (255, 255, 255)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("channels", 3) not in (1, 3, 4):
+            return data
+        mean, std = normalisation(data.get("channels", 3))
+        return {**data, "mean": data.get("mean") or mean, "std": data.get("std") or std}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ValueError(f"{name}: {len(values)} numbers for {self.channels} channels; give one each")
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name}: {list(values)} must be numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: {list(self.std)} must be above 0")
+        return self
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """Validate a mapping; raises SpecError with one line that names the field."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise SpecError(f"preprocess{'.' if field else ''}{field}: {first['msg']}") from error
+
+    @property
+    def needed_px(self) -> int:
+        """Pixels of a picture's side beyond which finer detail is lost anyway (JPEGs may be decoded smaller).
+
+        Twice the resized side: what is left to the resizing then still averages over neighbouring pixels.
+        """
+        return 2 * max(math.floor(side / self.crop_pct) for side in self.size)
+
+    def read(self, source: Source, *, name: str = "") -> NDArray[np.float32]:
+        """A picture file → (C, H, W); raises DataError naming it (or `name`) when it cannot be read."""
+        picture = read_picture(
+            source, self.channels, background=self.background, at_least=self.needed_px, name=name
+        )
+        return self(picture)
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """A PIL image of any mode and size → (C, H, W) float32, normalised."""
+        cut = self.cut(image)
+        values_HWC = np.asarray(cut).reshape(cut.height, cut.width, self.channels).astype(np.float32)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        normalised_HWC = (values_HWC / np.float32(255) - mean) / std
+        return np.ascontiguousarray(normalised_HWC.transpose(2, 0, 1), dtype=np.float32)
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The upright picture in the network's channels, resized and cut to `size`: what the network sees."""
+        image = as_channels(image, self.channels, background=self.background)
+        image = image.resize(self._resized(image), FILTERS[self.interpolation])
+        height, width = self.size
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def shown(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Undo the normalisation: (…, C, H, W) → values in 0…1."""
+        mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        return np.clip(numbers * std + mean, 0, 1)
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        """(width, height) before the cut; rounded as timm's two ways (square or not) round."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        if height == width:
+            short, long = min(image.size), max(image.size)
+            longer = int(height * long / short)
+            return (height, longer) if image.width <= image.height else (longer, height)
+        ratio = min(image.height / height, image.width / width)
+        return round(image.width / ratio), round(image.height / ratio)
+
+
+def preprocess_to_json(preprocess: Preprocess, classes: Sequence[str]) -> dict[str, Any]:
+    """What `preprocess.json` holds: how pictures go in, and which output is which class."""
+    return {"format": FORMAT, **preprocess.model_dump(mode="json"), "classes": list(classes)}
+
+
+def preprocess_from_json(data: Any) -> tuple[Preprocess, tuple[str, ...]]:
+    """Preprocess and class names in output order.
+
+    Raises:
+        SpecError: another format, or a field that is missing or not allowed.
+    """
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+        raise SpecError(f"preprocess: format {found!r:.60} is not known; expected {FORMAT!r}")
+    classes = data.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise SpecError("preprocess.classes: must be a list of names")
+    fields = {key: value for key, value in data.items() if key not in ("format", "classes")}
+    return Preprocess.parse(fields), tuple(classes)
