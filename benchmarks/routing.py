@@ -46,7 +46,7 @@ from routespace.grid.usage import EdgeUsage, used_macs
 from routespace.memory import keep_freed_memory
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.kernels import linear as linears
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import spread
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
@@ -172,11 +172,13 @@ def block_runs(spec: GridSpec, rate: int, depth: int, batch: int, train: bool) -
     def run(keep: float | None, *, packed: bool = True, capacity: bool = False, on: bool = False) -> Callable:
         kept = random_mask(spec, rate, batch, keep, capacity=True) if capacity else masks.get(keep)
         count = int(kept[0].sum()) if capacity else None
-        visible = kept if ARGS.keys == "kept" else None
 
         def forward() -> torch.Tensor:
             compile_blocks(stage, on)
-            return stage(x, hw, None if kept is None else Keep(kept, hw, visible, count), packed=packed)
+            if kept is None:
+                return stage(x, hw, packed=packed)
+            keep = KeptTokens(kept, hw, per_image=count, sees_kept=ARGS.keys == "kept")
+            return stage(x, hw, keep, packed=packed)
 
         return stepped(stage, forward, train)
 

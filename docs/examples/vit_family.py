@@ -18,7 +18,7 @@ from routespace.grid.families.base import EdgeCost, Family, Shape
 from routespace.grid.spec import GridSpec
 from routespace.nn.families import base as stage
 from routespace.nn.families.base import Block, drop_paths
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
 from routespace.nn.packing.rows import put, take
@@ -145,7 +145,7 @@ class VitBlock(Block):
         x = x + self.attn(h, h) * first
         return x + self.mlp(self.norm2(x)) * second
 
-    def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """The reference: compute everything, keep what the mask keeps. `keep.see` hides invisible tokens."""
         first, second = self._drops(x)
         h = self.norm1(x)
@@ -153,7 +153,7 @@ class VitBlock(Block):
         y = y + self.mlp(self.norm2(y)) * second
         return torch.where(keep.kept.unsqueeze(-1), y, x)
 
-    def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """The same result from the kept rows alone; only keys and values read the whole map."""
         first, second = (
             drop if isinstance(drop, float) else drop.flatten(1).index_select(0, keep.images)

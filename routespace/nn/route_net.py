@@ -27,8 +27,8 @@ from routespace.nn.plan import Embed, Row, compile_plan
 from routespace.nn.routing.execution import Execution, make_compute
 from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.routes import GatePlaces, Routes
-from routespace.nn.routing.state import Place
-from routespace.nn.routing.steps import Run, run_embed, run_row
+from routespace.nn.routing.state import NodeState
+from routespace.nn.routing.steps import ForwardState, run_embed, run_row
 
 
 class RouteOutput(NamedTuple):
@@ -180,15 +180,15 @@ class RouteNet(nn.Module):
         sizes = self._map_sizes(images)
         if routes is not None:
             self._check_routes(routes, images.shape[0], sizes)
-        stem = Place(self.stem(images))
-        run = Run(make_compute(self._execution), {self.architecture.grid.stem: stem}, {}, routes)
+        stem = NodeState(self.stem(images))
+        run = ForwardState(make_compute(self._execution), {self.architecture.grid.stem: stem}, {}, routes)
         for step in self.plan:
             hw = sizes[step.source[1]]
             if isinstance(step, Row):
                 run_row(self, step, hw, run)
             else:
                 run_embed(self, step, hw, run)
-        ends = {rate: run.places[self.spec.layers, rate] for rate in self.spec.output_rates}
+        ends = {rate: run.nodes[self.spec.layers, rate] for rate in self.spec.output_rates}
         maps = {rate: self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype) for rate, end in ends.items()}
         logits = self._classify(maps[self.spec.max_down], ends[self.spec.max_down])
         pyramid = {r: x.transpose(1, 2).unflatten(2, sizes[r]) for r, x in maps.items()} if features else None
@@ -215,7 +215,7 @@ class RouteNet(nn.Module):
                     f"({batch}, 1) or ({batch}, {height * width})"
                 )
 
-    def _classify(self, x: Tensor, end: Place) -> Tensor | None:
+    def _classify(self, x: Tensor, end: NodeState) -> Tensor | None:
         if self.head is None:
             return None
         if end.reach is None or end.reach.shape[1] == 1:

@@ -14,7 +14,7 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
 
@@ -96,7 +96,7 @@ def test_packed_is_masked_with_gradients(keys, share):
         torch.manual_seed(1)
         x = torch.randn(2, 64, 64).requires_grad_()
         block.zero_grad()
-        keep = Keep(kept, (8, 8), kept if keys == "kept" else None)
+        keep = KeptTokens(kept, (8, 8), sees_kept=keys == "kept")
         y = block.packed(x, (8, 8), keep) if packed else block.masked(x, (8, 8), keep)
         y.square().sum().backward()
         results.append([y.detach(), x.grad] + [p.grad.clone() for p in block.parameters()])

@@ -12,7 +12,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.kernels.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.ragged import ragged_attention
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
@@ -189,7 +189,7 @@ def test_stochastic_depth_draws_alike(family):
 def test_packed_backward_in_double_precision():
     torch.manual_seed(0)
     kept = torch.rand(2, 12) < 0.6
-    keep = Keep(kept, (3, 4))
+    keep = KeptTokens(kept, (3, 4))
     layout = Layout(keep.rows, keep.order, (2, 3, 4))
     shapes = [(len(keep.rows), 3), (5, 3), (5,), (5, 1, 3, 3), (5,)]
     rows, *weights = (torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes)
@@ -210,7 +210,7 @@ def test_packed_backward_in_double_precision():
 
 
 def test_expansion_follows_autocast():
-    keep = Keep(torch.rand(2, 16) < 0.5, (4, 4))
+    keep = KeptTokens(torch.rand(2, 16) < 0.5, (4, 4))
     fc, conv = torch.nn.Linear(8, 16), torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
     rows = torch.randn(len(keep.rows), 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -224,7 +224,7 @@ def test_expansion_follows_autocast():
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (5, 1, 4), (9, 1, 1), (0, 3, 2)])
 def test_ragged_attention_equals_each_image_alone(lengths):
     kept = torch.arange(9)[None, :] < torch.tensor(lengths)[:, None]
-    keep = Keep(kept, (3, 3))
+    keep = KeptTokens(kept, (3, 3))
     queries = torch.randn(sum(lengths), 2, 4)
     keys, values = torch.randn(2, 3, 2, 5, 4)
     got = ragged_attention(queries, keys, values, keep).split(lengths)
@@ -236,7 +236,7 @@ def test_ragged_attention_equals_each_image_alone(lengths):
 
 def test_neighbour_table_against_unfold():
     kept = torch.rand(2, 15) < 0.6
-    keep = Keep(kept, (3, 5))
+    keep = KeptTokens(kept, (3, 5))
     values = torch.randn(2, 15) * kept
     want = F.unfold(values.view(2, 1, 3, 5), 3, padding=1).transpose(1, 2).reshape(30, 9)[keep.rows]
     packed = torch.cat([values.flatten()[keep.rows], torch.zeros(1)])

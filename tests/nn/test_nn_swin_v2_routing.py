@@ -9,7 +9,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.swin_v2 import PatchEmbed, Stage, SwinBlock
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import spread
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
@@ -82,10 +82,14 @@ def run(module, call, x):
 def test_packed_is_masked(kind, visible, shifted, hw, window):
     block = shake(SwinBlock(spec_of(hw, window), RATE, shifted=shifted))
     kept = mask_of(kind, hw)
-    seen = {"all": None, "kept": kept, "reached": kept | mask_of("ragged", hw)}[visible]
+    reached = kept | mask_of("ragged", hw) if visible == "reached" else None
+
+    def keep() -> KeptTokens:
+        return KeptTokens(kept, hw, reached, sees_kept=visible == "kept")
+
     x = torch.randn(3, hw[0] * hw[1], 24, generator=torch.Generator().manual_seed(3))
-    reference, wanted = run(block, lambda x: block.masked(x, hw, Keep(kept, hw, seen)), x)
-    y, grads = run(block, lambda x: block.packed(x, hw, Keep(kept, hw, seen)), x)
+    reference, wanted = run(block, lambda x: block.masked(x, hw, keep()), x)
+    y, grads = run(block, lambda x: block.packed(x, hw, keep()), x)
     assert close(y, reference, 1e-4)
     for name, grad in grads.items():
         if not kept.any() and name != "x":
@@ -94,7 +98,7 @@ def test_packed_is_masked(kind, visible, shifted, hw, window):
             assert close(grad, wanted[name], 1e-3), name
     assert torch.equal(y[~kept], x[~kept])
     with torch.no_grad():
-        assert close(block.packed(x.clone(), hw, Keep(kept, hw, seen)), reference, 1e-4)
+        assert close(block.packed(x.clone(), hw, keep()), reference, 1e-4)
 
 
 @torch.no_grad()
@@ -103,7 +107,7 @@ def test_all_kept_is_the_plain_block(shifted):
     hw = (11, 13)
     block = shake(SwinBlock(spec_of(hw, 4), RATE, shifted=shifted))
     x = torch.randn(2, 143, 24)
-    keep = Keep(torch.ones(2, 143, dtype=torch.bool), hw)
+    keep = KeptTokens(torch.ones(2, 143, dtype=torch.bool), hw)
     assert torch.allclose(block.masked(x, hw, keep), block(x, hw), atol=1e-6)
     assert close(block.packed(x.clone(), hw, keep), block(x, hw), 1e-5)
 
@@ -118,7 +122,7 @@ def test_skipped_tokens_are_seen_only_where_visible(packed):
     changed = torch.where(kept.unsqueeze(-1), x, x + 1)
 
     def at_kept(x, visible):
-        keep = Keep(kept, hw, visible)
+        keep = KeptTokens(kept, hw, visible)
         return (block.packed(x.clone(), hw, keep) if packed else block.masked(x, hw, keep))[kept]
 
     assert torch.equal(at_kept(x, kept), at_kept(changed, kept))
@@ -132,7 +136,7 @@ def test_a_stage_shares_its_tables_and_leaves_its_input_alone(keys):
     kept = mask_of("random", hw)
     x = torch.randn(3, 143, 24)
     before = x.clone()
-    keep = Keep(kept, hw, kept if keys == "kept" else None)
+    keep = KeptTokens(kept, hw, sees_kept=keys == "kept")
     reference, wanted = run(stage, lambda x: stage(x, hw, keep), x)
     y, grads = run(stage, lambda x: stage(x, hw, keep, packed=True), x)
     assert close(y, reference, 1e-4)
@@ -197,7 +201,7 @@ def test_routing_runs_no_more_than_it_counts():
     squares[0, ::2] = True
     for shifted, limit in ((False, 0.5 * cost.macs), (True, cost.fixed_macs + 0.5 * cost.routed_macs)):
         block = SwinBlock(spec, RATE, shifted=shifted)
-        keep = Keep(spread(squares, hw, 8), hw)
+        keep = KeptTokens(spread(squares, hw, 8), hw)
         with FlopCounterMode(display=False) as counter:
             block.packed(x.clone(), hw, keep)
         # The position bias does not shrink with the tokens.
@@ -208,7 +212,7 @@ def test_routing_runs_no_more_than_it_counts():
 def test_stochastic_depth_drops_whole_images_in_both_modes():
     hw = (8, 8)
     block = shake(SwinBlock(spec_of(hw), RATE, shifted=False, drop_path=0.5)).train()
-    keep = Keep(mask_of("random", hw), hw)
+    keep = KeptTokens(mask_of("random", hw), hw)
     x = torch.randn(3, 64, 24)
     torch.manual_seed(5)
     masked = block.masked(x, hw, keep)
@@ -222,8 +226,8 @@ def test_packed_runs_in_bfloat16_autocast():
     block = shake(SwinBlock(spec_of(hw, 4), RATE, shifted=True))
     kept = mask_of("random", hw)
     x = torch.randn(3, 143, 24)
-    for keys in (None, kept):
-        keep = Keep(kept, hw, keys)
+    for keys in ("all", "kept"):
+        keep = KeptTokens(kept, hw, sees_kept=keys == "kept")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y, reference = block.packed(x.clone(), hw, keep), block.masked(x, hw, keep)
         assert close(y.float(), reference.float(), 0.05)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from routespace.nn.kernels.depthwise import Layout, scatter_depthwise, taps_of
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -20,7 +20,7 @@ if importlib.util.find_spec("triton") is None:
 
 def assert_kernel_is_right(gather_gelu, device: str, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    keep = Keep((torch.rand(3, 42) < 0.6).to(device), (6, 7))
+    keep = KeptTokens((torch.rand(3, 42) < 0.6).to(device), (6, 7))
     shapes = [(len(keep.rows), 70), (70, 1, 3, 3), (70,)]
     inputs = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
     layout = Layout(keep.rows, keep.order, (3, 6, 7))
@@ -69,7 +69,7 @@ def test_varlen_attention_on_cuda():
     from routespace.nn.packing.ragged import padded_attention, varlen_attention
 
     torch.manual_seed(0)
-    keep = Keep((torch.rand(4, 64) < 0.4).cuda(), (8, 8))
+    keep = KeptTokens((torch.rand(4, 64) < 0.4).cuda(), (8, 8))
     queries = torch.randn(len(keep.rows), 2, 64, device="cuda", dtype=torch.bfloat16)
     keys, values = torch.randn(2, 4, 2, 49, 64, device="cuda", dtype=torch.bfloat16)
     got = varlen_attention(queries, keys, values, keep)

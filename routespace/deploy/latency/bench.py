@@ -21,9 +21,9 @@ from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
 from routespace.nn.packing.maps import spread
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routing.execution import EdgeWork, Packed
+from routespace.nn.routing.execution import EdgeInput, Packed
 from routespace.nn.routing.gates import Gate, share_count, top_share
-from routespace.nn.routing.state import Place
+from routespace.nn.routing.state import NodeState
 
 CHAIN = 3
 
@@ -100,7 +100,7 @@ class Bench:
             return lambda: _chain(stages, x, hw)
         equal = share_count(keep, self._places(rate)) if self.gates.capacity else None
         works = [
-            EdgeWork(Place(x), hw, self._kept(rate, keep, seed + copy), keys=self.gates.keys, per_image=equal)
+            EdgeInput(NodeState(x), hw, self._kept(rate, keep, seed + copy), keys=self.gates.keys, per_image=equal)
             for copy in range(CHAIN)
         ]
         return lambda: _packed_chain(stages, works)
@@ -168,11 +168,11 @@ def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tenso
     return x
 
 
-def _packed_chain(stages: Sequence[nn.Module], works: Sequence[EdgeWork]) -> Tensor:
+def _packed_chain(stages: Sequence[nn.Module], works: Sequence[EdgeInput]) -> Tensor:
     """Each stage keeps tokens of its own, as each row of a network decides for itself."""
     compute, x = Packed(), works[0].here.x
     for stage, work in zip(stages, works, strict=True):
-        x = compute.row(stage, replace(work, here=Place(x)))
+        x = compute.row(stage, replace(work, here=NodeState(x)))
     return x
 
 

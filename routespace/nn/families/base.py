@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 
 TOKENS_AT_ONCE = 16384  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
 
@@ -45,11 +45,11 @@ class Block(nn.Module, ABC):
         """(B, N, C) → (B, N, C), every token."""
 
     @abstractmethod
-    def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C): kept tokens as routing defines them, the others unchanged. The reference."""
 
     @abstractmethod
-    def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C), equal to `masked`, in the time of the kept tokens.
 
         Without autograd the block may write to x and return it.
@@ -86,7 +86,9 @@ class Stage(nn.Module):
         """Whether its blocks run their compiled steps."""
         return any(block.compiled for block in self.blocks)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], keep: Keep | None = None, *, packed: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False
+    ) -> Tensor:
         """(B, N, C) → (B, N, C).
 
         Args:
@@ -112,7 +114,7 @@ class Stage(nn.Module):
             return x.shape[0]
         return max(1, TOKENS_AT_ONCE * torch.get_num_threads() // x.shape[1])
 
-    def _run(self, x: Tensor, hw: tuple[int, int], keep: Keep | None, packed: bool) -> Tensor:
+    def _run(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None, packed: bool) -> Tensor:
         if packed and keep is not None and not torch.is_grad_enabled():
             x = x.clone()  # blocks may write to it
         for block in self.blocks:

@@ -1,8 +1,6 @@
 """The PVTv2 block: attention with reduced keys, a feed-forward layer with a convolution, and three ways to run.
 
-Semantics under routing: kept tokens are the queries; keys and values come from the visible tokens, zero where
-invisible; in the feed-forward layer a skipped neighbour counts as zero in the depth-wise convolution; skipped
-tokens pass unchanged. With every token kept a block is timm's block exactly.
+What routing means for a block is said in `packing/keep.py`. With every token kept it is timm's block exactly.
 
 Shape legend: B images · H, W map sides · N = H·W tokens · n kept tokens of the batch · M keys · C channels ·
 R hidden · h heads · d = C/h.
@@ -31,7 +29,7 @@ from routespace.nn.kernels.depthwise import (
     taps_of,
 )
 from routespace.nn.kernels.linear import apply_linear, is_untouched, linear, padded_linear
-from routespace.nn.packing.keep import Keep, PackTables
+from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
 from routespace.nn.packing.rows import put, spread_rows, take
@@ -69,7 +67,7 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(queries, keys, values)
         return apply_linear(self.proj, mixed.transpose(1, 2).reshape(b, q, c))
 
-    def packed(self, rows: Tensor, seen: Tensor, hw: tuple[int, int], keep: Keep | PackTables) -> Tensor:
+    def packed(self, rows: Tensor, seen: Tensor, hw: tuple[int, int], keep: KeptTokens | PackTables) -> Tensor:
         """Packed queries from rows (n, C), keys and values from `seen` (B, N, C) → (n, C)."""
         queries = apply_linear(self.q, rows).view(rows.shape[0], self.heads, rows.shape[1] // self.heads)
         return apply_linear(self.proj, ragged_attention(queries, *self.keys_values(seen, hw), keep))
@@ -102,7 +100,7 @@ class Mlp(nn.Module):
             hidden = hidden * mask.to(hidden.dtype)
         return apply_linear(self.fc2, F.gelu(as_tokens(self.dwconv(as_map(hidden, hw)))))
 
-    def packed(self, rows: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def packed(self, rows: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(n, C) → (n, C)."""
         size = keep.kept.shape[0], *hw
         if torch.compiler.is_exporting() or not self.is_plain:
@@ -189,7 +187,7 @@ class PvtBlock(Block):
             return compiled(dense_step, hw)(self, x, self._drops(x))
         return dense_step(self, x, hw, self._drops(x))
 
-    def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
         h = self.norm1(x)
         first, second = self._drops(x)
@@ -197,7 +195,7 @@ class PvtBlock(Block):
         y = _add(y, self.mlp(self.norm2(y), hw, keep.mask), second)
         return torch.where(keep.kept.unsqueeze(-1), y, x)
 
-    def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""
         first, second = (
             None if drop is None else drop.flatten(1).index_select(0, keep.images) for drop in self._drops(x)
@@ -231,7 +229,7 @@ def dense_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops) ->
     return _add(x, block.mlp(block.norm2(x), hw), drops[1])
 
 
-def packed_rows(block: PvtBlock, x: Tensor, hw: tuple[int, int], keep: Keep, drops: Drops) -> Tensor:
+def packed_rows(block: PvtBlock, x: Tensor, hw: tuple[int, int], keep: KeptTokens, drops: Drops) -> Tensor:
     """(B, N, C) → (n, C), the new values of the kept tokens; `drops` are (n, 1) factors or None."""
     rows, asking, seen = _queries(block, x, keep)
     rows = _add(rows, block.attn.packed(asking, seen, hw, keep), drops[0])
@@ -247,7 +245,7 @@ def fused_rows(
     return _add(rows, block.mlp.fused(block.norm2(rows), tables.neighbours, taps), drops[1])
 
 
-def _queries(block: PvtBlock, x: Tensor, keep: Keep | PackTables) -> tuple[Tensor, Tensor, Tensor]:
+def _queries(block: PvtBlock, x: Tensor, keep: KeptTokens | PackTables) -> tuple[Tensor, Tensor, Tensor]:
     """Kept rows (n, C), what they ask with (n, C), and the map that keys and values come from (B, N, C)."""
     flat = x.flatten(0, 1)
     rows = take(flat, keep.rows)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from routespace.nn.families.swin_windows import Windows, WindowTable, at_places, window_table
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 
 QUERY_BUCKETS = 4  # window routing with shifted windows asks for whole quarters: then nothing is padded
 
@@ -59,7 +59,7 @@ class Touched(NamedTuple):
     images: Tensor
 
 
-def touch(keep: Keep, windows: Windows) -> Touched:
+def touch(keep: KeptTokens, windows: Windows) -> Touched:
     """Find the windows that hold a kept token, ordered by how many they hold."""
     table = window_table(windows, keep.kept)
     v, a, n = windows.number, windows.area, keep.kept.shape[1]
@@ -112,7 +112,7 @@ def _pick(per_place: Tensor, places: Tensor | None) -> Tensor:
     return (per_place if places is None else per_place.gather(1, places)).flatten()
 
 
-def _seen(keep: Keep, table: WindowTable, touched: Tensor, area: int) -> Tensor | None:
+def _seen(keep: KeptTokens, table: WindowTable, touched: Tensor, area: int) -> Tensor | None:
     """(m,) places of the touched windows that have a key, or None for all of them."""
     if keep.visible is None and table.real is None:
         return None

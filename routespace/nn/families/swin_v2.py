@@ -1,8 +1,7 @@
 """SwinV2 blocks (arXiv 2111.09883), routable, with the state-dict keys of timm's `swinv2_*`.
 
-Semantics under routing: kept tokens are the queries; keys and values come from the visible tokens of the same
-window, zero tokens where invisible (a zero key and the value's bias, which is what padding is too); skipped
-tokens pass unchanged. With every token kept a block is timm's block exactly, padding of odd maps included.
+What routing means for a block is said in `packing/keep.py`; here an invisible token has a zero key and the value's
+bias, as padding has. With every token kept a block is timm's block exactly, padding of odd maps included.
 
 Shape legend: B images · N tokens · n kept tokens · C channels.
 """
@@ -24,7 +23,7 @@ from routespace.nn.families.swin_attention import WindowAttention
 from routespace.nn.families.swin_packing import Touched, touch
 from routespace.nn.families.swin_windows import Windows
 from routespace.nn.kernels.linear import apply_linear
-from routespace.nn.packing.keep import Keep
+from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.rows import put, take
 
@@ -73,14 +72,14 @@ class SwinBlock(Block):
         x = _add(x, self.norm1(self.attn(x, self.windows(hw))), first)
         return _add(x, self.norm2(self.mlp(x)), second)
 
-    def masked(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
         first, second = self._drops(x)
         y = _add(x, self.norm1(self.attn(keep.see(x), self.windows(hw))), first)
         y = _add(y, self.norm2(self.mlp(y)), second)
         return torch.where(keep.kept.unsqueeze(-1), y, x)
 
-    def packed(self, x: Tensor, hw: tuple[int, int], keep: Keep) -> Tensor:
+    def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""
         if torch.compiler.is_exporting():  # packing asks the device for sizes, which no graph can hold
             return self.masked(x, hw, keep)
@@ -127,7 +126,7 @@ class Stage(stage.Stage):
             nn.init.zeros_(block.norm1.weight)
             nn.init.zeros_(block.norm2.weight)
 
-    def _run(self, x: Tensor, hw: tuple[int, int], keep: Keep | None, packed: bool) -> Tensor:
+    def _run(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None, packed: bool) -> Tensor:
         """(B, N, C) → (B, N, C). Packed blocks share their windows' tables."""
         if keep is None or not packed or torch.compiler.is_exporting():
             return super()._run(x, hw, keep, packed=False)

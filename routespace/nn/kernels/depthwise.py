@@ -176,7 +176,7 @@ def gather_depthwise(padded: Tensor, taps: Tensor, bias: Tensor, neighbours: Ten
             as it would of a padding that the compiler does without.
         taps: (9, R), from `taps_of`.
         bias: (R,).
-        neighbours: (9, n), see `Keep.neighbours`.
+        neighbours: (9, n), see `KeptTokens.neighbours`.
 
     Returns:
         (n, R).

@@ -112,7 +112,7 @@ def gather_gelu(hidden: Tensor, taps: Tensor, offset: Tensor, neighbours: Tensor
         hidden: (n, R), n > 0.
         taps: (9, R) contiguous, from `depthwise.taps_of`.
         offset: (R,).
-        neighbours: (9, n) contiguous, see `Keep.neighbours`.
+        neighbours: (9, n) contiguous, see `KeptTokens.neighbours`.
 
     Returns:
         (n, R).

@@ -1,5 +1,17 @@
 """Which tokens of a map are computed, and the index tables that computing only those needs.
 
+What a routed transformer edge computes (the one place where this is said; every family, every way of executing
+and every price follows it):
+
+- Kept tokens are the queries, and they alone pass through the feed-forward layer.
+- Keys and values are made of the visible tokens: all that arrived at the node (`keys: all`), or the kept ones
+  alone (`keys: kept`). An invisible token is a zero token there, as padding is.
+- In the feed-forward layer a skipped neighbour counts as zero in a depth-wise convolution.
+- A skipped token passes unchanged.
+
+So with every token kept and visible an edge is the plain blocks in a row, and an image's result never depends on
+the other images of its batch.
+
 Shape legend: B images · H, W map sides · N = H·W tokens · n kept tokens of the whole batch · C channels.
 """
 
@@ -12,37 +24,39 @@ import torch
 from torch import Tensor
 
 
-class Keep:
+class KeptTokens:
     """The tokens that a transformer edge computes, for one batch of maps.
 
     Args:
         kept: (B, N) bool, the tokens that are queries and pass through the feed-forward layer.
         hw: map height and width in tokens, H·W = N.
-        visible: (B, N) bool, the tokens that keys and values are made of; None means all. The same object as
-            `kept` where keys are made of the kept tokens alone.
+        visible: (B, N) bool, the tokens that keys and values are made of; None means all.
         per_image: kept tokens of each image, where the selection makes them equal (top-k): every table then has a
             shape known beforehand, and nothing waits for the device.
+        sees_kept: keys and values are made of exactly the kept tokens; `visible` is then `kept`.
 
     The tables are made on first use and shared by all blocks of an edge.
     """
 
     def __init__(
-        self, kept: Tensor, hw: tuple[int, int], visible: Tensor | None = None, per_image: int | None = None
+        self,
+        kept: Tensor,
+        hw: tuple[int, int],
+        visible: Tensor | None = None,
+        *,
+        per_image: int | None = None,
+        sees_kept: bool = False,
     ) -> None:
         self.kept = kept
         self.hw = hw
-        self.visible = visible
+        self.visible = kept if sees_kept else visible
         self.per_image = per_image
+        self.sees_kept = sees_kept
 
     @property
     def tokens(self) -> int:
         """N."""
         return self.kept.shape[1]
-
-    @property
-    def sees_kept(self) -> bool:
-        """Whether keys and values are made of exactly the kept tokens."""
-        return self.visible is self.kept
 
     @cached_property
     def mask(self) -> Tensor:
@@ -124,19 +138,19 @@ class Keep:
             return False
         return sum(self.lengths) == self.kept.numel()
 
-    def only(self, images: Tensor) -> Keep:
+    def only(self, images: Tensor) -> KeptTokens:
         """The same for some images of the batch."""
-        kept = self.kept.index_select(0, images)
-        if self.visible is None or self.sees_kept:
-            return Keep(kept, self.hw, kept if self.sees_kept else None, self.per_image)
-        return Keep(kept, self.hw, self.visible.index_select(0, images), self.per_image)
+        visible = None if self.visible is None else self.visible.index_select(0, images)
+        return self._like(self.kept.index_select(0, images), visible)
 
-    def split(self, images: int) -> list[Keep]:
+    def split(self, images: int) -> list[KeptTokens]:
         """The same for every `images` consecutive images of the batch."""
         kept = torch.split(self.kept, images)
         visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
-        parts = zip(kept, kept if self.sees_kept else visible, strict=True)
-        return [Keep(part, self.hw, seen, self.per_image) for part, seen in parts]
+        return [self._like(part, seen) for part, seen in zip(kept, visible, strict=True)]
+
+    def _like(self, kept: Tensor, visible: Tensor | None) -> KeptTokens:
+        return KeptTokens(kept, self.hw, visible, per_image=self.per_image, sees_kept=self.sees_kept)
 
     def see(self, x: Tensor) -> Tensor:
         """(B, N, C) → the same map with invisible tokens at zero."""
@@ -160,7 +174,7 @@ class Keep:
 
 
 class PackTables(NamedTuple):
-    """What a compiled step needs of a Keep: tensors and numbers alone; see there."""
+    """What a compiled step needs of `KeptTokens`: tensors and numbers alone; see there."""
 
     rows: Tensor
     neighbours: Tensor
@@ -173,7 +187,7 @@ class PackTables(NamedTuple):
     sees_kept: bool
 
     def see(self, x: Tensor) -> Tensor:
-        """See `Keep.see`."""
+        """See `KeptTokens.see`."""
         return x if self.visible_mask is None else x * self.visible_mask.to(x.dtype)
 
 

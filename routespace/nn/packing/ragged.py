@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from routespace.nn.packing.keep import Keep, PackTables
+from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.rows import spread_rows, take
 
 # Padding may waste so many MACs an image before a loop over images takes less time: what one call costs.
 CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
 
 
-def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: Keep | PackTables) -> Tensor:
+def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTokens | PackTables) -> Tensor:
     """Attention of each image's packed queries to its keys.
 
     Args:
@@ -67,7 +67,7 @@ def padded_attention(queries: Tensor, keys: Tensor, values: Tensor, slots: Tenso
     return take(equal_attention(spread_rows(queries, slots, total), keys, values), slots)
 
 
-def varlen_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: Keep | PackTables) -> Tensor:
+def varlen_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTokens | PackTables) -> Tensor:
     """(n, h, d) half-precision CUDA queries → (n, h·d), by flash attention over sequences of any lengths."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from routespace.nn.families.base import Stage, TokenEmbed
 from routespace.nn.kernels import linear as linears
-from routespace.nn.packing.keep import Keep, kept_rows
+from routespace.nn.packing.keep import KeptTokens, kept_rows
 from routespace.nn.packing.rows import spread_rows, take
-from routespace.nn.routing.state import Place
+from routespace.nn.routing.state import NodeState
 
 Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
@@ -32,7 +32,7 @@ MOVES = 0.3  # what moving one number takes
 
 
 @dataclass(frozen=True)
-class EdgeWork:
+class EdgeInput:
     """What is to be computed on one edge.
 
     Attributes:
@@ -45,7 +45,7 @@ class EdgeWork:
         width: channels of the result (patch embeddings).
     """
 
-    here: Place
+    here: NodeState
     hw: tuple[int, int]
     kept: Tensor
     scale: Tensor | None = None
@@ -60,41 +60,41 @@ class EdgeWork:
             return self.per_image / self.kept.shape[1]
         return float(self.kept.float().mean())
 
-    def only(self, images: Tensor) -> EdgeWork:
+    def only(self, images: Tensor) -> EdgeInput:
         """The same for some images of the batch."""
         reach = None if self.here.reach is None else self.here.reach.index_select(0, images)
         scale = None if self.scale is None else self.scale.index_select(0, images)
-        here = Place(take(self.here.x, images), reach)
+        here = NodeState(take(self.here.x, images), reach)
         return replace(self, here=here, kept=self.kept.index_select(0, images), scale=scale)
 
 
 class Compute(Protocol):
     """A way to compute edges of which only some tokens or images were kept."""
 
-    def absent(self, here: Place) -> bool:
+    def absent(self, here: NodeState) -> bool:
         """True when nothing of a node is there to be computed, so that its gates need not be asked."""
 
-    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
         """(B, N, C): scale·T(x) + (1 − scale)·x at kept tokens, x elsewhere."""
 
-    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
         """(B, N', C'): scale·P(x) at kept coarse tokens, zero elsewhere."""
 
 
 class Dense:
     """Compute everything and mask."""
 
-    def absent(self, here: Place) -> bool:
+    def absent(self, here: NodeState) -> bool:
         """See Compute; a dense pass never looks."""
         return False
 
-    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
         """See Compute."""
         x = work.here.x
-        y = blend(x, stage(x, work.hw, keep_of(work)), work.scale)
+        y = blend(x, stage(x, work.hw, kept_tokens(work)), work.scale)
         return torch.where(work.kept.unsqueeze(-1), y, x)
 
-    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
         """See Compute."""
         x = work.here.x
         y = scaled(embed(x, work.hw, work.here.visible(x.dtype)), work.scale)
@@ -104,16 +104,16 @@ class Dense:
 class Packed:
     """Compute the kept tokens of the whole batch, and nothing for images of which nothing was kept."""
 
-    def absent(self, here: Place) -> bool:
+    def absent(self, here: NodeState) -> bool:
         """See Compute."""
         if torch.compiler.is_exporting() or (here.count is not None and here.active is None):
             return False
         there = here.there()
         return there is not None and not bool(there.any())
 
-    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
         """See Compute."""
-        x, scale, keep = work.here.x, work.scale, keep_of(work)
+        x, scale, keep = work.here.x, work.scale, kept_tokens(work)
         images = _chosen(work.kept) if keep is None else keep.occupied
         if images is None:
             return self._rows(stage, work.hw, x, keep, scale)
@@ -124,13 +124,13 @@ class Packed:
         return x.index_copy(0, images, self._rows(stage, work.hw, take(x, images), chosen, part))
 
     def _rows(
-        self, stage: nn.Module, hw: tuple[int, int], x: Tensor, keep: Keep | None, scale: Tensor | None
+        self, stage: nn.Module, hw: tuple[int, int], x: Tensor, keep: KeptTokens | None, scale: Tensor | None
     ) -> Tensor:
         """All images of x, each with something kept."""
         y = stage(x, hw) if keep is None or keep.is_everything else stage(x, hw, keep, packed=True)
         return blend(x, y, scale)
 
-    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
         """See Compute."""
         x, (h, w) = work.here.x, work.hw
         images = None if work.per_image is not None else _chosen(work.kept)
@@ -140,7 +140,7 @@ class Packed:
             return x.new_zeros(x.shape[0], -(-h // 2) * -(-w // 2), work.width)
         return spread_rows(self._patches(embed, work.only(images)), images, x.shape[0])
 
-    def _patches(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+    def _patches(self, embed: nn.Module, work: EdgeInput) -> Tensor:
         """(B, N', C'), where something is kept of every image."""
         x, hw, kept = work.here.x, work.hw, work.kept
         visible, (b, tokens) = work.here.visible(x.dtype), kept.shape
@@ -161,17 +161,17 @@ class Auto:
         self.dense = Dense()
         self.packed = Packed()
 
-    def absent(self, here: Place) -> bool:
+    def absent(self, here: NodeState) -> bool:
         """See Compute."""
         return self.packed.absent(here)
 
-    def row(self, stage: nn.Module, work: EdgeWork) -> Tensor:
+    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
         """See Compute."""
         below = _pack_below(work.here.x, compiled=isinstance(stage, Stage) and stage.compiled)
         dense = work.kept.shape[1] > 1 and max(below, 0) < work.share < 1  # keeping nothing costs nothing packed
         return (self.dense if dense else self.packed).row(stage, work)
 
-    def embed(self, embed: nn.Module, work: EdgeWork) -> Tensor:
+    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
         """See Compute."""
         dense = work.kept.shape[1] > 1 and work.share >= PACK_BELOW
         return (self.dense if dense else self.packed).embed(embed, work)
@@ -203,7 +203,7 @@ def make_compute(execution: Execution) -> Compute:
     return Dense() if execution == "dense" or torch.compiler.is_exporting() else Auto()
 
 
-def keep_of(work: EdgeWork) -> Keep | None:
+def kept_tokens(work: EdgeInput) -> KeptTokens | None:
     """What a stage has to know about its tokens; None when images are computed whole."""
     here, kept, hw = work.here, work.kept, work.hw
     partial = here.reach is not None and here.reach.shape[1] > 1
@@ -212,9 +212,9 @@ def keep_of(work: EdgeWork) -> Keep | None:
     n = here.x.shape[1]
     kept = kept.expand(-1, n)
     if work.keys == "kept":
-        return Keep(kept, hw, kept, work.per_image)
+        return KeptTokens(kept, hw, per_image=work.per_image, sees_kept=True)
     visible = (here.reach > 0).expand(-1, n) if partial and here.reach is not None else None
-    return Keep(kept, hw, visible, work.per_image)
+    return KeptTokens(kept, hw, visible, per_image=work.per_image)
 
 
 def _chosen(kept: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Place: a node of the grid while a network runs.
+"""NodeState: a node of the grid while a network runs.
 
 Nodes sum what enters them; a token that nobody sent is zero, is not computed by anyone, and costs nothing.
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Place:
+class NodeState:
     """A node's map and which of its tokens are there.
 
     Attributes:
@@ -50,7 +50,7 @@ class Place:
         present = self.present()
         return None if present is None else present.to(dtype).unsqueeze(-1)
 
-    def plus(self, other: Place) -> Place:
+    def plus(self, other: NodeState) -> NodeState:
         """The element-wise sum of two arrivals at one node; nobody counts which tokens both brought."""
         reach = None
         if self.reach is not None and other.reach is not None:
@@ -58,4 +58,4 @@ class Place:
         active = None
         if self.active is not None and other.active is not None:
             active = self.active | other.active
-        return Place(self.x + other.x, reach, active)
+        return NodeState(self.x + other.x, reach, active)

@@ -14,46 +14,46 @@ from torch import Tensor
 from routespace.grid.graph import Node
 from routespace.nn.packing.maps import coarsen
 from routespace.nn.plan import Embed, Row
-from routespace.nn.routing.execution import Compute, EdgeWork
+from routespace.nn.routing.execution import Compute, EdgeInput
 from routespace.nn.routing.gates import Decision
 from routespace.nn.routing.routes import EdgeRoute, Routes
-from routespace.nn.routing.state import Place
+from routespace.nn.routing.state import NodeState
 
 if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
 
 
 @dataclass
-class Run:
+class ForwardState:
     """The state of one forward pass.
 
     Attributes:
         compute: how gated and partly reached edges are computed (`Dense`, `Packed`).
-        places: the nodes reached so far that are still to be read.
+        nodes: the nodes reached so far that are still to be read.
         taken: what each edge did.
         replay: decisions to use instead of the gates', or None.
     """
 
     compute: Compute
-    places: dict[Node, Place]
+    nodes: dict[Node, NodeState]
     taken: dict[str, EdgeRoute]
     replay: Routes | None
 
-    def arrive(self, node: Node, place: Place) -> None:
+    def arrive(self, node: Node, state: NodeState) -> None:
         """Add an arrival to a node's sum."""
-        self.places[node] = self.places[node].plus(place) if node in self.places else place
+        self.nodes[node] = self.nodes[node].plus(state) if node in self.nodes else state
 
 
-def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
+def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: ForwardState) -> None:
     """One row: identity, transformer, or the gate between them."""
-    here = run.places.pop(step.source)  # rows come last at a node, so nobody reads it again
+    here = run.nodes.pop(step.source)  # rows come last at a node, so nobody reads it again
     name = step.transformer
     if name is None:
         run.arrive(step.target, here)
         return
     stage = net.edges[name]
     if not step.gated and here.reach is None:
-        run.arrive(step.target, Place(stage(here.x, hw), None, here.active))
+        run.arrive(step.target, NodeState(stage(here.x, hw), None, here.active))
         return
     if run.compute.absent(here):
         run.taken[name] = _nothing(net, name, here, hw)
@@ -78,24 +78,26 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: Run) -> None:
         assert here.reach is not None
         kept, per_image = here.reach > 0, here.count
         run.taken[name] = EdgeRoute(kept, here.reach, per_image=per_image)
-    work = EdgeWork(here, hw, kept, scale, keys=net.gate_spec.keys, per_image=per_image)
+    work = EdgeInput(here, hw, kept, scale, keys=net.gate_spec.keys, per_image=per_image)
     y = run.compute.row(stage, work)
-    run.arrive(step.target, Place(y, here.reach, active, here.count))
+    run.arrive(step.target, NodeState(y, here.reach, active, here.count))
 
 
-def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None:
+def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: ForwardState) -> None:
     """One patch embedding: the chosen images or 2×2 groups also go on at the next coarser rate."""
-    here = run.places[step.source]
+    here = run.nodes[step.source]
     embed = net.edges[step.name]
     if not step.gated and here.reach is None:
-        run.arrive(step.target, Place(embed(here.x, hw)))
+        run.arrive(step.target, NodeState(embed(here.x, hw)))
         return
     width, coarse = net.spec.width(step.target[1]), (-(-hw[0] // 2), -(-hw[1] // 2))
-    if run.compute.absent(Place(here.x, here.reach, count=here.count)):
+    if run.compute.absent(NodeState(here.x, here.reach, count=here.count)):
         route = _nothing(net, step.name, here, coarse)
         run.taken[step.name] = route
         nowhere = here.x.new_zeros(here.x.shape[0], coarse[0] * coarse[1], width)
-        run.arrive(step.target, Place(nowhere, route.counted, route.kept if net.gate_spec.early_stop else None))
+        run.arrive(
+            step.target, NodeState(nowhere, route.counted, route.kept if net.gate_spec.early_stop else None)
+        )
         return
     there = None if here.reach is None else coarsen(here.reach, hw)
     scale, per_image = None, None
@@ -104,7 +106,7 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
         scale, counted = _scale(net, step.name, decision, run.replay), decision.counted
         per_image = decision.per_image
         if step.last_chance and per_image is None:  # else a part of each image goes down
-            must = _stranded(net, step, run.places, counted)
+            must = _stranded(net, step, run.nodes, counted)
             counted = torch.where(must, torch.ones_like(counted), counted)
             scale = None if scale is None else torch.where(must, torch.ones_like(scale), scale)
         counted = counted if there is None else counted * there
@@ -114,12 +116,12 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: Run) -> None
         assert there is not None
         route = EdgeRoute(there > 0, there)
     run.taken[step.name] = route
-    y = run.compute.embed(embed, EdgeWork(here, hw, route.kept, scale, per_image=per_image, width=width))
+    y = run.compute.embed(embed, EdgeInput(here, hw, route.kept, scale, per_image=per_image, width=width))
     active = route.kept if net.gate_spec.early_stop else None
-    run.arrive(step.target, Place(y, route.counted, active, per_image))
+    run.arrive(step.target, NodeState(y, route.counted, active, per_image))
 
 
-def _ask(net: RouteNet, name: str, here: Place, hw: tuple[int, int], replay: Routes | None) -> Decision:
+def _ask(net: RouteNet, name: str, here: NodeState, hw: tuple[int, int], replay: Routes | None) -> Decision:
     """The gate's decision, or the recorded one; `per_image` only where it holds for what is here, too."""
     if replay is not None and name in replay:
         route = replay[name]
@@ -152,7 +154,7 @@ def _shade(net: RouteNet, decision: Decision) -> Tensor | None:
     return decision.value if soft or net.gate_spec.kind == "tanh" else None
 
 
-def _nothing(net: RouteNet, name: str, here: Place, hw: tuple[int, int]) -> EdgeRoute:
+def _nothing(net: RouteNet, name: str, here: NodeState, hw: tuple[int, int]) -> EdgeRoute:
     """The route of an edge whose source holds nothing to compute: its gate is not asked."""
     gated = name in net.gates
     decided = 1 if not gated or net.gates[name].granularity in ("layer", "image") else hw[0] * hw[1]
@@ -170,7 +172,7 @@ def _asked(there: Tensor | None, value: Tensor) -> Tensor:
     return there.any(1, keepdim=True) if value.shape[1] == 1 else there.expand_as(value)
 
 
-def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place], counted: Tensor) -> Tensor:
+def _stranded(net: RouteNet, step: Embed, nodes: dict[Node, NodeState], counted: Tensor) -> Tensor:
     """(B, 1) bool: images that would miss an output if they did not go down here as a whole.
 
     With one output at the coarsest rate, an image that is in no coarser row yet; with a pyramid, an image that
@@ -179,12 +181,12 @@ def _stranded(net: RouteNet, step: Embed, places: dict[Node, Place], counted: Te
     """
     column, rate = step.source
     rates = [step.target[1]] if net.spec.outputs == "pyramid" else [r for r in net.spec.rates if r > rate]
-    x = places[step.source].x
+    x = nodes[step.source].x
     arrived = torch.zeros(x.shape[0], 1, dtype=torch.bool, device=x.device)
     for coarser in rates:
-        place = places.get((column, coarser))
-        if place is not None:
-            arrived = arrived | (True if place.reach is None else (place.reach > 0).any(1, keepdim=True))
+        below = nodes.get((column, coarser))
+        if below is not None:
+            arrived = arrived | (True if below.reach is None else (below.reach > 0).any(1, keepdim=True))
     if net.gates[step.name].capacity:
         arrived = arrived | (counted > 0).any(1, keepdim=True)
     return ~arrived
