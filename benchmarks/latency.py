@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from routespace.deploy.latency.bench import Bench, Work
-from routespace.deploy.latency.profiling import measure, profile
+from routespace.deploy.latency.profiling import median_ms, profile
 from routespace.deploy.latency.table import LatencyTable, predict
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -107,7 +107,10 @@ def timed(
 ) -> tuple[dict[object, float], float]:
     """Milliseconds of each piece of work, and the machine's speed since the profile, by the known subnets."""
     both = works | {architecture: bench.subnet(architecture) for architecture in known}
-    times = measure(both, rounds=args.rounds, clock=args.clock, cuda=args.device == "cuda")
+    cuda = args.device == "cuda"
+    times = dict(
+        zip(both, median_ms(list(both.values()), rounds=args.rounds, clock=args.clock, cuda=cuda), strict=True)
+    )
     drift = float(np.median([times[a] / net.ms for a, net in zip(known, table.subnets, strict=False)] or [1.0]))
     measured = [times[name] for name in works]
     print(f"measured {min(measured):.2f} to {max(measured):.2f} ms; machine's speed since the profile {drift:.3f}")

@@ -25,7 +25,7 @@ def run(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile each edge with torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="With compiled blocks.")] = False,
     routed: Annotated[
         bool, typer.Option("--routed", help="Default gates for a GRID; a run or bundle brings its own.")
     ] = False,
@@ -92,7 +92,13 @@ def show(table: LatencyTable, subject: Subject) -> None:
     print_table(
         ("part", "rate", "blocks", "kept", "ms"),
         [
-            (part.kind, f"1/{part.rate}" if part.rate else None, part.depth or None, part.keep, f"{part.ms:.4f}")
+            (
+                part.kind,
+                f"1/{part.rate}" if part.rate else None,
+                f"{part.depth}{f', phase {part.phase}' if part.phase else ''}" if part.depth else None,
+                part.keep,
+                f"{part.ms:.4f}",
+            )
             for part in table.parts
         ],
         title=where,

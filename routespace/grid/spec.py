@@ -181,6 +181,10 @@ class GridSpec(BaseModel):
         """Blocks of a transformer edge in column `layer`."""
         return self.depths if isinstance(self.depths, int) else self.depths[layer]
 
+    def blocks_before(self, layer: int) -> int:
+        """Blocks of one row in the columns before `layer`."""
+        return sum(self.depth(earlier) for earlier in range(layer))
+
     def index(self, rate: int) -> int:
         """Position of `rate` in `rates`."""
         return self.rates.index(rate)

@@ -116,7 +116,7 @@ class RouteNet(nn.Module):
         if isinstance(step, Embed):
             return parts.PatchEmbed(self.spec, rate)  # type: ignore[attr-defined]
         share = layer / max(1, self.spec.layers - 1)
-        first = sum(self.spec.depth(earlier) for earlier in range(layer))
+        first = self.spec.blocks_before(layer)
         return parts.Stage(self.spec, rate, self.spec.depth(layer), drop_path * share, first=first)  # type: ignore[attr-defined]
 
     def _make_gate(self, step: Row | Embed) -> Gate:

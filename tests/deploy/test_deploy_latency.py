@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from routespace.deploy.latency.fit import calibrate
-from routespace.deploy.latency.parts import part_keys
-from routespace.deploy.latency.profiling import measure, profile
+from routespace.deploy.latency.fit import fit_factors
+from routespace.deploy.latency.parts import edge_key, part_keys
+from routespace.deploy.latency.profiling import median_ms, profile
 from routespace.deploy.latency.table import LatencyTable, edge_ms, load_table, mismatches, predict, save_table
 from routespace.errors import BundleError, GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -19,6 +19,9 @@ from routespace.grid.sample import sample_static
 from routespace.grid.select import select
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.families.pvt_v2_block import PvtBlock
+from routespace.nn.families.swin_v2 import SwinBlock
+from routespace.nn.route_net import RouteNet
 
 FIELDS = {"layers": 3, "max_down": 16, "depths": (1, 2, 1), "widths": (8, 16, 24), "heads": (1, 2, 3),
           "mlp_ratios": (2.0,) * 3, "sr_ratios": (4, 2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
@@ -37,7 +40,7 @@ def saved(table, tmp_path):
 
 
 def test_every_part_is_measured_once(table):
-    assert {(part.kind, part.rate, part.depth) for part in table.parts} == part_keys(GRID)
+    assert {part.key for part in table.parts} == part_keys(GRID)
     assert all(part.ms > 0 for part in table.parts)
     halves = [part for part in table.parts if part.keep == 0.5]
     assert {part.kind for part in halves} == {"transformer"}
@@ -172,20 +175,20 @@ def test_calibration_finds_the_factors_that_made_the_times(table):
     factors = {"transformer_r04": 1.15, "transformer_r08": 0.9, "patch_embed_r04": 1.05}
     truth = plain.model_copy(update={"factors": factors, "offset_ms": 0.5})
     known, fresh = sample_static(GRID, 30, seed=0), sample_static(GRID, 40, seed=1)
-    found = calibrate(plain, {a: predict(truth, a) for a in known})
+    found = fit_factors(plain, {a: predict(truth, a) for a in known})
     errors = [abs(predict(found, a) / predict(truth, a) - 1) for a in fresh]
     before = [abs(predict(plain, a) / predict(truth, a) - 1) for a in fresh]
     assert max(errors) < 0.02
     assert np.median(errors) < 0.2 * np.median(before)
-    assert calibrate(plain, {}) == plain
+    assert fit_factors(plain, {}) == plain
 
 
 def test_measuring_counts_calls_and_cancels_a_slow_round():
     calls = []
-    times = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, clock="wall",
-                    cuda=False)  # fmt: skip
-    assert set(times) == {"a", "b"}
-    assert all(time >= 0 for time in times.values())
+    works = [lambda: calls.append("a"), lambda: calls.append("b")]
+    times = median_ms(works, rounds=3, clock="wall", cuda=False)
+    assert len(times) == 2
+    assert all(time >= 0 for time in times)
     assert calls.count("a") > 3
 
 
@@ -198,10 +201,10 @@ def test_profile_of_every_kind_is_a_table_that_predicts(grid, dtype, batch, tmp_
     keeps = (0.25, 0.5, 1.0)
     table = profile(grid, dtype=dtype, batch=batch, keeps=keeps, rounds=3, subnets=4, clock="cpu")
     assert (table.dtype, table.batch, table.device.threads, len(table.subnets)) == (dtype, batch, 1, 4)
-    assert {(part.kind, part.rate, part.depth) for part in table.parts} == part_keys(grid)
-    for kind, rate, depth in part_keys(grid):
-        points = [keep for keep, _ in table.curve(kind, rate, depth)]
-        assert points == (list(keeps) if kind == "transformer" else [1.0])
+    assert {part.key for part in table.parts} == part_keys(grid)
+    for key in part_keys(grid):
+        points = [keep for keep, _ in table.curve(key)]
+        assert points == (list(keeps) if key.kind == "transformer" else [1.0])
     assert all(part.ms > 0 for part in table.parts)
     save_table(table, tmp_path / "table.json")
     assert load_table(tmp_path / "table.json", grid=grid) == table
@@ -211,9 +214,40 @@ def test_profile_of_every_kind_is_a_table_that_predicts(grid, dtype, batch, tmp_
     assert predict(table, full, half) > 0
 
 
+def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):
+    """With one block a column, every second column has shifted windows alone."""
+    grid = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "sr_ratios": None, "window": 4, "depths": 1,
+                                                "image_size": 64}))  # fmt: skip
+    net, seen = RouteNet(Architecture.full(grid)), []
+    for name, edge in grid.edges.items():
+        if edge.kind == "transformer":
+            assert edge_key(grid.spec, edge).phase == net.edges[name].blocks[0].shifted == edge.layer % 2
+    real = SwinBlock.forward
+    monkeypatch.setattr(SwinBlock, "forward", lambda self, x, hw: seen.append(self.shifted) or real(self, x, hw))
+    table = profile(grid, rounds=3, subnets=0, clock="cpu")
+    assert {part.key for part in table.parts} == part_keys(grid)
+    assert {key.phase for key in part_keys(grid) if key.kind == "transformer"} == {0, 1}
+    assert set(seen) == {False, True}
+    slow = [part.model_copy(update={"ms": 100.0 if part.phase else 1.0}) for part in table.parts]
+    times = edge_ms(table.model_copy(update={"parts": tuple(slow), "factors": {}}), grid)
+    assert {ms for name, ms in times.items() if name.startswith("l01") and name.endswith("transformer")} == {100.0}
+    assert all(ms < 100 for name, ms in times.items() if not name.startswith("l01"))
+
+
+def test_compiled_parts_are_the_blocks_that_a_network_compiles(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(PvtBlock, "forward", lambda self, x, hw: compiled.append(self.compiled) or x)
+    profile(GRID, compiled=True, rounds=3, subnets=1, clock="cpu")
+    assert compiled
+    assert all(compiled)
+    with pytest.raises(SpecError, match="no compiled steps"):
+        profile(SWIN, compiled=True, rounds=3, subnets=1, clock="cpu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"threads": 9999}, r"threads: 9999 are more than the \d+ cores of this machine"),
         ({"device": "abacus"}, "device: 'abacus'"),
         ({"batch": 0}, "batch 0"),
         ({"rounds": 1}, "rounds 1"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from routespace.deploy.latency.parts import GATES, part_keys
+from routespace.deploy.latency.parts import GATES, PartKey, part_keys
 from routespace.deploy.latency.profiling import ROUTED_KEEPS, profile
 from routespace.deploy.latency.table import LatencyTable, load_table, predict, save_table
 from routespace.errors import SpecError
@@ -27,11 +27,15 @@ def table():
 
 
 def test_each_gate_is_measured_once_and_edges_at_more_shares(table):
-    assert {(part.kind, part.rate, part.depth) for part in table.parts} == part_keys(GRID, gated=True)
+    assert {part.key for part in table.parts} == part_keys(GRID, gated=True)
     gates = part_keys(GRID, gated=True) - part_keys(GRID)
-    assert gates == {*(("row_gate", rate, 0) for rate in (4, 8, 16)), ("column_gate", 4, 0), ("column_gate", 8, 0)}
-    assert all(table.ms(*key) > 0 for key in gates)
-    assert [keep for keep, _ in table.curve("transformer", 4, 1)] == list(ROUTED_KEEPS)
+    assert gates == {
+        *(PartKey("row_gate", rate) for rate in (4, 8, 16)),
+        PartKey("column_gate", 4),
+        PartKey("column_gate", 8),
+    }
+    assert all(table.ms(key) > 0 for key in gates)
+    assert [keep for keep, _ in table.curve(PartKey("transformer", 4, 1))] == list(ROUTED_KEEPS)
     assert table.gates == GateSpec(threshold=0.4)
     assert GATES not in table.factors  # static subnets tell nothing about gates
 
@@ -51,15 +55,17 @@ def test_gates_of_every_kind_are_measured(gates, dtype):
     spec = GateSpec(**gates)
     table = profile(GRID, gates=spec, dtype=dtype, **QUICK)
     whole = spec.rows in ("layer", "image")  # such rows compute whole images: a straight line
-    assert [keep for keep, _ in table.curve("transformer", 8, 1)] == ([1.0] if whole else list(ROUTED_KEEPS))
+    assert [keep for keep, _ in table.curve(PartKey("transformer", 8, 1))] == (
+        [1.0] if whole else list(ROUTED_KEEPS)
+    )
     assert predict(table, SUPERNET, gates=spec) > predict(table, SUPERNET.opened())
 
 
 def test_a_share_below_one_token_is_left_out():
     grid = RoutingGrid(GridSpec.parse(FIELDS | {"image_size": 16}))  # one token at rate 16, four at rate 8
     table = profile(grid, gates=GateSpec(), **QUICK)
-    assert [keep for keep, _ in table.curve("transformer", 16, 1)] == [1.0]
-    assert [keep for keep, _ in table.curve("transformer", 8, 1)] == list(ROUTED_KEEPS)
+    assert [keep for keep, _ in table.curve(PartKey("transformer", 16, 1))] == [1.0]
+    assert [keep for keep, _ in table.curve(PartKey("transformer", 8, 1))] == list(ROUTED_KEEPS)
 
 
 def timed(table, gate_ms):
@@ -87,15 +93,17 @@ def test_an_edge_takes_its_time_for_the_images_that_it_computes(table):
     def added(usage):
         return predict(table, SUPERNET, {name: usage}) - predict(table, SUPERNET, {name: EdgeUsage(0, 0, 1)})
 
-    assert added(EdgeUsage(tokens=0.5)) == pytest.approx(table.ms("transformer", 4, 1, 0.5))
-    assert added(EdgeUsage(tokens=0.25, images=0.5)) == pytest.approx(table.ms("transformer", 4, 1, 0.5) / 2)
-    assert added(EdgeUsage(tokens=0.5, images=0.5)) == pytest.approx(table.ms("transformer", 4, 1) / 2)
+    assert added(EdgeUsage(tokens=0.5)) == pytest.approx(table.ms(PartKey("transformer", 4, 1), 0.5))
+    assert added(EdgeUsage(tokens=0.25, images=0.5)) == pytest.approx(
+        table.ms(PartKey("transformer", 4, 1), 0.5) / 2
+    )
+    assert added(EdgeUsage(tokens=0.5, images=0.5)) == pytest.approx(table.ms(PartKey("transformer", 4, 1)) / 2)
 
 
 def test_what_a_table_cannot_tell_of_gates_is_said(table):
     plain = profile(GRID, **QUICK)
     assert plain.gates is None
-    assert [keep for keep, _ in plain.curve("transformer", 4, 1)] == [1.0]
+    assert [keep for keep, _ in plain.curve(PartKey("transformer", 4, 1))] == [1.0]
     with pytest.warns(UserWarning, match="holds no gates"):
         predict(plain, SUPERNET)
     with pytest.warns(UserWarning, match=r"another kind \(rows, columns\)"):

@@ -15,10 +15,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from routespace.deploy.latency.parts import COLUMN_GATE, ROW_GATE, Key, part_keys
+from routespace.deploy.latency.parts import COLUMN_GATE, ROW_GATE, PartKey, part_keys
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
+from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.packing.maps import spread
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.execution import EdgeInput, Packed
@@ -38,6 +39,9 @@ class Bench:
         grid: whose parts.
         device, batch, dtype, compiled: as in `profile`.
         gates: how edges are gated; None where nothing is, and tokens are kept as default gates would.
+
+    Raises:
+        SpecError: `compiled` for a family whose blocks have no compiled steps.
     """
 
     def __init__(
@@ -53,12 +57,15 @@ class Bench:
         self.device, self.batch, self.dtype, self.compiled = device, batch, dtype, compiled
         self.gated, self.gates = gates is not None, gates or GateSpec()
         self._classes = self.spec.block_family.modules()
+        if compiled:  # refused here where it cannot be, before anything is measured
+            with torch.device("meta"):
+                RouteNet(Architecture.full(grid)).compile_blocks()
 
-    def copies(self, key: Key) -> int:
+    def copies(self, key: PartKey) -> int:
         """How many copies of a part one piece of work runs."""
-        return 1 if key[0] in ("stem", "output", "head") else CHAIN
+        return 1 if key.kind in ("stem", "output", "head") else CHAIN
 
-    def parts(self, keeps: Sequence[float], seed: int) -> dict[object, Work]:
+    def parts(self, keeps: Sequence[float], seed: int) -> dict[tuple[PartKey, float], Work]:
         """(part, keep) → its work, for every distinct part.
 
         Transformer edges at each share of tokens, but for shares of less than one decision: the coarsest map may
@@ -67,13 +74,13 @@ class Bench:
         return {
             (key, keep): self.part(key, keep, seed)
             for key in sorted(part_keys(self.grid, gated=self.gated))
-            for keep in sorted({1.0, *(keeps if key[0] == "transformer" else ())})
-            if keep == 1.0 or keep * self._places(key[1]) >= 1
+            for keep in sorted({1.0, *(keeps if key.kind == "transformer" else ())})
+            if keep == 1.0 or keep * self._places(key.rate) >= 1
         }
 
-    def part(self, key: Key, keep: float, seed: int) -> Work:
+    def part(self, key: PartKey, keep: float, seed: int) -> Work:
         """The work of one part."""
-        kind, rate, depth = key
+        kind, rate, depth, phase = key
         spec, hw = self.spec, self.spec.map_size(rate) if rate else (0, 0)
         if kind == "stem":
             stem, images = self._ready(self._classes.Stem(spec)), self.images()
@@ -95,7 +102,7 @@ class Bench:
         if kind == "patch_embed":
             embeds = [self._ready(self._classes.PatchEmbed(spec, rate)) for _ in range(CHAIN)]
             return lambda: [embed(x, hw) for embed in embeds]
-        stages = [self._ready(self._classes.Stage(spec, rate, depth)) for _ in range(CHAIN)]
+        stages = [self._ready(self._classes.Stage(spec, rate, depth, first=phase)) for _ in range(CHAIN)]
         if keep == 1.0:
             return lambda: _chain(stages, x, hw)
         equal = share_count(keep, self._places(rate)) if self.gates.capacity else None
@@ -112,10 +119,8 @@ class Bench:
 
     def net(self, architecture: Architecture) -> RouteNet:
         """A network as it is measured whole; one with gates computes packed."""
-        net = self._ready(RouteNet(architecture, self.gates), compiled=False)
+        net = self._ready(RouteNet(architecture, self.gates))
         net.execution = "dense" if architecture.is_static else "packed"
-        for edge in net.edges.values():
-            self._compile(edge)
         return net
 
     def images(self) -> Tensor:
@@ -127,7 +132,7 @@ class Bench:
         """Asking gates, and marking what they keep."""
         spec, x, hw = self.gates, self._map(rate), self.spec.map_size(rate)
         granularity, width = spec.rows if rows else spec.columns, self.spec.width(rate)
-        gates = [self._ready(Gate(spec, granularity, width, rows=rows), compiled=False) for _ in range(CHAIN)]
+        gates = [self._ready(Gate(spec, granularity, width, rows=rows)) for _ in range(CHAIN)]
         return lambda: [gate(x, hw, spec, spec.temperature).counted > 0 for gate in gates]
 
     def _kept(self, rate: int, keep: float, seed: int) -> Tensor:
@@ -151,15 +156,12 @@ class Bench:
         size = (self.batch, height * width, self.spec.width(rate))
         return torch.randn(size, device=self.device, dtype=self.dtype)
 
-    def _ready(self, module: M, *, compiled: bool = True) -> M:
+    def _ready(self, module: M) -> M:
+        """A module as a network runs it: blocks compiled where that was asked for, all else as it is."""
         module = module.eval().to(self.device, self.dtype)
-        if compiled:
-            self._compile(module)
-        return module
-
-    def _compile(self, module: nn.Module) -> None:
         if self.compiled:
-            module.compile()
+            compile_blocks(module)
+        return module
 
 
 def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tensor:

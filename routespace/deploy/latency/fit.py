@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from routespace.deploy.latency.parts import GATES, edge_key, group_of
+from routespace.deploy.latency.parts import GATES, PartKey, edge_key
 from routespace.deploy.latency.table import LatencyTable, Subnet, merges
 from routespace.grid.architecture import Architecture
 
@@ -16,7 +16,7 @@ SUBNET_NOISE = 0.02  # … and of the relative error of one measured subnet
 LEAST_FACTOR = 0.1
 
 
-def calibrate(table: LatencyTable, measured: Mapping[Architecture, float]) -> LatencyTable:
+def fit_factors(table: LatencyTable, measured: Mapping[Architecture, float]) -> LatencyTable:
     """Fit the groups' factors and the offset to whole subnets, and record them.
 
     Least squares of relative errors, with factors held near 1: a group that few subnets have stays as measured.
@@ -27,7 +27,7 @@ def calibrate(table: LatencyTable, measured: Mapping[Architecture, float]) -> La
     """
     if not measured:
         return table
-    groups = sorted({group_of(part.kind, part.rate) for part in table.parts} - {GATES})
+    groups = sorted({part.key.group for part in table.parts} - {GATES})
     rows = [_by_group(table, architecture) for architecture in measured]
     times = np.array(list(measured.values()))
     # Columns: factor - 1 of each group, then the offset in milliseconds.
@@ -51,12 +51,13 @@ def _by_group(table: LatencyTable, architecture: Architecture) -> dict[str, floa
     """Group → summed milliseconds of an architecture's parts."""
     spec = architecture.spec
     sums = {
-        "rest": table.constant_ms + sum(n * table.ms("merge", rate) for rate, n in merges(architecture).items())
+        "rest": table.constant_ms
+        + sum(n * table.ms(PartKey("merge", rate)) for rate, n in merges(architecture).items())
     }
     for name in architecture.edges:
         edge = architecture.grid.edges[name]
         if edge.kind == "identity":
             continue
-        group = group_of(edge.kind, edge.rate)
-        sums[group] = sums.get(group, 0.0) + table.ms(*edge_key(spec, edge))
+        key = edge_key(spec, edge)
+        sums[key.group] = sums.get(key.group, 0.0) + table.ms(key)
     return sums

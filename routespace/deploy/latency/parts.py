@@ -3,12 +3,12 @@
     part_keys(grid)               stem, transformers, patch embeddings, merges, outputs, head
     part_keys(grid, gated=True)   also the gates of rows (row_gate) and of patch embeddings (column_gate)
 
-A part is told by kind, rate and depth: edges that share these take the same time, and so do their gates.
+A part is told by kind, rate, depth and phase: edges that share these take the same time, and so do their gates.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,20 +17,46 @@ from routespace.grid.spec import GridSpec
 
 PartKind = Literal["stem", "transformer", "patch_embed", "merge", "output", "head", "row_gate", "column_gate"]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Key = tuple[PartKind, int, int]  # kind, rate, depth
 ROW_GATE: PartKind = "row_gate"
 COLUMN_GATE: PartKind = "column_gate"
-GATES = "gates"  # the group of both: static subnets tell nothing about it, so it is not calibrated
+GATES = "gates"  # the group of both: static subnets tell nothing about it, so no factor is fitted for it
+
+
+class PartKey(NamedTuple):
+    """What tells a part from others.
+
+    Attributes:
+        kind: `stem`, `transformer`, `patch_embed`, `merge` (adding two arrivals at a node), `output`, `head`,
+            `row_gate` (deciding between transformer and identity) or `column_gate` (of a patch embedding).
+        rate: of the part's source; 0 where it has none.
+        depth: blocks of a transformer edge, else 0.
+        phase: of a transformer edge whose family alternates kinds of blocks, the first block's place in the
+            alternation: with SwinV2, 1 begins with shifted windows. Else 0.
+    """
+
+    kind: PartKind
+    rate: int = 0
+    depth: int = 0
+    phase: int = 0
+
+    @property
+    def group(self) -> str:
+        """The group whose fitted factor the part takes."""
+        if self.kind in (ROW_GATE, COLUMN_GATE):
+            return GATES
+        return f"{self.kind}_r{self.rate:02d}" if self.kind in ("transformer", "patch_embed") else "rest"
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        blocks = f" with {self.depth} blocks" if self.depth else ""
+        return f"{self.kind} at rate {self.rate}{blocks}" + (f", phase {self.phase}" if self.phase else "")
 
 
 class PartTime(BaseModel):
     """The time of one part for the whole batch.
 
     Args:
-        kind: `stem`, `transformer`, `patch_embed`, `merge` (adding two arrivals at a node), `output`, `head`,
-            `row_gate` (deciding between transformer and identity) or `column_gate` (of a patch embedding).
-        rate: of the part's source; 0 where it has none.
-        depth: blocks of a transformer edge, else 0.
+        kind, rate, depth, phase: which part; see PartKey.
         keep: share of tokens computed; 1 is the plain edge, less is a routed one.
         ms: median milliseconds.
     """
@@ -40,49 +66,46 @@ class PartTime(BaseModel):
     kind: PartKind
     rate: Annotated[int, Field(ge=0)] = 0
     depth: Annotated[int, Field(ge=0)] = 0
+    phase: Annotated[int, Field(ge=0)] = 0
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     ms: Milliseconds
 
+    @property
+    def key(self) -> PartKey:
+        """Which part."""
+        return PartKey(self.kind, self.rate, self.depth, self.phase)
 
-def part_keys(grid: RoutingGrid, *, gated: bool = False) -> set[Key]:
-    """The distinct parts of a grid: edges of one kind, rate and depth take the same time.
+
+def part_keys(grid: RoutingGrid, *, gated: bool = False) -> set[PartKey]:
+    """The distinct parts of a grid.
 
     Args:
         grid: the grid.
         gated: with the gates of its edges.
     """
-    keys: set[Key] = {("stem", 0, 0), *(("output", rate, 0) for rate in grid.spec.output_rates)}
+    keys = {PartKey("stem"), *(PartKey("output", rate) for rate in grid.spec.output_rates)}
     if grid.spec.num_classes:
-        keys.add(("head", 0, 0))
+        keys.add(PartKey("head"))
     for edge in grid.edges.values():
         if edge.kind == "identity":
             continue
         keys.add(edge_key(grid.spec, edge))
         if edge.kind == "patch_embed":
-            keys.add(("merge", 2 * edge.rate, 0))
+            keys.add(PartKey("merge", 2 * edge.rate))
         if gated:
             keys.add(gate_key(edge))
     return keys
 
 
-def edge_key(spec: GridSpec, edge: Edge) -> Key:
+def edge_key(spec: GridSpec, edge: Edge) -> PartKey:
     """The part that a transformer or patch_embed edge is."""
     assert edge.kind != "identity", "an identity takes no time"
-    return edge.kind, edge.rate, spec.depth(edge.layer) if edge.kind == "transformer" else 0
+    if edge.kind == "patch_embed":
+        return PartKey("patch_embed", edge.rate)
+    phase = spec.blocks_before(edge.layer) % spec.block_family.alternates
+    return PartKey("transformer", edge.rate, spec.depth(edge.layer), phase)
 
 
-def gate_key(edge: Edge) -> Key:
+def gate_key(edge: Edge) -> PartKey:
     """The part that the gate of a transformer or patch_embed edge is; a row's is kept with its transformer."""
-    return ROW_GATE if edge.kind == "transformer" else COLUMN_GATE, edge.rate, 0
-
-
-def group_of(kind: str, rate: int) -> str:
-    """The group whose calibration factor a part takes."""
-    if kind in (ROW_GATE, COLUMN_GATE):
-        return GATES
-    return f"{kind}_r{rate:02d}" if kind in ("transformer", "patch_embed") else "rest"
-
-
-def in_words(kind: str, rate: int, depth: int) -> str:
-    """A part as messages name it."""
-    return f"{kind} at rate {rate}" + (f" with {depth} blocks" if depth else "")
+    return PartKey(ROW_GATE if edge.kind == "transformer" else COLUMN_GATE, edge.rate)

@@ -1,6 +1,6 @@
 """Measuring a latency table: `profile(grid, device="cpu", batch=1)`.
 
-Every distinct part (kind, rate, depth, share of kept tokens) is measured as it stands in a network (`Bench`).
+Every distinct part, at each share of kept tokens, is measured as it stands in a network (`Bench`).
 Parts and a few whole subnets are measured in turn, ROUNDS times, so that a slow minute of the machine touches all
 alike; each part's time is the median of its share of a round. Then a factor per group of parts is fitted to the
 whole subnets.
@@ -11,18 +11,19 @@ makes it depend on what ran before: call `routespace.memory.keep_freed_memory` f
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 
 from routespace.deploy.latency.bench import Bench, Work
 from routespace.deploy.latency.device import this_device
-from routespace.deploy.latency.fit import calibrate
+from routespace.deploy.latency.fit import fit_factors
 from routespace.deploy.latency.parts import PartTime
 from routespace.deploy.latency.table import LatencyTable
 from routespace.errors import SpecError
@@ -38,7 +39,6 @@ SUBNETS = 24
 
 Clock = Literal["wall", "cpu"]
 DType = Literal["float32", "bfloat16", "float16"]
-Name = TypeVar("Name")
 
 
 def profile(
@@ -63,7 +63,7 @@ def profile(
         device: `cpu` or `cuda`.
         batch: images of a forward pass.
         dtype: of weights and images.
-        compiled: compile each edge with torch.compile.
+        compiled: with compiled blocks, as `RouteNet.compile_blocks` compiles them.
         gates: how edges are gated, to measure the gates too; None to measure none.
         keeps: shares of tokens at which transformer edges are measured, computed packed; 1 is always measured.
             None for ROUTED_KEEPS where `gates` choose among an image's tokens, else for 1 alone.
@@ -82,13 +82,9 @@ def profile(
     bench = Bench(grid, device, batch, getattr(torch, dtype), compiled, gates)
     with _threads(threads if device == "cpu" else None), torch.inference_mode():
         chosen = sample_static(grid, subnets, seed=seed) if subnets else []
-        works = bench.parts(keeps, seed)
-        works |= {number: bench.subnet(architecture) for number, architecture in enumerate(chosen)}
-        times = measure(works, rounds=rounds, clock=clock, cuda=device == "cuda")
-    parts = tuple(
-        PartTime(kind=key[0], rate=key[1], depth=key[2], keep=keep, ms=times[key, keep] / bench.copies(key))
-        for key, keep in (name for name in works if isinstance(name, tuple))
-    )
+        parts = bench.parts(keeps, seed)
+        whole = [bench.subnet(architecture) for architecture in chosen]
+        times = median_ms([*parts.values(), *whole], rounds=rounds, clock=clock, cuda=device == "cuda")
     table = LatencyTable(
         grid=grid.hash,
         spec=grid.spec,
@@ -100,9 +96,12 @@ def profile(
         rounds=rounds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         gates=gates,
-        parts=parts,
+        parts=tuple(
+            PartTime(**key._asdict(), keep=keep, ms=ms / bench.copies(key))
+            for (key, keep), ms in zip(parts, times, strict=False)  # the whole subnets come after
+        ),
     )
-    return calibrate(table, {architecture: times[number] for number, architecture in enumerate(chosen)})
+    return fit_factors(table, dict(zip(chosen, times[len(parts) :], strict=True)))
 
 
 def default_keeps(gates: GateSpec | None) -> tuple[float, ...]:
@@ -113,29 +112,32 @@ def default_keeps(gates: GateSpec | None) -> tuple[float, ...]:
     return ROUTED_KEEPS if gates is not None and gates.rows in ("token", "window") else (1.0,)
 
 
-def measure(works: Mapping[Name, Work], *, rounds: int, clock: Clock, cuda: bool) -> dict[Name, float]:
+def median_ms(works: Sequence[Work], *, rounds: int, clock: Clock, cuda: bool) -> list[float]:
     """Median milliseconds of each piece of work, measured in turn.
 
     A round runs every piece until it has taken about LEAST_MS. Rounds are brought to one speed by the geometric
     mean of all pieces before the medians are taken.
 
     Args:
-        works: name → work.
+        works: what to run.
         rounds: how many.
         clock: `wall` or `cpu`.
         cuda: wait for the device before and after.
     """
     now = time.thread_time if clock == "cpu" else time.perf_counter
-    repeats = {}
-    for name, work in works.items():
+    repeats = []
+    for work in works:
         work()  # the first call allocates, chooses kernels and compiles
-        repeats[name] = max(1, round(LEAST_MS / max(1e-3, _time(work, 1, now, cuda))))
+        repeats.append(max(1, round(LEAST_MS / max(1e-3, _time(work, 1, now, cuda)))))
     table = np.array(
-        [[_time(work, repeats[name], now, cuda) for name, work in works.items()] for _ in range(rounds)]
+        [
+            [_time(work, count, now, cuda) for work, count in zip(works, repeats, strict=True)]
+            for _ in range(rounds)
+        ]
     )
     speed = np.exp(np.log(np.maximum(table, 1e-9)).mean(axis=1, keepdims=True))
     medians = np.median(table / speed * np.median(speed), axis=0)
-    return {name: float(ms) for name, ms in zip(works, medians, strict=True)}
+    return [float(ms) for ms in medians]
 
 
 def _time(work: Work, repeats: int, now: Callable[[], float], cuda: bool) -> float:
@@ -162,6 +164,14 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
 def _check(device: str, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str) -> None:
     if device not in ("cpu", "cuda"):
         raise SpecError(f"device: {device!r:.60} is not known; allowed: cpu, cuda")
@@ -169,6 +179,10 @@ def _check(device: str, batch: int, keeps: Sequence[float], rounds: int, threads
         raise SpecError("device: 'cuda' is not there; use cpu, or a machine with an NVIDIA card and its torch")
     if batch < 1 or threads < 1 or rounds < 3:
         raise SpecError(f"batch {batch}, threads {threads}, rounds {rounds}: give at least 1, 1 and 3")
+    if device == "cpu" and threads > (cores := _cores()):
+        raise SpecError(
+            f"threads: {threads} are more than the {cores} cores of this machine; give at most {cores}"
+        )
     if not all(0 < keep <= 1 for keep in keeps):
         raise SpecError(f"keeps: {list(keeps)} is not allowed; give shares above 0, at most 1")
     if clock not in ("wall", "cpu") or (clock == "cpu" and (device != "cpu" or threads > 1)):

@@ -7,7 +7,7 @@
     edge_ms(table, grid) · table.constant_ms              the same as prices per edge, for `select`
 
 A network takes the sum of its parts, each multiplied by its group's factor, plus an offset. The factors are 1 and
-the offset 0 in a table without calibration; `profile` fits them to a few whole subnets, because parts measured
+the offset 0 in a table that was not fitted; `profile` fits them to a few whole subnets, because parts measured
 alone know neither the caches that a whole network finds nor the time between its steps.
 """
 
@@ -24,15 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from routespace.deploy.latency.device import Device, differences
-from routespace.deploy.latency.parts import (
-    Milliseconds,
-    PartTime,
-    edge_key,
-    gate_key,
-    group_of,
-    in_words,
-    part_keys,
-)
+from routespace.deploy.latency.parts import Milliseconds, PartKey, PartTime, edge_key, gate_key, part_keys
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -46,7 +38,7 @@ TIMED = ("kind", "rows", "columns", "window", "selection", "capacity", "keys")
 
 
 class Subnet(BaseModel):
-    """A whole static network that was measured for calibration.
+    """A whole static network that the factors were fitted to.
 
     Args:
         edges: names of its open edges.
@@ -71,7 +63,7 @@ class LatencyTable(BaseModel):
         rounds: measurements behind each median.
         date: UTC, ISO 8601.
         gates: how the gates decide that were measured; None where none were.
-        parts: the times; each kind, rate, depth and keep once.
+        parts: the times; each part and keep once.
         factors: group (`transformer_r08`, `patch_embed_r08`, …) → factor; groups not named have 1.
         offset_ms: what is left, once per forward pass.
         subnets: what factors and offset were fitted to.
@@ -100,25 +92,23 @@ class LatencyTable(BaseModel):
         if self.grid != self.spec.hash:
             raise ValueError(f"grid: {self.grid} is not the hash of the table's spec; the file was changed")
         again = "measure the table again with `routespace profile`"
-        points = Counter((part.kind, part.rate, part.depth, part.keep) for part in self.parts)
-        for (kind, rate, depth, keep), times in points.items():
+        points = Counter((part.key, part.keep) for part in self.parts)
+        for (key, keep), times in points.items():
             if times > 1:
-                what = f"{in_words(kind, rate, depth)}, keep {keep:g}"
-                raise ValueError(f"parts: {what} is there {times} times, once is allowed; {again}")
+                raise ValueError(f"parts: {key}, keep {keep:g} is there {times} times, once is allowed; {again}")
         for key in sorted(part_keys(RoutingGrid(self.spec), gated=self.gates is not None)):
-            if (*key, 1.0) not in points:
-                raise ValueError(f"parts: {in_words(*key)} is missing; {again}")
+            if (key, 1.0) not in points:
+                raise ValueError(f"parts: {key} is missing; {again}")
         return self
 
-    def curve(self, kind: str, rate: int, depth: int) -> list[tuple[float, float]]:
+    def curve(self, key: PartKey) -> list[tuple[float, float]]:
         """The measured points of one part: (keep, milliseconds), by rising keep; factors are not applied."""
-        key = kind, rate, depth
-        return sorted((part.keep, part.ms) for part in self.parts if (part.kind, part.rate, part.depth) == key)
+        return sorted((part.keep, part.ms) for part in self.parts if part.key == key)
 
-    def ms(self, kind: str, rate: int = 0, depth: int = 0, keep: float = 1.0) -> float:
+    def ms(self, key: PartKey, keep: float = 1.0) -> float:
         """Milliseconds of one part at a share of computed tokens, interpolated; none for nothing kept."""
-        points = [(0.0, 0.0), *self.curve(kind, rate, depth)]
-        factor = self.factors.get(group_of(kind, rate), 1.0)
+        points = [(0.0, 0.0), *self.curve(key)]
+        factor = self.factors.get(key.group, 1.0)
         if keep >= 1.0:
             return factor * points[-1][1]
         for (x0, y0), (x1, y1) in pairwise(points):
@@ -129,9 +119,9 @@ class LatencyTable(BaseModel):
     @property
     def constant_ms(self) -> float:
         """Milliseconds that every architecture pays: stem, outputs, head, offset."""
-        outputs = sum(self.ms("output", rate) for rate in self.spec.output_rates)
-        head = self.ms("head") if self.spec.num_classes else 0.0
-        return self.offset_ms + self.ms("stem") + outputs + head
+        outputs = sum(self.ms(PartKey("output", rate)) for rate in self.spec.output_rates)
+        head = self.ms(PartKey("head")) if self.spec.num_classes else 0.0
+        return self.offset_ms + self.ms(PartKey("stem")) + outputs + head
 
 
 def predict(
@@ -169,17 +159,17 @@ def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None 
     require_grid(table, architecture.grid)
     check_usage_names(usage or {}, architecture.grid.edges)
     total = table.constant_ms
-    for key, count in merges(architecture).items():
-        total += count * table.ms("merge", key)
+    for rate, count in merges(architecture).items():
+        total += count * table.ms(PartKey("merge", rate))
     for name, state in architecture.edges.items():
         edge = architecture.grid.edges[name]
         if edge.kind == "identity":
             continue
         tokens, images, asked = (float(share) for share in (usage or {}).get(name, ALL_USED))
         if images:
-            total += images * table.ms(*edge_key(architecture.spec, edge), min(1.0, tokens / images))
+            total += images * table.ms(edge_key(architecture.spec, edge), min(1.0, tokens / images))
         if state == "gated":
-            total += asked * table.ms(*gate_key(edge))
+            total += asked * table.ms(gate_key(edge))
     return total
 
 
@@ -225,9 +215,8 @@ def edge_ms(table: LatencyTable, grid: RoutingGrid) -> dict[str, float]:
         if edge.kind == "identity":
             prices[name] = 0.0
             continue
-        kind, rate, depth = edge_key(grid.spec, edge)
-        added = table.ms("merge", 2 * rate) if edge.kind == "patch_embed" else 0.0
-        prices[name] = table.ms(kind, rate, depth) + added
+        added = table.ms(PartKey("merge", 2 * edge.rate)) if edge.kind == "patch_embed" else 0.0
+        prices[name] = table.ms(edge_key(grid.spec, edge)) + added
     return prices
 
 

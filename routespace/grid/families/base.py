@@ -72,6 +72,7 @@ class Family(ABC):
         depths: size name → blocks per stage of the family's plain network.
         nn_module: import name of the torch side.
         image_size: the family's usual input, in pixels.
+        alternates: after how many blocks of a row the kinds of blocks repeat; 1 where all are alike.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Family(ABC):
     depths: Mapping[str, tuple[int, ...]]
     nn_module: str
     image_size: int = 224
+    alternates: int = 1
 
     @abstractmethod
     def stem_cost(self, spec: GridSpec) -> EdgeCost:

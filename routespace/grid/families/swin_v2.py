@@ -55,6 +55,7 @@ class SwinV2(Family):
 
     name = "swin_v2"
     nn_module = "routespace.nn.families.swin_v2"
+    alternates = 2  # every second block's windows are shifted
     sizes = {
         "t": Shape(_NARROW, _HEADS, _MLP, window=8),
         "s": Shape(_NARROW, _HEADS, _MLP, window=8),
