@@ -12,13 +12,13 @@ on the test split. A finished run is read, not trained again.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from routespace.cli.evaluate import measure
 from routespace.cli.timing import routed_times
+from routespace.files import write_json
 from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
 from routespace.train.data.loaders import make_loaders
@@ -91,7 +91,7 @@ def main() -> None:
         for ratio in arguments.ratios:
             rows.append(one(recipe, ratio, seed, arguments.out))
             show(rows)
-            (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
+            write_json(arguments.out / "table.json", rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from routespace.deploy.latency.device import this_device
+from routespace.files import write_json
 
 
 def record(path: Path, device: str, result: dict[str, Any]) -> None:
@@ -24,5 +24,4 @@ def record(path: Path, device: str, result: dict[str, Any]) -> None:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | machine, indent=1) + "\n")
+    write_json(path, result | machine)

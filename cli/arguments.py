@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from routespace.cli.files import read_json
 from routespace.errors import BundleError, SpecError
+from routespace.files import read_json
 
 if TYPE_CHECKING:
     from routespace.grid.architecture import Architecture
@@ -78,7 +78,7 @@ def load_grid(text: str) -> RoutingGrid:
     if not path.exists():
         names = ", ".join(preset_names())
         raise SpecError(f"grid: {text!r:.80} is neither a preset nor a file; presets: {names}")
-    data = read_json(path, _GRID_HELP)
+    data = read_json(path, wanted=_GRID_HELP, error=SpecError)
     form = data.get("format") if isinstance(data, dict) else None
     if form == "routespace.architecture/1":
         return Architecture.from_json(data).grid
@@ -99,7 +99,7 @@ def load_architecture(grid: RoutingGrid, text: str) -> Architecture:
 
     if text in ("full", "staircase"):
         return Architecture.full(grid) if text == "full" else Architecture.staircase(grid)
-    data = read_json(Path(text), "full, staircase or an architecture's JSON file")
+    data = read_json(Path(text), wanted="full, staircase or an architecture's JSON file", error=SpecError)
     if isinstance(data, dict) and isinstance(data.get("architecture"), dict):
         data = data["architecture"]  # a network.json
     architecture = Architecture.from_json(data)
@@ -136,7 +136,7 @@ def load_subject(text: str) -> Subject:
     from routespace.grid.architecture import Architecture
     from routespace.grid.gate_spec import GateSpec
 
-    data = read_json(net_folder(folder) / "network.json", "a run or bundle folder")
+    data = read_json(net_folder(folder) / "network.json", wanted="a run or bundle folder")
     if not isinstance(data, dict):
         raise BundleError(f"{folder}: network.json is damaged; give a run or bundle folder")
     architecture = Architecture.from_json(data.get("architecture"))
@@ -153,7 +153,7 @@ def load_usage(folder: Path, grid: RoutingGrid) -> Usage | None:
     from routespace.grid.usage import usage_from_json
 
     path = folder / "usage.json"
-    return usage_from_json(read_json(path, "a run's usage.json"), grid) if path.exists() else None
+    return usage_from_json(read_json(path, wanted="a run's usage.json"), grid) if path.exists() else None
 
 
 def net_folder(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +45,7 @@ def run(
     gates of the full grid add is told apart, and `cost` prints both together.
     """
     from routespace.cli.arguments import parse_macs
-    from routespace.cli.files import write_json
+    from routespace.files import json_text, write_json
     from routespace.grid.count import require_satisfiable
     from routespace.grid.graph import RoutingGrid
     from routespace.grid.presets import preset_fields
@@ -79,7 +78,7 @@ def run(
     elif ms is not None:
         raise SpecError("ms: it is checked by a table; measure one with `routespace profile` and give --latency")
     if as_json:
-        print(json.dumps(report, indent=1))
+        print(json_text(report))
     else:
         show(grid, report)
     if budget is not None:

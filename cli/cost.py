@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from routespace.errors import SpecError
+from routespace.files import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ def run(
     Their gates count too: the folder's own, or those of a default GateSpec for a grid.
     """
     from routespace.cli.arguments import load_architecture, load_subject
-    from routespace.cli.files import read_json
+    from routespace.files import read_json
     from routespace.grid.cost import By, architecture_cost
     from routespace.grid.gate_spec import GateSpec
     from routespace.grid.usage import usage_from_json
@@ -52,14 +52,14 @@ def run(
     part = found.architecture
     if architecture is not None or part is None:
         part = load_architecture(found.grid, architecture or "full")
-    measured = usage_from_json(read_json(usage, "a run's usage.json"), found.grid) if usage else None
+    measured = usage_from_json(read_json(usage, wanted="a run's usage.json"), found.grid) if usage else None
     gates = found.gates or GateSpec()  # a grid has none yet; static architectures have none to pay for
     cost = architecture_cost(part, gates=gates, usage=measured)
     report = as_data(part, cost, by)
     if measured is None:
         report |= _measured(found, part)
     if as_json:
-        print(json.dumps(report, indent=1))
+        print(json_text(report))
     else:
         show(report)
     if check:

@@ -81,7 +81,7 @@ def heading(number: int, text: str) -> None:
 
 def _build(journey: Journey) -> None:
     from routespace.cli.build import show, summary
-    from routespace.cli.files import write_json
+    from routespace.files import write_json
     from routespace.grid.graph import RoutingGrid
 
     heading(1, "the grid")

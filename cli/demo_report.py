@@ -31,7 +31,7 @@ def conclude(
 ) -> None:
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
     from routespace.cli.evaluate import measure, paint
-    from routespace.cli.files import write_json
+    from routespace.files import write_json
     from routespace.train.data.loaders import make_loaders
 
     heading(7, "evaluate on the test split, which nothing has looked at so far")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from routespace.errors import SpecError
+from routespace.files import json_text
 
 if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
@@ -63,7 +63,7 @@ def run(
     if picture is not None:
         paint(found.net, loaders, split, picture)
     if as_json:
-        print(json.dumps(report, indent=1))
+        print(json_text(report))
     else:
         show(report)
 

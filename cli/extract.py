@@ -134,11 +134,11 @@ def take(
     Raises:
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
-    from routespace.cli.files import replaced
     from routespace.cli.networks import RECIPE_FILE
     from routespace.deploy.bundle import Card, Provenance, save_bundle
     from routespace.deploy.extract import extract
     from routespace.deploy.verify import verify
+    from routespace.files import write_text
 
     small = extract(found.net, chosen).eval()
     report = verify(found.net, chosen, small)
@@ -160,8 +160,7 @@ def take(
         small, out, Card.of(small, accuracy_before=accuracy, provenance=papers), overwrite=overwrite
     )
     if recipe is not None:  # so that `evaluate` finds the bundle's data
-        with replaced(out / RECIPE_FILE) as partial:
-            partial.write_text(recipe.to_yaml(), encoding="utf-8")
+        write_text(out / RECIPE_FILE, recipe.to_yaml())
     return card, rows
 
 

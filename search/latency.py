@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from routespace.errors import SpecError
+from routespace.files import read_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
@@ -129,7 +130,8 @@ def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usa
 def used_ms(table: LatencyTable, net: RouteNet, folder: Path) -> float:
     """Milliseconds of one image, by the share of each edge that ran on validation in the run of `folder`."""
     from routespace.deploy.latency.table import sum_ms
-    from routespace.nn.weights import read_json
 
-    usage = usage_from_json(read_json(folder / "usage.json"), net.architecture.grid)
+    usage = usage_from_json(
+        read_json(folder / "usage.json", wanted="the folder of a finished run"), net.architecture.grid
+    )
     return sum_ms(table, net.architecture, usage) / table.batch

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from routespace.errors import BundleError, SpecError
+from routespace.errors import SpecError
+from routespace.files import read_json, write_json
 from routespace.grid.spec import content_hash
 from routespace.search.candidate import signature
 from routespace.search.records import FORMAT, STUDY_FILE, directions
@@ -65,7 +64,7 @@ def open_study(
                 f"search.latency_table: study {name!r} takes its times from another table, or measures them; give "
                 f"the same table, or another study name"
             )
-    _write_claim(out, claim)
+    write_json(out / STUDY_FILE, claim)
     return study
 
 
@@ -84,15 +83,6 @@ def _check_claim(out: Path, claim: Mapping[str, Any]) -> None:
     path = out / STUDY_FILE
     if not path.exists():
         return
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: is damaged ({error}); choose another folder") from error
+    found = read_json(path, wanted="another folder")
     if found != claim:
         raise SpecError(f"out: {out} belongs to another study or storage, {found}; choose another folder")
-
-
-def _write_claim(out: Path, claim: Mapping[str, Any]) -> None:
-    partial = out / f".{STUDY_FILE}.partial"
-    partial.write_text(json.dumps(claim, indent=1) + "\n")
-    os.replace(partial, out / STUDY_FILE)

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from routespace.errors import BundleError, SpecError
+from routespace.files import read_json
 from routespace.search.sampler import retried
 from routespace.search.storage import DATABASE, default_url, open_storage, shown
 from routespace.search.trial import Attr
@@ -170,10 +171,10 @@ def _locate(source: str | Path) -> tuple[str, str | None, Path | None]:
         if not (path / DATABASE).exists():
             raise BundleError(f"study: {path} has no {STUDY_FILE}; give the folder that `search` wrote")
         return default_url(path), None, path
+    data = read_json(path / STUDY_FILE, wanted="a study's storage URL")
     try:
-        data = json.loads((path / STUDY_FILE).read_text())
         name, url = str(data["study"]), data["storage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise BundleError(f"study: {path / STUDY_FILE} is damaged ({error}); give the storage URL") from error
     if url is None:
         return default_url(path), name, path

@@ -8,11 +8,8 @@ The card holds the SHA-256 of the other two files, so a truncated, changed or sw
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,23 +19,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from routespace.errors import BundleError
+from routespace.files import read_json, replaced_folder, write_json
 from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import explain
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.weights import (
-    NETWORK_FILE,
-    WEIGHTS_FILE,
-    check_loads,
-    load_net,
-    read_json,
-    save_net,
-    write_file,
-)
+from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, check_loads, load_net, save_net
 
 CARD_FILE = "card.json"
 CHUNK_BYTES = 1 << 20
-FOLDER_MODE = 0o755  # temporary folders are made for their owner only
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -161,25 +150,10 @@ def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: boo
         )
     check_loads(net)
     _check_target(folder, overwrite)
-    partial: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with replaced_folder(folder) as partial:
         save_net(net, partial)
         card = card.model_copy(update={"files": {f: _sha256(partial / f) for f in (WEIGHTS_FILE, NETWORK_FILE)}})
-        write_file(partial / CARD_FILE, (card.model_dump_json(indent=1) + "\n").encode())
-        partial.chmod(FOLDER_MODE)
-        _move(partial, folder)
-    except (OSError, BundleError) as error:
-        cause = error.__cause__ if isinstance(error, BundleError) and error.__cause__ else error
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-        raise BundleError(
-            f"{folder}: cannot be written ({reason}); nothing was left behind, choose a folder that is writable "
-            f"and has room"
-        ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / CARD_FILE, card.model_dump(mode="json"))
     return card
 
 
@@ -226,7 +200,7 @@ def _check_source(folder: Path) -> None:
 
 
 def _read_card(path: Path) -> Card:
-    data = read_json(path)
+    data = read_json(path, wanted="a bundle, made with `routespace extract … -o DIR`")
     try:
         return Card.model_validate(data)
     except ValidationError as error:
@@ -267,30 +241,6 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     if not is_bundle(folder):
         raise BundleError(f"{folder}: exists and is no bundle; it is not replaced, give a new folder")
     if not overwrite:
-        raise BundleError(f"{folder}: holds a bundle already; give a new folder, or allow to overwrite it")
-
-
-def _move(partial: Path, folder: Path) -> None:
-    """Put the finished folder in its place; an old bundle there is moved aside first, and back if that fails."""
-    if not folder.exists() or not any(folder.iterdir()):
-        partial.replace(folder)
-    else:
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        folder.replace(aside)
-        try:
-            partial.replace(folder)
-        except OSError:
-            aside.replace(folder)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Let the names in a folder survive a crash; everything is in its place already, so no system must do it."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, some network disks sync none
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        raise BundleError(
+            f"{folder}: holds a bundle already; give a new folder, or replace it with --overwrite (overwrite=True)"
+        )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from routespace.errors import BundleError, SpecError
+from routespace.errors import SpecError
+from routespace.files import replaced
 
 DPI = 160
 FORMATS = ("png", "svg", "pdf")
@@ -38,21 +38,6 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
     path = Path(path)
     kind = require_format(path)
     FigureCanvasAgg(figure)
-    partial: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent, delete=False
-        ) as file:
-            partial = Path(file.name)
+    with replaced(path) as partial:
         figure.savefig(partial, format=kind, dpi=DPI, metadata=METADATA[kind])
-        partial.chmod(0o644)  # temporary files are for their owner only
-        partial.replace(path)
-    except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place"
-        ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return path

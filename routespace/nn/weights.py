@@ -6,12 +6,8 @@ that they belong to: a crash or a full disk leaves the old network or an error, 
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -20,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from routespace.errors import BundleError, RoutespaceError
+from routespace.files import read_json, write_bytes, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import explain
@@ -29,7 +26,6 @@ from routespace.nn.route_net import RouteNet
 FORMAT = "routespace.network/1"
 WEIGHTS_FILE = "model.safetensors"
 NETWORK_FILE = "network.json"
-FILE_MODE = 0o644  # temporary files are made for their owner only
 
 
 def save_net(net: RouteNet, folder: Path) -> None:
@@ -42,6 +38,8 @@ def save_net(net: RouteNet, folder: Path) -> None:
     """
     net = unwrap(net, wanted=RouteNet)
     check_loads(net)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: cannot be written (no such folder); make it first")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": FORMAT, "architecture": net.architecture.hash}
     data = {
@@ -49,8 +47,8 @@ def save_net(net: RouteNet, folder: Path) -> None:
         "architecture": net.architecture.to_json(),
         "gates": net.gate_spec.model_dump(mode="json"),
     }
-    write_file(folder / WEIGHTS_FILE, safetensors.torch.save(state, metadata=metadata))
-    write_file(folder / NETWORK_FILE, (json.dumps(data, indent=1) + "\n").encode())
+    write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(state, metadata=metadata))
+    write_json(folder / NETWORK_FILE, data)
 
 
 def check_loads(net: RouteNet) -> None:
@@ -70,38 +68,6 @@ def check_loads(net: RouteNet) -> None:
         )
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all; raises BundleError when its folder or disk does not allow it."""
-    partial: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        partial = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.chmod(FILE_MODE)
-        partial.replace(path)
-    except OSError as error:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-        raise BundleError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing was left behind, choose a folder "
-            f"that is writable and has {len(content) / 1e6:.1f} MB free"
-        ) from error
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in a file; raises BundleError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror or error}); give a run or bundle") from error
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{path}: is not JSON ({reason}); the file is damaged, save it again") from error
-
-
 def load_net(folder: Path) -> RouteNet:
     """The network that `save_net` wrote, with its weights in the types that were saved.
 
@@ -110,7 +76,7 @@ def load_net(folder: Path) -> RouteNet:
     Raises:
         BundleError: a file is missing, truncated, or weights and architecture do not belong together.
     """
-    data = read_json(folder / NETWORK_FILE)
+    data = read_json(folder / NETWORK_FILE, wanted="the folder of a run or bundle")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{folder / NETWORK_FILE}: not a {FORMAT} file; give a folder that routespace wrote")
     try:

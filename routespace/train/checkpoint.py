@@ -6,11 +6,8 @@ torch's `weights_only` loader: tensors and plain values, no code.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +15,18 @@ import numpy as np
 import torch
 
 from routespace.errors import BundleError
+from routespace.files import replaced
 
 FORMAT = "routespace.checkpoint/1"
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a failed write into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"{folder}: cannot be written ({reason}); choose another folder") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except RuntimeError as error:  # torch's word for a full disk
-        raise OSError(str(error).splitlines()[0]) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write tensors and plain values to `path`, whole or not at all; raises BundleError where it cannot."""
+    with replaced(path) as partial:
+        try:
+            torch.save({"format": FORMAT, **state}, partial)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

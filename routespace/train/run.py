@@ -12,7 +12,6 @@ result.json          final numbers; a folder that has it is a finished run
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,13 +25,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from routespace.errors import BundleError, SpecError
+from routespace.files import json_text, read_json, write_text
 from routespace.grid.architecture import Architecture
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
-from routespace.nn.weights import load_net, read_json
+from routespace.nn.weights import load_net
 from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate
-from routespace.train.checkpoint import load_checkpoint, save_checkpoint, write_text, writing
+from routespace.train.checkpoint import load_checkpoint, save_checkpoint
 from routespace.train.data.loaders import Part, make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.loop import Trainer
@@ -99,7 +99,8 @@ def train(
     if resume:
         recipe, architecture = resumable(out, recipe, architecture, from_init=init is not None)
         if (out / RESULT).exists():
-            return RunResult(out, read_json(out / RESULT), load_net(out / "net").eval())
+            result = read_json(out / RESULT, wanted="the folder of a run")
+            return RunResult(out, result, load_net(out / "net").eval())
     target = check_budget(recipe, architecture)
     accelerator = _accelerator(recipe, architecture)
     first = accelerator.is_main_process
@@ -108,8 +109,7 @@ def train(
     loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
     net = _make_net(recipe, architecture, init).to(accelerator.device)
     if first and not resume:
-        with writing(out):
-            start_folder(out, recipe, architecture, given=init is not None)
+        start_folder(out, recipe, architecture, given=init is not None)
     accelerator.wait_for_everyone()  # nobody reads the folder before it is there
     report: Report = progress if progress is not None else lambda _: None
     trainer = Trainer(recipe, net, loaders, accelerator=accelerator, target_macs=target, report=report)
@@ -164,10 +164,9 @@ def _fit(trainer: Trainer, out: Path, *, resume: bool) -> None:
     def save() -> None:
         state = trainer.state()
         if trainer.accelerator.is_main_process:
-            with writing(out):
-                save_checkpoint(path, state)
-                lines = [json.dumps(record) + "\n" for record in trainer.records]
-                write_text(out / "metrics.jsonl", "".join(lines))
+            save_checkpoint(path, state)
+            lines = [json_text(record, indent=None) + "\n" for record in trainer.records]
+            write_text(out / "metrics.jsonl", "".join(lines))
         trainer.accelerator.wait_for_everyone()
 
     with StopSignal() as stop:
@@ -189,8 +188,7 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
     seconds = trainer.seconds + time.perf_counter() - start
     result = _result(trainer, measured, found, target, seconds)
     if trainer.accelerator.is_main_process:
-        with writing(out):
-            save_final(out, net, measured["usage"], result)
+        save_final(out, net, measured["usage"], result)
     trainer.accelerator.wait_for_everyone()
     return RunResult(out, result, net.compile_blocks(False).cpu())
 

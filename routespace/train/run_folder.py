@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from routespace.errors import BundleError, SpecError
+from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
-from routespace.nn.weights import read_json, save_net
-from routespace.train.checkpoint import write_text
+from routespace.nn.weights import save_net
 from routespace.train.recipe.recipe import Recipe
 
 RESULT = "result.json"
@@ -56,7 +53,7 @@ def resumable(
         saved = Recipe.from_yaml((out / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, SpecError) as error:
         raise BundleError(f"{out / 'recipe.yaml'}: cannot be read ({error!s:.80})") from error
-    data = read_json(out / "architecture.json")
+    data = read_json(out / "architecture.json", wanted="the folder of a run")
     trained = Architecture.from_json(data)
     if data.get(GIVEN) and not from_init:
         recipe, architecture = fine_tuning(recipe, saved.grid, saved.gates), trained
@@ -71,20 +68,13 @@ def resumable(
 
 def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given: bool) -> None:
     """Make the folder with recipe.yaml and architecture.json."""
-    out.mkdir(parents=True, exist_ok=True)
-    data = architecture.to_json() | {GIVEN: given}
-    write_text(out / "architecture.json", json.dumps(data, indent=1) + "\n")
+    write_json(out / "architecture.json", architecture.to_json() | {GIVEN: given})
     write_text(out / "recipe.yaml", recipe.to_yaml())
 
 
 def save_final(out: Path, net: RouteNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
     """net/, usage.json and, last, result.json: the folder is finished when that is there."""
-    partial = out / ".net.partial"
-    for folder in (partial, out / "net"):
-        shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir()
-    save_net(net, partial)
-    os.replace(partial, out / "net")
-    data = {"format": "routespace.usage/1", "edges": usage}
-    write_text(out / "usage.json", json.dumps(data, indent=1) + "\n")
-    write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
+    with replaced_folder(out / "net") as partial:
+        save_net(net, partial)
+    write_json(out / "usage.json", {"format": "routespace.usage/1", "edges": usage})
+    write_json(out / RESULT, result)

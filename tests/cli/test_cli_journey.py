@@ -174,7 +174,7 @@ def test_full_disk(cli, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", full)
-    cli("build", "--preset", "dit_b0", "-o", tmp_path / "grid.json").assert_refused("grid.json", "no space left")
+    cli("build", "--preset", "dit_b0", "-o", tmp_path / "grid.json").assert_refused("grid.json", "No space left")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 import routespace
 from routespace import RouteNet, RoutingGrid, save_bundle
-from routespace.cli import files
 from routespace.cli.app import app, one_line
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
@@ -126,21 +125,6 @@ def test_any_error_is_one_line(error, text):
     line = one_line(error)
     assert text in line
     assert "\n" not in line
-
-
-def test_replaced_leaves_nothing_behind(tmp_path):
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-
-    def fail() -> None:
-        with files.replaced(target) as partial:
-            partial.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_search_is_resumed(cli, study):

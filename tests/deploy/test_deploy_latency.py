@@ -129,8 +129,9 @@ def test_a_missing_part_a_changed_spec_and_other_files_are_refused(saved, tmp_pa
 
 
 def test_a_table_that_cannot_be_written(table, tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="cannot be written"):
-        save_table(table, tmp_path / "nowhere" / "table.json")
+        save_table(table, tmp_path / "file" / "table.json")
 
 
 def synthetic(table, seed=0):

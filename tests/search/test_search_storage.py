@@ -67,7 +67,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="holds no study"):
         load_study(other)
     (tmp_path / "study.json").write_text("{")
-    with pytest.raises(BundleError, match=r"study\.json is damaged"):
+    with pytest.raises(BundleError, match=r"study\.json: is not JSON"):
         load_study(tmp_path)
 
 

@@ -11,8 +11,6 @@ ONNX Runtime (or the loaded program) gives the network's own numbers.
 from __future__ import annotations
 
 import importlib
-import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
+from routespace.errors import MissingDependencyError, RoutespaceError, SpecError
+from routespace.files import replaced
 from routespace.nn.route_net import RouteNet
 
 TOLERANCE = 1e-4  # of the greatest output, in float32
@@ -104,7 +103,7 @@ def export_onnx(
     # Fused attention lays its result out differently from the plain products into which the exporter takes it
     # apart, and the views behind it would no longer fit (SwinV2); so it is traced as plain products.
     plain = sdpa_kernel(SDPBackend.MATH)
-    with _deployed(net) as module, _replaced(path) as partial, plain, warnings.catch_warnings():
+    with _deployed(net) as module, replaced(path) as partial, plain, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own internals
         images = example_images(net, TRACED_BATCH, image_size)
         program = _traced(
@@ -144,7 +143,7 @@ def export_pt2(
     path = Path(path)
     if path.suffix != ".pt2":
         raise SpecError(f"path: {path.name!r} does not end in .pt2, which torch needs to load it; rename it")
-    with _deployed(net) as module, _replaced(path) as partial, torch.no_grad():
+    with _deployed(net) as module, replaced(path) as partial, torch.no_grad():
         images = example_images(net, TRACED_BATCH, image_size)
         shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
         program = _traced(path, torch.export.export, module, (images,), dynamic_shapes=shapes)
@@ -244,25 +243,3 @@ def _deployed(net: RouteNet) -> Iterator[Deployed]:
     finally:
         net.execution = execution
         net.train(training)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A name next to `path` that takes its place when the block ends well, and vanishes when not."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    partial = folder / path.name
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise BundleError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing was left behind, choose another place"
-        ) from error
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()

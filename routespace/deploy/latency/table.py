@@ -13,25 +13,24 @@ alone know neither the caches that a whole network finds nor the time between it
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from routespace.deploy.latency.device import Device, differences
 from routespace.deploy.latency.parts import Milliseconds, PartKey, PartTime, edge_key, gate_key, part_keys
 from routespace.errors import GridError, SpecError
+from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node, RoutingGrid
 from routespace.grid.spec import GridSpec, explain
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
-from routespace.nn.weights import write_file
 
 # What a gated edge's time depends on.
 TIMED = ("kind", "rows", "columns", "window", "selection", "capacity", "keys")
@@ -239,8 +238,7 @@ def mismatches(table: LatencyTable) -> list[str]:
 
 def save_table(table: LatencyTable, path: Path | str) -> None:
     """Write a table as JSON, whole or not at all; raises BundleError when it cannot be written."""
-    data = table.model_dump(mode="json", exclude_none=True)
-    write_file(Path(path), (json.dumps(data, indent=1) + "\n").encode())
+    write_json(path, table.model_dump(mode="json", exclude_none=True))
 
 
 def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyTable:
@@ -256,15 +254,7 @@ def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyT
         SpecError: no such file, no table, or one with missing, repeated, negative or undefined times.
         GridError: the table is of another grid.
     """
-    path = Path(path)
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(
-            f"{path}: cannot be read ({error.strerror}); give a table from `routespace profile`"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path}: is not JSON ({str(error).splitlines()[0]}); measure the table again") from error
+    data = read_json(path, wanted="a table from `routespace profile`", error=SpecError)
     try:
         table = LatencyTable.model_validate(data)
     except ValidationError as error:

@@ -12,9 +12,6 @@ Shapes: B scenes · H, W image rows and columns in pixels · N digits of one sce
 scene may hold · F random fields of a scene · D of one digit.
 """
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from routespace.errors import DataError, SpecError
+from routespace.files import replaced_folder
 from routespace.train.data.digits_render import (
     CLASSES,
     MIN_DIGIT_PX,
@@ -221,16 +219,9 @@ def write_image_folder(root: str | Path, *, counts: Mapping[str, int], scenes: S
             raise SpecError(f"counts: {split} is {count}, must be 1 or more")
         if (root / split).exists():
             raise DataError(f"{root / split} exists already; remove it or choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
     for split, count in counts.items():
-        partial = Path(tempfile.mkdtemp(prefix=f".{split}-", dir=root))
-        try:
+        with replaced_folder(root / split) as partial:
             _write_split(partial, plan[split], count)
-            partial.chmod(0o755)  # mkdtemp's folders are for their owner only
-            os.rename(partial, root / split)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
 
 
 def _write_split(folder: Path, scenes: Scenes, count: int) -> None:

@@ -1,0 +1,200 @@
+"""Every read and write of a file: whole or not at all, and an error of one line.
+
+    write_json(path, data)                  JSON that every reader takes: what is not finite becomes null
+    with replaced(path) as partial: …       a file that something else writes, such as a figure
+    with replaced_folder(path) as partial: …    a folder of files that belong together
+    read_json(path, wanted="a run's usage.json")
+
+What is written stands beside its place first, is flushed to the disk and then renamed: after a full disk or an
+interrupt there is the old file or the new one, never a half one, and nothing else is left behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from routespace.errors import BundleError, RoutespaceError
+
+FILE_MODE = 0o644  # temporary files are made for their owner only
+FOLDER_MODE = 0o755
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file; raises BundleError when its folder or disk does not allow it."""
+    with replaced(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file as UTF-8; raises BundleError when its folder or disk does not allow it."""
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, data: Any) -> None:
+    """Write data as JSON; raises BundleError when its folder or disk does not allow it."""
+    write_text(path, json_text(data) + "\n")
+
+
+def json_text(data: Any, *, indent: int | None = 1) -> str:
+    """Data as JSON. Numbers that are not finite become null: JSON has no words for them."""
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data
+
+
+def read_json(path: Path | str, *, wanted: str, error: type[RoutespaceError] = BundleError) -> Any:
+    """The JSON in a file.
+
+    Args:
+        path: the file.
+        wanted: what to give instead, for the message: "a run's usage.json".
+        error: what to raise.
+
+    Raises:
+        RoutespaceError: of the type `error`, when the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({_reason(cause)}); give {wanted}") from cause
+    except (ValueError, RecursionError) as cause:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        reason = str(cause).splitlines()[0]
+        raise error(f"{path}: is not JSON ({reason}), so it is damaged or another file; give {wanted}") from cause
+
+
+@contextmanager
+def replaced(path: Path | str) -> Iterator[Path]:
+    """A path of the same name elsewhere, whose file takes the place of `path` when the block ends well.
+
+    Missing parents are made. When the block fails, they go again and the old file stays.
+
+    Raises:
+        BundleError: the folder cannot be written, the disk is full, or `path` is not a file's.
+    """
+    path = Path(path)
+    with _writing(path), _beside(path) as folder:
+        partial = folder / path.name
+        yield partial
+        partial.chmod(FILE_MODE)
+        _flush(partial)
+        partial.replace(path)
+        _flush_names(path.parent)
+
+
+@contextmanager
+def replaced_folder(path: Path | str) -> Iterator[Path]:
+    """An empty folder elsewhere that takes the place of `path` when the block ends well.
+
+    Whatever `path` held goes then: the caller has asked whether it may. When the block fails, it stays.
+
+    Raises:
+        BundleError: the folder's parent cannot be written, the disk is full, or `path` is a file.
+    """
+    path = Path(path)
+    with _writing(path), _beside(path) as folder:
+        partial = folder / path.name
+        partial.mkdir()
+        try:
+            yield partial
+        except BundleError as error:
+            if isinstance(error.__cause__, OSError) and str(folder) in str(error):
+                raise error.__cause__ from None  # of a file inside: nobody knows that place
+            raise
+        partial.chmod(FOLDER_MODE)
+        _swap(partial, path, aside=folder / f"{path.name}.old")
+        _flush_names(path.parent)
+
+
+def require_place(path: Path | str) -> None:
+    """Raise BundleError when no file can be written at `path`: asked before the work whose result goes there."""
+    path = Path(path)
+    with _writing(path), _beside(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write into one line."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BundleError(f"{path}: is a device or a pipe; give a file")
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be written ({_reason(error)}); nothing was left behind, choose another place"
+        ) from error
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder next to `path` for what is not finished; it goes, as new parents do when the block fails."""
+    made = _missing_parents(path)
+    folder: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield folder
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not path.exists():
+            with suppress(OSError):  # one that somebody else has used meanwhile stays, and its parents
+                for parent in made:
+                    parent.rmdir()
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """The parents of a path that are not there, the innermost first."""
+    return [parent for parent in path.parents if not os.path.lexists(parent)]
+
+
+def _swap(partial: Path, path: Path, *, aside: Path) -> None:
+    """Put a finished folder in its place; what is there goes aside first, and back if that fails."""
+    if not path.exists() or not any(path.iterdir()):
+        partial.replace(path)
+        return
+    try:
+        path.replace(aside)
+        partial.replace(path)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        raise
+
+
+def _flush(path: Path, flags: int = os.O_RDWR) -> None:
+    """Wait until a file's content is on the disk."""
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_names(folder: Path) -> None:
+    """Wait until a folder's names are on the disk, where the system can say so: Windows opens no folders."""
+    with suppress(OSError):
+        _flush(folder, os.O_RDONLY)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
