@@ -41,14 +41,6 @@ class OneLineErrors(TyperGroup):
             raise fail(one_line(error), BAD_INPUT) from error
         except KeyboardInterrupt as error:
             raise fail(str(error) or "interrupted", INTERRUPTED) from error
-        except ValueError as error:
-            from pydantic import ValidationError
-
-            if not isinstance(error, ValidationError):
-                raise
-            from routespace.grid.spec import explain
-
-            raise fail(explain(error), BAD_INPUT) from error
 
 
 def fail(message: str, code: int) -> typer.Exit:

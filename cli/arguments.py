@@ -143,7 +143,7 @@ def load_subject(text: str) -> Subject:
     return Subject(
         grid=architecture.grid,
         architecture=architecture,
-        gates=GateSpec.model_validate(data.get("gates")),
+        gates=GateSpec.parse(data.get("gates"), name="gates"),
         usage=load_usage(folder, architecture.grid),
     )
 

@@ -20,10 +20,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from routespace.errors import SpecError
 from routespace.pictures import Source, as_channels, read_picture
+from routespace.values import Value
 
 __all__ = ["Preprocess", "normalisation", "preprocess_from_json", "preprocess_to_json"]
 
@@ -52,7 +53,7 @@ def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return {1: (GREY_MEAN, GREY_STD), 3: (MEAN, STD), 4: (MEAN + ALPHA_MEAN, STD + ALPHA_STD)}[channels]
 
 
-class Preprocess(BaseModel):
+class Preprocess(Value):
     """From a picture to what a network reads.
 
     Args:
@@ -64,10 +65,8 @@ class Preprocess(BaseModel):
         background: RGB colour behind transparent parts, where there is no alpha channel.
 
     Raises:
-        pydantic.ValidationError: a field that is not allowed; `parse` raises SpecError with one line instead.
+        SpecError: a field that is not allowed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[Pixels, Pixels]
     channels: Literal[1, 3, 4] = 3
@@ -95,16 +94,6 @@ class Preprocess(BaseModel):
         if min(self.std) <= 0:
             raise ValueError(f"std: {list(self.std)} must be above 0")
         return self
-
-    @classmethod
-    def parse(cls, data: Any) -> Self:
-        """Validate a mapping; raises SpecError with one line that names the field."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise SpecError(f"preprocess{'.' if field else ''}{field}: {first['msg']}") from error
 
     @property
     def needed_px(self) -> int:
@@ -171,4 +160,4 @@ def preprocess_from_json(data: Any) -> tuple[Preprocess, tuple[str, ...]]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise SpecError("preprocess.classes: must be a list of names")
     fields = {key: value for key, value in data.items() if key not in ("format", "classes")}
-    return Preprocess.parse(fields), tuple(classes)
+    return Preprocess.parse(fields, name="preprocess"), tuple(classes)

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from routespace.errors import BundleError
+from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, replaced_folder, write_json
 from routespace.grid.cost import architecture_cost
-from routespace.grid.spec import explain
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, check_loads, load_net, save_net
+from routespace.values import Value
 
 CARD_FILE = "card.json"
 CHUNK_BYTES = 1 << 20
@@ -41,7 +41,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-class Provenance(BaseModel):
+class Provenance(Value):
     """Where a network comes from.
 
     Args:
@@ -52,8 +52,6 @@ class Provenance(BaseModel):
         date: when, UTC, ISO 8601.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     recipe: str | None = None
     recipe_hash: str | None = None
     run: str | None = None
@@ -62,7 +60,7 @@ class Provenance(BaseModel):
     date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-class Card(BaseModel):
+class Card(Value):
     """What is known about a bundle's network. `Card.of` fills in what the network itself tells.
 
     Args:
@@ -76,8 +74,6 @@ class Card(BaseModel):
         provenance: where it comes from.
         files: file name → SHA-256; `save_bundle` fills it in.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["routespace.card/1"] = "routespace.card/1"
     grid: str
@@ -202,9 +198,9 @@ def _check_source(folder: Path) -> None:
 def _read_card(path: Path) -> Card:
     data = read_json(path, wanted="a bundle, made with `routespace extract … -o DIR`")
     try:
-        return Card.model_validate(data)
-    except ValidationError as error:
-        raise BundleError(f"{path}: {explain(error, known=Card.model_fields)}; save the bundle again") from error
+        return Card.parse(data)
+    except SpecError as error:
+        raise BundleError(f"{path}: {error}; save the bundle again") from error
 
 
 def _check_file(path: Path, wanted: str | None) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from routespace.values import Value
 
 Granularity = Literal["layer", "image", "token", "window"]
 Open01 = Annotated[float, Field(gt=0, lt=1)]
 Closed01 = Annotated[float, Field(ge=0, le=1)]
 
 
-class GateSpec(BaseModel):
+class GateSpec(Value):
     """How edges are gated.
 
     Args:
@@ -52,8 +54,6 @@ class GateSpec(BaseModel):
             it .5, and 0 for tanh. Calibration after training writes the one that meets the budget here.
         ema_decay: of the EMA copy of the gate weights.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["gumbel", "sigmoid", "tanh"] = "gumbel"
     rows: Granularity = "token"

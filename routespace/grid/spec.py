@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from routespace.errors import RoutespaceError, SpecError
+from routespace.errors import SpecError
 from routespace.grid.families.base import Family, Shape, get_family
+from routespace.grid.presets import preset_fields
+from routespace.values import Value
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 1 << 16
@@ -48,8 +51,10 @@ ImageSize = Annotated[
 ]
 
 
-class GridSpec(BaseModel):
+class GridSpec(Value):
     """The routing grid as a frozen value: layers × downsampling rates, and what stands on each edge.
+
+    A mapping that is parsed may also hold `preset`, the name of a grid whose fields the others replace.
 
     Args:
         layers: number of columns L; nodes stand at columns 0…L.
@@ -68,11 +73,8 @@ class GridSpec(BaseModel):
         num_classes: classes of the classifier on the coarsest map; 0 for none.
 
     Raises:
-        SpecError: through `GridSpec.parse`, naming the field and what is allowed. The plain constructor
-            raises pydantic's ValidationError, a ValueError too.
+        SpecError: naming the field and what is allowed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: Annotated[Positive, Field(le=MAX_LAYERS)]
     max_down: Positive = 32
@@ -90,6 +92,13 @@ class GridSpec(BaseModel):
     image_size: ImageSize = (224, 224)
     in_channels: Positive = 3
     num_classes: Annotated[int, Field(strict=True, ge=0)] = 1000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "preset" not in data:
+            return data
+        return preset_fields(str(data["preset"])) | {key: data[key] for key in data if key != "preset"}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -227,38 +236,17 @@ class GridSpec(BaseModel):
         return content_hash(self.canonical())
 
     @classmethod
-    def parse(cls, data: Any) -> GridSpec:
-        """Validate a mapping; raises SpecError with one line that names the field and what is allowed."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise SpecError(explain(error, known=cls.model_fields)) from error
-
-    @classmethod
     def preset(cls, name: str, **overrides: Any) -> GridSpec:
         """A named grid: see `routespace.grid.presets`; keyword arguments replace fields."""
-        from routespace.grid.presets import preset_fields
+        return cls.parse({"preset": name} | overrides)
 
-        return cls.parse(preset_fields(name) | overrides)
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """What a mapping may hold: the fields, and `preset` for those of a named grid."""
+        return [*super().field_names(), "preset"]
 
 
 def content_hash(data: Any) -> str:
     """Twelve hex digits of the canonical JSON of `data`."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def explain(error: ValidationError, known: Any = ()) -> str:
-    """The first problem of a pydantic error as one line: field, what was given, what is allowed."""
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RoutespaceError | ValueError) and not first["loc"]:
-        return str(cause)
-    field = ".".join(str(part) for part in first["loc"]) or "value"
-    if first["type"] == "extra_forbidden":
-        allowed = f"; allowed: {', '.join(known)}" if known else ""
-        return f"{field}: unknown field{allowed}"
-    if first["type"] == "missing":
-        return f"{field}: missing; it must be given"
-    message = str(cause) if cause is not None else first["msg"]
-    return f"{field}: {message[0].lower()}{message[1:]} (given: {first['input']!r:.60})"

@@ -12,14 +12,12 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from routespace.errors import BundleError, RoutespaceError
 from routespace.files import read_json, write_bytes, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
-from routespace.grid.spec import explain
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 
@@ -81,10 +79,7 @@ def load_net(folder: Path) -> RouteNet:
         raise BundleError(f"{folder / NETWORK_FILE}: not a {FORMAT} file; give a folder that routespace wrote")
     try:
         architecture = Architecture.from_json(data.get("architecture"))
-        gates = GateSpec.model_validate(data.get("gates"))
-    except ValidationError as error:
-        reason = explain(error, known=GateSpec.model_fields)
-        raise BundleError(f"{folder / NETWORK_FILE}: gates.{reason}") from error
+        gates = GateSpec.parse(data.get("gates"), name="gates")
     except RoutespaceError as error:
         raise BundleError(f"{folder / NETWORK_FILE}: {str(error).splitlines()[0]}") from error
     state = _read(folder / WEIGHTS_FILE, owner=architecture.hash)

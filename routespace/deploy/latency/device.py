@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from routespace.values import Value
 
 
-class Device(BaseModel):
+class Device(Value):
     """What was measured on.
 
     Args:
@@ -19,8 +21,6 @@ class Device(BaseModel):
         threads: of torch on a CPU while it was measured, else 0.
         versions: package → version.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cpu", "cuda"]
     name: str

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.values import Value
 
 PartKind = Literal["stem", "transformer", "patch_embed", "merge", "output", "head", "row_gate", "column_gate"]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -52,7 +53,7 @@ class PartKey(NamedTuple):
         return f"{self.kind} at rate {self.rate}{blocks}" + (f", phase {self.phase}" if self.phase else "")
 
 
-class PartTime(BaseModel):
+class PartTime(Value):
     """The time of one part for the whole batch.
 
     Args:
@@ -60,8 +61,6 @@ class PartTime(BaseModel):
         keep: share of tokens computed; 1 is the plain edge, less is a routed one.
         ms: median milliseconds.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: PartKind
     rate: Annotated[int, Field(ge=0)] = 0

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from routespace.deploy.latency.device import Device, differences
 from routespace.deploy.latency.parts import Milliseconds, PartKey, PartTime, edge_key, gate_key, part_keys
@@ -29,14 +29,15 @@ from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node, RoutingGrid
-from routespace.grid.spec import GridSpec, explain
+from routespace.grid.spec import GridSpec
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
+from routespace.values import Value
 
 # What a gated edge's time depends on.
 TIMED = ("kind", "rows", "columns", "window", "selection", "capacity", "keys")
 
 
-class Subnet(BaseModel):
+class Subnet(Value):
     """A whole static network that the factors were fitted to.
 
     Args:
@@ -44,13 +45,11 @@ class Subnet(BaseModel):
         ms: median milliseconds of a forward pass.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     edges: tuple[str, ...]
     ms: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class LatencyTable(BaseModel):
+class LatencyTable(Value):
     """Measured times of every part of a grid.
 
     Args:
@@ -67,8 +66,6 @@ class LatencyTable(BaseModel):
         offset_ms: what is left, once per forward pass.
         subnets: what factors and offset were fitted to.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["routespace.latency/1"] = "routespace.latency/1"
     grid: str
@@ -256,9 +253,9 @@ def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyT
     """
     data = read_json(path, wanted="a table from `routespace profile`", error=SpecError)
     try:
-        table = LatencyTable.model_validate(data)
-    except ValidationError as error:
-        raise SpecError(f"{path}: {explain(error, known=LatencyTable.model_fields)}") from error
+        table = LatencyTable.parse(data)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
     if grid is not None:
         require_grid(table, grid)
     for line in mismatches(table):

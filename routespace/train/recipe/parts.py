@@ -10,7 +10,9 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from routespace.values import Value
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _COUNT = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([KMGT]?)", re.IGNORECASE)
@@ -40,10 +42,10 @@ Whole = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
 
 
-class Part(BaseModel):
+class Part(Value):
     """A section of a recipe: frozen, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
 
 class BudgetSpec(Part):

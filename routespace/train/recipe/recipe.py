@@ -14,18 +14,17 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
-from routespace.grid.presets import preset_fields
 from routespace.grid.spec import GridSpec, content_hash
-from routespace.train.recipe.errors import explain_recipe, fields_at
 from routespace.train.recipe.parts import BudgetSpec, DataSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
+from routespace.values import Value, fields_at
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
 
@@ -34,7 +33,7 @@ PER_RATE = ("widths", "heads", "mlp_ratios", "sr_ratios")
 PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
 
 
-class Recipe(BaseModel):
+class Recipe(Value):
     """A training run as a value.
 
     Args:
@@ -52,8 +51,6 @@ class Recipe(BaseModel):
         SpecError: through `parse`, `from_yaml` and `override`, one line that names the dotted field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Annotated[str, Field(min_length=1, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     task: Literal["classify"] = "classify"
@@ -65,13 +62,6 @@ class Recipe(BaseModel):
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
     search: SearchSpec | None = None
-
-    @field_validator("grid", mode="before")
-    @classmethod
-    def _resolve_preset(cls, grid: Any) -> Any:
-        if not isinstance(grid, Mapping) or "preset" not in grid:
-            return grid
-        return preset_fields(str(grid["preset"])) | {key: grid[key] for key in grid if key != "preset"}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,16 +96,6 @@ class Recipe(BaseModel):
                 f"data.digit_px: {[low, high]} does not fit; give [least, greatest] from 8 to the image's "
                 f"{min(self.grid.image_size)} px"
             )
-
-    @classmethod
-    def parse(cls, data: Any) -> Recipe:
-        """Validate a mapping; raises SpecError with one line that names the dotted field."""
-        if not isinstance(data, Mapping):
-            raise SpecError(f"recipe: {type(data).__name__} is no recipe; give a mapping with name, grid, …")
-        try:
-            return cls.model_validate(dict(data))
-        except ValidationError as error:
-            raise SpecError(explain_recipe(error, cls)) from error
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
