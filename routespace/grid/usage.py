@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from routespace.errors import SpecError
+from routespace.errors import GridError, SpecError
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.graph import RoutingGrid
+
+USAGE_FORMAT = "routespace.usage/1"
 
 Share = Any  # a number in 0…1, or a 0-d tensor of one where the budget loss differentiates through it
 
@@ -58,20 +60,37 @@ def check_usage_names(names: Iterable[str], edges: Mapping[str, Any]) -> None:
             )
 
 
-def usage_to_json(usage: Usage) -> dict[str, Any]:
-    """Usage as JSON data: edge name → its three shares."""
-    shares = {name: {key: float(value) for key, value in u._asdict().items()} for name, u in usage.items()}
-    return {"format": "routespace.usage/1", "edges": shares}
+def usage_to_json(usage: Usage, grid: RoutingGrid) -> dict[str, Any]:
+    """A usage file as JSON data: which grid it is of, and edge name → its three shares.
+
+    Raises:
+        SpecError: usage of an edge that the grid lacks.
+    """
+    check_usage_names(usage, grid.edges)
+    return {"format": USAGE_FORMAT, "grid": grid.hash, "edges": shares_to_json(usage)}
+
+
+def shares_to_json(usage: Usage) -> dict[str, dict[str, float]]:
+    """Usage as JSON data: edge name → {tokens, images, asked}."""
+    return {name: {key: float(value) for key, value in u._asdict().items()} for name, u in usage.items()}
 
 
 def usage_from_json(data: Any, grid: RoutingGrid) -> dict[str, EdgeUsage]:
     """Read what `usage_to_json` wrote, or a hand-written one: shares that are left out count as 1.
 
+    A file that does not say which grid it is of, as older ones do not, is taken by the names of its edges.
+
     Raises:
         SpecError: not a usage file, an edge that the grid lacks, or a share that is no number in 0…1.
+        GridError: it is of another grid.
     """
-    if not isinstance(data, dict) or data.get("format") != "routespace.usage/1":
-        raise SpecError("format: not a usage file; it needs 'format: routespace.usage/1'")
+    if not isinstance(data, dict) or data.get("format") != USAGE_FORMAT:
+        raise SpecError(f"format: not a usage file; it needs 'format: {USAGE_FORMAT}'")
+    if data.get("grid", grid.hash) != grid.hash:
+        raise GridError(
+            f"usage: it was measured on grid {data['grid']!s:.40}, not on {grid.hash}; edges of the two may share "
+            f"names, but not their sizes: give the usage of a run of this grid"
+        )
     edges = data.get("edges")
     if not isinstance(edges, dict):
         raise SpecError("edges: missing; a usage file maps edge names to {tokens, images, asked}")

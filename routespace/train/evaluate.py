@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from routespace.errors import DataError
-from routespace.grid.usage import usage_to_json
+from routespace.grid.usage import shares_to_json
 from routespace.nn.route_net import RouteNet
 from routespace.nn.usage import UsageMeter
 from routespace.train.budget import counted_macs
@@ -90,7 +90,7 @@ def evaluate(
         "images_per_s": usage.images / seconds,
         "counted_macs": counted_cost,
         "expected_macs": sampled_cost if expected else None,
-        "usage": usage_to_json(counted)["edges"],
+        "usage": shares_to_json(counted),
     }
 
 

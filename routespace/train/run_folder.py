@@ -10,6 +10,7 @@ from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
+from routespace.grid.usage import USAGE_FORMAT
 from routespace.nn.route_net import RouteNet
 from routespace.nn.weights import save_net
 from routespace.train.recipe.recipe import Recipe
@@ -76,5 +77,6 @@ def save_final(out: Path, net: RouteNet, usage: dict[str, Any], result: dict[str
     """net/, usage.json and, last, result.json: the folder is finished when that is there."""
     with replaced_folder(out / "net") as partial:
         save_net(net, partial)
-    write_json(out / "usage.json", {"format": "routespace.usage/1", "edges": usage})
+    data = {"format": USAGE_FORMAT, "grid": net.architecture.grid.hash, "edges": usage}
+    write_json(out / "usage.json", data)
     write_json(out / RESULT, result)

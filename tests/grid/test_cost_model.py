@@ -144,7 +144,7 @@ def test_usage_scales_edges(data: st.DataObject) -> None:
         if n in usage
     )
     assert math.isclose(whole.macs - cost.macs, saved, rel_tol=1e-9, abs_tol=1e-3)
-    assert usage_from_json(json.loads(json.dumps(usage_to_json(usage))), GRID) == usage
+    assert usage_from_json(json.loads(json.dumps(usage_to_json(usage, GRID))), GRID) == usage
 
 
 BAD_SHARES = [-0.1, 1.1, math.nan, math.inf, "1", True, None, [1]]
@@ -165,6 +165,19 @@ def test_usage_of_another_grid_is_refused() -> None:
         architecture_cost(Architecture.full(GRID), usage={"l77_r04_transformer": EdgeUsage()})
 
 
+def test_a_usage_file_knows_its_grid_though_the_names_of_edges_coincide() -> None:
+    wider = RoutingGrid(GridSpec.parse(GRID.spec.model_dump(exclude_none=True) | {"image_size": 256}))
+    assert set(wider.edges) == set(GRID.edges)
+    name = next(iter(GRID.edges))
+    data = usage_to_json({name: EdgeUsage(0.5)}, GRID)
+    with pytest.raises(GridError, match=f"measured on grid {GRID.hash}, not on {wider.hash}"):
+        usage_from_json(data, wider)
+    older = {key: value for key, value in data.items() if key != "grid"}  # as files were before they said it
+    assert usage_from_json(older, wider) == usage_from_json(data, GRID)
+    with pytest.raises(SpecError, match="l77_r04_transformer"):
+        usage_to_json({"l77_r04_transformer": EdgeUsage()}, GRID)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -176,7 +189,9 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150)
-@given(JSON | st.fixed_dictionaries({"format": st.just("routespace.usage/1"), "edges": JSON}))
+@given(
+    JSON | st.fixed_dictionaries({"format": st.just("routespace.usage/1"), "edges": JSON}, optional={"grid": JSON})
+)
 def test_fuzz_usage_files(data: object) -> None:
     try:
         read = usage_from_json(data, GRID)

@@ -44,7 +44,9 @@ def test_what_a_run_folder_holds(finished):
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result.metrics
     assert [record["epoch"] for record in records(folder)] == [1, 2]
-    usage = usage_from_json(json.loads((folder / "usage.json").read_text()), RoutingGrid(tiny().grid))
+    measured = json.loads((folder / "usage.json").read_text())
+    assert measured["grid"] == tiny().grid.hash
+    usage = usage_from_json(measured, RoutingGrid(tiny().grid))
     assert set(usage) <= set(result.net.architecture.edges)
     again = load_net(folder / "net")
     assert same_weights(again, result.net)
