@@ -6,6 +6,7 @@ places · n kept tokens · K kinds of windows · C channels · h heads · d = C/
 
 from __future__ import annotations
 
+
 import math
 
 import torch
@@ -45,7 +46,7 @@ class WindowAttention(nn.Module):
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(to_places(x, table), self.qkv.weight, bias)
         qkv = qkv.view(b, windows.number, windows.area, 3, self.heads, c // self.heads)
-        score = self.position_bias(table)
+        score = self.position_bias(table, windows.area)
         if table.kinds is not None:
             score = score.index_select(0, table.kinds)
         # Where windows differ, they and the heads are one dimension: their scores' bias is shared by the batch.
@@ -58,7 +59,7 @@ class WindowAttention(nn.Module):
         """Kept tokens `rows` (n, C) of the flat batch x (B·N, C) → (n, C)."""
         area, d = windows.area, x.shape[1] // self.heads
         table = window_table(windows, x)
-        score = self.position_bias(table)
+        score = self.position_bias(table, windows.area)
         queries, keys, values = (part.view(-1, self.heads, d) for part in self._packed_qkv(x, rows, touched))
         if touched.slots is not None:
             queries = spread_rows(queries, touched.slots, touched.places)
@@ -102,7 +103,7 @@ class WindowAttention(nn.Module):
         bias = bias.expand(queries.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(queries, unit(keys), values, attn_mask=bias, scale=1.0)
 
-    def position_bias(self, table: WindowTable) -> Tensor:
+    def position_bias(self, table: WindowTable, area: int) -> Tensor:
         """(K, h, A, A): what positions add to scores, for each kind of window (K = 1 without shift).
 
         It costs a small network on 225 positions a forward pass, 2 % of a block at one image, and is not kept:
@@ -110,7 +111,6 @@ class WindowAttention(nn.Module):
         """
         by_position = MAX_BIAS * torch.sigmoid(self.cpb_mlp(table.positions.to(self.proj.weight.dtype)))
         pairs = by_position.t().index_select(1, table.pairs)
-        area = math.isqrt(table.pairs.shape[0])
         bias = pairs.view(1, self.heads, area, area)
         return bias if table.penalty is None else bias + table.penalty.to(bias.dtype)
 

@@ -52,21 +52,28 @@ class KeptTokens:
         self.visible = kept if sees_kept else visible
         self.per_image = per_image
         self.sees_kept = sees_kept
+        # Not cached properties: those hold a lock before Python 3.12, at which torch's compiler breaks its graph.
+        self._mask: Tensor | None = None
+        self._visible_mask: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """N."""
         return self.kept.shape[1]
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """(B, N, 1) float of `kept`."""
-        return self.kept.unsqueeze(-1).float()
+        if self._mask is None:
+            self._mask = self.kept.unsqueeze(-1).float()
+        return self._mask
 
-    @cached_property
+    @property
     def visible_mask(self) -> Tensor | None:
         """(B, N, 1) float of `visible`, or None for all."""
-        return None if self.visible is None else self.visible.unsqueeze(-1).float()
+        if self._visible_mask is None and self.visible is not None:
+            self._visible_mask = self.visible.unsqueeze(-1).float()
+        return self._visible_mask
 
     @cached_property
     def rows(self) -> Tensor:
