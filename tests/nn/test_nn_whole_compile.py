@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny_grid import TINY_GRID
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
-from tiny_grid import TINY_GRID
 
 SPECS = {
     "pvt_v2": TINY_GRID | {"layers": 1},

@@ -6,7 +6,6 @@ places · n kept tokens · K kinds of windows · C channels · h heads · d = C/
 
 from __future__ import annotations
 
-
 import math
 
 import torch
