@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from routespace.cli.evaluate import measure
-from routespace.cli.timing import routed_times
 from routespace.files import write_json
 from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
@@ -25,6 +23,8 @@ from routespace.train.data.loaders import make_loaders
 from routespace.train.plain import plain_recipe
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import RunResult, train
+from routespace.workflow.evaluation import evaluate_network
+from routespace.workflow.timing import routed_times
 
 COLUMNS = ("ratio", "seed", "val", "test", "expected", "eager", "compiled", "counted", "routed", "plain")
 
@@ -42,7 +42,7 @@ def one(recipe: Recipe, ratio: float, seed: int, out: Path) -> dict[str, Any]:
     routed = finished(routed_recipe, out / f"routed_{ratio}_{seed}")
     plain = finished(plain_recipe(routed_recipe, target), out / f"plain_{ratio}_{seed}")
     loaders = make_loaders(routed_recipe)
-    report = measure(routed.net, loaders, "test", speed=False)
+    report = evaluate_network(routed.net, loaders, speed=False)
     images = next(iter(loaders.test))[0]
     times = {compiled: routed_times(routed.net, images, compiled=compiled) for compiled in (False, True)}
     return {
@@ -55,7 +55,7 @@ def one(recipe: Recipe, ratio: float, seed: int, out: Path) -> dict[str, Any]:
         "compiled": times[True]["dense"] / times[True]["routed"],
         "counted": report["macs"] / report["counted_macs"],
         "routed": report["accuracy"],
-        "plain": measure(plain.net, loaders, "test")["accuracy"],
+        "plain": evaluate_network(plain.net, loaders)["accuracy"],
     }
 
 

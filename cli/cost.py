@@ -13,11 +13,11 @@ from routespace.files import json_text
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from routespace.cli.arguments import Subject
     from routespace.grid.architecture import Architecture
     from routespace.grid.cost import ArchitectureCost, GateCost
     from routespace.grid.families.base import EdgeCost
     from routespace.grid.gate_spec import GateSpec
+    from routespace.workflow.subjects import Subject
 
 NAME = "cost"
 EXAMPLE = "routespace cost dit_b2 --architecture staircase --by rate"
@@ -40,11 +40,11 @@ def run(
     One multiply-add is one MAC. Gated edges count as wholly computed, unless --usage tells what a run measured.
     Their gates count too: the folder's own, or those of a default GateSpec for a grid.
     """
-    from routespace.cli.arguments import load_architecture, load_subject
     from routespace.files import read_json
     from routespace.grid.cost import By, architecture_cost
     from routespace.grid.gate_spec import GateSpec
     from routespace.grid.usage import usage_from_json
+    from routespace.workflow.subjects import load_architecture, load_subject
 
     if by is not None and by not in get_args(By):
         raise SpecError(f"by: {by!r:.40} is not allowed; give one of {', '.join(get_args(By))}")

@@ -128,19 +128,18 @@ def _search(journey: Journey, *, quick: bool) -> None:
 
 def _extract(journey: Journey) -> RouteNet:
     """The part of the supernet that its tokens used most, within the budget."""
-    from routespace.cli.extract import choose, show, take
-    from routespace.cli.networks import load_found
+    from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
     from routespace.deploy.bundle import is_bundle, load_bundle
+    from routespace.workflow.artifacts import load_run
+    from routespace.workflow.extraction import choose, take
 
     heading(4, "extract and verify: the most used part within the budget, as a network of its own")
     folder = journey.out / "extracted"
     if not is_bundle(folder):
-        found = load_found(journey.out / "supernet")
+        found = load_run(journey.out / "supernet")
         limit = journey.recipe.budget_macs()
-        chosen = choose(found, limit)
-        card, rows = take(found, chosen, folder)
-        show(found, card, rows, limit)
+        show(found, take(found, choose(found, limit), folder), limit)
     small = load_bundle(folder).net
     print(f"\n{draw(small.architecture.grid, small.architecture)}\n\n{legend(small.architecture)}")
     return small

@@ -30,9 +30,9 @@ def conclude(
     journey: Journey, *, supernet: RunResult, small: RouteNet, tuned: RunResult, plain: RunResult
 ) -> None:
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
-    from routespace.cli.evaluate import measure, paint
     from routespace.files import write_json
     from routespace.train.data.loaders import make_loaders
+    from routespace.workflow.evaluation import evaluate_network, paint_tokens
 
     heading(7, "evaluate on the test split, which nothing has looked at so far")
     loaders = make_loaders(journey.recipe)
@@ -42,12 +42,12 @@ def conclude(
         "extracted, fine-tuned": (tuned.net, tuned.metrics["seconds"]),
         "plain PVTv2": (plain.net, plain.metrics["seconds"]),
     }
-    reports = {name: measure(net, loaders, "test") for name, (net, _) in nets.items()}
+    reports = {name: evaluate_network(net, loaders) for name, (net, _) in nets.items()}
     rows = [_row(name, reports[name], seconds) for name, (_, seconds) in nets.items()]
     _print(rows)
     heading(8, "export, and draw what was learned")
     exported = _export(journey, tuned.net)
-    pictures = [paint(supernet.net, loaders, "test", journey.out / "tokens.png")]
+    pictures = [paint_tokens(supernet.net, loaders, journey.out / "tokens.png")]
     pictures += _pictures(journey, supernet, small)
     for line in (*exported, *map(str, pictures)):
         print(line)
@@ -101,8 +101,8 @@ def _export(journey: Journey, net: RouteNet) -> list[str]:
 
 def _pictures(journey: Journey, supernet: RunResult, small: RouteNet) -> list[Path]:
     """What the supernet's tokens used, and what was extracted."""
-    from routespace.cli.arguments import load_usage
     from routespace.draw.grid import draw_grid
+    from routespace.workflow.subjects import load_usage
 
     net = supernet.net
     usage = load_usage(supernet.folder, net.architecture.grid)

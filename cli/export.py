@@ -25,13 +25,13 @@ def run(
     A file is kept only when ONNX Runtime (or the loaded program) gives the network's own numbers.
     """
     from routespace.cli.arguments import parse_size
-    from routespace.cli.networks import load_found
     from routespace.cli.render import mega
+    from routespace.workflow.artifacts import load_artifact
 
     forms = form.split(",")
     if not forms or set(forms) - set(FORMATS):
         raise SpecError(f"format: {form!r:.40} is not allowed; give {' or '.join(FORMATS)}")
-    net = load_found(source).net
+    net = load_artifact(source).net
     from routespace.deploy.export.base import export_onnx, export_pt2
 
     writers = {"onnx": export_onnx, "pt2": export_pt2}

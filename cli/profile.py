@@ -11,9 +11,9 @@ import typer
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
-    from routespace.cli.arguments import Subject
     from routespace.deploy.latency.table import LatencyTable
     from routespace.grid.gate_spec import GateSpec
+    from routespace.workflow.subjects import Subject
 
 NAME = "profile"
 EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
@@ -43,9 +43,10 @@ def run(
     Of a network with gates, these too. The table names the device, threads, versions and date; one of another grid
     is refused later.
     """
-    from routespace.cli.arguments import load_subject, parse_numbers
+    from routespace.cli.arguments import parse_numbers
     from routespace.deploy.latency import profiling
     from routespace.deploy.latency.table import save_table
+    from routespace.workflow.subjects import load_subject
 
     for name, given, kinds in (("dtype", dtype, profiling.DType), ("clock", clock, profiling.Clock)):
         if given not in get_args(kinds):

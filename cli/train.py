@@ -27,12 +27,12 @@ def run(
 
     Stopped by Ctrl-C or SIGTERM it saves a checkpoint; --resume then gives what it would have given.
     """
-    from routespace.cli.networks import load_found
     from routespace.cli.watch import watching
+    from routespace.workflow.artifacts import load_artifact
 
     chosen = with_changes(recipe, changes or [], data, seed)
     folder = out or _folder(recipe, chosen, start, resume=resume)
-    init = None if start is None else load_found(start).net
+    init = None if start is None else load_artifact(start).net
     from routespace.train.run import TrainingStoppedError, train
 
     try:

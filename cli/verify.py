@@ -23,10 +23,10 @@ def run(
     Exit code 0 when they agree and 1 when not. A network that was fine-tuned since does not agree.
     """
     from routespace.cli.arguments import parse_size
-    from routespace.cli.networks import load_found
     from routespace.deploy.verify import verify
+    from routespace.workflow.artifacts import load_artifact
 
-    small, whole = load_found(bundle).net, load_found(against).net
+    small, whole = load_artifact(bundle).net, load_artifact(against).net
     size = None if image_size is None else parse_size(image_size)
     report = verify(
         whole, small.architecture, small, image_size=(size[0], size[1]) if size else None, tolerance=tolerance

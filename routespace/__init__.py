@@ -38,8 +38,13 @@ _PUBLIC = {
     "routespace.deploy.verify": ("verify",),
     "routespace.deploy.bundle": ("save_bundle", "load_bundle"),
     "routespace.deploy.export.base": ("export_onnx",),
+    # a command's work
+    "routespace.workflow.artifacts": ("load_run",),
+    "routespace.workflow.evaluation": ("evaluate_network",),
+    "routespace.workflow.extraction": ("extract_bundle",),
     # searching
     "routespace.search.study": ("run_study",),
+    "routespace.search.records": ("load_study",),
     # what goes wrong
     "routespace.errors": (
         "RoutespaceError",
@@ -83,10 +88,14 @@ if TYPE_CHECKING:
     from routespace.nn.routing.routes import Routes as Routes
     from routespace.nn.usage import measure_usage as measure_usage
     from routespace.recipes import load_recipe as load_recipe
+    from routespace.search.records import load_study as load_study
     from routespace.search.study import run_study as run_study
     from routespace.train.recipe.recipe import Recipe as Recipe
     from routespace.train.run import evaluate as evaluate
     from routespace.train.run import train as _train
+    from routespace.workflow.artifacts import load_run as load_run
+    from routespace.workflow.evaluation import evaluate_network as evaluate_network
+    from routespace.workflow.extraction import extract_bundle as extract_bundle
 
     train_recipe = _train
 else:

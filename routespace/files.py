@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,30 @@ def read_json(path: Path | str, *, wanted: str, error: type[RoutespaceError] = B
     Raises:
         RoutespaceError: of the type `error`, when the file cannot be read or is not JSON.
     """
+    return _parsed(path, json.loads, "JSON", wanted, error)
+
+
+def read_text(path: Path | str, *, wanted: str, error: type[RoutespaceError] = BundleError) -> str:
+    """The text in a UTF-8 file; `wanted` and `error` as in `read_json`.
+
+    Raises:
+        RoutespaceError: of the type `error`, when the file cannot be read or is no text.
+    """
+    return str(_parsed(path, str, "text", wanted, error))
+
+
+def _parsed(
+    path: Path | str, parse: Callable[[str], Any], kind: str, wanted: str, error: type[RoutespaceError]
+) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse(Path(path).read_text(encoding="utf-8"))
     except OSError as cause:
         raise error(f"{path}: cannot be read ({_reason(cause)}); give {wanted}") from cause
     except (ValueError, RecursionError) as cause:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         reason = str(cause).splitlines()[0]
-        raise error(f"{path}: is not JSON ({reason}), so it is damaged or another file; give {wanted}") from cause
+        raise error(
+            f"{path}: is not {kind} ({reason}), so it is damaged or another file; give {wanted}"
+        ) from cause
 
 
 @contextmanager

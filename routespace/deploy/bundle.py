@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from routespace.errors import BundleError, SpecError
-from routespace.files import read_json, replaced_folder, write_json
+from routespace.files import read_json, replaced_folder, require_place, write_json
 from routespace.grid.cost import architecture_cost
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
@@ -145,7 +145,7 @@ def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: boo
             f"make it with Card.of(net, …)"
         )
     check_loads(net)
-    _check_target(folder, overwrite)
+    require_bundle_place(folder, overwrite=overwrite)
     with replaced_folder(folder) as partial:
         save_net(net, partial)
         card = card.model_copy(update={"files": {f: _sha256(partial / f) for f in (WEIGHTS_FILE, NETWORK_FILE)}})
@@ -223,8 +223,16 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None:
+    """Raise BundleError when no bundle can be saved there: asked before the work that makes it.
+
+    Args:
+        folder: where to; it must not exist, be empty, or be a bundle to overwrite.
+        overwrite: replace an existing bundle.
+    """
+    folder = Path(os.path.abspath(folder))
     if not os.path.lexists(folder):
+        require_place(folder)
         return
     if not folder.is_dir():
         raise BundleError(f"{folder}: is a file; give a folder for the bundle")

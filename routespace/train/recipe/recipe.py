@@ -12,11 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from routespace.errors import SpecError
+from routespace.errors import RoutespaceError, SpecError
+from routespace.files import read_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
@@ -101,6 +103,15 @@ class Recipe(Value):
     def from_yaml(cls, text: str) -> Recipe:
         """Read YAML text; raises SpecError naming the line or the field."""
         return cls.parse(read_yaml(text))
+
+    @classmethod
+    def read(cls, path: Path | str) -> Recipe:
+        """Read a YAML file; raises SpecError naming the file, and the line or the field."""
+        text = read_text(path, wanted="a recipe's YAML file", error=SpecError)
+        try:
+            return cls.from_yaml(text)
+        except RoutespaceError as error:
+            raise SpecError(f"{path}: {error}") from error
 
     def to_data(self) -> dict[str, Any]:
         """Every field, defaults too, as JSON data: a run's recipe stays what it was when defaults change."""

@@ -1,9 +1,11 @@
 """Timing a routed network: what is compared, and that the network is left as it was."""
 
+import pytest
 import torch
 
+import routespace
 from routespace import Architecture, GridSpec, RouteNet, RoutingGrid
-from routespace.cli.timing import routed_times
+from routespace.workflow.timing import routed_times
 
 
 def test_a_timed_network_is_left_as_it_was():
@@ -14,6 +16,10 @@ def test_a_timed_network_is_left_as_it_was():
     assert times.keys() == {"dense", "routed"}
     assert all(seconds > 0 for seconds in times.values())
     assert (net.execution, net.compiled, torch.get_num_threads()) == ("packed", False, threads)
+    net.train()
+    with pytest.raises(routespace.SpecError):
+        routed_times(net, torch.randn(2, 5, 32, 32), rounds=1)
+    assert (net.training, net.execution, torch.get_num_threads()) == (True, "packed", threads)
 
 
 def test_what_it_is_compared_with_computes_everything():

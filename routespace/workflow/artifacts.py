@@ -1,0 +1,84 @@
+"""A trained network on disk, run or bundle, loaded together with the recipe that its data comes from.
+
+artifact = load_artifact(Path("runs/first"))       or a bundle's folder
+artifact.net, artifact.recipe, artifact.usage
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from routespace.deploy.bundle import Card, is_bundle, load_bundle
+from routespace.errors import BundleError
+from routespace.grid.usage import Usage
+from routespace.nn.route_net import RouteNet
+from routespace.nn.weights import load_net
+from routespace.train.recipe.recipe import Recipe
+from routespace.workflow.devices import pick_device
+from routespace.workflow.subjects import load_usage, net_folder
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A trained network on disk.
+
+    Attributes:
+        folder: the run or bundle.
+        net: its network, in evaluation mode.
+        recipe: what it was trained with; None for a bundle that came without.
+        card: a bundle's; None for a run.
+        usage: what the run measured on validation; empty for a static network, None when not measured.
+    """
+
+    folder: Path
+    net: RouteNet
+    recipe: Recipe | None
+    card: Card | None
+    usage: Usage | None
+
+    def require_recipe(self) -> Recipe:
+        """The recipe; raises BundleError when there is none."""
+        if self.recipe is None:
+            raise BundleError(f"{self.folder}: has no {RECIPE_FILE}; name the recipe of its data with --recipe")
+        return self.recipe
+
+
+def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: str = "cpu") -> Artifact:
+    """The network of a finished run or of a bundle.
+
+    Args:
+        folder: a run's or a bundle's.
+        recipe: to take instead of the folder's own.
+        device: where to: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        BundleError: neither a finished run nor a bundle, or a file is damaged.
+        SpecError: the folder's recipe cannot be read, or there is no such device.
+    """
+    folder, place = Path(folder), pick_device(device)
+    own = folder / RECIPE_FILE
+    if recipe is None and own.exists():
+        recipe = Recipe.read(own)
+    if is_bundle(folder):
+        net, card = load_bundle(folder)
+        return Artifact(folder, net.eval().to(place), recipe, card, None)
+    net = load_net(net_folder(folder)).eval().to(place)
+    return Artifact(folder, net, recipe, None, load_usage(folder, net.architecture.grid))
+
+
+def load_run(folder: Path | str, *, device: str = "cpu") -> Artifact:
+    """A finished run: its network, its recipe and its measured usage.
+
+    Args:
+        folder: what `train_recipe` wrote.
+        device: where to: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        BundleError: no finished run, or a file is damaged; a bundle, which `load_bundle` reads.
+    """
+    if is_bundle(folder):
+        raise BundleError(f"{folder}: is a bundle, not a run; read it with load_bundle")
+    return load_artifact(folder, device=device)

@@ -1,0 +1,131 @@
+"""Evaluating a network on held-out images: accuracy, cost both ways, speed, and a picture of what was computed.
+
+Shapes: B images · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch.utils.data import DataLoader
+
+from routespace.draw.canvas import require_format
+from routespace.draw.tokens import draw_tokens
+from routespace.errors import SpecError
+from routespace.grid.cost import architecture_cost
+from routespace.nn.route_net import RouteNet
+from routespace.train.data.digits import MEAN, STD
+from routespace.train.data.loaders import Loaders, make_loaders
+from routespace.train.evaluate import evaluate
+from routespace.train.recipe.recipe import Recipe
+from routespace.workflow.timing import routed_times
+
+Split = Literal["test", "val"]
+TIMED_IMAGES = 32
+PAINTED_IMAGES = 6
+
+
+def evaluate_network(
+    net: RouteNet,
+    data: Recipe | Loaders,
+    *,
+    split: Split = "test",
+    speed: bool = True,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a network on held-out images; JSON data.
+
+    Args:
+        net: on the device that it shall run on.
+        data: the recipe of the images, or its loaders.
+        split: `test`, or `val`: what training and search looked at.
+        speed: also time a routed network against all of it computed.
+        compiled: time it with compiled blocks.
+
+    Returns:
+        accuracy (0…1), loss, images and images_per_s; params; macs (everything computed), counted_macs and
+        expected_macs of one image; usage; for a routed network also speed, with the measured and counted ratio.
+
+    Raises:
+        DataError: there are no such images, or one of them cannot be read.
+        SpecError: another split.
+    """
+    loader = split_loader(data, split)
+    result = evaluate(net, loader)
+    cost = architecture_cost(net.architecture, gates=net.gate_spec)
+    report = {
+        "split": split,
+        "images": result["images"],
+        "accuracy": result["accuracy"],
+        "loss": result["loss"],
+        "params": cost.params,
+        "macs": int(cost.macs),
+        "counted_macs": result["counted_macs"],
+        "expected_macs": result["expected_macs"],
+        "images_per_s": result["images_per_s"],
+        "usage": result["usage"],
+    }
+    if speed and not net.architecture.is_static:
+        images = next(iter(loader))[0][:TIMED_IMAGES]
+        times = routed_times(net, images, compiled=compiled)
+        report["speed"] = {
+            "batch": len(images),
+            "compiled": compiled,
+            "dense_ms": 1e3 * times["dense"],
+            "routed_ms": 1e3 * times["routed"],
+            "measured_speedup": times["dense"] / times["routed"],
+            "counted_speedup": cost.macs / result["counted_macs"],
+        }
+    return report
+
+
+def require_split(name: str) -> Split:
+    """The name as a split that is held out; raises SpecError for others."""
+    if name not in get_args(Split):
+        raise SpecError(f"split: {name!r:.40} is not allowed; give {' or '.join(get_args(Split))}")
+    return name  # type: ignore[return-value]
+
+
+def split_loader(data: Recipe | Loaders, split: str) -> DataLoader[Any]:
+    """The batches of a held-out split.
+
+    Raises:
+        SpecError: another split.
+        DataError: there are no such images.
+    """
+    loaders = make_loaders(data) if isinstance(data, Recipe) else data
+    return loaders.test if require_split(split) == "test" else loaders.val
+
+
+def require_paintable(net: RouteNet, path: Path) -> None:
+    """Raise SpecError when nothing could be painted: a static network, or a file of another kind."""
+    require_format(path)
+    if net.architecture.is_static:
+        raise SpecError("picture: the network is static and computes every token; give a routed one")
+
+
+def paint_tokens(net: RouteNet, data: Recipe | Loaders, path: Path, *, split: Split = "test") -> Path:
+    """Draw which tokens of the split's first images are computed, with their labels and what was answered.
+
+    Args:
+        net: a routed network.
+        data: the recipe of the images, or its loaders.
+        path: of the picture.
+        split: `test` or `val`.
+
+    Raises:
+        SpecError: the network is static, or the file's ending names no format.
+        BundleError: the file cannot be written.
+    """
+    require_paintable(net, path)
+    images, labels = next(iter(split_loader(data, split)))
+    images = images[:PAINTED_IMAGES].to(next(net.parameters()).device)
+    with torch.inference_mode():
+        out = net(images)
+    assert out.logits is not None  # a recipe's network has classes
+    answers = out.logits.argmax(1).tolist()
+    words = [f"{label} → {answer}" for label, answer in zip(labels.tolist(), answers, strict=False)]
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return draw_tokens(net.architecture, images * std + mean, out.routes, path=path, labels=words)

@@ -1,0 +1,164 @@
+"""From a trained supernet to a small network in a folder of its own: choose, extract, verify, evaluate, save.
+
+extract_bundle("runs/first", "small", macs=12_000_000)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from routespace.deploy.bundle import Card, Provenance, require_bundle_place, save_bundle
+from routespace.deploy.derive import derive
+from routespace.deploy.extract import extract
+from routespace.deploy.latency.table import LatencyTable
+from routespace.deploy.verify import verify
+from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.files import write_text
+from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
+from routespace.train.data.loaders import make_loaders
+from routespace.train.evaluate import evaluate
+from routespace.train.recipe.recipe import Recipe
+from routespace.workflow.artifacts import RECIPE_FILE, Artifact, load_artifact
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """The most milliseconds of one batch, and the table that predicts them."""
+
+    ms: float
+    table: LatencyTable
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was extracted, and how it was found to be.
+
+    Attributes:
+        net: the small network, in evaluation mode.
+        card: of the bundle.
+        max_difference: largest difference of outputs to the part that it was taken from.
+        accuracy_whole, accuracy: on validation (0…1), of the network it came from and of itself; None when not
+            evaluated.
+    """
+
+    net: RouteNet
+    card: Card
+    max_difference: float
+    accuracy_whole: float | None = None
+    accuracy: float | None = None
+
+
+def extract_bundle(
+    source: Artifact | Path | str,
+    out: Path | str,
+    *,
+    macs: int | None = None,
+    time_limit: TimeLimit | None = None,
+    method: str = "milp",
+    evaluated: bool = True,
+    overwrite: bool = False,
+) -> Extraction:
+    """Take the most used part under a limit out of a trained supernet, verify it, and save it as a bundle.
+
+    Args:
+        source: a finished run or a bundle, or its folder.
+        out: the bundle's folder.
+        macs: the most MACs; without a limit it is the recipe's own budget, and a static network is taken whole.
+        time_limit: the most milliseconds.
+        method: `milp` (proven best) or `threshold`.
+        evaluated: measure the accuracy on validation, of the whole and of the part.
+        overwrite: replace a bundle that is there.
+
+    Raises:
+        BudgetError: a limit is below the least possible, which the message names.
+        BundleError: no such run, usage that was not measured, or `out` cannot be written.
+        RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
+    """
+    require_bundle_place(out, overwrite=overwrite)
+    artifact = source if isinstance(source, Artifact) else load_artifact(source)
+    if macs is None and time_limit is None:
+        macs = own_limit(artifact)
+    chosen = choose(artifact, macs, method=method, time_limit=time_limit)
+    return take(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite)
+
+
+def own_limit(artifact: Artifact) -> int | None:
+    """The most MACs by the recipe's own budget; None for a static network, which is taken whole.
+
+    Raises:
+        SpecError: a gated network whose recipe has no budget.
+    """
+    if artifact.net.architecture.is_static:
+        return None
+    limit = artifact.require_recipe().budget_macs()
+    if limit is None:
+        raise SpecError("macs: the recipe has no budget; say how much may be kept with --macs 12M or --ratio 0.5")
+    return limit
+
+
+def choose(
+    artifact: Artifact, macs: int | None, *, method: str = "milp", time_limit: TimeLimit | None = None
+) -> Architecture:
+    """The static architecture that keeps what the run used most; the whole one without any limit.
+
+    Raises:
+        BudgetError: a limit is below the least possible, which the message names.
+        BundleError: a gated network whose usage was not measured.
+    """
+    architecture = artifact.net.architecture
+    if macs is None and time_limit is None:
+        return architecture
+    usage = artifact.usage
+    if usage is None and not architecture.is_static:
+        raise BundleError(f"{artifact.folder}: has no usage.json; train the run to its end, or run it again")
+    times = {} if time_limit is None else {"latency_ms": time_limit.ms, "table": time_limit.table}
+    return derive(architecture, usage or {}, macs=macs, method=method, **times)  # type: ignore[arg-type]
+
+
+def take(
+    artifact: Artifact,
+    chosen: Architecture,
+    out: Path | str,
+    *,
+    evaluated: bool = True,
+    overwrite: bool = False,
+) -> Extraction:
+    """Extract, verify, evaluate on validation and save. The test split is for `evaluate` alone.
+
+    Args:
+        artifact: where the weights come from.
+        chosen: a static part of its architecture.
+        out: the bundle's folder.
+        evaluated: measure the accuracy of the whole and of the part.
+        overwrite: replace a bundle that is there.
+
+    Raises:
+        BundleError: `out` holds something else, or cannot be written.
+        RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
+    """
+    require_bundle_place(out, overwrite=overwrite)
+    small = extract(artifact.net, chosen).eval()
+    report = verify(artifact.net, chosen, small)
+    if not report.ok:
+        raise RoutespaceError("verify: the extracted network differs: " + "; ".join(report.lines()))
+    whole = accuracy = None
+    if evaluated:
+        loader = make_loaders(artifact.require_recipe()).val
+        whole, accuracy = (evaluate(net, loader)["accuracy"] for net in (artifact.net, small))
+    card = Card.of(small, accuracy_before=accuracy, provenance=_provenance(artifact))
+    card = save_bundle(small, out, card, overwrite=overwrite)
+    if artifact.recipe is not None:  # so that `evaluate` finds the bundle's data
+        write_text(Path(out) / RECIPE_FILE, artifact.recipe.to_yaml())
+    return Extraction(small, card, report.max_difference, whole, accuracy)
+
+
+def _provenance(artifact: Artifact) -> Provenance:
+    recipe: Recipe | None = artifact.recipe
+    return Provenance(
+        recipe=recipe.name if recipe else None,
+        recipe_hash=recipe.hash if recipe else None,
+        run=str(artifact.folder),
+        parent=artifact.net.architecture.hash,
+    )

@@ -1,0 +1,74 @@
+"""Measuring how long a network really takes: ratios of modes, interleaved in one process, medians.
+
+Shapes: B images · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from routespace.nn.route_net import RouteNet
+
+ROUNDS = 9
+WARM_UP = 2
+
+
+def routed_times(
+    net: RouteNet, images: Tensor, *, rounds: int = ROUNDS, compiled: bool = False
+) -> dict[str, float]:
+    """Seconds of one forward pass of a batch: with everything computed, and routed.
+
+    The first is the same network without gates and masks, every edge open. They take turns, so that what else the
+    machine does hits both alike; one thread, for the same reason. On a GPU each turn is waited for.
+
+    Args:
+        net: a routed network; it is left as it was.
+        images: (B, C, H, W); they are moved to the network's device.
+        rounds: turns of each, after two that are not counted.
+        compiled: with compiled blocks, both.
+
+    Returns:
+        `dense` and `routed` → median seconds.
+    """
+    images = images.to(next(net.parameters()).device)
+    everything = net.restrict(net.architecture.opened())
+    taken: dict[str, list[float]] = {"dense": [], "routed": []}
+    with _timed_mode(net, compiled=compiled), torch.inference_mode():
+        for turn in range(-WARM_UP, rounds):
+            for mode, model in (("dense", everything.eval()), ("routed", net)):
+                start = _now(images.device)
+                model(images)
+                seconds = _now(images.device) - start
+                if turn >= 0:
+                    taken[mode].append(seconds)
+    return {mode: statistics.median(times) for mode, times in taken.items()}
+
+
+@contextmanager
+def _timed_mode(net: RouteNet, *, compiled: bool) -> Iterator[None]:
+    """Evaluation, `auto`, one thread, blocks compiled or not; all as before afterwards."""
+    training, execution, was_compiled, threads = net.training, net.execution, net.compiled, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        net.eval()
+        net.execution = "auto"
+        net.compile_blocks(compiled)
+        yield
+    finally:
+        net.train(training)
+        net.execution = execution
+        net.compile_blocks(was_compiled)
+        torch.set_num_threads(threads)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,100 @@
+"""Runs and bundles from Python: loading, extracting, evaluating, and what is refused before any work."""
+
+import pytest
+import torch
+
+from routespace import (
+    BundleError,
+    DataError,
+    SpecError,
+    evaluate_network,
+    extract_bundle,
+    load_bundle,
+    load_recipe,
+    load_run,
+    train_recipe,
+    verify,
+)
+from routespace.workflow.artifacts import load_artifact
+from routespace.workflow.devices import pick_device
+
+TINY = [
+    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
+    *("train.warmup_epochs=0", "grid.layers=2", "grid.embed_layers=all", "train.device=cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run of a supernet."""
+    out = tmp_path_factory.mktemp("workflow") / "run"
+    train_recipe(load_recipe("digits_tiny", TINY), out)
+    return out
+
+
+def test_a_run_from_python_to_a_bundle(run, tmp_path):
+    loaded = load_run(run)
+    assert not loaded.net.training
+    assert loaded.recipe == load_recipe(run)
+    taken = extract_bundle(run, tmp_path / "small", macs=round(0.6 * loaded.recipe.base_macs()))
+    small = load_bundle(tmp_path / "small")
+    assert small.card == taken.card
+    assert small.card.macs <= 0.6 * loaded.recipe.base_macs()
+    assert verify(loaded.net, small.net.architecture, small.net).ok
+    report = evaluate_network(small.net, loaded.recipe, split="val")
+    assert report["accuracy"] == taken.accuracy
+    assert report["images"] == 40
+    whole = evaluate_network(loaded.net, loaded.recipe, split="val", speed=False)
+    assert whole["accuracy"] == taken.accuracy_whole
+    assert load_artifact(tmp_path / "small").require_recipe() == loaded.recipe
+
+
+def test_without_a_limit_the_recipe_s_own_budget_holds(run, tmp_path):
+    taken = extract_bundle(run, tmp_path / "small", evaluated=False)
+    assert taken.card.macs <= load_recipe(run).budget_macs()
+    assert taken.accuracy is None
+
+
+def test_what_stands_in_the_way_is_told_before_anything_is_loaded(run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    for place in (tmp_path / "full", tmp_path / "full" / "thesis.txt", tmp_path / "full" / "thesis.txt" / "x"):
+        with pytest.raises(BundleError, match=str(place)):
+            extract_bundle(tmp_path / "no such run", place)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_what_is_no_run_is_told_by_what_it_is(run, tmp_path):
+    extract_bundle(run, tmp_path / "small", evaluated=False)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        ("small", "is a bundle, not a run"),
+        ("file", "is a file"),
+        ("empty", "has no network"),
+        ("none", "does not exist"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            load_run(tmp_path / name)
+
+
+def test_only_held_out_splits_are_evaluated(run):
+    loaded = load_run(run)
+    with pytest.raises(SpecError, match="split: 'train' is not allowed"):
+        evaluate_network(loaded.net, loaded.recipe, split="train")
+    nowhere = loaded.recipe.override({"data.kind": "folder", "data.root": "/nowhere"})
+    with pytest.raises(DataError, match="nowhere"):
+        evaluate_network(loaded.net, nowhere)
+
+
+def test_devices_by_their_words():
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if there else "cpu")
+    for word in ("", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "meta"):
+        if word == "cuda:" and there:
+            continue
+        with pytest.raises(SpecError, match="device"):
+            pick_device(word)
+    with pytest.raises(SpecError, match=f"device: 'cuda:{there}' is not there"):
+        pick_device(f"cuda:{there}")
