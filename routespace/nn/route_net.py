@@ -29,6 +29,7 @@ from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.routes import GatePlaces, Routes
 from routespace.nn.routing.state import NodeState
 from routespace.nn.routing.steps import ForwardState, run_embed, run_row
+from routespace.nn.trees import register_namedtuple
 
 
 class RouteOutput(NamedTuple):
@@ -43,6 +44,9 @@ class RouteOutput(NamedTuple):
     logits: Tensor | None
     features: dict[int, Tensor] | None
     routes: Routes
+
+
+register_namedtuple(RouteOutput, "routespace.RouteOutput")
 
 
 class RouteNet(nn.Module):

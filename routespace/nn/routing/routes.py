@@ -17,6 +17,7 @@ from routespace.errors import GridError
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.packing.maps import spread
 from routespace.nn.routing.gates import share_count, top_share
+from routespace.nn.trees import register_dataclass, register_mapping
 
 if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet
@@ -48,6 +49,15 @@ class EdgeRoute:
         images = self.counted if self.counted.shape[1] == 1 else self.kept.any(1).float()
         asked = self.asked.float().mean() if self.asked is not None else 0.0
         return EdgeUsage(tokens=self.counted.mean(), images=images.mean(), asked=asked)
+
+    def told(self) -> str:
+        """What was computed, in words; of tensors without numbers (meta, traced) the shape alone."""
+        (images, places), kept = self.kept.shape, self.kept
+        if kept.is_meta or type(kept) is not Tensor or torch.compiler.is_compiling():
+            return f"decisions of shape ({images}, {places})"
+        share, there = kept.float().mean().item() if images else 0.0, int(kept.any(1).sum())
+        what = "images whole" if places == 1 else f"{places} tokens an image"
+        return f"computed {share:.2f} of {what}, {there} of {images} images"
 
     def detach(self) -> EdgeRoute:
         """The same decisions without gradients."""
@@ -89,6 +99,15 @@ class Routes(Mapping[str, EdgeRoute]):
     def __len__(self) -> int:
         return len(self._edges)
 
+    def __repr__(self) -> str:
+        """One line an edge: the share of its tokens that it computed, and of how many images."""
+        if not self._edges:
+            return "Routes(every edge computed everything)"
+        width = max(len(name) for name in self._edges)
+        return "\n".join(
+            ["Routes("] + [f"  {n:<{width}}  {route.told()}" for n, route in self._edges.items()] + [")"]
+        )
+
     def usage(self) -> dict[str, EdgeUsage]:
         """Edge name → shares; edges that are absent computed everything. Scalars are tensors."""
         return {name: route.usage() for name, route in self._edges.items()}
@@ -127,3 +146,7 @@ class Routes(Mapping[str, EdgeRoute]):
             kept = places.spread((draw < share).to(images.device))
             edges[name] = EdgeRoute(kept, kept.float(), per_image=per_image)
         return cls(edges)
+
+
+register_dataclass(EdgeRoute, "routespace.EdgeRoute")
+register_mapping(Routes, "routespace.Routes")
