@@ -32,8 +32,8 @@ from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import Usage
 from routespace.memory import keep_freed_memory
-from routespace.nn.route_net import RouteNet, RouteOutput
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet, TaskOutput
 
 ANCHORS = 12  # known subnets that tell the machine's speed
 SHARES = (0.25, 0.5, 0.75)  # of computed tokens
@@ -190,7 +190,7 @@ def passes_of(bench: Bench, architecture: Architecture) -> list[Pass]:
     return found
 
 
-def run_at(net: RouteNet, images: torch.Tensor, gates: GateSpec) -> RouteOutput:
+def run_at(net: TaskNet, images: torch.Tensor, gates: GateSpec) -> TaskOutput:
     """A pass with the gates at another threshold."""
     net.gate_spec = gates
     return net(images)

@@ -48,8 +48,8 @@ from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.kernels import linear as linears
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import spread
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 
 PRESETS = {"pvt_v2": "pvt_v2_b2", "swin_v2": "swin_v2_t"}
 QUICK = PRESETS | {"pvt_v2": "pvt_v2_b0"}
@@ -202,7 +202,7 @@ def variants(run: Callable[..., Callable]) -> Runs:
     return runs
 
 
-def drawn(net: RouteNet, images: torch.Tensor, keep: float) -> list[Routes]:
+def drawn(net: TaskNet, images: torch.Tensor, keep: float) -> list[Routes]:
     """Decisions for every call of a variant."""
     return [Routes.random(net, images, keep=keep, seed=call) for call in range(WARM_UP + ARGS.rounds)]
 
@@ -217,8 +217,10 @@ def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs,
     """The staircase with gated rows, in every mode, replaying random decisions."""
     spec = architecture.spec
     gates = GateSpec(rows=ARGS.rows, window=square(spec), keys=ARGS.keys)
-    net = RouteNet(architecture, gates).to(DEVICE, DTYPE).train(train)
-    equal = RouteNet(architecture, GateSpec(capacity=True, keys=ARGS.keys)).to(DEVICE, DTYPE).train(train)
+    net = TaskNet.classifier(architecture, gates).to(DEVICE, DTYPE).train(train)
+    equal = (
+        TaskNet.classifier(architecture, GateSpec(capacity=True, keys=ARGS.keys)).to(DEVICE, DTYPE).train(train)
+    )
     equal.load_state_dict(net.state_dict())
     plain = net.restrict(Architecture.staircase(architecture.grid))
     images = torch.randn(batch, spec.in_channels, *spec.image_size, device=DEVICE, dtype=DTYPE)

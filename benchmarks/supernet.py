@@ -31,8 +31,8 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
 from routespace.memory import keep_freed_memory
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 from routespace.train.objective import held_routes
 
 
@@ -56,7 +56,7 @@ class Alive(TorchDispatchMode):
         return sum(size for storage, size in self.found.values() if not storage.expired()) / 1e6
 
 
-def kept_megabytes(net: RouteNet, images: torch.Tensor, routes: Routes) -> float:
+def kept_megabytes(net: TaskNet, images: torch.Tensor, routes: Routes) -> float:
     """What a forward pass leaves behind beside weights, for each image."""
     held = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     with Alive() as alive:
@@ -102,7 +102,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device(args.device)
     grid = RoutingGrid(GridSpec(layers=args.layers, max_down=32, size=args.size, image_size=args.image))
-    net = RouteNet(Architecture.full(grid), execution="packed").to(device).train()
+    net = TaskNet.classifier(Architecture.full(grid), execution="packed").to(device).train()
     images = torch.randn(args.batch, 3, args.image, args.image, device=device)
     everything = Routes.full(net, images)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from routespace.nn.route_net import RouteNet
+    from routespace.nn.task_net import TaskNet
     from routespace.train.recipe.recipe import Recipe
     from routespace.train.run import RunResult
 
@@ -90,7 +90,7 @@ def _build(journey: Journey) -> None:
     write_json(journey.out / "grid.json", grid.to_json())
 
 
-def train_or_load(recipe: Recipe, folder: Path, *, init: RouteNet | None = None, label: str = "") -> RunResult:
+def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, label: str = "") -> RunResult:
     """Train into a folder; what is finished there is loaded, what was interrupted goes on.
 
     Raises:
@@ -126,7 +126,7 @@ def _search(journey: Journey, *, quick: bool) -> None:
     draw_front(record, journey.out / FRONT_FILE)
 
 
-def _extract(journey: Journey) -> RouteNet:
+def _extract(journey: Journey) -> TaskNet:
     """The part of the supernet that its tokens used most, within the budget."""
     from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
@@ -145,12 +145,12 @@ def _extract(journey: Journey) -> RouteNet:
     return small
 
 
-def _fine_tune(journey: Journey, small: RouteNet) -> RunResult:
+def _fine_tune(journey: Journey, small: TaskNet) -> RunResult:
     heading(5, "fine-tune it")
     return train_or_load(journey.fine_tuning, journey.out / "finetuned", init=small)
 
 
-def _train_plain(journey: Journey, small: RouteNet, *, seconds: float) -> RunResult:
+def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResult:
     """A plain network of the same MACs, trained for as long as supernet and fine-tuning took together."""
     import json
     import tempfile

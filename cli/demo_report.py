@@ -10,7 +10,7 @@ from routespace.cli.demo import heading
 
 if TYPE_CHECKING:
     from routespace.cli.demo import Journey
-    from routespace.nn.route_net import RouteNet
+    from routespace.nn.task_net import TaskNet
     from routespace.train.run import RunResult
 
 
@@ -26,9 +26,7 @@ class Row:
     note: str = ""
 
 
-def conclude(
-    journey: Journey, *, supernet: RunResult, small: RouteNet, tuned: RunResult, plain: RunResult
-) -> None:
+def conclude(journey: Journey, *, supernet: RunResult, small: TaskNet, tuned: RunResult, plain: RunResult) -> None:
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
     from routespace.files import write_json
     from routespace.train.data.loaders import make_loaders
@@ -86,7 +84,7 @@ def _print(rows: list[Row]) -> None:
             print(f"\n{row.name}: {row.note}")
 
 
-def _export(journey: Journey, net: RouteNet) -> list[str]:
+def _export(journey: Journey, net: TaskNet) -> list[str]:
     """ONNX, checked; where the extra is not installed, .pt2 instead."""
     from routespace.deploy.export.base import export_onnx, export_pt2
     from routespace.errors import MissingDependencyError
@@ -99,7 +97,7 @@ def _export(journey: Journey, net: RouteNet) -> list[str]:
     return [f"{report.path}  checked, largest difference {report.max_difference:.1e}"]
 
 
-def _pictures(journey: Journey, supernet: RunResult, small: RouteNet) -> list[Path]:
+def _pictures(journey: Journey, supernet: RunResult, small: TaskNet) -> list[Path]:
     """What the supernet's tokens used, and what was extracted."""
     from routespace.draw.grid import draw_grid
     from routespace.workflow.subjects import load_usage

@@ -3,10 +3,10 @@
 The names below are the public ones. They are imported when first used, so `import routespace` alone stays quick
 and needs no torch; grids, costs and recipes never do.
 
-    from routespace import Architecture, GridSpec, RouteNet, RoutingGrid
+    from routespace import Architecture, GridSpec, RoutingGrid, TaskNet
 
     grid = RoutingGrid(GridSpec(layers=24, max_down=32))
-    net = RouteNet(Architecture.full(grid))
+    net = TaskNet.classifier(Architecture.full(grid))
 """
 
 from importlib import import_module
@@ -24,6 +24,7 @@ _PUBLIC = {
     "routespace.grid.cost": ("architecture_cost", "batch_cost"),
     "routespace.grid.select": ("select",),
     # the network
+    "routespace.nn.task_net": ("TaskNet", "TaskOutput"),
     "routespace.nn.route_net": ("RouteNet", "RouteOutput"),
     "routespace.nn.routing.routes": ("Routes",),
     "routespace.nn.pretrained": ("load_timm_weights",),
@@ -86,6 +87,8 @@ if TYPE_CHECKING:
     from routespace.nn.route_net import RouteNet as RouteNet
     from routespace.nn.route_net import RouteOutput as RouteOutput
     from routespace.nn.routing.routes import Routes as Routes
+    from routespace.nn.task_net import TaskNet as TaskNet
+    from routespace.nn.task_net import TaskOutput as TaskOutput
     from routespace.nn.usage import measure_usage as measure_usage
     from routespace.recipes import load_recipe as load_recipe
     from routespace.search.records import load_study as load_study

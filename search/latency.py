@@ -27,7 +27,7 @@ from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
-    from routespace.nn.route_net import RouteNet
+    from routespace.nn.task_net import TaskNet
 
 
 def study_table(recipe: Recipe) -> LatencyTable | None:
@@ -127,7 +127,7 @@ def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usa
     return usage
 
 
-def used_ms(table: LatencyTable, net: RouteNet, folder: Path) -> float:
+def used_ms(table: LatencyTable, net: TaskNet, folder: Path) -> float:
     """Milliseconds of one image, by the share of each edge that ran on validation in the run of `folder`."""
     from routespace.deploy.latency.table import sum_ms
 

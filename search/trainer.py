@@ -15,7 +15,7 @@ from routespace.train.stopping import TrainingStoppedError
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
-    from routespace.nn.route_net import RouteNet
+    from routespace.nn.task_net import TaskNet
 
 LATENCY_IMAGES = 8  # of the validation split: a routed network takes its time by the image
 LATENCY_S = 0.2  # of measuring each
@@ -85,7 +85,7 @@ def _same_run(folder: Path, recipe: Recipe) -> bool:
         return False
 
 
-def _latency_ms(net: RouteNet, recipe: Recipe) -> float:
+def _latency_ms(net: TaskNet, recipe: Recipe) -> float:
     """Milliseconds of one image through the network on this machine's processor: the median over images."""
     import torch
     from torch.utils.benchmark import Timer

@@ -26,6 +26,8 @@ PUBLIC = [
     "RoutespaceError",
     "RoutingGrid",
     "SpecError",
+    "TaskNet",
+    "TaskOutput",
     "architecture_cost",
     "batch_cost",
     "derive",

@@ -20,9 +20,9 @@ from pydantic import Field
 
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, replaced_folder, require_place, write_json
-from routespace.grid.cost import architecture_cost
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
 from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, check_loads, load_net, save_net
 from routespace.values import Value
 
@@ -90,7 +90,7 @@ class Card(Value):
     @classmethod
     def of(
         cls,
-        net: RouteNet,
+        net: AnyNet,
         *,
         accuracy_before: float | None = None,
         accuracy_after: float | None = None,
@@ -98,8 +98,8 @@ class Card(Value):
         provenance: Provenance | None = None,
     ) -> Self:
         """The card of a network, wrapped or not: hashes, MACs and parameters are its own."""
-        net = unwrap(net, wanted=RouteNet)
-        cost = architecture_cost(net.architecture, gates=net.gate_spec)
+        net = unwrap(net, wanted=(TaskNet, RouteNet))
+        cost = network_cost(net)
         return cls(
             grid=net.spec.hash,
             architecture=net.architecture.hash,
@@ -116,11 +116,11 @@ class Card(Value):
 class Bundle(NamedTuple):
     """A network and its card."""
 
-    net: RouteNet
+    net: TaskNet
     card: Card
 
 
-def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: bool = False) -> Card:
+def save_bundle(net: AnyNet, folder: Path | str, card: Card, *, overwrite: bool = False) -> Card:
     """Write a bundle: everything is made next to the target and moved there in one step.
 
     Args:
@@ -137,7 +137,7 @@ def save_bundle(net: RouteNet, folder: Path | str, card: Card, *, overwrite: boo
             network could not be loaded again, as it was changed in a way that its architecture does not tell.
         SpecError: the module is no RouteNet, nor one in a wrapper such as torch.compile's.
     """
-    net = unwrap(net, wanted=RouteNet)
+    net = as_task_net(unwrap(net, wanted=(TaskNet, RouteNet)))
     folder = Path(os.path.abspath(folder))
     if (card.grid, card.architecture) != (net.spec.hash, net.architecture.hash):
         raise BundleError(

@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
-from routespace.nn.route_net import RouteNet
+from routespace.nn.route_net import RouteNet, RouteOutput
+from routespace.nn.task_net import TaskNet, TaskOutput
 
 FLOPS_PER_MAC = 2
 ATTENTION = "aten::scaled_dot_product_attention"
@@ -113,13 +114,14 @@ class _Logits(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → the logits, or all outputs added up where there are no classes."""
-        out: Any = self.net(images, features=True) if isinstance(self.net, RouteNet) else self.net(images)
-        if isinstance(out, Tensor):
-            return out
-        if out.logits is not None:
-            return out.logits
-        return torch.stack([value.mean() for value in out.features.values()])
+        """(B, C, H, W) → the one output, or the means of all."""
+        out: Any = self.net(images)
+        if isinstance(out, TaskOutput):
+            assert isinstance(self.net, TaskNet)
+            values = list(self.net.head.tensors(out.outputs))
+        else:
+            values = list(out.maps.values()) if isinstance(out, RouteOutput) else [out]
+        return values[0] if len(values) == 1 else torch.stack([value.mean() for value in values])
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -151,7 +153,7 @@ def _attention_flops(queries: Any, keys: Any, values: Any, *_: object, **__: obj
 
 def _image(net: nn.Module, image_size: tuple[int, int] | int | None) -> tuple[int, int, int]:
     """Channels, height and width of one image."""
-    if isinstance(net, RouteNet):
+    if isinstance(net, RouteNet | TaskNet):
         size = net.spec.image_size if image_size is None else image_size
         channels = net.spec.in_channels
     else:
@@ -164,8 +166,8 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
     """MACs of one image through a module as it is, by torch's counter.
 
     Args:
-        net: a RouteNet or any module from images to a tensor. Every token of a gated edge is counted.
-        image_size: height and width in pixels, or one number; a RouteNet's own by default, else 224.
+        net: a TaskNet, a RouteNet or any module from images to a tensor. Every token of a gated edge is counted.
+        image_size: height and width in pixels, or one number; a TaskNet's own by default, else 224.
         meta: count on meta tensors, where nothing is computed; else on a real image, on the net's device, which
             is faster for small networks.
     """
@@ -238,7 +240,7 @@ def compare(
     """
     gates = gates or GateSpec()
     cost = architecture_cost(architecture, gates=gates, image_size=image_size)
-    net = RouteNet(architecture, gates).eval()
+    net = TaskNet.classifier(architecture, gates).eval()
     params = cost.params, sum(parameter.numel() for parameter in net.parameters())
     counts = {
         "torch": torch_macs(net, image_size),

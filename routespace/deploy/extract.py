@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+
 from routespace.grid.architecture import Architecture
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.weights import filled
+from routespace.nn.task_net import TaskNet, backbone_of
+from routespace.nn.weights import Net, filled
 
 
-def extract(net: RouteNet, architecture: Architecture) -> RouteNet:
+def extract(net: Net, architecture: Architecture) -> Net:
     """The network of `architecture` with its own copy of `net`'s weights, same types, same device.
 
     It equals `net.restrict(architecture)` in every output, but shares nothing with `net`: keys of its state dict
     are a subset of the net's, and whatever happens to one leaves the other alone. The random state is untouched.
 
     Args:
-        net: the supernet, or any network that contains the architecture, or a wrapper such as torch.compile's.
+        net: the supernet, or any network that contains the architecture, or a wrapper such as torch.compile's; a
+            bare backbone gives a backbone.
         architecture: what to take; gated edges are allowed where `net` has the gates.
 
     Raises:
         GridError: `architecture` is no part of the network's.
-        SpecError: the module is no RouteNet, nor one in a wrapper.
+        SpecError: the module is neither a TaskNet nor a RouteNet, nor one in a wrapper.
     """
-    net = unwrap(net, wanted=RouteNet)
-    part = filled(architecture, net.gate_spec, net.restrict(architecture).state_dict())
-    part.execution, part.temperature, part.noise = net.execution, net.temperature, net.noise
-    return part.train(net.training)
+    net = unwrap(net, wanted=(TaskNet, RouteNet))
+    part = net.restrict(architecture)
+    made = filled(lambda: _fresh(part), part.state_dict())
+    theirs, mine = backbone_of(net), backbone_of(made)
+    mine.execution, mine.temperature, mine.noise = theirs.execution, theirs.temperature, theirs.noise
+    return made.train(net.training)
+
+
+def _fresh(net: Net) -> Net:
+    """A network like the given one, with weights of its own."""
+    if isinstance(net, TaskNet):
+        return TaskNet(_fresh(net.backbone), copy.deepcopy(net.head))
+    return RouteNet(net.architecture, net.gate_spec)

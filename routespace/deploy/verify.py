@@ -18,11 +18,11 @@ from torch import Tensor
 from routespace.deploy.counters import torch_macs
 from routespace.errors import GridError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import Node
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
 
 BATCH = 2
 
@@ -86,9 +86,9 @@ class VerifyReport:
 
 
 def verify(
-    supernet: RouteNet,
+    supernet: AnyNet,
     architecture: Architecture,
-    subnet: RouteNet,
+    subnet: AnyNet,
     *,
     image_size: tuple[int, int] | int | None = None,
     tolerance: float = 1e-6,
@@ -106,14 +106,18 @@ def verify(
 
     Raises:
         GridError: `architecture` is no part of the supernet's, or `subnet` is of another architecture.
-        SpecError: a module is no RouteNet, nor one in a wrapper such as torch.compile's.
+        SpecError: a module is neither a TaskNet nor a RouteNet, nor one in a wrapper such as torch.compile's.
     """
-    supernet, subnet = unwrap(supernet, wanted=RouteNet), unwrap(subnet, wanted=RouteNet)
+    wanted = TaskNet, RouteNet
+    supernet, subnet = unwrap(supernet, wanted=wanted), unwrap(subnet, wanted=wanted)
     if subnet.architecture != architecture:
         raise GridError(
             f"subnet: it is of architecture {subnet.architecture.hash}, not of {architecture.hash}; "
             f"verify the network that was extracted for it"
         )
+    if type(subnet) is not type(supernet):
+        kinds = type(subnet).__name__, type(supernet).__name__
+        raise GridError(f"subnet: a {kinds[0]} is no part of a {kinds[1]}; give both with a head or none")
     reference = supernet.restrict(architecture)
     size = subnet.spec.image_size if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -124,7 +128,7 @@ def verify(
     small = outputs(subnet, images)
     same = difference(outputs(reference, images), small)
     replayed = None if routes is None else difference(outputs(supernet, images, routes), small)
-    cost = architecture_cost(architecture, gates=subnet.gate_spec, image_size=(height, width))
+    cost = network_cost(subnet, image_size=(height, width))
     counted = torch_macs(subnet, (height, width), meta=False)
     whole, part = supernet.state_dict(), subnet.state_dict()
     return VerifyReport(
@@ -145,17 +149,17 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def outputs(net: RouteNet, images: Tensor, routes: Routes | None = None) -> dict[str, Tensor]:
-    """Logits and feature maps in evaluation mode, by name; the net's own type and device, its mode restored."""
-    weight = next(net.parameters())
+def outputs(net: AnyNet, images: Tensor, routes: Routes | None = None) -> dict[str, Tensor]:
+    """What the head gives and the maps, by name; in evaluation mode, the net's own type and device."""
+    weight, whole = next(net.parameters()), as_task_net(net)
     training = net.training
     net.eval()
     try:
-        out = net(images.to(weight.device, weight.dtype), routes=routes, features=True)
+        out = whole(images.to(weight.device, weight.dtype), routes=routes, features=True)
     finally:
         net.train(training)
-    found = {f"r{rate:02d}": feature for rate, feature in (out.features or {}).items()}
-    return found if out.logits is None else {"logits": out.logits, **found}
+    found = dict(zip(whole.head.names, whole.head.tensors(out.outputs), strict=True))
+    return found | {f"r{rate:02d}": feature for rate, feature in (out.features or {}).items()}
 
 
 def difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> float:
@@ -169,7 +173,7 @@ def difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> f
     return worst
 
 
-def static_routes(supernet: RouteNet, architecture: Architecture, images: Tensor) -> Routes | None:
+def static_routes(supernet: AnyNet, architecture: Architecture, images: Tensor) -> Routes | None:
     """Decisions that make the supernet compute a static architecture; None where routing cannot express it.
 
     Routing decides between a transformer and its identity, and whether to go down as well. It cannot end a row:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.families.base import StateDict, TimmWeights
+from routespace.nn.heads.classify import Classifier
 from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import AnyNet, TaskNet, backbone_of
 
 
 def load_timm_weights(
-    net: RouteNet, state_dict: Mapping[str, Tensor], *, path: Architecture | None = None
+    net: AnyNet, state_dict: Mapping[str, Tensor], *, path: Architecture | None = None
 ) -> list[str]:
     """Load the weights of timm's network of the same family and widths (`pvt_v2_b2`, `swinv2_…`).
 
@@ -35,6 +37,8 @@ def load_timm_weights(
         SpecError: the family has no timm counterpart.
         BundleError: shapes or keys do not fit this grid.
     """
+    head = net.head if isinstance(net, TaskNet) else None
+    net = backbone_of(net)
     parts = net.spec.block_family.modules()
     if not hasattr(parts, "from_timm"):
         raise SpecError(f"family: {net.spec.family} has no weights in timm; train from scratch")
@@ -61,9 +65,10 @@ def load_timm_weights(
             _fill(output, weights.outputs[i], f"outputs at rate {rate}")
         else:  # a family with one norm, whose grid ends at a finer rate than timm's network
             kept.append(f"outputs.r{rate:02d}")
-    if net.head is not None:
-        if weights.head and weights.head["weight"].shape == net.head.weight.shape:
-            _fill(net.head, weights.head, "head")
+    if head is not None and list(head.parameters()):
+        fits = isinstance(head, Classifier) and weights.head
+        if fits and weights.head["weight"].shape == head.weight.shape:
+            _fill(head, weights.head, "head")
         else:
             kept.append("head")
     return kept

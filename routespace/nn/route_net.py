@@ -1,11 +1,13 @@
-"""RouteNet: the network of an architecture. One class serves supernet, routed subnet and static subnet.
+"""RouteNet: the backbone of an architecture. One class serves supernet, routed subnet and static subnet.
 
     net = RouteNet(Architecture.full(grid))          # every choice gated: the supernet
-    out = net(images)                                # out.logits, out.features, out.routes
+    out = net(images)                                # out.maps, out.routes
     small = net.restrict(architecture)               # the same weights, another part of the grid
 
+A head on its maps makes it a network for a task: see `TaskNet`.
+
 Keys of the state dict: `stem.*`, `edges.l03_r08_transformer.blocks.0.*`, `edges.l03_r08_patch_embed.*`,
-`gates.l03_r08_transformer.*`, `outputs.r32.*`, `head.*`. A part's keys are a subset of the whole's.
+`gates.l03_r08_transformer.*`, `outputs.r32.*`. A part's keys are a subset of the whole's.
 
 Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about whole images · C channels.
 """
@@ -36,14 +38,14 @@ class RouteOutput(NamedTuple):
     """What a forward pass returns.
 
     Attributes:
-        logits: (B, num_classes), or None when the spec has no classes.
-        features: rate → (B, C, H, W) of each output, when asked for; else None.
+        maps: rate → (B, C, H, W) of each output, fine to coarse; zero where nothing arrived.
         routes: every decision that was taken; cost is computed from it.
+        there: rate → (B, N) bool of the tokens that arrived; None when images are there whole or not at all.
     """
 
-    logits: Tensor | None
-    features: dict[int, Tensor] | None
+    maps: dict[int, Tensor]
     routes: Routes
+    there: dict[int, Tensor | None]
 
 
 register_namedtuple(RouteOutput, "routespace.RouteOutput")
@@ -69,7 +71,6 @@ class RouteNet(nn.Module):
     edges: nn.ModuleDict
     gates: nn.ModuleDict
     outputs: nn.ModuleDict
-    head: nn.Linear | None
 
     def __init__(
         self,
@@ -113,7 +114,6 @@ class RouteNet(nn.Module):
                 for rate in spec.output_rates
             }
         )
-        self.head = source.head if source else _make_head(spec.width(spec.max_down), spec.num_classes)
 
     def _make_edge(self, step: Row | Embed, parts: object, drop_path: float) -> nn.Module:
         layer, rate = step.source
@@ -167,13 +167,12 @@ class RouteNet(nn.Module):
         """Whether some blocks run compiled."""
         return any(isinstance(part, Block) and part.compiled for part in self.modules())
 
-    def forward(self, images: Tensor, *, routes: Routes | None = None, features: bool = False) -> RouteOutput:
+    def forward(self, images: Tensor, *, routes: Routes | None = None) -> RouteOutput:
         """Run the network.
 
         Args:
             images: (B, in_channels, H, W) normalised pixels. Any size that the coarsest rate fits in.
             routes: decisions to replay instead of asking the gates.
-            features: also return each output map.
 
         Returns:
             RouteOutput; its routes carry the gates' gradients.
@@ -193,10 +192,11 @@ class RouteNet(nn.Module):
             else:
                 run_embed(self, step, hw, run)
         ends = {rate: run.nodes[self.spec.layers, rate] for rate in self.spec.output_rates}
-        maps = {rate: self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype) for rate, end in ends.items()}
-        logits = self._classify(maps[self.spec.max_down], ends[self.spec.max_down])
-        pyramid = {r: x.transpose(1, 2).unflatten(2, sizes[r]) for r, x in maps.items()} if features else None
-        return RouteOutput(logits, pyramid, Routes(run.taken))
+        maps = {}
+        for rate, end in ends.items():
+            x = self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype)
+            maps[rate] = x.transpose(1, 2).unflatten(2, sizes[rate])
+        return RouteOutput(maps, Routes(run.taken), {rate: end.present() for rate, end in ends.items()})
 
     def _map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
         height, width = images.shape[-2:]
@@ -218,14 +218,6 @@ class RouteNet(nn.Module):
                     f"routes: {name} has decisions of shape {tuple(route.kept.shape)}; these images need "
                     f"({batch}, 1) or ({batch}, {height * width})"
                 )
-
-    def _classify(self, x: Tensor, end: NodeState) -> Tensor | None:
-        if self.head is None:
-            return None
-        if end.reach is None or end.reach.shape[1] == 1:
-            return self.head(x.mean(1))
-        count = (end.reach > 0).sum(1, keepdim=True).clamp(min=1)
-        return self.head(x.sum(1) / count.to(x.dtype))
 
     def restrict(self, architecture: Architecture) -> RouteNet:
         """A RouteNet over the same weights for a part of this one's architecture.
@@ -268,12 +260,3 @@ class RouteNet(nn.Module):
         for gate in self.gates.values():
             assert isinstance(gate, Gate)
             gate.update_ema(self.gate_spec.ema_decay)
-
-
-def _make_head(width: int, num_classes: int) -> nn.Linear | None:
-    if num_classes == 0:
-        return None
-    head = nn.Linear(width, num_classes)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return head

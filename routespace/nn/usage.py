@@ -16,6 +16,7 @@ from routespace.grid.usage import EdgeUsage
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import AnyNet, TaskNet
 
 Batch = Tensor | Sequence[Tensor]  # images, or images first: (images, labels)
 
@@ -71,7 +72,7 @@ class UsageMeter:
         return found
 
 
-def measure_usage(net: RouteNet, batches: Iterable[Batch]) -> dict[str, EdgeUsage]:
+def measure_usage(net: AnyNet, batches: Iterable[Batch]) -> dict[str, EdgeUsage]:
     """Run a network on images and average what its edges computed.
 
     Decisions are the ones of inference: evaluation mode, hard, EMA gate weights. Each image counts the same,
@@ -87,9 +88,9 @@ def measure_usage(net: RouteNet, batches: Iterable[Batch]) -> dict[str, EdgeUsag
 
     Raises:
         DataError: there is no batch.
-        SpecError: the module is no RouteNet.
+        SpecError: the module is neither a TaskNet nor a RouteNet.
     """
-    net = unwrap(net, wanted=RouteNet)
+    net = unwrap(net, wanted=(TaskNet, RouteNet))
     meter, device, training, seen = UsageMeter(), next(net.parameters()).device, net.training, 0
     net.eval()
     try:

@@ -1,4 +1,4 @@
-"""A network as a folder: `model.safetensors` and `network.json` (architecture and gates). No pickles.
+"""A network as a folder: `model.safetensors` and `network.json` (architecture, gates, head). No pickles.
 
 Each file is written next to its place and moved there when it is whole, and the weights name the architecture
 that they belong to: a crash or a full disk leaves the old network or an error, never a mixture.
@@ -6,8 +6,9 @@ that they belong to: a crash or a full disk leaves the old network or an error, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -18,23 +19,29 @@ from routespace.errors import BundleError, RoutespaceError
 from routespace.files import read_json, write_bytes, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
+from routespace.nn.heads.kinds import head_data, make_head
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
+from routespace.nn.routing.execution import Execution
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, present_keys
 
-FORMAT = "routespace.network/1"
+FORMAT = "routespace.network/2"
+FORMAT_1 = "routespace.network/1"  # flat keys, and always the classifier of the grid's `num_classes`
 WEIGHTS_FILE = "model.safetensors"
 NETWORK_FILE = "network.json"
 
+Net = TypeVar("Net", RouteNet, TaskNet)
 
-def save_net(net: RouteNet, folder: Path) -> None:
-    """Write a network into an existing folder.
+
+def save_net(net: AnyNet, folder: Path) -> None:
+    """Write a network into an existing folder; a bare backbone as a network whose outputs are its maps.
 
     Raises:
         BundleError: the folder is missing or read-only, the disk is full, or the network was changed in a way
             that its architecture does not tell (another head, for example), so that it could not be loaded.
-        SpecError: the module is no RouteNet, nor one in a wrapper such as torch.compile's.
+        SpecError: the module is neither a TaskNet nor a RouteNet, nor one in a wrapper such as torch.compile's.
     """
-    net = unwrap(net, wanted=RouteNet)
+    net = as_task_net(unwrap(net, wanted=(TaskNet, RouteNet)))
     check_loads(net)
     if not folder.is_dir():
         raise BundleError(f"{folder}: cannot be written (no such folder); make it first")
@@ -44,15 +51,17 @@ def save_net(net: RouteNet, folder: Path) -> None:
         "format": FORMAT,
         "architecture": net.architecture.to_json(),
         "gates": net.gate_spec.model_dump(mode="json"),
+        "head": head_data(net.head),
     }
     write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(state, metadata=metadata))
     write_json(folder / NETWORK_FILE, data)
 
 
-def check_loads(net: RouteNet) -> None:
+def check_loads(net: TaskNet) -> None:
     """Raise BundleError, in one line, for a network that could not be made again from its architecture."""
     with torch.inference_mode(False), torch.device("meta"):  # shapes alone, nothing is computed
-        made = RouteNet(net.architecture, net.gate_spec).state_dict()
+        head = make_head(net.spec, head_data(net.head))
+        made = TaskNet(RouteNet(net.architecture, net.gate_spec), head).state_dict()
     state = net.state_dict()
     for name in {**state, **made}:
         given, wanted = (None if name not in one else tuple(one[name].shape) for one in (state, made))
@@ -66,7 +75,7 @@ def check_loads(net: RouteNet) -> None:
         )
 
 
-def load_net(folder: Path) -> RouteNet:
+def load_net(folder: Path) -> TaskNet:
     """The network that `save_net` wrote, with its weights in the types that were saved.
 
     A network with gates computes by `auto`, so that what its gates skip is not computed.
@@ -75,16 +84,20 @@ def load_net(folder: Path) -> RouteNet:
         BundleError: a file is missing, truncated, or weights and architecture do not belong together.
     """
     data = read_json(folder / NETWORK_FILE, wanted="the folder of a run or bundle")
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_1):
         raise BundleError(f"{folder / NETWORK_FILE}: not a {FORMAT} file; give a folder that routespace wrote")
     try:
         architecture = Architecture.from_json(data.get("architecture"))
         gates = GateSpec.parse(data.get("gates"), name="gates")
+        flat = data["format"] == FORMAT_1
+        head = {"kind": "classify" if architecture.spec.num_classes else "maps"} if flat else data.get("head")
     except RoutespaceError as error:
         raise BundleError(f"{folder / NETWORK_FILE}: {str(error).splitlines()[0]}") from error
     state = _read(folder / WEIGHTS_FILE, owner=architecture.hash)
     try:
-        return filled(architecture, gates, state)
+        return filled(lambda: _make_net(architecture, gates, head), present_keys(state) if flat else state)
+    except RoutespaceError as error:
+        raise BundleError(f"{folder / NETWORK_FILE}: {error}") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise BundleError(
@@ -92,7 +105,12 @@ def load_net(folder: Path) -> RouteNet:
         ) from error
 
 
-def filled(architecture: Architecture, gates: GateSpec, state: Mapping[str, Tensor]) -> RouteNet:
+def _make_net(architecture: Architecture, gates: GateSpec, head: Any) -> TaskNet:
+    execution: Execution = "dense" if architecture.is_static else "auto"
+    return TaskNet(RouteNet(architecture, gates, execution=execution), make_head(architecture.spec, head))
+
+
+def filled(make: Callable[[], Net], state: Mapping[str, Tensor]) -> Net:
     """A new network with the given weights copied into it: their types and device, but its own memory formats.
 
     Adopting the tensors themselves would be quicker, but they lie as a file or another network has them, and
@@ -100,20 +118,20 @@ def filled(architecture: Architecture, gates: GateSpec, state: Mapping[str, Tens
     under `torch.inference_mode` too, so that the network can be trained on. The random state is untouched.
 
     Args:
-        architecture, gates: of the network.
+        make: gives the network, with fresh weights.
         state: its whole state dict.
 
     Raises:
         RuntimeError: keys or shapes differ, in torch's words.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        net = RouteNet(architecture, gates, execution="dense" if architecture.is_static else "auto")
+        net = make()
         _adapt(net, state)
         net.load_state_dict(state, strict=True)
     return net
 
 
-def _adapt(net: RouteNet, state: Mapping[str, Tensor]) -> None:
+def _adapt(net: AnyNet, state: Mapping[str, Tensor]) -> None:
     """Give a network's tensors the types and devices of those that are to be copied into them."""
     types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     devices = {tensor.device for tensor in state.values()}

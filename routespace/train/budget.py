@@ -26,8 +26,8 @@ from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import ALL_USED, EdgeUsage, Usage, used_macs
 from routespace.nn.plan import Row, compile_plan
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import AnyNet, network_cost
 from routespace.train.recipe.parts import BudgetSpec
 from routespace.train.recipe.recipe import Recipe
 
@@ -69,7 +69,7 @@ def prices(architecture: Architecture, gates: GateSpec, device: torch.device) ->
     return Prices(names, EdgeCost(0, fixed, routed, 0, 0), asked, float(constant))  # type: ignore[arg-type]
 
 
-def expected_macs(net: RouteNet, routes: Routes) -> Tensor:
+def expected_macs(net: AnyNet, routes: Routes) -> Tensor:
     """MACs of one image, averaged over a batch, from the decisions taken in it.
 
     Args:
@@ -91,9 +91,9 @@ def expected_macs(net: RouteNet, routes: Routes) -> Tensor:
     return spent.sum() + table.constant
 
 
-def counted_macs(net: RouteNet, usage: Usage) -> float:
+def counted_macs(net: AnyNet, usage: Usage) -> float:
     """MACs of one image at the measured usage; edges that are not in it computed everything."""
-    return float(architecture_cost(net.architecture, gates=net.gate_spec, usage=usage).macs)
+    return float(network_cost(net, usage=usage).macs)
 
 
 def _cost_relevant(gates: GateSpec) -> GateSpec:

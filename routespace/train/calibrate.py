@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import AnyNet, backbone_of
 from routespace.train.data.loaders import Batch
 from routespace.train.evaluate import measure
 
@@ -49,7 +49,7 @@ class Trial(NamedTuple):
     macs: float
 
 
-def calibrate(net: RouteNet, loader: Iterable[Batch], target: float) -> Calibration:
+def calibrate(net: AnyNet, loader: Iterable[Batch], target: float) -> Calibration:
     """Set `net.gate_spec.threshold` so that the counted MACs meet `target`.
 
     Args:
@@ -97,15 +97,16 @@ def _why(target: float, tried: list[Trial]) -> str:
     return f"{reach}; the gates are saturated (train longer, or with a larger budget.weight) or have no threshold"
 
 
-def _macs_at(net: RouteNet, logit: float, batches: list[Batch]) -> float:
+def _macs_at(net: AnyNet, logit: float, batches: list[Batch]) -> float:
     set_threshold(net, logit)
     return measure(net, batches)
 
 
-def set_threshold(net: RouteNet, logit: float) -> None:
+def set_threshold(net: AnyNet, logit: float) -> None:
     """Replace the network's gate spec by one with the threshold sigmoid(logit), inside ±LOGIT_RANGE."""
     threshold = _sigmoid(max(-LOGIT_RANGE, min(LOGIT_RANGE, logit)))
-    net.gate_spec = net.gate_spec.model_copy(update={"threshold": threshold})
+    backbone = backbone_of(net)
+    backbone.gate_spec = backbone.gate_spec.model_copy(update={"threshold": threshold})
 
 
 def _logit(probability: float) -> float:

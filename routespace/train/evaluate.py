@@ -22,7 +22,7 @@ import torch
 
 from routespace.errors import DataError
 from routespace.grid.usage import shares_to_json
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter
 from routespace.train.budget import counted_macs
 from routespace.train.data.loaders import Batch
@@ -40,7 +40,7 @@ class Sampling(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    net: RouteNet, loader: Iterable[Batch], *, expected: bool = True, sampling: Sampling | None = None
+    net: TaskNet, loader: Iterable[Batch], *, expected: bool = True, sampling: Sampling | None = None
 ) -> dict[str, Any]:
     """Measure a network.
 
@@ -102,23 +102,24 @@ def _now(device: torch.device) -> float:
 
 
 @contextlib.contextmanager
-def sampling_gates(net: RouteNet, sampling: Sampling, seed: int) -> Iterator[None]:
+def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None]:
     """Gates in training mode; everything else, the global random numbers too, is as before afterwards."""
-    temperature, noise = net.temperature, net.noise
+    backbone = net.backbone
+    temperature, noise = backbone.temperature, backbone.noise
     devices = [torch.cuda.current_device()] if next(net.parameters()).is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         net.gates.train()
-        net.temperature, net.noise = sampling
+        backbone.temperature, backbone.noise = sampling
         try:
             yield
         finally:
             net.gates.eval()
-            net.temperature, net.noise = temperature, noise
+            backbone.temperature, backbone.noise = temperature, noise
 
 
 @torch.no_grad()
-def measure(net: RouteNet, loader: Iterable[Batch]) -> float:
+def measure(net: AnyNet, loader: Iterable[Batch]) -> float:
     """Counted MACs of one image; the network is in eval mode already."""
     usage, device = UsageMeter(), next(net.parameters()).device
     for images, _ in loader:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from routespace.errors import RoutespaceError
 from routespace.grid.architecture import Architecture
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import threshold_logit
+from routespace.nn.task_net import TaskNet
 from routespace.train.budget import BudgetLoss
 from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
@@ -59,7 +59,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        net: RouteNet,
+        net: TaskNet,
         loaders: Loaders,
         *,
         accelerator: Accelerator,
@@ -85,7 +85,7 @@ class Trainer:
         self._epoch_rate = 0.0
 
     @property
-    def final_net(self) -> RouteNet:
+    def final_net(self) -> TaskNet:
         """The network to validate and save: the moving average, where there is one."""
         return self.ema.module if self.ema is not None else self.net
 
@@ -126,7 +126,7 @@ class Trainer:
         """One optimiser step; returns the numbers of Losses."""
         done = self.epoch * self.loaders.steps + self.step
         progress = done / (self.spec.epochs * self.loaders.steps)
-        self.net.temperature, self.net.noise = self._sampling(progress)
+        self.net.backbone.temperature, self.net.backbone.noise = self._sampling(progress)
         self._hold(progress < self.recipe.budget.open_frac)
         self.schedule.step_update(done)
         images, targets = self.task.mix(images, labels)
@@ -137,7 +137,7 @@ class Trainer:
                 self.accelerator.clip_grad_norm_(group["params"], self.spec.clip_grad)
         self.stepper.step()
         self.stepper.zero_grad()
-        self.net.update_gate_ema()
+        self.net.backbone.update_gate_ema()
         if self.ema is not None:
             self.ema.update(self.net)
         stacked = torch.stack([value.detach().double() for value in losses])
@@ -167,7 +167,7 @@ class Trainer:
     def _hold(self, held: bool) -> None:
         """Hold the gates while the blocks learn: all open, or as the staircase has them."""
         stairs = self.spec.start == "staircase"
-        self.net.held_open = held and not stairs
+        self.net.backbone.held_open = held and not stairs
         unwrapped = self.accelerator.unwrap_model(self.objective)
         unwrapped.held = Architecture.staircase(self.net.architecture.grid) if held and stairs else None
 

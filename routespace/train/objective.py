@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from routespace.grid.architecture import Architecture
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 from routespace.train.budget import BudgetLoss, expected_macs
 from routespace.train.tasks.classify import Classify
 
@@ -34,7 +34,7 @@ class Objective(nn.Module):
         held: a path whose gates are held open while all others are held shut; None lets the gates decide.
     """
 
-    def __init__(self, net: RouteNet, task: Classify, budget: BudgetLoss | None) -> None:
+    def __init__(self, net: TaskNet, task: Classify, budget: BudgetLoss | None) -> None:
         super().__init__()
         self.net, self.task, self.budget = net, task, budget
         self.held: Architecture | None = None
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         )
 
 
-def held_routes(net: RouteNet, path: Architecture, images: Tensor) -> Routes:
+def held_routes(net: TaskNet, path: Architecture, images: Tensor) -> Routes:
     """Decisions that open the gates of `path`'s edges and shut all others, for images (B, C, H, W)."""
     edges = {}
     for name, places in net.gate_places(images.shape[-2:]).items():

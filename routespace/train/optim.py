@@ -6,17 +6,18 @@ import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.train.recipe.parts import TrainSpec
 
 BETAS = (0.9, 0.999)
+GATES = "backbone.gates."
 
 
-def make_optimizer(net: RouteNet, spec: TrainSpec) -> torch.optim.AdamW:
+def make_optimizer(net: TaskNet, spec: TrainSpec) -> torch.optim.AdamW:
     """Fused AdamW; gates learn at `gate_lr` without weight decay, norms and biases without weight decay."""
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": []}
     for name, parameter in net.named_parameters():
-        kind = "gates" if name.startswith("gates.") else "matrices" if parameter.ndim > 1 else "vectors"
+        kind = "gates" if name.startswith(GATES) else "matrices" if parameter.ndim > 1 else "vectors"
         groups[kind].append(parameter)
     gate_lr = spec.gate_lr if spec.gate_lr is not None else spec.lr
     settings = {

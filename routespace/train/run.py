@@ -27,8 +27,8 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, read_json, write_text
 from routespace.grid.architecture import Architecture
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate
@@ -66,14 +66,14 @@ class RunResult:
 
     folder: Path
     metrics: dict[str, Any]
-    net: RouteNet
+    net: TaskNet
 
 
 def train(
     recipe: Recipe,
     out: Path | str,
     *,
-    init: RouteNet | None = None,
+    init: TaskNet | None = None,
     resume: bool = False,
     progress: Report | None = None,
 ) -> RunResult:
@@ -129,9 +129,11 @@ def _accelerator(recipe: Recipe, architecture: Architecture) -> Accelerator:
     )
 
 
-def _make_net(recipe: Recipe, architecture: Architecture, init: RouteNet | None) -> RouteNet:
+def _make_net(recipe: Recipe, architecture: Architecture, init: TaskNet | None) -> TaskNet:
     torch.manual_seed(recipe.seed)
-    net = RouteNet(architecture, recipe.gates, execution=recipe.train.execution, drop_path=recipe.train.drop_path)
+    net = TaskNet.classifier(
+        architecture, recipe.gates, execution=recipe.train.execution, drop_path=recipe.train.drop_path
+    )
     if init is not None:
         net.load_state_dict(init.state_dict())
     elif recipe.train.start == "staircase":
@@ -141,7 +143,7 @@ def _make_net(recipe: Recipe, architecture: Architecture, init: RouteNet | None)
 
 
 @torch.no_grad()
-def open_staircase(net: RouteNet, path: Architecture) -> None:
+def open_staircase(net: TaskNet, path: Architecture) -> None:
     """Set the gates' biases: edges of `path` open with the spec's openness, all others with 1 − openness."""
     spec = net.gate_spec
     closed = initial_bias(spec.model_copy(update={"openness": 1 - spec.openness}))
@@ -194,7 +196,7 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
 
 
 @torch.no_grad()
-def settle_gates(net: RouteNet) -> None:
+def settle_gates(net: TaskNet) -> None:
     """Let the averaged gate weights take the place of the live ones: training then decides as inference does."""
     for module in net.gates.values():
         assert isinstance(module, Gate)

@@ -11,7 +11,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import USAGE_FORMAT
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import save_net
 from routespace.train.recipe.recipe import Recipe
 
@@ -20,7 +20,7 @@ FORMAT = "routespace.run/1"
 GIVEN = "given"  # in architecture.json: whether the training started from a given network
 
 
-def with_init(recipe: Recipe, init: RouteNet | None) -> tuple[Recipe, Architecture]:
+def with_init(recipe: Recipe, init: TaskNet | None) -> tuple[Recipe, Architecture]:
     """The recipe and architecture to train; a given network's grid and gates take the recipe's place."""
     if init is None:
         return recipe, recipe.architecture()
@@ -73,7 +73,7 @@ def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given
     write_text(out / "recipe.yaml", recipe.to_yaml())
 
 
-def save_final(out: Path, net: RouteNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
+def save_final(out: Path, net: TaskNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
     """net/, usage.json and, last, result.json: the folder is finished when that is there."""
     with replaced_folder(out / "net") as partial:
         save_net(net, partial)

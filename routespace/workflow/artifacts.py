@@ -12,7 +12,7 @@ from pathlib import Path
 from routespace.deploy.bundle import Card, is_bundle, load_bundle
 from routespace.errors import BundleError
 from routespace.grid.usage import Usage
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.train.recipe.recipe import Recipe
 from routespace.workflow.devices import pick_device
@@ -34,7 +34,7 @@ class Artifact:
     """
 
     folder: Path
-    net: RouteNet
+    net: TaskNet
     recipe: Recipe | None
     card: Card | None
     usage: Usage | None

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
-from routespace.grid.cost import architecture_cost
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet, network_cost
 from routespace.train.data.digits import MEAN, STD
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.evaluate import evaluate
@@ -28,7 +27,7 @@ PAINTED_IMAGES = 6
 
 
 def evaluate_network(
-    net: RouteNet,
+    net: TaskNet,
     data: Recipe | Loaders,
     *,
     split: Split = "test",
@@ -54,7 +53,7 @@ def evaluate_network(
     """
     loader = split_loader(data, split)
     result = evaluate(net, loader)
-    cost = architecture_cost(net.architecture, gates=net.gate_spec)
+    cost = network_cost(net)
     report = {
         "split": split,
         "images": result["images"],
@@ -99,14 +98,14 @@ def split_loader(data: Recipe | Loaders, split: str) -> DataLoader[Any]:
     return loaders.test if require_split(split) == "test" else loaders.val
 
 
-def require_paintable(net: RouteNet, path: Path) -> None:
+def require_paintable(net: TaskNet, path: Path) -> None:
     """Raise SpecError when nothing could be painted: a static network, or a file of another kind."""
     require_format(path)
     if net.architecture.is_static:
         raise SpecError("picture: the network is static and computes every token; give a routed one")
 
 
-def paint_tokens(net: RouteNet, data: Recipe | Loaders, path: Path, *, split: Split = "test") -> Path:
+def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Split = "test") -> Path:
     """Draw which tokens of the split's first images are computed, with their labels and what was answered.
 
     Args:
@@ -124,7 +123,6 @@ def paint_tokens(net: RouteNet, data: Recipe | Loaders, path: Path, *, split: Sp
     images = images[:PAINTED_IMAGES].to(next(net.parameters()).device)
     with torch.inference_mode():
         out = net(images)
-    assert out.logits is not None  # a recipe's network has classes
     answers = out.logits.argmax(1).tolist()
     words = [f"{label} → {answer}" for label, answer in zip(labels.tolist(), answers, strict=False)]
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))

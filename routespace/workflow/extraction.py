@@ -16,7 +16,7 @@ from routespace.deploy.verify import verify
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import write_text
 from routespace.grid.architecture import Architecture
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
@@ -43,7 +43,7 @@ class Extraction:
             evaluated.
     """
 
-    net: RouteNet
+    net: TaskNet
     card: Card
     max_difference: float
     accuracy_whole: float | None = None

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 ROUNDS = 9
 WARM_UP = 2
 
 
 def routed_times(
-    net: RouteNet, images: Tensor, *, rounds: int = ROUNDS, compiled: bool = False
+    net: TaskNet, images: Tensor, *, rounds: int = ROUNDS, compiled: bool = False
 ) -> dict[str, float]:
     """Seconds of one forward pass of a batch: with everything computed, and routed.
 
@@ -51,7 +51,7 @@ def routed_times(
 
 
 @contextmanager
-def _timed_mode(net: RouteNet, *, compiled: bool) -> Iterator[None]:
+def _timed_mode(net: TaskNet, *, compiled: bool) -> Iterator[None]:
     """Evaluation, `auto`, one thread, blocks compiled or not; all as before afterwards."""
     training, execution, was_compiled, threads = net.training, net.execution, net.compiled, torch.get_num_threads()
     torch.set_num_threads(1)

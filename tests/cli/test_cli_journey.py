@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from routespace import Architecture, RouteNet, RoutingGrid, load_bundle, load_recipe, save_bundle
+from routespace import Architecture, RoutingGrid, TaskNet, load_bundle, load_recipe, save_bundle
 from routespace.cli.app import app
 from routespace.deploy.bundle import CARD_FILE, Card
 
@@ -140,7 +140,7 @@ def test_bundles_that_are_not_whole(cli, place, tmp_path):
 
 def test_bundle_of_another_grid(cli, place, tmp_path):
     grid = RoutingGrid(load_recipe("digits_tiny").grid)
-    net = RouteNet(Architecture.staircase(grid))
+    net = TaskNet.classifier(Architecture.staircase(grid))
     save_bundle(net, tmp_path / "other", Card.of(net))
     cli("verify", tmp_path / "other", "--against", place / "run").assert_refused("architecture")
 

@@ -10,7 +10,7 @@ from tiny_grid import TINY_GRID
 from typer.testing import CliRunner
 
 import routespace
-from routespace import RouteNet, RoutingGrid, save_bundle
+from routespace import RoutingGrid, TaskNet, save_bundle
 from routespace.cli.app import app, one_line
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
@@ -168,7 +168,7 @@ def test_search_under_a_latency_limit(cli, tmp_path):
 
 def test_export(cli, tmp_path):
     grid = RoutingGrid(routespace.GridSpec.parse(TINY_GRID))
-    net = RouteNet(routespace.Architecture.staircase(grid))
+    net = TaskNet.classifier(routespace.Architecture.staircase(grid))
     save_bundle(net, tmp_path / "bundle", Card.of(net))
     cli("export", tmp_path / "bundle", "-o", tmp_path / "out", "--format", "pt2").assert_fine()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt2"]

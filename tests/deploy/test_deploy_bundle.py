@@ -18,7 +18,8 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
+from routespace.nn.heads.classify import Classifier
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net, save_net
 
 FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_ratios": (2.0, 2.0),
@@ -27,7 +28,7 @@ FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_r
 
 def make_net(seed=0, **changes):
     torch.manual_seed(seed)
-    return RouteNet(Architecture.staircase(RoutingGrid(GridSpec.parse(FIELDS | changes)))).eval()
+    return TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.parse(FIELDS | changes)))).eval()
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_types_that_differ_inside_a_network_are_kept(net, tmp_path):
 def test_a_loaded_routed_network_computes_only_what_its_gates_keep(tmp_path):
     grid = RoutingGrid(GridSpec.parse(FIELDS))
     for architecture, execution in ((Architecture.full(grid), "auto"), (Architecture.staircase(grid), "dense")):
-        net = RouteNet(architecture)
+        net = TaskNet.classifier(architecture)
         folder = tmp_path / execution
         save_bundle(net, folder, Card.of(net))
         assert load_bundle(folder).net.execution == execution
@@ -110,7 +111,7 @@ def test_what_is_loaded_or_extracted_under_inference_mode_can_be_trained(net, bu
         found = [load_bundle(bundle).net, extract(net, net.architecture)]
     for part in found:
         part.train()(torch.randn(2, 3, 32, 32)).logits.sum().backward()
-        assert part.stem.proj.weight.grad is not None
+        assert part.backbone.stem.proj.weight.grad is not None
 
 
 WRAPPERS = {
@@ -133,14 +134,18 @@ def test_wrapped_networks_are_saved_extracted_and_verified_as_themselves(net, wr
 
 CHANGES = {
     "another head": (
-        lambda net: setattr(net, "head", torch.nn.Linear(16, 7)),
+        lambda net: setattr(net, "head", Classifier(16, 7, 8)),
         r"head\.weight has shape \(7, 16\)",
     ),
-    "no head": (lambda net: setattr(net, "head", None), r"head\.weight is missing"),
+    "no head of ours": (
+        lambda net: setattr(net, "head", torch.nn.Linear(16, 7)),
+        "head: a Linear cannot be loaded",
+    ),
+    "no head": (lambda net: setattr(net, "head", None), "head: a NoneType cannot be loaded"),
     "a buffer": (lambda net: net.register_buffer("extra", torch.zeros(1)), "extra has shape"),
     "a parametrisation": (
         lambda net: torch.nn.utils.parametrizations.weight_norm(net.head),
-        r"head\.parametrizations",
+        "head: a ParametrizedClassifier cannot be loaded",
     ),
 }
 

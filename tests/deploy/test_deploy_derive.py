@@ -17,7 +17,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import measure_usage
 
 SPEC = GridSpec(layers=3, max_down=16, widths=(8, 16, 24), heads=(1, 2, 3), mlp_ratios=(2.0,) * 3,
@@ -130,7 +130,7 @@ def test_bad_arguments():
 
 def test_usage_is_the_average_over_images_and_modes_are_restored():
     torch.manual_seed(0)
-    net = RouteNet(Architecture.full(GRID), GateSpec(openness=0.5)).train()
+    net = TaskNet.classifier(Architecture.full(GRID), GateSpec(openness=0.5)).train()
     images = torch.randn(5, 3, 32, 32)
     usage = measure_usage(net, [(images[:4], torch.zeros(4)), (images[4:], torch.zeros(1))])
     assert net.training

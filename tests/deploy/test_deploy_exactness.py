@@ -14,7 +14,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 GRIDS, EACH = 20, 5
 
@@ -43,7 +43,7 @@ def random_supernet(grid, seed):
     rng = random.Random(seed)
     gates = GateSpec(rows=rng.choice(["token", "image", "window"]), columns=rng.choice(["token", "image"]))
     torch.manual_seed(seed)
-    return RouteNet(Architecture.full(grid), gates).eval()
+    return TaskNet.classifier(Architecture.full(grid), gates).eval()
 
 
 def test_extracted_equals_the_supernet_over_100_random_architectures():
@@ -66,7 +66,7 @@ def test_verify_notices_a_changed_weight_a_foreign_key_and_shared_memory():
     architecture = sample_static(grid, 1, seed=3)[0]
     subnet = extract(supernet, architecture)
     with torch.no_grad():
-        subnet.stem.proj.weight[0] *= 1.1  # one channel: what all have in common a norm would hide
+        subnet.backbone.stem.proj.weight[0] *= 1.1  # one channel: what all have in common a norm would hide
     assert not verify(supernet, architecture, subnet).equal
     shared = verify(supernet, architecture, supernet.restrict(architecture))
     assert shared.equal

@@ -13,7 +13,7 @@ from routespace.errors import BundleError, MissingDependencyError, RoutespaceErr
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_ratios": (2.0, 2.0),
           "sr_ratios": (2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
@@ -21,7 +21,7 @@ FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_r
 
 def make_net(kind="staircase", **changes):
     torch.manual_seed(0)
-    return RouteNet(getattr(Architecture, kind)(RoutingGrid(GridSpec.parse(FIELDS | changes))))
+    return TaskNet.classifier(getattr(Architecture, kind)(RoutingGrid(GridSpec.parse(FIELDS | changes))))
 
 
 def names_in(folder):

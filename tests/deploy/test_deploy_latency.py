@@ -21,7 +21,7 @@ from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.families.pvt_v2_block import PvtBlock
 from routespace.nn.families.swin_v2 import SwinBlock
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 FIELDS = {"layers": 3, "max_down": 16, "depths": (1, 2, 1), "widths": (8, 16, 24), "heads": (1, 2, 3),
           "mlp_ratios": (2.0,) * 3, "sr_ratios": (4, 2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
@@ -219,7 +219,7 @@ def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):
     """With one block a column, every second column has shifted windows alone."""
     grid = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "sr_ratios": None, "window": 4, "depths": 1,
                                                 "image_size": 64}))  # fmt: skip
-    net, seen = RouteNet(Architecture.full(grid)), []
+    net, seen = TaskNet.classifier(Architecture.full(grid)), []
     for name, edge in grid.edges.items():
         if edge.kind == "transformer":
             assert edge_key(grid.spec, edge).phase == net.edges[name].blocks[0].shifted == edge.layer % 2

@@ -15,8 +15,8 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.packing.keep import KeptTokens
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 DOCS = Path(__file__).parents[2] / "docs"
 FENCE = re.compile(r"^```python example\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -65,7 +65,7 @@ def test_costs_are_what_torch_counts(image):
         architecture = Architecture.staircase(RoutingGrid(spec_of(image_size=image, outputs=outputs)))
         cost = architecture_cost(architecture)
         with torch.device("meta"):
-            net = RouteNet(architecture)
+            net = TaskNet.classifier(architecture)
             with FlopCounterMode(display=False) as counter:
                 net(torch.empty(1, 3, *image))
         assert counter.get_total_flops() == 2 * cost.macs
@@ -108,7 +108,8 @@ def test_packed_is_masked_with_gradients(keys, share):
 @pytest.mark.parametrize("rows", ["token", "window", "image"])
 def test_networks_agree_dense_and_packed(rows):
     torch.manual_seed(0)
-    net = RouteNet(Architecture.full(RoutingGrid(spec_of())), GateSpec(rows=rows, columns="token")).eval()
+    gates = GateSpec(rows=rows, columns="token")
+    net = TaskNet.classifier(Architecture.full(RoutingGrid(spec_of())), gates).eval()
     images = torch.randn(2, 3, 64, 64)
     routes = Routes.random(net, images, keep=0.4, columns=0.6)
     dense = net(images, routes=routes).logits
@@ -120,9 +121,9 @@ def test_networks_agree_dense_and_packed(rows):
 def test_a_part_of_the_supernet_is_the_same_network():
     torch.manual_seed(0)
     grid = RoutingGrid(spec_of())
-    supernet = RouteNet(Architecture.full(grid)).eval()
+    supernet = TaskNet.classifier(Architecture.full(grid)).eval()
     path = Architecture.staircase(grid)
-    part, alone = supernet.restrict(path), RouteNet(path).eval()
+    part, alone = supernet.restrict(path), TaskNet.classifier(path).eval()
     alone.load_state_dict(part.state_dict())
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(part(images).logits, alone(images).logits)
@@ -130,7 +131,7 @@ def test_a_part_of_the_supernet_is_the_same_network():
 
 
 def test_other_sizes_of_image_work():
-    net = RouteNet(Architecture.staircase(RoutingGrid(spec_of())))
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(spec_of())))
     assert net(torch.randn(1, 3, 37, 90)).logits.shape == (1, 7)
 
 

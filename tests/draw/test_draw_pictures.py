@@ -14,8 +14,8 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 GRID = RoutingGrid(GridSpec(layers=3, max_down=16, image_size=64))
 
@@ -109,7 +109,7 @@ def test_bad_input(tmp_path):
 
 def routed_pass(batch=3, size=(64, 72)):
     torch.manual_seed(0)
-    net = RouteNet(Architecture.routed(GRID, "depth")).eval()
+    net = TaskNet.classifier(Architecture.routed(GRID, "depth")).eval()
     images = torch.rand(batch, 3, *size)
     with torch.no_grad():
         return net.architecture, images, net(images, routes=Routes.random(net, images, keep=0.5)).routes

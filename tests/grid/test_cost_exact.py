@@ -18,7 +18,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import FAMILIES, preset_names
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 SIZES = ["b0", "b1", "b2", "b3", "b4", "b5"]
 IMAGE_SIZES = [(224, 224), (160, 256), (97, 131), (333, 255)]
@@ -51,7 +51,7 @@ def test_every_preset_with_its_gates_costs_what_torch_counts(preset: str) -> Non
     architecture, gates = Architecture.full(RoutingGrid(GridSpec.preset(preset))), GateSpec()
     cost = architecture_cost(architecture, gates=gates)
     with torch.device("meta"):
-        net = RouteNet(architecture, gates)
+        net = TaskNet.classifier(architecture, gates)
     count = torch_macs(net)
     assert count.macs == cost.macs
     assert not count.unknown

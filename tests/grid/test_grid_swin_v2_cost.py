@@ -19,7 +19,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import preset_names
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.swin_v2 import Output, PatchEmbed, Stem, SwinBlock
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 SIZES = [(256, 256), (224, 224), (100, 132), (61, 95), (32, 32)]
 
@@ -85,7 +85,10 @@ def test_a_window_for_each_rate_costs_what_torch_counts(window, image):
                 assert block.window == window_of(spec, rate) == side
                 assert priced(spec.block_family.block_cost(spec, rate)) == counted(block, x, hw)
         cost = architecture_cost(architecture, gates=gates)
-        assert counted(RouteNet(architecture, gates).eval(), meta(1, 3, *image)) == (cost.params, cost.macs)
+        assert counted(TaskNet.classifier(architecture, gates).eval(), meta(1, 3, *image)) == (
+            cost.params,
+            cost.macs,
+        )
 
 
 def test_one_window_for_all_rates_is_the_same_grid_as_equal_ones():
@@ -123,14 +126,14 @@ def test_staircase_costs_what_timm_costs(size, name, image):
         wanted = counted(oracle, meta(1, 3, *image))
         cost = architecture_cost(architecture)
         assert (cost.params, cost.macs) == wanted
-        assert counted(RouteNet(architecture).eval(), meta(1, 3, *image)) == wanted
+        assert counted(TaskNet.classifier(architecture).eval(), meta(1, 3, *image)) == wanted
 
 
 @pytest.mark.filterwarnings("ignore")  # fvcore traces with torch.jit, which warns
 def test_fvcore_agrees_once_attention_has_a_handle():
     grid = RoutingGrid(GridSpec(layers=2, max_down=8, depths=2, family="swin_v2", size="t", image_size=(72, 80)))
     architecture = Architecture.staircase(grid)
-    analysis = FlopCountAnalysis(Logits(RouteNet(architecture).eval()), torch.zeros(1, 3, 72, 80))
+    analysis = FlopCountAnalysis(Logits(TaskNet.classifier(architecture).eval()), torch.zeros(1, 3, 72, 80))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", attention_macs)
     found = analysis.by_operator()
@@ -139,7 +142,7 @@ def test_fvcore_agrees_once_attention_has_a_handle():
 
 
 class Logits(torch.nn.Module):
-    def __init__(self, net: RouteNet) -> None:
+    def __init__(self, net: TaskNet) -> None:
         super().__init__()
         self.net = net
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 
-def outcome(net: RouteNet, execution: str, images: torch.Tensor, routes: Routes):
+def outcome(net: TaskNet, execution: str, images: torch.Tensor, routes: Routes):
     """Logits and maps as one vector, the gradients of a loss on all of them, and the routes."""
     net.execution = execution
     net.zero_grad()
@@ -18,7 +18,7 @@ def outcome(net: RouteNet, execution: str, images: torch.Tensor, routes: Routes)
     return values.detach(), grads, out.routes
 
 
-def assert_modes_agree(net: RouteNet, images: torch.Tensor, routes: Routes, modes=("packed", "auto")):
+def assert_modes_agree(net: TaskNet, images: torch.Tensor, routes: Routes, modes=("packed", "auto")):
     values, grads, taken = outcome(net, "dense", images, routes)
     largest = max(g.norm() for g in grads.values())
     for mode in modes:
@@ -35,7 +35,7 @@ def assert_modes_agree(net: RouteNet, images: torch.Tensor, routes: Routes, mode
             assert (net(images, routes=routes).logits.flatten() - values[: len(images) * 5]).abs().max() < 1e-4
 
 
-def with_lively_gates(net: RouteNet) -> RouteNet:
+def with_lively_gates(net: TaskNet) -> TaskNet:
     """Gates that open here and close there, in training and, by their EMA copies, at inference."""
     for parameter in net.gates.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -44,7 +44,7 @@ def with_lively_gates(net: RouteNet) -> RouteNet:
     return net
 
 
-def assert_replays(net: RouteNet, images: torch.Tensor, *, atol: float) -> Routes:
+def assert_replays(net: TaskNet, images: torch.Tensor, *, atol: float) -> Routes:
     """Its own decisions, recorded, give the same output and the same routes; returns them."""
     out = net(images)
     again = net(images, routes=out.routes.detach())

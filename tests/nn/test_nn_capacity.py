@@ -11,9 +11,9 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 
 FAMILIES = {
     "pvt_v2": {"mlp_ratios": (2, 2, 2), "sr_ratios": (2, 1, 1)},
@@ -29,7 +29,7 @@ STAIRS = [
 EVEN, ODD = (64, 64), (52, 76)  # maps of 16×16, 8×8 and 4×4 tokens; of 13×19, 7×10 and 4×5
 
 
-def make_net(routing: str = "stairs", family: str = "pvt_v2", outputs: str = "coarsest", **gates) -> RouteNet:
+def make_net(routing: str = "stairs", family: str = "pvt_v2", outputs: str = "coarsest", **gates) -> TaskNet:
     """`stairs` is the staircase with a gate at every edge; the others are the ablations."""
     torch.manual_seed(0)
     fields = {"layers": 3, "max_down": 16, "widths": (8, 16, 16), "heads": (1, 2, 2), "family": family}
@@ -41,7 +41,7 @@ def make_net(routing: str = "stairs", family: str = "pvt_v2", outputs: str = "co
     else:
         architecture = Architecture.routed(grid, routing)
     spec = GateSpec(**{"columns": "token", "capacity": True, "keep": 0.4, **gates})
-    return with_lively_gates(RouteNet(architecture, spec))
+    return with_lively_gates(TaskNet.classifier(architecture, spec))
 
 
 def per_image(routes: Routes, name: str) -> set[int]:
@@ -187,7 +187,7 @@ def test_nobody_is_stranded_unless_a_replay_sends_nothing(execution):
 
 def test_gates_that_are_held_open_send_everything():
     net = make_net().train()
-    net.held_open = True
+    net.backbone.held_open = True
     for execution in ("dense", "packed"):
         net.execution = execution
         out = net(torch.randn(2, 3, *ODD))

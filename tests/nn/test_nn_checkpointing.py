@@ -8,11 +8,11 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 
-def step(net: RouteNet, images: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+def step(net: TaskNet, images: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
     """Logits, gradients, and the bytes beside the weights that autograd keeps for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -38,7 +38,7 @@ def test_same_step_from_less_memory(family, execution):
     torch.manual_seed(0)
     shape = {"sr_ratios": None, "window": 2} if family == "swin_v2" else {}
     grid = RoutingGrid(GridSpec(**TINY_GRID | {"family": family, "layers": 4, "depths": 2} | shape))
-    net = RouteNet(Architecture.full(grid), GateSpec(), execution=execution, drop_path=0.3).train()
+    net = TaskNet.classifier(Architecture.full(grid), GateSpec(), execution=execution, drop_path=0.3).train()
     images = torch.randn(3, 3, 32, 32)
     routes = Routes.random(net, images, keep=0.5, seed=0)
     logits, grads, kept = step(net, images, routes)

@@ -14,11 +14,11 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.compiled import compiled
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 
 
-def small_net(**gates) -> RouteNet:
+def small_net(**gates) -> TaskNet:
     torch.manual_seed(0)
     spec = GridSpec.parse(
         {
@@ -34,7 +34,7 @@ def small_net(**gates) -> RouteNet:
             "embed_layers": (1,),
         }
     )
-    return RouteNet(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec(**gates))
+    return TaskNet.classifier(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec(**gates))
 
 
 @pytest.fixture(autouse=True)

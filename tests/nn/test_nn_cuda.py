@@ -9,8 +9,8 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,7 @@ def _exact_products():
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def make_net(family: str = "pvt_v2", **gates: object) -> RouteNet:
+def make_net(family: str = "pvt_v2", **gates: object) -> TaskNet:
     torch.manual_seed(0)
     grid = RoutingGrid(
         GridSpec(
@@ -37,14 +37,14 @@ def make_net(family: str = "pvt_v2", **gates: object) -> RouteNet:
             widths=[16, 32, 64], heads=[1, 2, 4], mlp_ratios=[2, 2, 2], **FAMILIES[family],
         )
     )  # fmt: skip
-    net = RouteNet(Architecture.routed(grid, "depth"), GateSpec(**gates))
+    net = TaskNet.classifier(Architecture.routed(grid, "depth"), GateSpec(**gates))
     for parameter in net.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, std=0.3)
     return net
 
 
-def grads(net: RouteNet, images: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def grads(net: TaskNet, images: torch.Tensor, routes: Routes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     net.zero_grad()
     logits = net(images, routes=routes).logits
     logits.float().square().sum().backward()

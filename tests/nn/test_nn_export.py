@@ -9,13 +9,13 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 
 class Logits(nn.Module):
     """A network that returns its logits alone."""
 
-    def __init__(self, net: RouteNet) -> None:
+    def __init__(self, net: TaskNet) -> None:
         super().__init__()
         self.net = net
 
@@ -23,19 +23,19 @@ class Logits(nn.Module):
         return self.net(images).logits
 
 
-def small_net(routing: str = "both", **gates) -> RouteNet:
+def small_net(routing: str = "both", **gates) -> TaskNet:
     torch.manual_seed(0)
     spec = GridSpec.parse({"layers": 2, "max_down": 8, "size": "b0", "image_size": 64, "num_classes": 5})
     grid = RoutingGrid(spec)
     architecture = Architecture.full(grid) if routing == "both" else Architecture.routed(grid, routing)
-    net = RouteNet(architecture, GateSpec(openness=0.5, **gates)).eval()
+    net = TaskNet.classifier(architecture, GateSpec(openness=0.5, **gates)).eval()
     for gate in net.gates.values():
         if gate.ema_weight is not None:
             nn.init.normal_(gate.ema_weight, std=0.5)
     return net
 
 
-def assert_exports(net: RouteNet) -> None:
+def assert_exports(net: TaskNet) -> None:
     images = torch.randn(3, 3, 64, 64)
     batch = {"images": {0: Dim("batch", min=2, max=64)}}
     exported = torch.export.export(Logits(net), (images,), dynamic_shapes=batch).module()

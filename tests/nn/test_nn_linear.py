@@ -13,8 +13,8 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.kernels import linear as linears
 from routespace.nn.kernels.linear import apply_linear, linear, padded_linear, weight_grad
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
@@ -244,14 +244,14 @@ def test_exported_graphs_hold_torchs_operators(onednn):
     assert not any("routespace" in str(node.target) for node in program.graph.nodes)
 
 
-def net_of(family: str) -> RouteNet:
+def net_of(family: str) -> TaskNet:
     torch.manual_seed(0)
     own = {} if family == "pvt_v2" else {"sr_ratios": None, "window": 4}
     spec = GridSpec.parse({**TINY_GRID, "family": family, "depths": 2, **own})
-    return RouteNet(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec()).eval()
+    return TaskNet.classifier(Architecture.routed(RoutingGrid(spec), "depth"), GateSpec()).eval()
 
 
-def outcome(net: RouteNet, images: torch.Tensor, routes: Routes) -> list[torch.Tensor]:
+def outcome(net: TaskNet, images: torch.Tensor, routes: Routes) -> list[torch.Tensor]:
     net.zero_grad()
     logits = net(images, routes=routes).logits
     logits.square().sum().backward()

@@ -13,7 +13,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.module import unwrap
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import measure_usage
 from routespace.nn.weights import load_net, save_net
 
@@ -26,9 +26,9 @@ WRAPPERS = {
 }
 
 
-def tiny_net(**changes) -> RouteNet:
+def tiny_net(**changes) -> TaskNet:
     torch.manual_seed(0)
-    return RouteNet(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID | changes)))).eval()
+    return TaskNet.classifier(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID | changes)))).eval()
 
 
 @pytest.fixture(params=WRAPPERS.values(), ids=list(WRAPPERS))
@@ -37,7 +37,7 @@ def wrapped(request):
 
 
 def test_a_wrapper_is_taken_off(wrapped):
-    assert type(unwrap(wrapped, wanted=RouteNet)) is RouteNet
+    assert type(unwrap(wrapped, wanted=TaskNet)) is TaskNet
 
 
 def test_what_is_not_wrapped_stays():
@@ -49,8 +49,8 @@ def test_what_is_not_wrapped_stays():
 
 @pytest.mark.parametrize("other", [nn.Linear(1, 1), nn.DataParallel(nn.Linear(1, 1))])
 def test_another_module_is_refused_by_its_class(other):
-    with pytest.raises(SpecError, match="a Linear was given; give a RouteNet"):
-        unwrap(other, wanted=RouteNet)
+    with pytest.raises(SpecError, match="a Linear was given; give a TaskNet"):
+        unwrap(other, wanted=TaskNet)
 
 
 def test_a_wrapped_network_is_saved_as_what_it_wraps(wrapped, tmp_path):

@@ -14,8 +14,8 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.kernels.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.ragged import ragged_attention
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 
 GRANULARITIES = ("layer", "image", "token", "window")
 FAMILIES = {
@@ -25,11 +25,11 @@ FAMILIES = {
 LAST_EDGE = "l01_r08_transformer"
 
 
-def small_net(drop_path: float = 0.0, layers: int = 2, family: str = "pvt_v2", **gates) -> RouteNet:
+def small_net(drop_path: float = 0.0, layers: int = 2, family: str = "pvt_v2", **gates) -> TaskNet:
     torch.manual_seed(0)
     fields = {"layers": layers, "max_down": 8, "family": family, "widths": (16, 32), "heads": (1, 2)}
     spec = GridSpec.parse(fields | FAMILIES[family] | {"num_classes": 5, "outputs": "pyramid"})
-    net = RouteNet(Architecture.full(RoutingGrid(spec)), GateSpec(**gates), drop_path=drop_path)
+    net = TaskNet.classifier(Architecture.full(RoutingGrid(spec)), GateSpec(**gates), drop_path=drop_path)
     if family == "swin_v2":  # its branches start at zero, and no value's bias would show at padding
         with torch.no_grad():
             for parameter in net.parameters():
@@ -243,7 +243,7 @@ def test_neighbour_table_against_unfold():
     assert torch.equal(packed[keep.neighbours].t(), want)
 
 
-def count_calls(net: RouteNet) -> dict[str, list[int]]:
+def count_calls(net: TaskNet) -> dict[str, list[int]]:
     """Edge name → batch sizes that its blocks were called with, filled while the net runs."""
     calls: dict[str, list[int]] = {name: [] for name in net.edges}
     for name, module in net.edges.items():
@@ -322,7 +322,7 @@ def test_inputs_are_not_written_to(family):
     images = torch.randn(2, 3, 32, 32)
     routes = Routes.random(net, images, keep=0.5)
     seen = []
-    net.stem.register_forward_hook(lambda *args: seen.append((args[2], args[2].clone())))
+    net.backbone.stem.register_forward_hook(lambda *args: seen.append((args[2], args[2].clone())))
     net.execution = "packed"
     net(images, routes=routes)
     assert torch.equal(*seen[0])

@@ -1,4 +1,4 @@
-"""RouteNet against timm: the staircase path is timm's PVTv2, exactly."""
+"""TaskNet against timm: the staircase path is timm's PVTv2, exactly."""
 
 import pytest
 import timm
@@ -9,7 +9,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.pretrained import load_timm_weights
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -27,7 +27,7 @@ def timm_net(name: str) -> torch.nn.Module:
 def test_staircase_is_timm(name, size):
     oracle = timm_net(f"pvt_v2_{name}")
     spec = GridSpec.preset(f"pvt_v2_{name}", image_size=size, outputs="pyramid")
-    net = RouteNet(Architecture.staircase(RoutingGrid(spec))).eval()
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()
     assert load_timm_weights(net, oracle.state_dict()) == []
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     out = net(images, features=True)
@@ -44,7 +44,7 @@ def test_b2_is_a_path_of_the_24_layer_grid():
     oracle = timm_net("pvt_v2_b2")
     grid = RoutingGrid(GridSpec(layers=24, max_down=32, size="b2"))
     path = Architecture.staircase(grid, (3, 4, 6, 3))
-    net = RouteNet(path).eval()
+    net = TaskNet.classifier(path).eval()
     load_timm_weights(net, oracle.state_dict())
     images = torch.randn(2, 3, 224, 224)
     assert relative(net(images).logits, oracle(images)) < 1e-5
@@ -55,7 +55,7 @@ def test_b2_is_a_path_of_the_24_layer_grid():
 def test_supernet_warm_start_contains_timm():
     oracle = timm_net("pvt_v2_b0")
     grid = RoutingGrid(GridSpec.preset("dit_b0"))
-    supernet = RouteNet(Architecture.full(grid)).eval()
+    supernet = TaskNet.classifier(Architecture.full(grid)).eval()
     own = load_timm_weights(supernet, oracle.state_dict())
     assert own
     assert all(name.startswith("gates.") for name in own)
@@ -65,13 +65,13 @@ def test_supernet_warm_start_contains_timm():
 
 
 def test_weights_of_another_size_are_refused():
-    net = RouteNet(Architecture.staircase(RoutingGrid(GridSpec.preset("pvt_v2_b1"))))
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.preset("pvt_v2_b1"))))
     with pytest.raises(BundleError, match="does not fit"):
         load_timm_weights(net, timm_net("pvt_v2_b0").state_dict())
 
 
 def test_other_classes_keep_their_own_head():
-    net = RouteNet(Architecture.staircase(RoutingGrid(GridSpec.preset("pvt_v2_b0", num_classes=7))))
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.preset("pvt_v2_b0", num_classes=7))))
     assert load_timm_weights(net, timm_net("pvt_v2_b0").state_dict()) == ["head"]
 
 
@@ -82,21 +82,21 @@ def small_grid(**changes) -> RoutingGrid:
 @torch.no_grad()
 def test_restriction_shares_weights():
     grid = small_grid()
-    supernet = RouteNet(Architecture.full(grid)).eval()
+    supernet = TaskNet.classifier(Architecture.full(grid)).eval()
     path = supernet.restrict(Architecture.staircase(grid))
     assert set(path.state_dict()) < set(supernet.state_dict())
     images = torch.randn(1, 3, 64, 64)
     before = path(images).logits
-    for weight in supernet.stem.parameters():
+    for weight in supernet.backbone.stem.parameters():
         weight.mul_(2).add_(0.1)
     assert not torch.equal(before, path(images).logits)
 
 
 def test_restriction_to_another_grid_is_refused():
-    net = RouteNet(Architecture.full(small_grid()))
+    net = TaskNet.classifier(Architecture.full(small_grid()))
     with pytest.raises(GridError, match="no part"):
         net.restrict(Architecture.full(small_grid(layers=4)))
-    path = RouteNet(Architecture.staircase(small_grid()))
+    path = TaskNet.classifier(Architecture.staircase(small_grid()))
     with pytest.raises(GridError, match="gates only where"):
         path.restrict(Architecture.full(small_grid()))
 
@@ -104,7 +104,7 @@ def test_restriction_to_another_grid_is_refused():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(33, 64), (97, 131), (32, 32)])
 def test_odd_image_sizes(size):
-    net = RouteNet(Architecture.full(small_grid(outputs="pyramid", sr_ratios=(2, 2, 1, 1)))).eval()
+    net = TaskNet.classifier(Architecture.full(small_grid(outputs="pyramid", sr_ratios=(2, 2, 1, 1)))).eval()
     out = net(torch.randn(2, 3, *size), features=True)
     assert out.logits.shape == (2, 5)
     for rate, features in out.features.items():
@@ -114,4 +114,4 @@ def test_odd_image_sizes(size):
 @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (1, 3, 16, 64)])
 def test_images_that_do_not_fit(shape):
     with pytest.raises(SpecError, match="does not fit"):
-        RouteNet(Architecture.full(small_grid()))(torch.randn(shape))
+        TaskNet.classifier(Architecture.full(small_grid()))(torch.randn(shape))

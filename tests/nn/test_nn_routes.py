@@ -9,13 +9,13 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 
 SIZE = 32
 
 
-def small_net(layers: int = 2, outputs: str = "coarsest", **gates) -> RouteNet:
+def small_net(layers: int = 2, outputs: str = "coarsest", **gates) -> TaskNet:
     torch.manual_seed(0)
     spec = GridSpec.parse(
         {
@@ -30,10 +30,10 @@ def small_net(layers: int = 2, outputs: str = "coarsest", **gates) -> RouteNet:
             "outputs": outputs,
         }
     )
-    return RouteNet(Architecture.full(RoutingGrid(spec)), GateSpec(**gates))
+    return TaskNet.classifier(Architecture.full(RoutingGrid(spec)), GateSpec(**gates))
 
 
-def close_gates(net: RouteNet, ending: str = "") -> None:
+def close_gates(net: TaskNet, ending: str = "") -> None:
     """Gates that never open, at inference and in training."""
     for name, gate in net.gates.items():
         if name.endswith(ending):
@@ -78,7 +78,7 @@ def test_every_output_of_a_pyramid_is_reached():
     assert all(maps.abs().sum() > 0 for maps in out.features.values())
 
 
-def stopping_routes(net: RouteNet, images: torch.Tensor) -> Routes:
+def stopping_routes(net: TaskNet, images: torch.Tensor) -> Routes:
     """Everything kept, but for the left half of the finest map in the first layer."""
     routes = dict(Routes.full(net, images))
     left = torch.arange(8).repeat(8) < 4

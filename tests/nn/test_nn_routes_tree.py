@@ -12,14 +12,14 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.task_net import TaskNet
 
 
 @pytest.fixture(scope="module")
-def net() -> RouteNet:
+def net() -> TaskNet:
     torch.manual_seed(0)
-    return RouteNet(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID))), GateSpec(openness=0.5)).eval()
+    return TaskNet.classifier(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID))), GateSpec(openness=0.5)).eval()
 
 
 def test_torch_sees_the_tensors_in_an_output(net):

@@ -12,8 +12,8 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.swin_windows import Windows, position_table, unit, window_table
 from routespace.nn.pretrained import load_timm_weights
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 TIMM_NAMES = {"t": "tiny", "s": "small", "b": "base"}
 
@@ -40,9 +40,9 @@ def timm_net(size: str, image_size=256) -> torch.nn.Module:
     return net
 
 
-def staircase(preset: str, **fields) -> RouteNet:
+def staircase(preset: str, **fields) -> TaskNet:
     grid = RoutingGrid(GridSpec.preset(preset, **fields))
-    return RouteNet(Architecture.staircase(grid)).eval()
+    return TaskNet.classifier(Architecture.staircase(grid)).eval()
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_one_block_a_layer_contains_swin_t():
     """Shifted and plain windows alternate along the columns."""
     oracle = timm_net("t", 64)
     grid = RoutingGrid(GridSpec(layers=12, family="swin_v2", size="t", image_size=64))
-    net = RouteNet(Architecture.staircase(grid, (2, 2, 6, 2))).eval()
+    net = TaskNet.classifier(Architecture.staircase(grid, (2, 2, 6, 2))).eval()
     assert load_timm_weights(net, oracle.state_dict()) == []
     images = torch.randn(1, 3, 64, 64)
     assert relative(net(images).logits, oracle(images)) < 1e-5
@@ -106,7 +106,7 @@ def test_one_block_a_layer_contains_swin_t():
 def test_supernet_warm_start_contains_timm():
     oracle = timm_net("t", 64)
     grid = RoutingGrid(GridSpec.preset("dit_swin_v2_t", image_size=64))
-    supernet = RouteNet(Architecture.full(grid)).eval()
+    supernet = TaskNet.classifier(Architecture.full(grid)).eval()
     own = load_timm_weights(supernet, oracle.state_dict())
     assert own
     assert all(name.startswith("gates.") for name in own)
@@ -137,7 +137,7 @@ def test_a_window_for_each_rate(image):
 def test_a_supernet_with_a_window_for_each_rate_is_routed():
     grid = RoutingGrid(GridSpec(layers=3, max_down=16, depths=2, family="swin_v2", size="t", window=(6, 4, 2),
                                 image_size=(64, 80), num_classes=5))  # fmt: skip
-    net = RouteNet(Architecture.full(grid)).eval()
+    net = TaskNet.classifier(Architecture.full(grid)).eval()
     shake(net)
     images = torch.randn(2, 3, 64, 80)
     routes = Routes.random(net, images, keep=0.4, columns=0.6)
@@ -187,7 +187,7 @@ def test_changed_position_weights_count_at_once():
 
 def test_exports_with_a_free_batch_size():
     spec = GridSpec(layers=2, max_down=8, depths=2, family="swin_v2", size="t", image_size=(72, 72))
-    net = RouteNet(Architecture.staircase(RoutingGrid(spec))).eval()
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()
     shake(net)
 
     class Logits(torch.nn.Module):

@@ -11,8 +11,8 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.families.swin_v2 import PatchEmbed, Stage, SwinBlock
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import spread
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet
 
 RATE = 8
 MASKS = ("random", "empty", "full", "single", "ragged", "windows", "one_image")
@@ -158,9 +158,9 @@ def test_packed_patch_merging_is_the_whole_ones(hw):
         assert torch.allclose(embed.packed(x, hw, rows, visible), embed(x, hw, visible)[kept], atol=1e-5)
 
 
-def routed_net(**gates) -> RouteNet:
+def routed_net(**gates) -> TaskNet:
     spec = GridSpec.parse(spec_of((12, 10)).model_dump(exclude_none=True) | {"depths": 2, "num_classes": 5})
-    net = RouteNet(Architecture.full(RoutingGrid(spec)), GateSpec(**gates))
+    net = TaskNet.classifier(Architecture.full(RoutingGrid(spec)), GateSpec(**gates))
     return shake(net).eval()
 
 

@@ -8,7 +8,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 SPECS = {
     "pvt_v2": TINY_GRID | {"layers": 1},
@@ -17,11 +17,11 @@ SPECS = {
 }
 
 
-def make(family: str, *, static: bool, training: bool) -> RouteNet:
+def make(family: str, *, static: bool, training: bool) -> TaskNet:
     torch.manual_seed(0)
     grid = RoutingGrid(GridSpec(**SPECS[family]))
     architecture = Architecture.staircase(grid) if static else Architecture.full(grid)
-    return RouteNet(architecture, GateSpec(kind="tanh", openness=0.5)).train(training)
+    return TaskNet.classifier(architecture, GateSpec(kind="tanh", openness=0.5)).train(training)
 
 
 def outcome(net, images: torch.Tensor) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import EdgeUsage
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter
 from routespace.train.budget import (
     BudgetLoss,
@@ -28,12 +28,12 @@ def images(count: int = 8) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def network(recipe) -> RouteNet:
+def network(recipe) -> TaskNet:
     torch.manual_seed(0)
-    return RouteNet(recipe.architecture(), recipe.gates)
+    return TaskNet.classifier(recipe.architecture(), recipe.gates)
 
 
-def used(net: RouteNet, batch: torch.Tensor) -> dict:
+def used(net: TaskNet, batch: torch.Tensor) -> dict:
     meter = UsageMeter()
     meter.update(net(batch).routes, len(batch))
     return meter.usage()
@@ -193,7 +193,7 @@ def test_training_and_calibration_reach_the_target(ratio):
         optimizer.zero_grad()
         loss(macs, 1.0).backward()
         optimizer.step()
-        net.update_gate_ema()
+        net.backbone.update_gate_ema()
     assert macs.item() == pytest.approx(target, rel=0.1)
     found = calibrate(net, [(batch, torch.zeros(16))], target)
     assert found.met, found

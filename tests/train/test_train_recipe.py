@@ -9,7 +9,7 @@ from routespace.errors import RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.recipes import load_recipe, recipe_names
 from routespace.train.recipe.recipe import Recipe, parse_assignments
 
@@ -44,7 +44,7 @@ def test_imagenet_recipes_aim_at_the_papers_macs(size):
 def test_imagenet_networks_can_be_built(name):
     recipe = load_recipe(name)
     with torch.device("meta"):
-        net = RouteNet(recipe.architecture(), recipe.gates, drop_path=recipe.train.drop_path)
+        net = TaskNet.classifier(recipe.architecture(), recipe.gates, drop_path=recipe.train.drop_path)
     cost = architecture_cost(net.architecture, gates=recipe.gates)
     assert sum(parameter.numel() for parameter in net.parameters()) == cost.params
 

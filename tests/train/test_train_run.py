@@ -10,7 +10,7 @@ from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
 from routespace.nn.families.compiled import compiled
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import Sampling
@@ -24,7 +24,7 @@ def records(folder):
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
 
 
-def same_weights(a: RouteNet, b: RouteNet) -> bool:
+def same_weights(a: TaskNet, b: TaskNet) -> bool:
     first, second = a.state_dict(), b.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
@@ -166,7 +166,7 @@ def test_fine_tuning_starts_from_the_given_network(finished, tmp_path):
     recipe = tiny(train__epochs=0, grid__layers=3)  # the grid of the network wins
     result = train(recipe, tmp_path / "zero", init=start)
     assert result.net.architecture == start.architecture
-    assert same_weights(result.net, RouteNet.restrict(finished[0].net, start.architecture))
+    assert same_weights(result.net, TaskNet.restrict(finished[0].net, start.architecture))
     assert result.metrics["target_macs"] is None
     assert result.metrics["expected_ratio"] == result.metrics["counted_ratio"]
     tuned = train(tiny(train__epochs=1), tmp_path / "one", init=start)
@@ -240,7 +240,7 @@ def test_temperature_and_noise_follow_their_schedules(tmp_path):
     last = [3 / 8, 7 / 8]  # progress at the last step of each epoch: four steps, two epochs
     found = [record["temperature"] for record in records(tmp_path / "run")]
     assert found == pytest.approx([4.0 * 0.25**progress for progress in last])
-    assert result.net.noise == pytest.approx(1 - last[1])
+    assert result.net.backbone.noise == pytest.approx(1 - last[1])
 
 
 def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
@@ -272,12 +272,12 @@ def test_every_epoch_reports_both_costs_of_the_validation_images(tmp_path, noise
 
 def test_expected_costs_are_of_the_live_gates_and_leave_no_trace(finished):
     net, loader = finished[0].net, make_loaders(tiny()).val
-    before = net.temperature, net.noise, torch.get_rng_state(), net.training
+    before = net.backbone.temperature, net.backbone.noise, torch.get_rng_state(), net.training
     calm = evaluate(net, loader, sampling=Sampling(1.0, 0.0))
     loud = evaluate(net, loader, sampling=Sampling(1.0, 3.0))
     assert loud["expected_macs"] != calm["expected_macs"]
     assert loud == {**calm, "expected_macs": loud["expected_macs"], "images_per_s": loud["images_per_s"]}
-    assert (net.temperature, net.noise, net.training) == (before[0], before[1], before[3])
+    assert (net.backbone.temperature, net.backbone.noise, net.training) == (before[0], before[1], before[3])
     assert torch.equal(torch.get_rng_state(), before[2])
     gate = net.gates["l00_r04_transformer"]
     bias = gate.bias.detach().clone()

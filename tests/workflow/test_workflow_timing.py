@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import routespace
-from routespace import Architecture, GridSpec, RouteNet, RoutingGrid
+from routespace import Architecture, GridSpec, RoutingGrid, TaskNet
 from routespace.workflow.timing import routed_times
 
 
 def test_a_timed_network_is_left_as_it_was():
     spec = GridSpec(layers=2, max_down=8, size="b0", image_size=32, num_classes=3)
-    net = RouteNet(Architecture.full(RoutingGrid(spec)), execution="packed").eval()
+    net = TaskNet.classifier(Architecture.full(RoutingGrid(spec)), execution="packed").eval()
     threads = torch.get_num_threads()
     times = routed_times(net, torch.randn(2, 3, 32, 32), rounds=2)
     assert times.keys() == {"dense", "routed"}

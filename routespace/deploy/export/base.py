@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from routespace.errors import MissingDependencyError, RoutespaceError, SpecError
 from routespace.files import replaced
-from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
 
 TOLERANCE = 1e-4  # of the greatest output, in float32
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
@@ -52,32 +52,24 @@ class ExportReport:
 
 
 class Deployed(nn.Module):
-    """A RouteNet as others expect a module: images in, logits (or feature maps, fine to coarse) out."""
+    """A network as others expect a module: images in, what its head gives out."""
 
-    def __init__(self, net: RouteNet) -> None:
+    def __init__(self, net: TaskNet) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) → the logits alone, or every feature map."""
-        if self.net.head is not None:
-            logits = self.net(images).logits
-            assert logits is not None
-            return (logits,)
-        features = self.net(images, features=True).features
-        assert features is not None
-        return tuple(features.values())
+        """(N, C, H, W) → the logits alone, or every map of a network without a task, fine to coarse."""
+        return self.net.head.tensors(self.net(images).outputs)
 
     @property
     def names(self) -> list[str]:
         """Names of the outputs."""
-        if self.net.head is not None:
-            return ["logits"]
-        return [f"features_r{rate:02d}" for rate in self.net.spec.output_rates]
+        return list(self.net.head.names)
 
 
 def export_onnx(
-    net: RouteNet,
+    net: AnyNet,
     path: Path | str,
     *,
     image_size: tuple[int, int] | int | None = None,
@@ -129,7 +121,7 @@ def export_onnx(
 
 
 def export_pt2(
-    net: RouteNet,
+    net: AnyNet,
     path: Path | str,
     *,
     image_size: tuple[int, int] | int | None = None,
@@ -167,7 +159,7 @@ def _traced(path: Path, exporter: Callable[..., Any], *arguments: Any, **options
         ) from error
 
 
-def example_images(net: RouteNet, batch: int, image_size: tuple[int, int] | int | None = None) -> Tensor:
+def example_images(net: AnyNet, batch: int, image_size: tuple[int, int] | int | None = None) -> Tensor:
     """(batch, C, H, W) random images that fit the network, of its type and on its device."""
     size = net.spec.image_size if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -212,7 +204,7 @@ def _onnx_runtime(path: Path) -> Any:
 def _compare(
     module: Deployed,
     run: Any,
-    net: RouteNet,
+    net: AnyNet,
     image_size: tuple[int, int] | int | None,
     tolerance: float,
     path: Path,
@@ -234,12 +226,12 @@ def _compare(
 
 
 @contextmanager
-def _deployed(net: RouteNet) -> Iterator[Deployed]:
+def _deployed(net: AnyNet) -> Iterator[Deployed]:
     """The network as a plain module, dense and in evaluation mode; its own settings return afterwards."""
     training, execution = net.training, net.execution
     net.execution = "dense"
     try:
-        yield Deployed(net.eval()).eval()
+        yield Deployed(as_task_net(net.eval())).eval()
     finally:
         net.execution = execution
         net.train(training)

@@ -21,10 +21,10 @@ from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.packing.maps import spread
-from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.execution import EdgeInput, Packed
 from routespace.nn.routing.gates import Gate, share_count, top_share
 from routespace.nn.routing.state import NodeState
+from routespace.nn.task_net import TaskNet
 
 CHAIN = 3
 
@@ -59,7 +59,7 @@ class Bench:
         self._classes = self.spec.block_family.modules()
         if compiled:  # refused here where it cannot be, before anything is measured
             with torch.device("meta"):
-                RouteNet(Architecture.full(grid)).compile_blocks()
+                TaskNet.classifier(Architecture.full(grid)).compile_blocks()
 
     def copies(self, key: PartKey) -> int:
         """How many copies of a part one piece of work runs."""
@@ -117,9 +117,9 @@ class Bench:
         net, images = self.net(architecture), self.images()
         return lambda: net(images)
 
-    def net(self, architecture: Architecture) -> RouteNet:
+    def net(self, architecture: Architecture) -> TaskNet:
         """A network as it is measured whole; one with gates computes packed."""
-        net = self._ready(RouteNet(architecture, self.gates))
+        net = self._ready(TaskNet.classifier(architecture, self.gates))
         net.execution = "dense" if architecture.is_static else "packed"
         return net
 

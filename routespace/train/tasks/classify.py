@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from routespace.nn.route_net import RouteOutput
+from routespace.nn.task_net import TaskOutput
 from routespace.train.recipe.parts import TrainSpec
 
 
@@ -37,15 +37,13 @@ class Classify:
         """Images (B, C, H, W) and labels (B,) → images and targets: (B,), or (B, K) where they were mixed."""
         return (images, labels) if self.mixup is None else self.mixup(images, labels)
 
-    def loss(self, output: RouteOutput, targets: Tensor) -> Tensor:
+    def loss(self, output: TaskOutput, targets: Tensor) -> Tensor:
         """0-d cross-entropy; mixed targets are smoothed already."""
-        assert output.logits is not None
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
         return F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
 
-    def hits(self, output: RouteOutput, targets: Tensor) -> Tensor:
+    def hits(self, output: TaskOutput, targets: Tensor) -> Tensor:
         """0-d share of images whose class, or greater class where mixed, was found."""
-        assert output.logits is not None
         wanted = targets if targets.ndim == 1 else targets.argmax(1)
         return (output.logits.argmax(1) == wanted).float().mean()
 
@@ -58,9 +56,8 @@ class ClassifyMeter:
             {"accuracy": MulticlassAccuracy(num_classes=classes, average="micro"), "loss": MeanMetric()}
         ).to(device)
 
-    def update(self, output: RouteOutput, labels: Tensor) -> None:
+    def update(self, output: TaskOutput, labels: Tensor) -> None:
         """Add a batch with labels (B,)."""
-        assert output.logits is not None
         self.metrics["accuracy"].update(output.logits, labels)
         loss = F.cross_entropy(output.logits.float(), labels)
         self.metrics["loss"].update(loss, len(labels))

@@ -1,0 +1,85 @@
+"""Head: what a network's head is, and the head of a network without a task.
+
+Shape legend: B images · C channels · H, W of a rate's map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from routespace.grid.families.base import EdgeCost
+from routespace.grid.spec import GridSpec
+from routespace.nn.route_net import RouteOutput
+
+NO_COST = EdgeCost(0, 0, 0, 0, 0)
+
+
+class Head(nn.Module, ABC):
+    """A head: a backbone's output → a task's outputs.
+
+    Its parameters are saved under `head.*`; `kind` and `settings` let a saved network find its head again.
+
+    Attributes:
+        kind: its name in files.
+        names: of the tensors that `tensors` gives, as exported files call them.
+    """
+
+    kind: ClassVar[str]
+    names: tuple[str, ...]
+
+    @classmethod
+    @abstractmethod
+    def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
+        """The head with fresh weights for a grid.
+
+        Args:
+            spec: widths, output rates and number of classes.
+            settings: what `settings` of an equal head returned.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """What `build` needs beside the grid's spec, as JSON data."""
+        return {}
+
+    def cost(self, spec: GridSpec) -> EdgeCost:
+        """The price of one image of the spec's size; nothing unless a head says otherwise."""
+        return NO_COST
+
+    @abstractmethod
+    def forward(self, output: RouteOutput) -> Any:
+        """The maps of B images (and which tokens are there) → the task's outputs."""
+
+    @abstractmethod
+    def tensors(self, outputs: Any) -> tuple[Tensor, ...]:
+        """What `forward` returned as tensors, one for each of `names`: how it is compared and exported."""
+
+
+class Maps(Head):
+    """The head of a network without a task: its outputs are the maps themselves, rate → (B, C, H, W).
+
+    Args:
+        rates: of the maps, fine to coarse.
+    """
+
+    kind = "maps"
+
+    def __init__(self, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.names = tuple(f"features_r{rate:02d}" for rate in rates)
+
+    @classmethod
+    def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
+        """A head without parameters."""
+        return cls(spec.output_rates)
+
+    def forward(self, output: RouteOutput) -> dict[int, Tensor]:
+        """The maps, fine to coarse."""
+        return output.maps
+
+    def tensors(self, outputs: dict[int, Tensor]) -> tuple[Tensor, ...]:
+        """The maps."""
+        return tuple(outputs.values())

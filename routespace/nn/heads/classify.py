@@ -1,0 +1,70 @@
+"""The classifier: the mean of what is there on the coarsest map, then one linear layer.
+
+Shape legend: B images · N tokens of the coarsest map · C its channels · K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from routespace.errors import SpecError
+from routespace.grid.cost import head_cost
+from routespace.grid.families.base import EdgeCost
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.base import Head
+from routespace.nn.route_net import RouteOutput
+
+INIT_STD = 0.02
+
+
+class Classifier(Head):
+    """A linear classifier on the pooled coarsest map; the norm before it is the backbone's.
+
+    Its parameters are called `weight` and `bias`, as those of timm's classifier.
+
+    Args:
+        width: C.
+        classes: K.
+        rate: of the map that is pooled.
+
+    Raises:
+        SpecError: no classes.
+    """
+
+    kind = "classify"
+    names = ("logits",)
+
+    def __init__(self, width: int, classes: int, rate: int) -> None:
+        super().__init__()
+        if classes < 1:
+            raise SpecError(f"num_classes: {classes} classes cannot be told apart; give grid.num_classes")
+        linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(linear.weight, std=INIT_STD)
+        nn.init.zeros_(linear.bias)
+        self.rate = rate
+        self.weight, self.bias = linear.weight, linear.bias
+
+    @classmethod
+    def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
+        """The classifier of a grid's `num_classes` on its coarsest map."""
+        return cls(spec.width(spec.max_down), spec.num_classes, spec.max_down)
+
+    def cost(self, spec: GridSpec) -> EdgeCost:
+        """The linear layer's price."""
+        return head_cost(spec)
+
+    def forward(self, output: RouteOutput) -> Tensor:
+        """Logits (B, K): tokens that nobody sent are left out of the mean; an image without any has the bias."""
+        x = output.maps[self.rate].flatten(2).transpose(1, 2)
+        there = output.there[self.rate]
+        if there is None:
+            return nn.functional.linear(x.mean(1), self.weight, self.bias)
+        count = there.sum(1, keepdim=True).clamp(min=1)
+        return nn.functional.linear(x.sum(1) / count.to(x.dtype), self.weight, self.bias)
+
+    def tensors(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """The logits."""
+        return (outputs,)

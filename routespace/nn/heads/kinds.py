@@ -1,0 +1,32 @@
+"""Every kind of head by its name: one entry here lets networks with it be saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from routespace.errors import BundleError, SpecError
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.base import Head, Maps
+from routespace.nn.heads.classify import Classifier
+
+HEADS: dict[str, type[Head]] = {head.kind: head for head in (Classifier, Maps)}
+
+
+def make_head(spec: GridSpec, data: Any) -> Head:
+    """The head that `head_data` described, with fresh weights.
+
+    Raises:
+        SpecError: an unknown kind, or settings that do not fit.
+    """
+    if not isinstance(data, Mapping) or data.get("kind") not in HEADS:
+        kind = data.get("kind") if isinstance(data, Mapping) else data
+        raise SpecError(f"head.kind: {kind!r:.40} is not known; this version knows {', '.join(HEADS)}")
+    return HEADS[data["kind"]].build(spec, {name: value for name, value in data.items() if name != "kind"})
+
+
+def head_data(head: Head) -> dict[str, Any]:
+    """Kind and settings of a head as JSON data; raises BundleError for a module that is no known head."""
+    if HEADS.get(getattr(head, "kind", "")) is not type(head):
+        raise BundleError(f"head: a {type(head).__name__} cannot be loaded again; give one of {', '.join(HEADS)}")
+    return {"kind": head.kind, **head.settings()}

@@ -1,0 +1,229 @@
+"""TaskNet: a backbone and a head, images in and a task's outputs out.
+
+    net = TaskNet.classifier(Architecture.full(grid))    # every choice gated: the supernet
+    out = net(images)                                    # out.logits, out.routes
+    small = net.restrict(architecture)                   # the same weights, another part of the grid
+
+Keys of the state dict: `backbone.*` (those of RouteNet) and `head.*`. Weights that were saved when both were one
+module (`stem.*`, `edges.*`, …, `head.*`) load as well.
+
+Shape legend: B images · K classes · C channels · H, W pixels, or of a rate's map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from routespace.errors import SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import ArchitectureCost, architecture_cost
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.spec import GridSpec
+from routespace.grid.usage import Usage
+from routespace.nn.heads.base import NO_COST, Head, Maps
+from routespace.nn.heads.classify import Classifier
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routing.execution import Execution
+from routespace.nn.routing.routes import GatePlaces, Routes
+from routespace.nn.trees import register_namedtuple
+
+BACKBONE, HEAD = "backbone.", "head."
+
+
+class TaskOutput(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+        outputs: the head's: (B, K) logits of a classifier.
+        features: rate → (B, C, H, W) of each output map, when asked for; else None.
+        routes: every decision that was taken; cost is computed from it.
+    """
+
+    outputs: Any
+    features: dict[int, Tensor] | None
+    routes: Routes
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K) of a classifier; raises SpecError where the network is none."""
+        if not isinstance(self.outputs, Tensor):
+            raise SpecError("logits: this network has no classifier; what its head gives is in `outputs`")
+        return self.outputs
+
+
+register_namedtuple(TaskOutput, "routespace.TaskOutput")
+
+
+class TaskNet(nn.Module):
+    """A network for a task.
+
+    Args:
+        backbone: images → maps and routes.
+        head: maps → the task's outputs.
+    """
+
+    backbone: RouteNet
+    head: Head
+
+    def __init__(self, backbone: RouteNet, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.register_load_state_dict_pre_hook(_from_flat_keys)  # type: ignore[no-untyped-call]
+        self.train(backbone.training)
+
+    @classmethod
+    def classifier(
+        cls,
+        architecture: Architecture,
+        gates: GateSpec | None = None,
+        *,
+        execution: Execution = "dense",
+        drop_path: float = 0.0,
+    ) -> TaskNet:
+        """A backbone with the classifier of its spec's `num_classes`; arguments are those of RouteNet.
+
+        With 0 classes the outputs are the maps themselves.
+        """
+        backbone = RouteNet(architecture, gates, execution=execution, drop_path=drop_path)
+        kind = Classifier if architecture.spec.num_classes else Maps
+        return cls(backbone, kind.build(architecture.spec, {}))
+
+    def forward(self, images: Tensor, *, routes: Routes | None = None, features: bool = False) -> TaskOutput:
+        """Run the network.
+
+        Args:
+            images: (B, in_channels, H, W) normalised pixels. Any size that the coarsest rate fits in.
+            routes: decisions to replay instead of asking the gates.
+            features: also return each output map.
+
+        Raises:
+            SpecError: images that do not fit, or routes of other images.
+        """
+        output = self.backbone(images, routes=routes)
+        return TaskOutput(self.head(output), output.maps if features else None, output.routes)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What exists, and what is gated."""
+        return self.backbone.architecture
+
+    @property
+    def spec(self) -> GridSpec:
+        """The grid's spec."""
+        return self.backbone.spec
+
+    @property
+    def edges(self) -> nn.ModuleDict:
+        """Edge name → its module."""
+        return self.backbone.edges
+
+    @property
+    def gates(self) -> nn.ModuleDict:
+        """Edge name → its gate."""
+        return self.backbone.gates
+
+    @property
+    def gate_spec(self) -> GateSpec:
+        """How the gated edges decide."""
+        return self.backbone.gate_spec
+
+    @gate_spec.setter
+    def gate_spec(self, spec: GateSpec) -> None:
+        self.backbone.gate_spec = spec
+
+    @property
+    def execution(self) -> Execution:
+        """`dense`, `packed` or `auto`."""
+        return self.backbone.execution
+
+    @execution.setter
+    def execution(self, mode: Execution) -> None:
+        self.backbone.execution = mode
+
+    @property
+    def compiled(self) -> bool:
+        """Whether some blocks run compiled."""
+        return self.backbone.compiled
+
+    def compile_blocks(self, on: bool = True) -> TaskNet:
+        """`RouteNet.compile_blocks` of the backbone; returns self."""
+        self.backbone.compile_blocks(on)
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """`RouteNet.set_grad_checkpointing` of the backbone."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def restrict(self, architecture: Architecture) -> TaskNet:
+        """A TaskNet over the same weights, head included, for a part of this one's architecture.
+
+        Raises:
+            GridError: `architecture` is not a part of this network's.
+        """
+        return TaskNet(self.backbone.restrict(architecture), self.head)
+
+    def gate_places(self, image_size: tuple[int, int] | torch.Size) -> Mapping[str, GatePlaces]:
+        """Edge name → where its gate decides, for images of (H, W) pixels."""
+        return self.backbone.gate_places(image_size)
+
+
+AnyNet = RouteNet | TaskNet
+
+
+def backbone_of(net: AnyNet) -> RouteNet:
+    """The backbone of a network, or the backbone that it is."""
+    return net.backbone if isinstance(net, TaskNet) else net
+
+
+def as_task_net(net: AnyNet) -> TaskNet:
+    """The network itself; a bare backbone as one whose outputs are its maps, over the same weights."""
+    return net if isinstance(net, TaskNet) else TaskNet(net, Maps(net.spec.output_rates))
+
+
+def network_cost(
+    net: AnyNet, *, usage: Usage | None = None, image_size: tuple[int, int] | int | None = None
+) -> ArchitectureCost:
+    """What one image costs in a network as it is: its gates, and the head that it really has.
+
+    Args:
+        net: with or without a head.
+        usage: measured shares; everything computed without it.
+        image_size: height and width in pixels, or one number, when not the spec's own.
+
+    Raises:
+        SpecError: an image size that the grid cannot take.
+    """
+    cost = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage, image_size=image_size)
+    own = net.head if isinstance(net, TaskNet) else None
+    head = own.cost(net.spec) if isinstance(own, Head) else NO_COST
+    return replace(
+        cost,
+        params=cost.params - cost.head.params + head.params,
+        macs=cost.macs - cost.head.macs + head.macs,
+        bytes=cost.bytes - cost.head.bytes + head.bytes,
+        head=head,
+    )
+
+
+def present_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the keys of today; those of a network that was saved as one module are renamed."""
+    renamed = dict(state)
+    _from_flat_keys(None, renamed, "")
+    return renamed
+
+
+def _from_flat_keys(net: nn.Module | None, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Rename the keys of a network that was saved before backbone and head were two modules, in place."""
+    own = [key for key in state if key.startswith(prefix)]
+    if any(key.startswith(prefix + BACKBONE) for key in own):
+        return
+    for key in own:
+        name = key.removeprefix(prefix)
+        if not name.startswith(HEAD):
+            state[prefix + BACKBONE + name] = state.pop(key)
