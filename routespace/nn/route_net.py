@@ -93,7 +93,7 @@ class RouteNet(nn.Module):
         self.spec = spec
         self.gate_spec = gates
         self.temperature = gates.temperature
-        self.noise = 1.0
+        self.noise = gates.noise
         self.held_open = False
         self.plan = compile_plan(architecture)
         self._execution: Execution = "dense"
@@ -184,7 +184,7 @@ class RouteNet(nn.Module):
         if routes is not None:
             self._check_routes(routes, images.shape[0], sizes)
         stem = NodeState(self.stem(images))
-        run = ForwardState(make_compute(self._execution), {self.architecture.grid.stem: stem}, {}, routes)
+        run = ForwardState(make_compute(self._execution, images), {self.architecture.grid.stem: stem}, {}, routes)
         for step in self.plan:
             hw = sizes[step.source[1]]
             if isinstance(step, Row):

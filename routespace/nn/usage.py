@@ -39,7 +39,9 @@ class UsageMeter:
 
     @torch.no_grad()
     def update(self, routes: Routes, images: int) -> None:
-        """Add the decisions of a batch of `images` images."""
+        """Add the decisions of a batch of `images` images, which may be none."""
+        if not images:
+            return
         self.images += images
         for name, route in routes.items():
             shares = torch.stack([torch.as_tensor(s, device=route.kept.device) for s in route.usage()])
@@ -63,7 +65,7 @@ class UsageMeter:
         return total
 
     def usage(self) -> dict[str, EdgeUsage]:
-        """Edge name → average shares as floats, for the edges that did not compute everything."""
+        """Edge name → average shares as floats, for edges that did not compute everything; empty of no images."""
         found = {}
         for name, sums in self._sums.items():
             rest = self.images - self._seen[name]  # images of batches in which the edge was not listed

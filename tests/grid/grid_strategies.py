@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from routespace.errors import GridError
 from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 
@@ -80,3 +81,47 @@ def paths(grid: RoutingGrid) -> list[tuple[str, ...]]:
 
     walk(grid.stem, ())
     return found
+
+
+@st.composite
+def mixed_architectures(draw: Any, grid: RoutingGrid) -> Architecture:
+    """Any legal architecture of a grid: every row and patch embedding absent, open or gated, dead ends removed."""
+    edges: dict[str, str] = {}
+    for name, edge in grid.edges.items():
+        if edge.kind == "transformer":
+            row = draw(st.sampled_from(["gated", "gated", "transformer", "identity", "absent"]))
+            states = {name: row == "transformer", edge.partner: row == "identity"}
+            edges |= {key: "open" for key, there in states.items() if there}
+            edges |= {key: "gated" for key in states if row == "gated"}
+        elif edge.kind == "patch_embed":
+            state = draw(st.sampled_from(["gated", "gated", "open", "absent"]))
+            edges |= {} if state == "absent" else {name: state}
+    try:
+        return Architecture.cleaned(grid.spec, edges)
+    except GridError:
+        assume(False)
+        raise
+
+
+@st.composite
+def gate_specs(draw: Any, *, random: bool = True) -> GateSpec:
+    """A GateSpec of any kind; `random` False leaves out the selection that tosses a coin."""
+    granularity = st.sampled_from(["token", "window", "image", "layer"])
+    rows, columns = draw(granularity), draw(granularity)
+    kind = draw(st.sampled_from(["gumbel", "sigmoid", "tanh"]))
+    relaxation = draw(st.sampled_from(["straight_through", "soft"]))
+    choices = ["learned", "learned", *(["random"] if random else []), *(["attention"] if rows == "token" else [])]
+    selection = draw(st.sampled_from(choices))
+    ranked = rows == "token" and kind != "tanh" and relaxation != "soft" and selection != "random"
+    return GateSpec(
+        kind=kind,
+        rows=rows,
+        columns=columns,
+        relaxation=relaxation,
+        selection=selection,
+        keep=draw(st.sampled_from([0.2, 0.5, 0.9])),
+        capacity=ranked and draw(st.booleans()),
+        keys=draw(st.sampled_from(["all", "kept"])),
+        early_stop=draw(st.booleans()),
+        openness=0.5,
+    )

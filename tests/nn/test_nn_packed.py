@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from modes import assert_modes_agree, with_lively_gates
+from modes import settled_noise as noise_that_is_settled
 from torch.nn import functional as F
 
 from routespace.grid.architecture import Architecture
@@ -140,14 +141,9 @@ def test_every_mask(family, mask, batch, keys):
 
 
 @pytest.fixture
-def settled_noise(monkeypatch):
-    """Gates draw the same noise at every call: packed ones are not asked where nobody is, and would draw less."""
-
-    def noise(like, *, shared):
-        shape = (1, *like.shape[1:]) if shared else like.shape
-        return torch.rand(shape, generator=torch.Generator().manual_seed(2)).logit(1e-7)
-
-    monkeypatch.setattr("routespace.nn.routing.gates.logistic_noise", noise)
+def settled_noise():
+    with noise_that_is_settled():
+        yield
 
 
 @pytest.mark.usefixtures("settled_noise")

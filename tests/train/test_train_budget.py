@@ -20,6 +20,7 @@ from routespace.train.budget import (
     most_macs,
 )
 from routespace.train.calibrate import calibrate, set_threshold
+from routespace.train.evaluate import Sampling, sampling_gates
 from routespace.train.recipe.recipe import BudgetSpec
 from routespace.train.run import train
 
@@ -76,6 +77,22 @@ def test_capacity_fixes_the_cost():
             assert counted_macs(net, used(net, batch)) == pytest.approx(cost, rel=1e-6)
     least = least_macs(net.architecture, net.gate_spec)
     assert least < cost < most_macs(net.architecture, net.gate_spec)
+
+
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+@pytest.mark.parametrize("kind", ["gumbel", "sigmoid", "tanh"])
+@pytest.mark.parametrize("relaxation", ["straight_through", "soft"])
+def test_sampling_gates_compute_what_the_budget_loss_sees(relaxation, kind, execution):
+    """Evaluation's expected MACs: the same decisions of the same features as a training step's."""
+    net = network(tiny(gates__relaxation=relaxation, gates__kind=kind, gates__noise=0.0, gates__openness=0.6))
+    net.execution = execution
+    learning = net.train()(images())
+    with torch.no_grad(), sampling_gates(net.eval(), Sampling(net.gate_spec.temperature, 0.0), 0):
+        sampled = net(images())
+    assert torch.allclose(sampled.logits, learning.logits, atol=1e-6)
+    assert float(expected_macs(net, sampled.routes)) == pytest.approx(
+        float(expected_macs(net, learning.routes).detach()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("columns", ["image", "token"])

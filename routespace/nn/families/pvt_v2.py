@@ -73,7 +73,7 @@ class PatchEmbed(TokenEmbed):
         if visible is not None:
             h = h * visible.to(h.dtype)
         index, inside = patch_index(rows, hw)
-        patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
+        patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, h.shape[2])
         patches = (patches * inside.unsqueeze(-1).to(h.dtype)).flatten(1)
         kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return self.norm(linear(patches, kernel, self.proj.bias))

@@ -41,18 +41,22 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
         b, _, c = x.shape
+        d = c // self.heads
         table = window_table(windows, x)
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(to_places(x, table), self.qkv.weight, bias)
-        qkv = qkv.view(b, windows.number, windows.area, 3, self.heads, c // self.heads)
+        qkv = qkv.view(b, windows.number, windows.area, 3, self.heads, d)
         score = self.position_bias(table, windows.area)
         if table.kinds is not None:
             score = score.index_select(0, table.kinds)
         # Where windows differ, they and the heads are one dimension: their scores' bias is shared by the batch.
-        parts = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, -1, score.shape[0] * self.heads, *qkv.shape[2::3])
+        kinds = score.shape[0]
+        batches = b * windows.number // kinds
+        parts = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, batches, kinds * self.heads, windows.area, d)
         mixed = self.mix(parts[0], parts[1], parts[2], score.flatten(0, 1))
-        mixed = mixed.view(b, windows.number, self.heads, windows.area, -1).transpose(2, 3)
-        return apply_linear(self.proj, mixed.reshape(b, -1, c)).index_select(1, table.places)
+        mixed = mixed.view(b, windows.number, self.heads, windows.area, d).transpose(2, 3)
+        mixed = mixed.reshape(b, windows.number * windows.area, c)
+        return apply_linear(self.proj, mixed).index_select(1, table.places)
 
     def packed(self, x: Tensor, rows: Tensor, windows: Windows, touched: Touched) -> Tensor:
         """Kept tokens `rows` (n, C) of the flat batch x (B·N, C) → (n, C)."""

@@ -95,7 +95,7 @@ class KeptTokens:
     @cached_property
     def longest(self) -> int:
         """The most tokens that one image keeps."""
-        return max(self.lengths)
+        return max(self.lengths, default=0)
 
     @cached_property
     def images(self) -> Tensor:
@@ -132,7 +132,7 @@ class KeptTokens:
     @cached_property
     def occupied(self) -> Tensor | None:
         """The images of which something is kept, increasing; None for all (and where a graph is exported)."""
-        if self.per_image is not None or torch.compiler.is_exporting() or min(self.lengths) > 0:
+        if self.per_image is not None or torch.compiler.is_exporting() or all(self.lengths):
             return None
         return torch.tensor(
             [i for i, n in enumerate(self.lengths) if n], device=self.kept.device, dtype=torch.long

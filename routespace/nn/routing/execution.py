@@ -151,7 +151,7 @@ class Packed:
             return torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
         rows = kept_rows(kept, work.per_image)
         part = embed.packed(x, hw, rows, visible)
-        return scaled(spread_rows(part, rows, b * tokens).view(b, tokens, -1), work.scale)
+        return scaled(spread_rows(part, rows, b * tokens).view(b, tokens, part.shape[1]), work.scale)
 
 
 class Auto:
@@ -196,11 +196,15 @@ def scaled(y: Tensor, scale: Tensor | None) -> Tensor:
     return y if scale is None else y * scale.unsqueeze(-1).to(y.dtype)
 
 
-def make_compute(execution: Execution) -> Compute:
-    """The way of computing that a mode names; `auto` has nothing to measure in an export, which is dense."""
-    if execution == "packed":
+def make_compute(execution: Execution, images: Tensor) -> Compute:
+    """The way of computing that a mode names, for a batch of images (B, C, H, W).
+
+    `auto` has nothing to measure in an export, which is dense; a batch of nothing has nothing to pack.
+    """
+    exporting = torch.compiler.is_exporting()
+    if execution == "packed" and (exporting or images.shape[0]):
         return Packed()
-    return Dense() if execution == "dense" or torch.compiler.is_exporting() else Auto()
+    return Auto() if execution == "auto" and not exporting and images.shape[0] else Dense()
 
 
 def kept_tokens(work: EdgeInput) -> KeptTokens | None:

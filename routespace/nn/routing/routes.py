@@ -45,10 +45,13 @@ class EdgeRoute:
     value: Tensor | None = None
 
     def usage(self) -> EdgeUsage:
-        """Shares of tokens, images and gate decisions; the token share carries the gates' gradient."""
+        """Shares of tokens, images and gate decisions; the token share carries the gates' gradient.
+
+        A batch of no images computed nothing: its shares are 0.
+        """
         images = self.counted if self.counted.shape[1] == 1 else self.kept.any(1).float()
-        asked = self.asked.float().mean() if self.asked is not None else 0.0
-        return EdgeUsage(tokens=self.counted.mean(), images=images.mean(), asked=asked)
+        asked = share_of(self.asked.float()) if self.asked is not None else 0.0
+        return EdgeUsage(tokens=share_of(self.counted), images=share_of(images), asked=asked)
 
     def told(self) -> str:
         """What was computed, in words; of tensors without numbers (meta, traced) the shape alone."""
@@ -63,6 +66,11 @@ class EdgeRoute:
         """The same decisions without gradients."""
         value = None if self.value is None else self.value.detach()
         return replace(self, counted=self.counted.detach(), value=value)
+
+
+def share_of(counted: Tensor) -> Tensor:
+    """0-d mean, which is 0 where there is nothing to average."""
+    return counted.mean() if counted.numel() else counted.sum()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class NodeState:
         """(B, P, 1) of what is there, or 1.0."""
         return 1.0 if self.reach is None else (self.reach > 0).to(dtype).unsqueeze(-1)
 
+    def unstopped(self) -> NodeState:
+        """The same for an edge that asks no gate: it computes all that arrived, also what has stopped."""
+        return NodeState(self.x, self.reach, count=self.count)
+
     def there(self) -> Tensor | None:
         """(B, P) bool of the tokens that a gate can decide about: arrived and not stopped; None for all."""
         if self.reach is None or self.active is None:

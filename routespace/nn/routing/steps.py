@@ -55,7 +55,7 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: ForwardState) ->
     if not step.gated and here.reach is None:
         run.arrive(step.target, NodeState(stage(here.x, hw), None, here.active))
         return
-    if run.compute.absent(here):
+    if run.compute.absent(here if step.gated else here.unstopped()):
         run.taken[name] = _nothing(net, name, here, hw)
         run.arrive(step.target, here)
         return
@@ -71,7 +71,7 @@ def run_row(net: RouteNet, step: Row, hw: tuple[int, int], run: ForwardState) ->
         scale, kept = _scale(net, name, decision, run.replay), counted > 0
         per_image = decision.per_image if here.active is None else None  # the stopped are not counted
         asked = _asked(there, decision.value)
-        route = EdgeRoute(kept, counted, decision.chance, asked, per_image, _shade(net, decision))
+        route = EdgeRoute(kept, counted, decision.chance, asked, per_image, _shade(net, name, decision))
         run.taken[name] = route
         active = kept if net.gate_spec.early_stop else None
     else:
@@ -91,7 +91,7 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: ForwardState
         run.arrive(step.target, NodeState(embed(here.x, hw)))
         return
     width, coarse = net.spec.width(step.target[1]), (-(-hw[0] // 2), -(-hw[1] // 2))
-    if run.compute.absent(NodeState(here.x, here.reach, count=here.count)):
+    if run.compute.absent(here.unstopped()):
         route = _nothing(net, step.name, here, coarse)
         run.taken[step.name] = route
         nowhere = here.x.new_zeros(here.x.shape[0], coarse[0] * coarse[1], width)
@@ -111,7 +111,9 @@ def run_embed(net: RouteNet, step: Embed, hw: tuple[int, int], run: ForwardState
             scale = None if scale is None else torch.where(must, torch.ones_like(scale), scale)
         counted = counted if there is None else counted * there
         asked = _asked(None if there is None else there > 0, decision.value)
-        route = EdgeRoute(counted > 0, counted, decision.chance, asked, per_image, _shade(net, decision))
+        route = EdgeRoute(
+            counted > 0, counted, decision.chance, asked, per_image, _shade(net, step.name, decision)
+        )
     else:
         assert there is not None
         route = EdgeRoute(there > 0, there)
@@ -145,12 +147,12 @@ def _scale(net: RouteNet, name: str, decision: Decision, replay: Routes | None) 
     """What the result is multiplied by; None where that is 1 at every kept token and has no gradient."""
     if replay is not None and name in replay:
         return replay[name].value
-    return decision.value if net.training or net.gate_spec.kind == "tanh" else None
+    return decision.value if net.gates[name].training or net.gate_spec.kind == "tanh" else None
 
 
-def _shade(net: RouteNet, decision: Decision) -> Tensor | None:
+def _shade(net: RouteNet, name: str, decision: Decision) -> Tensor | None:
     """The decision's value for the record, where it is not simply 0 or 1."""
-    soft = net.training and net.gate_spec.relaxation == "soft"
+    soft = net.gates[name].training and net.gate_spec.relaxation == "soft"
     return decision.value if soft or net.gate_spec.kind == "tanh" else None
 
 
