@@ -26,7 +26,7 @@ from routespace.errors import SpecError
 from routespace.pictures import Source, as_channels, read_picture
 from routespace.values import Value
 
-__all__ = ["Preprocess", "normalisation", "preprocess_from_json", "preprocess_to_json"]
+__all__ = ["MEAN", "STD", "Preprocess", "normalisation", "preprocess_from_json", "preprocess_to_json"]
 
 FORMAT = "routespace.preprocess/1"
 

@@ -146,6 +146,8 @@ def _field_info(recipe: Recipe, field: str) -> FieldInfo:
     """The pydantic field of a dotted name; `Recipe` has checked that it exists."""
     model: type[BaseModel] = Recipe
     *sections, name = field.split(".")
+    if sections == ["data"]:  # a spec for each kind
+        return type(recipe.data).model_fields[name]
     for section in sections:
         annotation = model.model_fields[section].annotation
         candidates = (annotation, *get_args(annotation))

@@ -16,11 +16,12 @@ from routespace.errors import RoutespaceError, SpecError
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.preprocess import Preprocess
-from routespace.train.recipe.parts import BudgetSpec, DataSpec, Limits, Range, SearchSpec, TrainSpec
+from routespace.train.recipe.data import SPECS
+from routespace.train.recipe.parts import BudgetSpec, Limits, Range, SearchSpec, TrainSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.values import Value, fields_at
 
-RECIPE_PARTS = (BudgetSpec, DataSpec, TrainSpec, SearchSpec, Range, Limits)
+RECIPE_PARTS = (BudgetSpec, *SPECS.values(), TrainSpec, SearchSpec, Range, Limits)
 VALUES = (
     *(GridSpec, GateSpec, Recipe, *RECIPE_PARTS),
     *(Card, Provenance, LatencyTable, Subnet, PartTime, Device, Preprocess),

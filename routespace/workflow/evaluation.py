@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch.utils.data import DataLoader
 
 from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
 from routespace.nn.task_net import TaskNet, network_cost
-from routespace.train.data.digits import MEAN, STD
 from routespace.train.data.loaders import Loaders, make_loaders
+from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
 from routespace.workflow.timing import routed_times
@@ -87,7 +86,7 @@ def require_split(name: str) -> Split:
     return name  # type: ignore[return-value]
 
 
-def split_loader(data: Recipe | Loaders, split: str) -> DataLoader[Any]:
+def split_loader(data: Recipe | Loaders, split: str) -> Batches:
     """The batches of a held-out split.
 
     Raises:
@@ -119,11 +118,12 @@ def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Spl
         BundleError: the file cannot be written.
     """
     require_paintable(net, path)
-    images, labels = next(iter(split_loader(data, split)))
+    loaders = make_loaders(data) if isinstance(data, Recipe) else data
+    images, labels = next(iter(split_loader(loaders, split)))
     images = images[:PAINTED_IMAGES].to(next(net.parameters()).device)
     with torch.inference_mode():
         out = net(images)
     answers = out.logits.argmax(1).tolist()
     words = [f"{label} → {answer}" for label, answer in zip(labels.tolist(), answers, strict=False)]
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    return draw_tokens(net.architecture, images * std + mean, out.routes, path=path, labels=words)
+    shown = torch.from_numpy(loaders.source.preprocess.shown(images.cpu().numpy()))
+    return draw_tokens(net.architecture, shown, out.routes, path=path, labels=words)

@@ -124,7 +124,7 @@ def test_a_folder_without_a_run_or_of_other_paths_starts_anew(tmp_path: Path) ->
     (tmp_path / "run").mkdir()
     (tmp_path / "run/architecture.json").write_text("{")  # killed while it began
     train_trial(recipe, tmp_path / "run", objectives=(), resume=True, progress=None)
-    moved = recipe.override({"data.root": "elsewhere"})
+    moved = recipe.override({"data.workers": 1})
     found = train_trial(moved, tmp_path / "run", objectives=("latency_ms",), resume=True, progress=None)
     assert found["latency_ms"] > 0
     assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == moved

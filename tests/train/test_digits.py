@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from routespace.errors import DataError, SpecError
+from routespace.preprocess import MEAN, STD
 from routespace.train.data import digits_render
-from routespace.train.data.digits import CLASSES, MEAN, STD, DigitsDataset, Scenes, write_image_folder
+from routespace.train.data.digits import CLASSES, DigitsDataset, Scenes, write_image_folder
 from routespace.train.data.digits_render import PHOTO_COLUMNS, SPLITS, split_digits, split_photos
 
 TRAIN = Scenes("train")

@@ -10,6 +10,7 @@ from routespace.errors import DataError, SpecError
 from routespace.train.data.digits import Scenes, write_image_folder
 from routespace.train.data.loaders import Part, TrainBatches, make_loaders
 from routespace.train.data.prefetch import Prefetch
+from routespace.train.data.source import make_source
 from routespace.train.run import train
 
 
@@ -61,25 +62,26 @@ def test_a_batch_that_does_not_fit():
         make_loaders(tiny(), Part(0, 3))
 
 
+def places(dataset):
+    return [place for place, _ in dataset.items]
+
+
 def test_validation_is_cut_from_train_and_test_is_left_alone(folder):
-    recipe = folder_recipe(folder)
-    loaders = make_loaders(recipe)
-    files = [path for path, _ in loaders._train.files]
-    held_out = [path for path, _ in loaders._others["val"]().files]
-    assert len(files) == 64
-    assert len(held_out) == 16
+    source = make_source(folder_recipe(folder))
+    files, held_out = places(source.train()), places(source.val())
+    assert len(files) + len(held_out) == 80
+    assert 8 <= len(held_out) <= 30
     assert not set(files) & set(held_out)
     assert all("/train/" in path for path in files + held_out)
-    other = make_loaders(folder_recipe(folder, seed=5))
-    assert held_out == [path for path, _ in other._others["val"]().files]  # whatever the recipe's seed
-    tested = loaders._others["test"]().files
+    assert held_out == places(make_source(folder_recipe(folder, seed=5)).val())  # whatever the recipe's seed
+    tested = places(source.test())
     assert len(tested) == 20
-    assert all("/test/" in path for path, _ in tested)
+    assert all("/test/" in path for path in tested)
 
 
 def test_folder_training_runs_and_learns_labels_of_the_folders(folder, tmp_path):
     result = train(folder_recipe(folder, train__epochs=1, data__scale=0.9), tmp_path / "run")
-    assert result.metrics["images"] == 16
+    assert result.metrics["images"] == len(make_source(folder_recipe(folder)).val())
     assert 0 <= result.metrics["accuracy"] <= 1
     loaders = make_loaders(folder_recipe(folder))
     images, labels = next(iter(loaders.test))
@@ -89,9 +91,8 @@ def test_folder_training_runs_and_learns_labels_of_the_folders(folder, tmp_path)
 
 def test_folder_pixels_are_the_rendered_ones(folder):
     """Without cropping, a written test scene comes back as the rendered one."""
-    loaders = make_loaders(folder_recipe(folder, data__crop_pct=1.0))
-    dataset = loaders._others["test"]()
-    path, label = dataset.files[0]
+    dataset = make_source(folder_recipe(folder, data__crop_pct=1.0)).test()
+    path, label = dataset.items[0]
     index = int(path.rsplit("/", 1)[1].removesuffix(".png"))
     scene = Scenes("test", (32, 32), 0, (16, 30)).render([index])
     rendered = torch.from_numpy(scene.images[0]).permute(2, 0, 1) / 255
@@ -103,7 +104,7 @@ def test_folder_pixels_are_the_rendered_ones(folder):
 
 def test_augmentation_is_reproducible_and_leaves_the_generators_alone(folder):
     recipe = folder_recipe(folder, data__auto_augment="rand-m9-mstd0.5-inc1", data__erasing=0.5, data__hflip=0.5)
-    dataset = make_loaders(recipe)._train
+    dataset = make_source(recipe).train()
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     dataset.set_epoch(0)
     first = dataset[3][0]
@@ -122,16 +123,16 @@ def test_a_bad_image_is_named(folder, tmp_path, damage):
     root = tmp_path / "copy"
     shutil.copytree(folder, root)
     recipe = folder_recipe(root)
-    victim = make_loaders(recipe)._train.files[7][0]
+    victim = places(make_source(recipe).train())[7]
     with open(victim, "rb") as file:
         content = file.read()
     for_what = {"truncated": content[: len(content) // 2], "empty": b""}
+    loaders = make_loaders(recipe)
     if damage == "gone":
-        loaders = make_loaders(recipe)
+        loaders.check()
         (root / victim).unlink()
     else:
         (root / victim).write_bytes(for_what[damage])
-        loaders = make_loaders(recipe)
     with pytest.raises(DataError, match=victim.rsplit("/", 1)[1]):
         list(loaders.train)
 
@@ -145,7 +146,7 @@ def test_bad_folders_are_explained(folder, tmp_path):
         with pytest.raises(DataError, match=words):
             make_loaders(folder_recipe(folder, **changes))
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"no images|class folder"):
+    with pytest.raises(DataError, match=r"train/a: the class folder holds no pictures"):
         make_loaders(folder_recipe(tmp_path))
     shutil.copytree(folder / "train", tmp_path / "untested" / "train")
     loaders = make_loaders(folder_recipe(tmp_path / "untested"))

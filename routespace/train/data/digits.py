@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from routespace.errors import DataError, SpecError
 from routespace.files import replaced_folder
+from routespace.preprocess import Preprocess
 from routespace.train.data.digits_render import (
     CLASSES,
     MIN_DIGIT_PX,
@@ -42,13 +43,7 @@ from routespace.train.data.digits_render import (
     uniform,
 )
 
-__all__ = ["CLASSES", "MEAN", "STD", "Batch", "DigitsDataset", "Objects", "Scenes", "write_image_folder"]
-
-# ImageNet's, which pretrained weights and the loaders of image folders expect: a network may train on
-# rendered scenes and be tested on the written ones.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
+__all__ = ["CLASSES", "Batch", "DigitsDataset", "Objects", "Scenes", "write_image_folder"]
 TRIES, SHRINK = 24, 0.85  # places tried for a digit among others; each try is smaller by this factor
 SCENE_FIELDS = 4  # photograph, top, left, number of digits
 DIGIT_FIELDS = 5  # class, which digit of it, side, pole, level; then a (top, left) pair for each try
@@ -166,11 +161,12 @@ class Scenes:
 class DigitsDataset(Dataset[tuple[Tensor, int]]):
     """`count` scenes for classification: item i is (image, label), the class of the largest digit.
 
-    image: (3, H, W) float32, RGB in 0..1 normalised by `MEAN` and `STD`.  label: 0..9.
-    `set_epoch` reaches the workers of a DataLoader, persistent ones too. Raises `SpecError` for count < 1.
+    image: (3, H, W) float32, RGB in 0..1 normalised by the preprocess (None: ImageNet's mean and std).
+    label: 0..9. `set_epoch` reaches the workers of a DataLoader, persistent ones too.
+    Raises `SpecError` for count < 1.
     """
 
-    def __init__(self, scenes: Scenes, count: int) -> None:
+    def __init__(self, scenes: Scenes, count: int, preprocess: Preprocess | None = None) -> None:
         if count < 1:
             raise SpecError(f"count {count} must be 1 or more")
         self.scenes = scenes
@@ -178,9 +174,10 @@ class DigitsDataset(Dataset[tuple[Tensor, int]]):
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
-        std = 255 * torch.tensor(STD)
+        fed = preprocess or Preprocess(size=scenes.image_size)
+        std = 255 * torch.tensor(fed.std)
         self._scale = (1 / std).reshape(3, 1, 1)
-        self._shift = (-255 * torch.tensor(MEAN) / std).reshape(3, 1, 1)
+        self._shift = (-255 * torch.tensor(fed.mean) / std).reshape(3, 1, 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the scenes of the train split; no effect on val and test."""

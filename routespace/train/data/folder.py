@@ -1,178 +1,167 @@
-"""Image folders: root/train/<class>/*.jpg, and root/test or root/val for `evaluate` alone.
+"""Folders of pictures: ROOT/train|val|test/<class>/… or ROOT/<class>/….
 
-Files are found by timm's `create_dataset`, augmented by timm's `create_transform`. An item is a pure function of
-(seed, epoch, index): augmentation draws from its own seeded generators, so a resumed run, another number of
-workers or of processes sees the same images. A file that cannot be read is an error that names it, never skipped.
-
-Shapes: H, W image rows and columns in pixels.
+The class is the first folder below the split, at any depth beneath (torchvision's rule). Whatever Pillow opens is
+a picture; files of other kinds are counted. Hidden names, what operating systems leave behind, and files beside
+the class folders belong to no class. An empty class folder is an error: it would shift the labels of the others.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
-from timm.data.dataset_factory import create_dataset
-from timm.data.transforms_factory import create_transform
-from torch import Tensor
-from torch.utils.data import Dataset
+from typing import NamedTuple
 
 from routespace.errors import DataError
-from routespace.train.data.digits import MEAN, STD
-from routespace.train.recipe.parts import DataSpec
+from routespace.pictures import picture_suffixes
+from routespace.train.data.catalogue import (
+    Entry,
+    FileReader,
+    Listed,
+    Split,
+    examples,
+    plain_key,
+    plain_name,
+    require_root,
+)
+from routespace.train.recipe.data import FolderSpec
 
-TEST_NAMES = ("test", "val", "validation")
-SPLIT_SEED = 20230806  # of the validation cut: the same images are held out in every run of a folder
-Transform = Callable[[Any], Any]
-
-
-class FolderImages(Dataset[tuple[Tensor, int]]):
-    """Some files of a folder as (image (3, H, W) float normalised, label).
-
-    Args:
-        files: (path, label) pairs.
-        transform: PIL image → tensor.
-        seed: of the augmentation.
-    """
-
-    def __init__(self, files: Sequence[tuple[str, int]], transform: Transform, seed: int) -> None:
-        self.files = list(files)
-        self.transform = transform
-        self.seed = seed
-        # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the augmentation's draws."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.files[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: missing or corrupt image ({error}); replace or remove it") from error
-        with seeded(self.seed, int(self._epoch), index):
-            return self.transform(image), label
+NAMES: dict[Split, tuple[str, ...]] = {  # of the folders of each part, in any case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+# What macOS, Windows and network drives leave behind, in lower case; names with a dot in front are hidden.
+LEFT_BEHIND = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir"}
+)
+LOOSE = "files outside class folders"
 
 
-@contextmanager
-def seeded(*words: int) -> Iterator[None]:
-    """Seed the global generators that timm's augmentation draws from, and put them back afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seeds = np.random.SeedSequence(words).generate_state(3)
-    random.seed(int(seeds[0]))
-    np.random.seed(int(seeds[1]))
-    torch.default_generator.manual_seed(int(seeds[2]))
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+class Layout(NamedTuple):
+    """The folders with class folders in them: one for each part, or ROOT itself for all of them."""
+
+    train: Path | None
+    val: Path | None
+    test: Path | None
+    plain: bool
 
 
-class Folder:
-    """The splits of an image folder.
+class FolderCatalogue:
+    """The pictures of a folder.
 
     Args:
-        spec: with `root`, `val_fraction` and the augmentation.
-        image_size: (H, W) of what the network reads.
-        seed: of the augmentation.
-
-    Attributes:
-        classes: class name → label, by the train folder's subfolders.
+        spec: where it lies, and what its validation part is.
 
     Raises:
-        DataError: the folder is not there, or holds too few images to cut a validation split.
+        DataError: `data.root` is missing or no folder.
     """
 
-    def __init__(self, spec: DataSpec, image_size: tuple[int, int], seed: int) -> None:
-        if spec.root is None:
-            raise DataError("data.root: missing; give the image folder, with train/<class>/ in it (--data DIR)")
-        self.spec, self.image_size, self.seed = spec, image_size, seed
-        self.root = Path(spec.root)
-        files, self.classes = _find(self.root / "train")
-        held_out = max(1, round(spec.val_fraction * len(files)))
-        if held_out >= len(files):
-            raise DataError(f"{self.root / 'train'}: {len(files)} images are too few to train and validate with")
-        generator = torch.Generator().manual_seed(SPLIT_SEED)
-        order = torch.randperm(len(files), generator=generator).tolist()
-        self._val = [files[i] for i in sorted(order[:held_out])]
-        self._train = [files[i] for i in sorted(order[held_out:])]
+    def __init__(self, spec: FolderSpec) -> None:
+        self.root = require_root(spec.root, "the folder of pictures, with train/<class>/ or <class>/ in it")
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: is no folder; give one with train/<class>/ or <class>/ in it")
+        self.reader = FileReader()
+        self.layout = find_layout(self.root, cut=spec.val == "cut")
 
-    def train(self) -> FolderImages:
-        """Training images, augmented."""
-        spec = self.spec
-        transform = create_transform(
-            self._size,
-            is_training=True,
-            scale=(spec.scale, 1.0),
-            hflip=spec.hflip,
-            color_jitter=spec.color_jitter,
-            auto_augment=spec.auto_augment,
-            interpolation=spec.interpolation,
-            re_prob=spec.erasing,
-            re_mode="pixel",
-            mean=MEAN,
-            std=STD,
-        )
-        return FolderImages(self._train, transform, self.seed)
-
-    def val(self) -> FolderImages:
-        """The part of the train folder that is held out."""
-        return FolderImages(self._val, self._plain(), self.seed)
-
-    def test(self) -> FolderImages:
-        """root/test, or else root/val.
-
-        Raises:
-            DataError: neither is there, or they hold a class that the train folder lacks.
-        """
-        for name in TEST_NAMES:
-            if (self.root / name).is_dir():
-                files, classes = _find(self.root / name)
-                break
-        else:
-            raise DataError(f"{self.root}: no test images; put them into {self.root / 'test'}/<class>/")
-        unknown = sorted(set(classes) - set(self.classes))
-        if unknown:
-            raise DataError(f"{self.root / name}: class {unknown[0]!r} is not in the train folder; remove it")
-        names = {label: name for name, label in classes.items()}
-        relabelled = [(path, self.classes[names[label]]) for path, label in files]
-        return FolderImages(relabelled, self._plain(), self.seed)
-
-    @property
-    def _size(self) -> tuple[int, int, int]:
-        return (3, *self.image_size)
-
-    def _plain(self) -> Transform:
-        spec = self.spec
-        return create_transform(
-            self._size, crop_pct=spec.crop_pct, interpolation=spec.interpolation, mean=MEAN, std=STD
-        )
+    def part(self, split: Split, *, whole: bool = False) -> Listed | None:
+        """What a part holds; see `Catalogue`."""
+        folder: Path | None = getattr(self.layout, split)
+        if self.layout.plain:
+            folder = self.root if whole or split == "train" else None
+        return list_folder(folder) if folder is not None else None
 
 
-def _find(folder: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """(path, label) of every image in class folders, and class name → label."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; images are expected in {folder}/<class>/")
+def find_layout(root: Path, *, cut: bool = False) -> Layout:
+    """Which folders of ROOT are parts: they bear a part's name and have folders in them.
+
+    A folder called `train` that holds pictures only is a class of its own, beside `car` and `plane`.
+
+    Args:
+        root: the folder.
+        cut: ROOT/val is the test part where there is no other, and no validation part.
+
+    Raises:
+        DataError: ROOT has the folders of parts, but no class folders in them.
+    """
+    known = {name for names in NAMES.values() for name in names}
+    every = list(_folders(root))
+    folders = {path.name.lower(): path for path in every if any(_folders(path))}
+    found: dict[str, Path | None] = {}
+    for split, names in NAMES.items():
+        found[split] = next((folders[name] for name in names if name in folders), None)
+    if cut:
+        found["test"], found["val"] = found["test"] or found["val"], None
+    plain = not any(found.values())
+    if plain and every and all(path.name.lower() in known for path in every):
+        raise DataError(f"{every[0]}: no class folders; pictures are expected in {every[0]}/<class>/")
+    return Layout(**found, plain=plain)
+
+
+def list_folder(folder: Path) -> Listed:
+    """The pictures of a folder with class folders in it.
+
+    Raises:
+        DataError: no class folders, or one that is empty or cannot be read.
+    """
+    left_out: Counter[str] = Counter()
+    entries: list[Entry] = []
+    for path in _folders(folder):
+        name, others = plain_name(path.name), Counter[str]()
+        found = [Entry(str(file), name, plain_key(file.relative_to(path))) for file in _pictures(path, others)]
+        if not found:
+            told = f" (left out: {told_left_out(others)})" if others else ""
+            raise DataError(f"{path}: the class folder holds no pictures{told}; put some in, or remove it")
+        entries += found
+        left_out += others
+    loose = sum(1 for item in _visible(folder) if not item.is_dir())
+    if loose:
+        left_out[LOOSE] += loose
+    if not entries:
+        told = f" ({loose} {LOOSE})" if loose else ""
+        raise DataError(f"{folder}: no class folders{told}; pictures are expected in {folder}/<class>/")
+    return Listed(str(folder), entries, left_out=dict(left_out))
+
+
+def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
+    """`.heic 3, .txt 1`, the greatest numbers first."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return examples((f"{kind} {count}" for kind, count in ordered), most=8)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name, without hidden and left-behind things.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        reader = create_dataset("", root=str(folder), split="train", search_split=False).reader
-    except RuntimeError as error:  # timm's word for a folder without images
-        raise DataError(f"{folder}: no images in class folders; put them into {folder}/<class>/") from error
-    classes = dict(reader.class_to_idx)
-    if len(classes) < 2:
-        raise DataError(f"{folder}: {len(classes)} class folder; a classifier needs two or more")
-    return [(str(path), int(label)) for path, label in reader.samples], classes
+        with os.scandir(folder) as items:
+            found = [item for item in items if not hidden(item.name)]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}); allow it, or remove the folder") from error
+    return sorted(found, key=lambda item: plain_name(item.name))
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of that name is passed over without a word."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    return (Path(item.path) for item in _visible(folder) if item.is_dir())
+
+
+def _pictures(folder: Path, others: Counter[str], inside: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Every picture below a folder; files of other kinds are counted in `others`. Linked folders are followed."""
+    real = os.path.realpath(folder)
+    if real in inside:
+        raise DataError(f"{folder}: is a link to a folder around it; remove the link")
+    for item in _visible(folder):
+        if item.is_dir():
+            yield from _pictures(Path(item.path), others, (*inside, real))
+        elif Path(item.name).suffix.lower() in picture_suffixes():
+            yield Path(item.path)
+        else:
+            others[Path(item.name).suffix.lower() or "files without an ending"] += 1

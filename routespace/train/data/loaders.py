@@ -8,25 +8,26 @@ Shape legend: B images of one process and step · C channels · H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from routespace.errors import DataError
-from routespace.train.data.digits import DigitsDataset, Scenes
-from routespace.train.data.digits_render import Split
-from routespace.train.data.folder import Folder
 from routespace.train.data.prefetch import Prefetch
+from routespace.train.data.skipping import Batches, Guarded, Skipped, collate
+from routespace.train.data.source import Source, make_source
+from routespace.train.recipe.data import PicturesSpec
 from routespace.train.recipe.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
 CALIBRATION_IMAGES = 2048  # their mean MACs are known to less than half a percent
-EVAL_SEED = 0  # validation and test scenes are the same for every recipe seed
+CALIBRATION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -68,78 +69,103 @@ class TrainBatches(Sampler[list[int]]):
             yield batch[self.part.rank :: self.part.world].tolist()
 
 
-@dataclass
 class Loaders:
     """What a recipe trains, validates and tests with; iterate `train`, `val`, `test` for batches.
 
-    Attributes:
-        steps: optimiser steps of one epoch.
-        classes: number of classes in the data.
+    Args:
+        recipe: batch size, seed, workers and how many unreadable pictures may be left out.
+        source: where the images come from.
+        part: this process among those that train together.
     """
 
-    steps: int
-    classes: int
-    part: Part
-    _train: Dataset[Any] = field(repr=False)
-    _batches: TrainBatches = field(repr=False)
-    _others: dict[str, Callable[[], Dataset[Any]]] = field(repr=False)
-    _recipe: Recipe = field(repr=False)
+    def __init__(self, recipe: Recipe, source: Source, part: Part = Part()) -> None:
+        self.recipe, self.source, self.part = recipe, source, part
+        data = recipe.data
+        self._skipped = Skipped(data.skip_bad if isinstance(data, PicturesSpec) else 0)
+        self._workers = min(data.workers, _cores())  # more would only be slower, as torch warns
+
+    @property
+    def classes(self) -> int:
+        """Number of classes in the data."""
+        return len(self.source.classes)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one epoch."""
+        return self._batches.count // self._batches.batch_size
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch that `train` gives, from step `start` on."""
         self._batches.epoch, self._batches.start = epoch, start
         self._train.set_epoch(epoch)  # type: ignore[attr-defined]
 
+    def check(self) -> None:
+        """Raise DataError unless the training images fill a batch that all processes share evenly."""
+        count, batch_size = self._batches.count, self.recipe.train.batch_size
+        if count < batch_size:
+            raise DataError(f"train.batch_size: {batch_size} is more than the {count} training images; give fewer")
+        if batch_size % self.part.world:
+            raise DataError(f"train.batch_size: {batch_size} is not shared evenly by {self.part.world} processes")
+
     @cached_property
     def train(self) -> Iterable[Batch]:
         """This process's part of the batches of the epoch that was set."""
-        workers = self._recipe.data.workers
         loader: DataLoader[Any] = DataLoader(
-            self._train,
+            Guarded(self._train, replace=self._skipped.most > 0),
             batch_sampler=self._batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            collate_fn=collate,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # of its own: starting an epoch must not move the global one
         )
-        # Rendering draws no global random numbers, so it may run beside the training; augmentation may not.
-        beside = workers == 0 and isinstance(self._train, DigitsDataset)
-        return Prefetch(loader) if beside else loader
+        batches = Batches(loader, self._skipped)
+        return Prefetch(batches) if self._workers == 0 and self.source.beside_training else batches
 
     @cached_property
-    def val(self) -> DataLoader[Any]:
+    def val(self) -> Batches:
         """Validation images, the same in every epoch."""
-        return self._plain("val")
+        return self._plain(self.source.val())
 
     @cached_property
-    def test(self) -> DataLoader[Any]:
+    def test(self) -> Batches:
         """Test images, for `evaluate` alone; they are not even looked for before.
 
         Raises:
-            DataError: an image folder without test images.
+            DataError: data without test images.
         """
-        return self._plain("test")
+        return self._plain(self.source.test())
 
     @cached_property
-    def calibration(self) -> DataLoader[Any]:
+    def calibration(self) -> Batches:
         """Some validation images, drawn once, to set the gates' threshold with."""
-        return self._plain("val", most=CALIBRATION_IMAGES)
+        return self._plain(self.source.val(), most=CALIBRATION_IMAGES)
 
-    def _plain(self, name: str, most: int | None = None) -> DataLoader[Any]:
-        dataset = self._others[name]()
+    @cached_property
+    def _train(self) -> Dataset[Any]:
+        return self.source.train()
+
+    @cached_property
+    def _batches(self) -> TrainBatches:
+        seed = None if self.source.fresh_each_epoch else self.recipe.seed
+        return TrainBatches(len(self._train), self.recipe.train.batch_size, self.part, seed)  # type: ignore[arg-type]
+
+    def _plain(self, dataset: Dataset[Any], most: int | None = None) -> Batches:
         count = len(dataset)  # type: ignore[arg-type]
         chosen = list(range(count))
         if most is not None and count > most:  # folders are in the order of their classes
-            generator = torch.Generator().manual_seed(EVAL_SEED)
+            generator = torch.Generator().manual_seed(CALIBRATION_SEED)
             chosen = torch.randperm(count, generator=generator)[:most].tolist()
         mine = chosen[self.part.rank :: self.part.world]
-        return DataLoader(
-            torch.utils.data.Subset(dataset, mine),
-            batch_size=max(1, self._recipe.train.batch_size // self.part.world),
-            num_workers=self._recipe.data.workers,
+        loader: DataLoader[Any] = DataLoader(
+            Subset(Guarded(dataset, replace=False), mine),
+            batch_size=max(1, self.recipe.train.batch_size // self.part.world),
+            collate_fn=collate,
+            num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+        return Batches(loader, self._skipped)
 
 
 def make_loaders(recipe: Recipe, part: Part = Part()) -> Loaders:
@@ -150,45 +176,13 @@ def make_loaders(recipe: Recipe, part: Part = Part()) -> Loaders:
         part: this process among those that train together.
 
     Raises:
-        DataError: a folder that is missing or does not fit the recipe; more images in a batch than there are.
+        DataError: data that is missing or does not fit the recipe; more images in a batch than there are.
     """
-    train, others, classes = _digits(recipe) if recipe.data.kind == "digits" else _folder(recipe)
-    count, batch_size = len(train), recipe.train.batch_size  # type: ignore[arg-type]
-    if count < batch_size:
-        raise DataError(f"train.batch_size: {batch_size} is more than the {count} training images; give fewer")
-    if batch_size % part.world:
-        raise DataError(f"train.batch_size: {batch_size} is not shared evenly by {part.world} processes")
-    seed = None if recipe.data.kind == "digits" else recipe.seed
-    batches = TrainBatches(count, batch_size, part, seed)
-    return Loaders(count // batch_size, classes, part, train, batches, others, recipe)
+    loaders = Loaders(recipe, make_source(recipe), part)
+    loaders.check()
+    return loaders
 
 
-Sources = tuple[Dataset[Any], dict[str, Callable[[], Dataset[Any]]], int]
-
-
-def _digits(recipe: Recipe) -> Sources:
-    data = recipe.data
-
-    def scenes(split: Split, count: int, seed: int) -> DigitsDataset:
-        made = Scenes(split, recipe.grid.image_size, seed, data.digit_px, data.digits_per_scene)
-        return DigitsDataset(made, count)
-
-    others: dict[str, Callable[[], Dataset[Any]]] = {
-        "val": lambda: scenes("val", data.val_size, EVAL_SEED),
-        "test": lambda: scenes("test", data.test_size, EVAL_SEED),
-    }
-    return scenes("train", data.train_size, recipe.seed), others, recipe.grid.num_classes
-
-
-def _folder(recipe: Recipe) -> Sources:
-    folder = Folder(recipe.data, recipe.grid.image_size, recipe.seed)
-    if len(folder.classes) != recipe.grid.num_classes:
-        raise DataError(
-            f"grid.num_classes: {recipe.grid.num_classes}, but {folder.root / 'train'} has "
-            f"{len(folder.classes)} class folders; set grid.num_classes={len(folder.classes)}"
-        )
-    others: dict[str, Callable[[], Dataset[Any]]] = {
-        "val": folder.val,
-        "test": folder.test,
-    }
-    return folder.train(), others, len(folder.classes)
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

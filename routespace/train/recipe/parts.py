@@ -1,4 +1,4 @@
-"""The parts of a recipe beside grid and gates: BudgetSpec, DataSpec, TrainSpec, SearchSpec.
+"""The parts of a recipe beside grid, gates and data: BudgetSpec, TrainSpec, SearchSpec.
 
 All are frozen pydantic models that refuse unknown fields. Shares end in `_frac` or are called ratios, sizes of
 images are pixels, rates of learning are per optimiser step.
@@ -100,40 +100,6 @@ class BudgetSpec(Part):
     def wanted(self) -> bool:
         """Whether there is a target at all."""
         return self.macs is not None or self.ratio is not None
-
-
-class DataSpec(Part):
-    """Images and labels.
-
-    Args:
-        kind: `digits` (rendered here, nothing to download) or `folder` (root/train/<class>/*.jpg and, for
-            `evaluate` alone, root/test or root/val).
-        root: the folder.
-        train_size, val_size, test_size: scenes of the digits data; the train scenes are fresh each epoch.
-        digit_px: least and greatest side of a digit.
-        digits_per_scene: least and greatest number; the label is the largest's.
-        val_fraction: share of a folder's training images that is held out for validation, by a fixed seed.
-        workers: loader processes; 0 renders digits in a thread beside the training.
-        scale, hflip, color_jitter, auto_augment, erasing, interpolation, crop_pct: timm's augmentation of
-            folders (`create_transform`): least cropped area, chances, a name such as rand-m9-mstd0.5-inc1.
-    """
-
-    kind: Literal["digits", "folder"] = "digits"
-    root: str | None = None
-    train_size: Natural = 12_000
-    val_size: Natural = 1_000
-    test_size: Natural = 2_000
-    digit_px: tuple[Natural, Natural] = (10, 48)
-    digits_per_scene: tuple[Natural, Natural] = (1, 1)
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    workers: Whole = 0
-    scale: Annotated[float, Field(gt=0, le=1)] = 0.08
-    hflip: Share = 0.5
-    color_jitter: AtLeast0 = 0.0
-    auto_augment: str | None = None
-    erasing: Share = 0.0
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
 class TrainSpec(Part):

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, field_validator, model_validator
 
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import read_text
@@ -24,13 +24,14 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec, content_hash
-from routespace.train.recipe.parts import BudgetSpec, DataSpec, SearchSpec, TrainSpec
+from routespace.preprocess import Preprocess
+from routespace.train.recipe.data import DataSpec, DigitsSpec, of_kind, of_other_kind, settled
+from routespace.train.recipe.parts import BudgetSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.values import Value, fields_at
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
 
-DIGIT_CLASSES = 10
 PER_RATE = ("widths", "heads", "mlp_ratios", "sr_ratios")
 PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
 
@@ -61,9 +62,14 @@ class Recipe(Value):
     split: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     gates: GateSpec = GateSpec()
     budget: BudgetSpec = BudgetSpec()
-    data: DataSpec = DataSpec()
+    data: Annotated[DataSpec, Discriminator("kind")] = DigitsSpec()
     train: TrainSpec = TrainSpec()
     search: SearchSpec | None = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _settle_data(cls, data: Any) -> Any:
+        return settled(data)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,27 +83,20 @@ class Recipe(Value):
                 f"budget.control: {self.budget.control} moves a threshold; gates of kind 'tanh', with capacity or "
                 f"without a learned selection have none, leave control at 0"
             )
-        if self.data.kind == "digits":
-            self._check_digits()
+        grid = self.grid
+        self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
         for section in ("space", "overrides"):
             for field in getattr(self.search, section) if self.search else ():
                 _check_field(f"search.{section}", field)
+                self._check_kind(f"search.{section}", field)
         return self
 
-    def _check_digits(self) -> None:
-        low, high = self.data.digit_px
-        if self.grid.num_classes != DIGIT_CLASSES or self.grid.in_channels != 3:
-            raise ValueError(
-                f"grid.num_classes: {self.grid.num_classes} with {self.grid.in_channels} channels does not fit "
-                f"data.kind 'digits'; give num_classes {DIGIT_CLASSES} and in_channels 3"
-            )
-        if not 8 <= low <= high <= min(self.grid.image_size):
-            raise ValueError(
-                f"data.digit_px: {[low, high]} does not fit; give [least, greatest] from 8 to the image's "
-                f"{min(self.grid.image_size)} px"
-            )
+    def _check_kind(self, where: str, field: str) -> None:
+        section, _, name = field.partition(".")
+        if section == "data" and name and name not in type(self.data).model_fields:
+            raise ValueError(f"{where}.data.{of_other_kind(name, self.data.kind)}")
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
@@ -125,7 +124,8 @@ class Recipe(Value):
         """A recipe with some dotted fields replaced.
 
         `grid.preset` replaces the grid but for image size, channels, classes and outputs. A lower
-        `grid.max_down` keeps the finest of widths, heads and ratios that the grid lists per rate.
+        `grid.max_down` keeps the finest of widths, heads and ratios that the grid lists per rate. `data.kind`
+        keeps what the former kind of data and the new one both have.
 
         Args:
             changes: such as {"train.epochs": 5, "gates.rows": "layer"}; a whole section takes a mapping.
@@ -137,6 +137,8 @@ class Recipe(Value):
         if "grid.preset" in changes:
             kept = {key: data["grid"][key] for key in PRESET_KEEPS}
             data["grid"] = kept | {"preset": changes["grid.preset"]}
+        if "data.kind" in changes and isinstance(data["data"], dict):
+            _change_kind(data, changes["data.kind"])
         for field, value in changes.items():
             if field != "grid.preset":
                 _check_field("set", field)
@@ -173,10 +175,16 @@ class Recipe(Value):
         assert self.budget.ratio is not None
         return round(self.budget.ratio * self.base_macs())
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """How evaluation feeds the network."""
+        return self.data.preprocess(self.grid.image_size, self.grid.in_channels)
+
     @cached_property
     def hash(self) -> str:
-        """Twelve hex digits, equal for equal recipes on every machine."""
-        return content_hash(self.to_data())
+        """Twelve hex digits, equal for equal recipes on every machine: where the data lies does not count."""
+        data = self.to_data()
+        return content_hash(data | {"data": {**data["data"], "root": None}})
 
 
 def _base_spec(grid: GridSpec) -> GridSpec:
@@ -199,6 +207,18 @@ def _check_field(where: str, dotted: str) -> None:
         known = f"; allowed: {', '.join(allowed)}" if allowed else known
         prefix = "" if where == "set" else f"{where}: "
         raise SpecError(f"{prefix}{dotted}: unknown field{known}")
+
+
+def _change_kind(data: dict[str, Any], kind: Any) -> None:
+    """Turn the data section to another kind, and leave out of the search what that kind does not have."""
+    data["data"] = of_kind(data["data"], kind)
+    for section in ("space", "overrides") if isinstance(data["search"], dict) else ():
+        fields = data["search"][section]
+        own = {name.removeprefix("data."): value for name, value in fields.items() if name.startswith("data.")}
+        kept = {f"data.{name}" for name in of_kind(own, kind)}
+        data["search"][section] = {
+            name: value for name, value in fields.items() if not name.startswith("data.") or name in kept
+        }
 
 
 def _put(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -1,0 +1,111 @@
+"""Pictures that cannot be read: named, left out and counted, in loader processes too.
+
+A loader process that raises shows its whole traceback; so an unreadable picture comes back as a word about it
+beside the images of its batch, and is dealt with where the batches are read.
+
+In training another picture takes its place, so that batches keep their size; otherwise it is missing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from routespace.errors import DataError
+
+MOST_TRIES = 20  # pictures tried in place of an unreadable one
+
+
+class Sample(NamedTuple):
+    """An image and its label, or None; and a word about each picture that could not be read."""
+
+    item: tuple[Tensor, int] | None
+    unreadable: tuple[str, ...]
+
+
+class Guarded(Dataset[Sample]):
+    """A dataset whose items never raise `DataError`.
+
+    Args:
+        dataset: of (image, label).
+        replace: take the next picture that can be read instead.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, replace: bool) -> None:
+        self.dataset, self.replace = dataset, replace
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Sample:
+        unreadable: list[str] = []
+        for attempt in range(MOST_TRIES if self.replace else 1):
+            try:
+                return Sample(self.dataset[(index + attempt) % len(self)], tuple(unreadable))
+            except DataError as error:
+                unreadable.append(str(error))
+        return Sample(None, tuple(unreadable))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """A whole batch; datasets that make one at once are asked for it."""
+        if hasattr(self.dataset, "__getitems__"):
+            return [Sample(item, ()) for item in self.dataset.__getitems__(indices)]
+        return [self[index] for index in indices]
+
+
+def collate(samples: Sequence[Sample]) -> tuple[tuple[Tensor, Tensor] | None, tuple[str, ...]]:
+    """Images (B, C, H, W) and labels (B,), None where no picture could be read; and what could not."""
+    items = [sample.item for sample in samples if sample.item is not None]
+    images_labels = default_collate(items) if items else None
+    return images_labels, tuple(word for sample in samples for word in sample.unreadable)
+
+
+class Skipped:
+    """The pictures that were left out.
+
+    Args:
+        most: how many may be (`data.skip_bad`).
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._told: set[str] = set()
+
+    def tell(self, word: str) -> None:
+        """Name a picture in a warning, once; raises DataError when it is one too many."""
+        if word in self._told:
+            return
+        self._told.add(word)
+        if len(self._told) > self.most:
+            more = f"; it is one more than data.skip_bad={self.most}" if self.most else ""
+            raise DataError(f"{word}{more}")
+        warnings.warn(f"{word}; left out ({len(self._told)} of at most {self.most})", stacklevel=2)
+
+
+class Batches(Iterable[tuple[Tensor, Tensor]]):
+    """The batches of a loader, without what cannot be read.
+
+    Args:
+        loader: of `collate`'s pairs.
+        skipped: counts what is left out.
+
+    Raises:
+        DataError: while iterating: more cannot be read than may be left out.
+    """
+
+    def __init__(self, loader: DataLoader[Any], skipped: Skipped) -> None:
+        self.loader, self.skipped = loader, skipped
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images_labels, unreadable in self.loader:
+            for word in unreadable:
+                self.skipped.tell(word)
+            if images_labels is not None:
+                yield images_labels[0], images_labels[1]

@@ -1,0 +1,167 @@
+"""Source: where a recipe's images come from, one for each kind of data.
+
+    source = make_source(recipe)
+    source.classes, source.summary.text
+    source.train(), source.val(), source.test()          # datasets of (image, label)
+
+A new kind is a spec in `train/recipe/data.py`, a catalogue of its pictures (or a source of its own), and a line in
+`SOURCES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch.utils.data import Dataset
+
+from routespace.errors import DataError, SpecError
+from routespace.preprocess import Preprocess
+from routespace.train.data.catalogue import Catalogue
+from routespace.train.data.digits_source import DigitsSource
+from routespace.train.data.folder import FolderCatalogue
+from routespace.train.data.pictures import PictureSource
+from routespace.train.data.record import DataRecord, Summary
+from routespace.train.data.shards import ShardCatalogue
+from routespace.train.data.table import TableCatalogue
+from routespace.train.data.timm_data import TimmCatalogue
+from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, PicturesSpec, TimmSpec, WebDatasetSpec
+from routespace.train.recipe.recipe import Recipe
+
+TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
+
+
+class Source(Protocol):
+    """Where images and targets come from.
+
+    Attributes:
+        preprocess: how evaluation feeds the network.
+        fresh_each_epoch: training images are new in each epoch, so their order needs no shuffling.
+        beside_training: items draw no numbers from global generators: they may be made in a thread.
+    """
+
+    preprocess: Preprocess
+    fresh_each_epoch: bool
+    beside_training: bool
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of a network's outputs."""
+        ...
+
+    def train(self) -> Dataset[Any]:
+        """Images (C, H, W) and labels to train with; it has `set_epoch`."""
+        ...
+
+    def val(self) -> Dataset[Any]:
+        """Those to validate and calibrate with, the same in each epoch."""
+        ...
+
+    def test(self) -> Dataset[Any]:
+        """Those for `evaluate` alone; nothing is looked for before it is called."""
+        ...
+
+    @property
+    def summary(self) -> Summary:
+        """What training is about to see."""
+        ...
+
+    @property
+    def record(self) -> DataRecord | None:
+        """What a run remembers of its pictures; None where the recipe says it all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a source is made for.
+
+    Attributes:
+        spec: the data section of a recipe.
+        preprocess: how evaluation feeds the network.
+        seed: of what training draws.
+        classes: names in output order of a network that exists; None takes those of the training images.
+        whole: data without parts is taken as a whole for whatever is asked.
+    """
+
+    spec: Any
+    preprocess: Preprocess
+    seed: int
+    classes: tuple[str, ...] | None
+    whole: bool
+
+
+def _pictures(catalogue: Callable[[Any], Catalogue]) -> Callable[[Wanted], Source]:
+    def make(wanted: Wanted) -> Source:
+        return PictureSource(
+            catalogue(wanted.spec),
+            wanted.spec,
+            preprocess=wanted.preprocess,
+            seed=wanted.seed,
+            classes=wanted.classes,
+            whole=wanted.whole,
+        )
+
+    return make
+
+
+SOURCES: dict[type, Callable[[Wanted], Source]] = {
+    DigitsSpec: lambda wanted: DigitsSource(wanted.spec, wanted.preprocess, seed=wanted.seed),
+    FolderSpec: _pictures(FolderCatalogue),
+    CsvSpec: _pictures(TableCatalogue),
+    WebDatasetSpec: _pictures(ShardCatalogue),
+    TimmSpec: _pictures(TimmCatalogue),
+}
+
+
+def make_source(
+    recipe: Recipe,
+    *,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] | None = None,
+    whole: bool = False,
+) -> Source:
+    """The source of a recipe's data.
+
+    Args:
+        recipe: its data, image size, channels, classes and seed.
+        preprocess: how a network that exists was fed, in place of the recipe's.
+        classes: its class names in output order: pictures are then labelled by name, and the training pictures
+            need not be there to be evaluated.
+        whole: pictures without train, val and test are taken as a whole for whatever is asked.
+
+    Raises:
+        DataError: the data is missing, damaged, or has another number of classes than the recipe's grid.
+        SpecError: `classes` are not as many as the grid's.
+    """
+    wanted = Wanted(
+        recipe.data, preprocess or recipe.preprocess, recipe.seed, tuple(classes) if classes else None, whole
+    )
+    source = SOURCES[type(recipe.data)](wanted)
+    if classes and len(classes) != recipe.grid.num_classes:
+        raise SpecError(f"classes: {len(classes)} names for {recipe.grid.num_classes} outputs; give one for each")
+    if len(source.classes) != recipe.grid.num_classes:
+        where = recipe.data.root if isinstance(recipe.data, PicturesSpec) else recipe.data.kind
+        raise DataError(
+            f"grid.num_classes: {recipe.grid.num_classes}, but {where} has {len(source.classes)} class folders; "
+            f"set grid.num_classes={len(source.classes)}"
+        )
+    return source
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with its data's paths made absolute, so that they work from every folder."""
+    data = recipe.data
+    if not isinstance(data, PicturesSpec):
+        return recipe
+    paths = {"data.root": data.root, "data.images": data.images if isinstance(data, CsvSpec) else None}
+    changes = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path is not None}
+    return recipe.override(changes) if changes else recipe
+
+
+def data_at(path: str | Path) -> dict[str, Any]:
+    """The recipe fields that `--data PATH` stands for: a folder of pictures, or a table (.csv, .tsv)."""
+    kind = "csv" if Path(path).suffix.lower() in TABLES else "folder"
+    return {"data.kind": kind, "data.root": str(Path(path).expanduser().absolute())}
