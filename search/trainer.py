@@ -92,7 +92,7 @@ def _latency_ms(net: TaskNet, recipe: Recipe) -> float:
 
     from routespace.train.data.loaders import make_loaders
 
-    images = (image for batch, _ in make_loaders(recipe).val for image in batch.split(1))
+    images = (image for batch, _ in make_loaders(recipe).val for image in torch.split(batch, 1))
     with torch.inference_mode():
         times = [
             Timer("net(image)", globals={"net": net, "image": image}, num_threads=torch.get_num_threads())

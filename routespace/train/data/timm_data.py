@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 from PIL import Image
 from timm.data.dataset_factory import create_dataset
 
 from routespace.errors import DataError, MissingDependencyError
-from routespace.pictures import Colour, as_channels, quiet_pillow
+from routespace.pictures import Colour, as_channels, quiet_pillow, read_picture
 from routespace.train.data.catalogue import Entry, Listed, Split, plain_name
 from routespace.train.recipe.data import TimmSpec
 
@@ -18,7 +20,7 @@ class Position(NamedTuple):
     """A picture of a dataset: in which part, and its number there."""
 
     split: str
-    index: int
+    number: int
 
 
 class TimmReader:
@@ -34,23 +36,21 @@ class TimmReader:
 
     def read(self, place: Position, channels: int, *, background: Colour, at_least: int | None) -> Image.Image:
         """The picture at a position; raises DataError naming it."""
+        called = f"{self.name}, {place.split}[{place.number}]"
+        dataset = self.datasets[place.split]
         try:
-            with quiet_pillow():
-                return as_channels(self._image(place), channels, background=background)
+            # timm's own items skip what cannot be read and give another picture's label; its reader does not.
+            image = (dataset.reader if hasattr(dataset, "reader") else dataset)[place.number][0]
+            if isinstance(image, Image.Image):
+                with quiet_pillow():
+                    return as_channels(image, channels, background=background)
         except Exception as error:  # whatever the dataset's own reader stumbles over
-            raise DataError(
-                f"{self.name}, {place.split}[{place.index}]: cannot be read ({error!s:.120})"
-            ) from error
+            raise DataError(f"{called}: cannot be read ({error!s:.120})") from error
+        return read_picture(image, channels, background=background, at_least=at_least, name=called)
 
     def trouble(self, place: Position) -> str | None:
         """Always None: what lies in a packed dataset has been read when it was packed."""
         return None
-
-    def _image(self, place: Position) -> Image.Image:
-        dataset = self.datasets[place.split]
-        # timm's own items skip what cannot be read and give another picture's label; its reader does not.
-        image = (dataset.reader if hasattr(dataset, "reader") else dataset)[place.index][0]
-        return image if isinstance(image, Image.Image) else Image.open(image)
 
 
 class TimmCatalogue:
@@ -78,6 +78,8 @@ class TimmCatalogue:
             return None
         dataset = self._open(called)
         labels = _labels(dataset, self.spec)
+        if min(labels, default=0) < 0:
+            raise DataError(f"{self.name}, {called}: has pictures without a label; name another part of it")
         order = _names(dataset, self.spec, highest=max(labels, default=0))
         entries = [Entry(Position(called, i), order[label], str(i)) for i, label in enumerate(labels)]
         return Listed(f"{self.name}, {called}", entries, order=order)
@@ -85,14 +87,18 @@ class TimmCatalogue:
     def _open(self, called: str) -> Any:
         if called not in self.reader.datasets:
             keys = {"input_key": self.spec.input_key, "target_key": self.spec.target_key}
-            given = {key: value for key, value in keys.items() if value} if self.name.startswith("hfds/") else {}
+            given: dict[str, Any] = {}
+            if self.name.startswith("hfds/"):
+                given = {key: value for key, value in keys.items() if value}
             try:
-                self.reader.datasets[called] = create_dataset(
-                    self.name, self.spec.root, split=called, download=self.spec.download, **given
-                )
+                with redirect_stdout(io.StringIO()):  # timm prints what to install, torchvision that it is there
+                    self.reader.datasets[called] = create_dataset(
+                        self.name, self.spec.root, split=called, download=self.spec.download, **given
+                    )
             except ImportError as error:
                 raise MissingDependencyError(
-                    f"data.name: {self.name} needs another package ({error!s:.60}); pip install datasets"
+                    f"data.name: {self.name} needs another package ({error!s:.60}); "
+                    f"pip install 'routespace[huggingface]'"
                 ) from error
             except Exception as error:  # each library has its own; all mean that it is not there
                 reason = " ".join(str(error).split())
