@@ -45,7 +45,7 @@ from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage, used_macs
 from routespace.memory import keep_freed_memory
 from routespace.nn.families.compiled import compile_blocks
-from routespace.nn.kernels import linear as linears
+from routespace.nn.kernels.linear import onednn_is_used, products
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import spread
 from routespace.nn.routing.routes import EdgeRoute, Routes
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.75, 0.5, 0.25])
-    parser.add_argument("--products", default="fast", choices=("fast", "torch"), help="who multiplies matrices")
+    parser.add_argument("--products", default="auto", choices=("auto", "torch"), help="who multiplies matrices")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="processor time, or the clock")
     parser.add_argument("--what", nargs="+", choices=("inference", "training"), default=["inference", "training"])
@@ -292,13 +292,12 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    linears.ONEDNN_IS_FASTER &= ARGS.products == "fast"
     preset = preset_name()
     spec = GridSpec.preset(preset)
     architecture = Architecture.routed(RoutingGrid(spec), "depth")
     clock = ARGS.clock if DEVICE.type == "cpu" else "wall"
     print(f"{preset} at {spec.image_size[0]}², {DEVICE}, {ARGS.dtype}, {clock} clock, {ARGS.rounds} rounds")
-    faster = "oneDNN for large ones" if linears.ONEDNN_IS_FASTER else "torch"
+    faster = "oneDNN for large ones" if onednn_is_used() else "torch"
     print(f"decisions per {ARGS.rows}, keys: {ARGS.keys}, products: {faster}")
     heads = " ".join(f"{head:>8s}" for head in COLUMNS)
     print(f"{'':28s} {'keep':>5s} {'dense ms':>9s} {'compiled':>9s}  {heads}")
@@ -320,4 +319,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with products(ARGS.products):
+        main()

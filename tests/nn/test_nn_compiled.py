@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.config as limits
 from torch._dynamo.utils import counters
 
 from routespace.grid.architecture import Architecture
@@ -42,6 +43,12 @@ def _fresh_compiler():
     torch.compiler.reset()
     compiled.cache_clear()
     counters.clear()
+
+
+def test_other_programs_keep_their_recompile_limit():
+    before = limits.recompile_limit
+    compiled(lambda block, x, hw: x + 1, (1, 1))
+    assert limits.recompile_limit == before
 
 
 @pytest.mark.slow

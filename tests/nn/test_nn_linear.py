@@ -1,5 +1,8 @@
 """Linear layers computed by oneDNN give what torch's own give: values, gradients, MACs, exported graphs."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny_grid import TINY_GRID
@@ -7,12 +10,20 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from routespace.deploy.export.base import Deployed
+from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.kernels import linear as linears
-from routespace.nn.kernels.linear import apply_linear, linear, padded_linear, weight_grad
+from routespace.nn.kernels.linear import (
+    apply_linear,
+    linear,
+    onednn_is_used,
+    padded_linear,
+    products,
+    weight_grad,
+)
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import TaskNet
 
@@ -22,10 +33,11 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.fixture
 def onednn(monkeypatch):
     """Every product to oneDNN, whatever the processor and the size."""
-    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", True)
     monkeypatch.setattr(linears, "LEAST_MAP_MACS", 1)
     monkeypatch.setattr(linears, "LEAST_ROW_MACS", 1)
     monkeypatch.setattr(linears, "LEAST_WEIGHTS", 0)
+    with products("onednn"):
+        yield
 
 
 def calls(run) -> int:
@@ -92,12 +104,12 @@ def test_a_row_of_zeros_behind(onednn, n):
         assert torch.equal(padded_linear(rows, weight, bias)[-1], torch.zeros(10))
 
 
-def test_a_row_of_zeros_behind_torchs_own(monkeypatch):
-    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", False)
+def test_a_row_of_zeros_behind_torchs_own():
     rows, (weight, bias) = torch.randn(5, 6, requires_grad=True), weights(10, 6)
     want = torch.cat((F.linear(rows, weight, bias), torch.zeros(1, 10)))
-    assert torch.equal(padded_linear(rows, weight, bias), want)
-    with torch.inference_mode():
+    with products("torch"):
+        assert torch.equal(padded_linear(rows, weight, bias), want)
+    with products("torch"), torch.inference_mode():
         assert torch.allclose(padded_linear(rows, weight, bias), want, atol=1e-6)
 
 
@@ -215,12 +227,84 @@ def test_onednn_can_be_switched_off(onednn, monkeypatch):
         assert linear(torch.randn(7, 6), torch.randn(10, 6)).shape == (7, 10)
 
 
-@pytest.mark.parametrize(("vendor", "capability"), [("GenuineIntel", "AVX512"), ("AuthenticAMD", "AVX2")])
-def test_processors_that_torch_serves_well(monkeypatch, vendor, capability):
+PROCESSORS = [
+    ("AuthenticAMD", "AVX512", True),
+    ("GenuineIntel", "AVX512", False),
+    ("AuthenticAMD", "AVX2", False),
+]
+
+
+@pytest.mark.parametrize(("vendor", "capability", "gains"), PROCESSORS)
+def test_processors_that_torch_serves_well(monkeypatch, vendor, capability, gains):
+    from routespace.nn.kernels import onednn as operator
+
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(linears.Path, "exists", lambda _: True)
-    monkeypatch.setattr(linears.Path, "read_text", lambda *_, **__: f"vendor_id : {vendor}")
-    assert not linears._onednn_is_faster()
+    monkeypatch.setattr(operator.Path, "exists", lambda _: True)
+    monkeypatch.setattr(operator.Path, "read_text", lambda *_, **__: f"vendor_id : {vendor}")
+    assert operator.is_faster() == gains
+
+
+def test_the_choice_ends_with_its_block():
+    before = onednn_is_used()
+    with products("torch"):
+        assert not onednn_is_used()
+        with pytest.raises(SpecError), products("onednn"):
+            raise SpecError(str(onednn_is_used()))
+        assert not onednn_is_used()
+    assert onednn_is_used() == before
+    with pytest.raises(SpecError, match="'mkl' is not known; give one of auto, torch, onednn"), products("mkl"):
+        pass
+
+
+# What a torch that has renamed its private parts looks like. Each line is run before routespace is imported.
+RENAMINGS = {
+    "dropped": "import sys; sys.modules['routespace.nn.kernels.onednn'] = None",
+    "probed": "del torch._C._are_functorch_transforms_active",
+    "hooks": "del torch.nn.modules.module._has_any_global_hook",
+    "their operator": "torch.ops.mkldnn = None",
+}
+
+
+@pytest.mark.parametrize("renaming", RENAMINGS.values(), ids=list(RENAMINGS))
+def test_networks_do_without_what_torch_has_renamed(renaming):
+    code = f"""
+import pathlib, torch
+from torch.nn import functional as F
+{renaming}
+own = pathlib.Path.read_text
+def read(path, *rest, **more):
+    assert path.name != "cpuinfo", "nothing about the processor is read at an import"
+    return own(path, *rest, **more)
+pathlib.Path.read_text = read
+from routespace.nn.kernels import linear as linears
+pathlib.Path.read_text = lambda *_, **__: "AuthenticAMD"
+torch.backends.cpu.get_cpu_capability = lambda: "AVX512"
+torch.backends.mkl.is_available = lambda: True
+linears.LEAST_MAP_MACS = linears.LEAST_ROW_MACS = linears.LEAST_WEIGHTS = 0
+layer, x = torch.nn.Linear(6, 10), torch.randn(7, 6)
+assert torch.allclose(linears.apply_linear(layer, x), layer(x), atol=1e-5)
+assert torch.allclose(linears.weight_grad(x, x), x.t() @ x, atol=1e-5)
+print(linears.onednn_is_used())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str(renaming == RENAMINGS["hooks"])
+
+
+def test_compiled_functions_hold_the_choice(onednn):
+    layer, x = torch.nn.Linear(6, 10), torch.randn(7, 6)
+    found = []
+
+    def keep(graph, _):
+        found.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    function = torch.compile(lambda x: apply_linear(layer, x), backend=keep, fullgraph=True)
+    assert torch.allclose(function(x), layer(x), atol=1e-5)
+    with products("torch"):
+        function(x)
+    assert ["routespace.linear" in "".join(targets) for targets in found] == [True, False]
 
 
 def test_exported_graphs_hold_torchs_operators(onednn):
@@ -262,20 +346,21 @@ def outcome(net: TaskNet, images: torch.Tensor, routes: Routes) -> list[torch.Te
 
 @pytest.mark.parametrize("family", ["pvt_v2", "swin_v2"])
 @pytest.mark.parametrize("execution", ["dense", "packed"])
-def test_networks(onednn, monkeypatch, family, execution):
+def test_networks(onednn, family, execution):
     net, images = net_of(family), torch.randn(3, 3, 32, 32)
     net.execution = execution
     routes = Routes.random(net, images, keep=0.4)
     mine = outcome(net, images, routes)
     assert calls(lambda: net(images, routes=routes))
-    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", False)
-    assert not calls(lambda: net(images, routes=routes))
-    for found, theirs in zip(mine, outcome(net, images, routes), strict=True):
+    with products("torch"):
+        assert not calls(lambda: net(images, routes=routes))
+        reference = outcome(net, images, routes)
+    for found, theirs in zip(mine, reference, strict=True):
         assert (found - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6
 
 
 @pytest.mark.slow
-def test_compiled_steps(onednn, monkeypatch):
+def test_compiled_steps(onednn):
     torch.compiler.reset()
     net, images = net_of("pvt_v2"), torch.randn(3, 3, 32, 32)
     net.execution = "packed"
@@ -288,7 +373,8 @@ def test_compiled_steps(onednn, monkeypatch):
     assert step == 3 * forward  # and both gradients
     assert forward or torch.__version__ < "2.12"  # there each compilation calls itself an export
     net.compile_blocks(False)
-    monkeypatch.setattr(linears, "ONEDNN_IS_FASTER", False)
-    for found, theirs in zip(mine, outcome(net, images, routes), strict=True):
+    with products("torch"):
+        reference = outcome(net, images, routes)
+    for found, theirs in zip(mine, reference, strict=True):
         assert (found - theirs).norm() <= 1e-3 * theirs.norm() + 1e-5
     torch.compiler.reset()

@@ -322,3 +322,14 @@ def test_inputs_are_not_written_to(family):
     net.execution = "packed"
     net(images, routes=routes)
     assert torch.equal(*seen[0])
+
+
+def test_second_derivatives_of_packed_layers_are_refused():
+    """Their backward pass is written by hand: better none than one without its parts."""
+    keep = KeptTokens(torch.rand(2, 16) < 0.6, (4, 4))
+    rows = torch.randn(len(keep.rows), 3, requires_grad=True)
+    weights = Expansion(torch.randn(5, 3), torch.randn(5), torch.randn(5, 1, 3, 3), torch.randn(5))
+    hidden = expand(rows, weights, Layout(keep.rows, keep.order, (2, 4, 4)))
+    (grad,) = torch.autograd.grad(hidden.square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()

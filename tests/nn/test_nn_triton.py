@@ -36,6 +36,11 @@ def assert_kernel_is_right(gather_gelu, device: str, dtype: torch.dtype, toleran
         found.append([y, *torch.autograd.grad((y * weight).sum(), inputs)])
     for got, want in zip(*found, strict=True):
         assert (got - want).abs().max() <= tolerance * want.abs().max()
+    hidden, kernel, offset = inputs
+    y = gather_gelu(hidden, taps_of(kernel), offset, keep.neighbours)
+    (grad,) = torch.autograd.grad(y.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):  # not a second derivative without its parts
+        grad.square().sum().backward()
 
 
 def test_kernel_in_the_interpreter():

@@ -17,7 +17,7 @@ from routespace.nn.families.base import Block
 
 # One graph per width and map size, and again for: gradients or not, one image (a batch of 1 is a shape of its
 # own), keys of all or of some tokens, stochastic depth, element type. Past the limit torch would run the step
-# uncompiled.
+# uncompiled. It holds for our steps alone: what a program compiles beside them keeps its own.
 RECOMPILE_LIMIT = 128
 # Index tables are made here and are right; checking each of nine gathers costs more than the gather.
 OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
@@ -43,10 +43,23 @@ class _AtSize(nn.Module):
 @lru_cache(maxsize=256)
 def compiled(step: Callable[..., Tensor], hw: tuple[int, int]) -> Callable[..., Tensor]:
     """The compiled form of a step(block, x, hw, …) on maps of one size, made once: f(block, x, …)."""
+    module = _AtSize(step, hw)
+    try:
+        # (torch's own type hints leave the limit out.)
+        return torch.compile(module, dynamic=True, options=OPTIONS, recompile_limit=RECOMPILE_LIMIT)  # type: ignore[call-overload, no-any-return, unused-ignore]
+    except TypeError:  # an earlier torch knows the limit of the whole process alone
+        return _limited(torch.compile(module, dynamic=True, options=OPTIONS))
+
+
+def _limited(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A compiled function that raises torch's limit while it runs, and only then."""
     import torch._dynamo.config as limits  # here, as importing it takes a second
 
-    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
-    return torch.compile(_AtSize(step, hw), dynamic=True, options=OPTIONS)
+    def run(*arguments: object) -> Tensor:
+        with limits.patch(recompile_limit=max(limits.recompile_limit, RECOMPILE_LIMIT)):
+            return function(*arguments)
+
+    return run
 
 
 def use_compiled(block: Block) -> bool:

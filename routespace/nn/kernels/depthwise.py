@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from routespace.nn.kernels.linear import linear, padded_linear, weight_grad
@@ -94,6 +95,7 @@ class _Expand(Function):
         return F.gelu(convolved)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, kernel, hidden, convolved, positions, order = ctx.saved_tensors
         layout, n = Layout(positions, order, ctx.size), rows.shape[0]

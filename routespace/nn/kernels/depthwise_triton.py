@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 TAPS = 9
 BLOCK_ROWS = 16
@@ -91,6 +92,7 @@ class _GatherGelu(Function):
         return activated
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden, taps, neighbours, summed = ctx.saved_tensors
         grad = torch.ops.aten.gelu_backward(grad.contiguous(), summed)

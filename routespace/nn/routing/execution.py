@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from routespace.nn.families.base import Stage, TokenEmbed
-from routespace.nn.kernels import linear as linears
+from routespace.nn.kernels.linear import onednn_is_used
 from routespace.nn.packing.keep import KeptTokens, kept_rows
 from routespace.nn.packing.rows import spread_rows, take
 from routespace.nn.routing.state import NodeState
@@ -181,7 +181,7 @@ def _pack_below(x: Tensor, *, compiled: bool) -> float:
     """The share of kept tokens of (B, N, C) below which a packed edge takes less time than a masked one."""
     if compiled or x.device.type != "cpu":
         return PACK_BELOW
-    channels = FAST_CHANNELS if linears.ONEDNN_IS_FASTER else CHANNELS
+    channels = FAST_CHANNELS if onednn_is_used() else CHANNELS
     dense = x.numel() * (1 + x.shape[2] / channels)
     return min(PACK_BELOW, 1 - (CALLS + MOVES * x.numel()) / dense)
 
