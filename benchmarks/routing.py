@@ -41,8 +41,9 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
+from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import EdgeUsage, used_macs
+from routespace.grid.usage import EdgeUsage
 from routespace.memory import keep_freed_memory
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.kernels.linear import onednn_is_used, products
@@ -183,7 +184,8 @@ def block_runs(spec: GridSpec, rate: int, depth: int, batch: int, train: bool) -
         return stepped(stage, forward, train)
 
     cost = spec.block_family.block_cost(spec, rate)
-    used = {keep: used_macs(cost, EdgeRoute(kept, kept.float()).usage()) for keep, kept in masks.items()}
+    macs = RESOURCES["macs"]
+    used = {keep: macs.used(EdgeRoute(kept, kept.float()).usage(), cost) for keep, kept in masks.items()}
     return variants(run), {keep: float(macs) / cost.macs for keep, macs in used.items()}
 
 

@@ -208,12 +208,16 @@ def _verdict(report: dict[str, Any]) -> str:
 
 def _latencies(grid: RoutingGrid, path: Path) -> dict[str, float]:
     """Predicted milliseconds by a measured table: the fastest, the staircase, everything computed."""
-    from routespace.deploy.latency.table import edge_ms, load_table, predict  # torch: the table knows its version
+    from routespace.deploy.latency.table import (
+        load_table,
+        predict,
+        table_prices,
+    )  # torch: the table knows its version
     from routespace.grid.architecture import Architecture
     from routespace.grid.count import least_sum
 
     table = load_table(path, grid=grid)
-    prices = edge_ms(table, grid)
+    prices = table_prices(table, grid).edges
     least, _ = least_sum(grid, [prices[name] for name in grid.edges])
     found = {"min": least + table.constant_ms}
     if _staircase_macs(grid) is not None:

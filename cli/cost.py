@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from routespace.grid.architecture import Architecture
-    from routespace.grid.cost import ArchitectureCost, GateCost
+    from routespace.grid.cost import ArchitectureCost
     from routespace.grid.families.base import EdgeCost
     from routespace.grid.gate_spec import GateSpec
+    from routespace.grid.resources import GateCost
     from routespace.workflow.subjects import Subject
 
 NAME = "cost"
@@ -67,20 +68,18 @@ def run(
 
 
 def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[str, Any]:
-    """A cost as JSON data: totals, parts with every token computed, and groups of edges.
+    """A cost as JSON data: totals of each resource, parts with every token computed, and groups of edges.
 
     A group of one edge also tells the parts of its price with every token computed: `fixed_macs`, paid as soon as
     one token of the image is; `routed_macs`, of all tokens together; `gate_macs`, of all decisions of its gate.
     Without measured usage they add up to the group's `macs`.
     """
     report: dict[str, Any] = {
-        "params": cost.params,
-        "macs": cost.macs,
-        "bytes": cost.bytes,
+        **cost.totals,
         "parts": {
             "stem": _sum([cost.stem]),
             "edges": _sum(cost.edges.values()),
-            "gates": _sum(cost.gates.values()),
+            "gates": _sum(gates=cost.gates.values()),
             "outputs": _sum(cost.outputs.values()),
             "head": _sum([cost.head]),
         },
@@ -90,7 +89,7 @@ def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[
     if by is not None:
         groups = cost.grouped(by)  # type: ignore[arg-type]
         report["by"] = by
-        report["groups"] = {str(key): total._asdict() for key, total in groups.items() if any(total)}
+        report["groups"] = {str(key): total for key, total in groups.items() if any(total.values())}
         if by == "edge":
             for name, group in report["groups"].items():
                 edge, gate = cost.edges[name], cost.gates.get(name)
@@ -99,9 +98,12 @@ def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[
     return report
 
 
-def _sum(prices: Iterable[EdgeCost | GateCost]) -> dict[str, int]:
-    listed = list(prices)
-    return {what: sum(getattr(price, what) for price in listed) for what in ("params", "macs", "bytes")}
+def _sum(edges: Iterable[EdgeCost] = (), gates: Iterable[GateCost] = ()) -> dict[str, float]:
+    """Resource → what some parts take with everything computed."""
+    from routespace.grid.resources import NO_EDGE, NO_GATE, RESOURCES, analytic
+
+    parts = [*((edge, NO_GATE) for edge in edges), *((NO_EDGE, gate) for gate in gates)]
+    return {what: sum(RESOURCES[what].whole(*part) for part in parts) for what in analytic()}
 
 
 def _measured(found: Subject, part: Architecture) -> dict[str, Any]:
@@ -110,26 +112,30 @@ def _measured(found: Subject, part: Architecture) -> dict[str, Any]:
 
     if found.usage is None or part != found.architecture:
         return {}
-    cost = architecture_cost(part, gates=found.gates, usage=found.usage)
-    return {"measured": {"macs": cost.macs, "bytes": cost.bytes}}
+    totals = architecture_cost(part, gates=found.gates, usage=found.usage).totals
+    return {"measured": {what: amount for what, amount in totals.items() if what != "params"}}
 
 
 def show(report: dict[str, Any]) -> None:
     """Print the parts, the totals and the groups as tables."""
-    from routespace.cli.render import giga, mega, table
+    from routespace.cli.render import amount, table
+    from routespace.grid.resources import RESOURCES, analytic
+
+    names = analytic()
+    labels = [RESOURCES[what].label for what in names]
 
     def row(name: str, cost: dict[str, Any]) -> tuple[str, ...]:
-        return name, mega(cost["params"]), giga(cost["macs"]), f"{cost['bytes'] / 1e6:,.1f} MB"
+        return name, *(amount(what, cost[what]) for what in names)
 
     rows = [row(name, cost) for name, cost in report["parts"].items() if any(cost.values())]
     rows.append(row("total", report))
     if "measured" in report:
         rows.append(row("as measured on validation", {"params": report["params"]} | report["measured"]))
-    table(("part", "params", "MACs", "moved"), rows)
+    table(("part", *labels), rows)
     if "groups" in report:
         print()
         groups = [row(f"1/{key}" if report["by"] == "rate" else key, c) for key, c in report["groups"].items()]
-        table((report["by"], "params", "MACs", "moved"), groups)
+        table((report["by"], *labels), groups)
 
 
 def _check(part: Architecture, gates: GateSpec, *, to_stderr: bool) -> None:

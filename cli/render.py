@@ -41,6 +41,17 @@ def mega(count: float) -> str:
     return f"{count / 1e6:.4g} M" if count >= 1e5 else f"{count / 1e3:.4g} K"
 
 
+def amount(resource: str, number: float) -> str:
+    """An amount of a resource of `grid/resources.py`, with its unit where the column's name does not tell it."""
+    from routespace.grid.resources import RESOURCES
+
+    unit = RESOURCES[resource].unit
+    if unit == "bytes":
+        return f"{number / 1e6:,.1f} MB"
+    known = {"MACs": giga, "parameters": mega}
+    return known[unit](number) if unit in known else f"{number:.4g} {unit}"
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage with one digit."""
     return "–" if share is None else f"{100 * share:.1f} %"

@@ -1,7 +1,8 @@
 """From measured usage and a limit to a static architecture.
 
     derive(architecture, usage, macs=12_000_000)     the proven best under the limit (MILP)
-    derive(…, latency_ms=4.0, table=table)           under a limit of predicted time, or both limits
+    derive(…, limits={"latency_ms": 4.0, "params": 5e6}, table=table)
+                                                     under limits on any resources (grid/resources.py)
     derive(…, method="threshold")                    keep what is used at least t, with the lowest t that fits
 
 A static network computes an edge for every token or for none, the supernet for a share of its tokens. Dropping a
@@ -15,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
-from routespace.deploy.latency.table import LatencyTable, edge_ms
+from routespace.deploy.latency.table import LatencyTable, table_prices
 from routespace.errors import BudgetError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import Edge
+from routespace.grid.resources import joined_limits
 from routespace.grid.select import select
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 
@@ -33,8 +35,8 @@ def derive(
     architecture: Architecture,
     usage: Usage,
     *,
-    macs: int | None = None,
-    latency_ms: float | None = None,
+    limits: Mapping[str, float] | None = None,
+    macs: float | None = None,
     table: LatencyTable | None = None,
     scores: Mapping[str, float] | None = None,
     method: Method = "milp",
@@ -44,41 +46,41 @@ def derive(
     Args:
         architecture: the supernet's; only its edges are candidates.
         usage: edge name → measured shares; an edge that is not named counts as wholly used.
-        macs: the most MACs for one image of the spec's size, with stem, outputs and head.
-        latency_ms: the most milliseconds for one forward pass of the table's batch (milp only). Each patch
-            embedding is charged with adding its map to a row, so the prediction is at most this, and an
-            architecture a hair below the limit may be passed over.
-        table: measured by `profile` for this grid.
+        limits: resource (`macs`, `params`, `bytes`, `latency_ms`, …: the table in `grid/resources.py`) → the most
+            allowed for one image of the spec's size, with stem, outputs and head; `latency_ms` for one forward
+            pass of the table's batch. There each patch embedding is charged with adding its map to a row, so the
+            prediction is at most the limit, and an architecture a hair below it may be passed over.
+        macs: the same as `limits={"macs": …}`.
+        table: measured by `profile` for this grid; for a limit on `latency_ms`.
         scores: edge name → worth of keeping it, instead of `usage_scores` (milp only).
-        method: `milp`, the greatest sum of scores, proven; or `threshold`, one t for all edges.
+        method: `milp`, the greatest sum of scores, proven; or `threshold`, one t for all edges, for a limit on
+            MACs alone.
 
     Returns:
-        A static architecture whose analytic MACs are at most `macs`, and whose predicted time at most
-        `latency_ms`.
+        A static architecture that takes at most what the limits allow, by analytic cost and predicted time.
 
     Raises:
         BudgetError: nothing fits; the message names the least possible.
-        SpecError: usage or scores of edges that the grid lacks, an unknown method, or no limit.
+        SpecError: usage or scores of edges that the grid lacks, an unknown method or resource, or no limit.
         GridError: the table is of another grid.
     """
     check_usage_names(usage, architecture.grid.edges)
     if method not in get_args(Method):
         raise SpecError(f"method: {method!r:.60} is not known; allowed: {', '.join(get_args(Method))}")
-    if (latency_ms is None) != (table is None):
+    wanted = joined_limits(limits, macs)
+    if not wanted:
+        raise SpecError("limits: there is none; give macs=12_000_000, or limits by the name of a resource")
+    if ("latency_ms" in wanted) != (table is not None):
         raise SpecError("latency_ms: a limit and a table go together; give both, or neither")
     if method == "threshold":
-        if scores is not None or table is not None or macs is None:
+        if scores is not None or set(wanted) != {"macs"}:
             raise SpecError("method: 'threshold' goes by usage under macs; give macs alone, or use 'milp'")
-        return _by_threshold(architecture, usage, macs)
-    if macs is None and latency_ms is None:
-        raise SpecError("macs: there is no limit; give macs, or latency_ms with a table")
+        return _by_threshold(architecture, usage, wanted["macs"])
     return select(
         architecture,
         usage_scores(architecture, usage) if scores is None else scores,
-        macs=macs,
-        latency_ms=latency_ms,
-        latency=None if table is None else edge_ms(table, architecture.grid),
-        constant_ms=0.0 if table is None else table.constant_ms,
+        limits=wanted,
+        measured={} if table is None else {"latency_ms": table_prices(table, architecture.grid)},
     )
 
 
@@ -100,7 +102,7 @@ def usage_scores(architecture: Architecture, usage: Usage) -> dict[str, float]:
     return scores
 
 
-def _by_threshold(architecture: Architecture, usage: Usage, macs: int) -> Architecture:
+def _by_threshold(architecture: Architecture, usage: Usage, macs: float) -> Architecture:
     """The lowest threshold that fits; where no output would be left, that of the patch embeddings stops rising."""
     levels = [*sorted({_share(edge, usage) for edge in _deciding(architecture)}), float("inf")]
 
@@ -120,7 +122,7 @@ def _by_threshold(architecture: Architecture, usage: Usage, macs: int) -> Archit
     if least > macs:
         select(architecture, {}, macs=macs)  # raises when nothing fits, and names the least possible
         raise BudgetError(
-            f"macs: {macs} MACs is not enough for the threshold method, which ends at {least} MACs here; "
+            f"macs: {macs:.0f} MACs is not enough for the threshold method, which ends at {least} MACs here; "
             f"use method 'milp', or a higher limit"
         )
     return found

@@ -1,12 +1,12 @@
-"""What a grid, an architecture or a million of them cost: parameters, MACs and bytes, analytically.
+"""What a grid, an architecture or a million of them cost: parameters, MACs, bytes and the like, analytically.
 
     edge_cost(spec, edge)                  one edge, every token computed
     architecture_cost(architecture, …)     one architecture, its parts listed apart; with gates, measured usage
                                            or another image size when given
     batch_cost(grid, bits)                 many static architectures at once, exact integers
-    used_macs(cost, usage)                 the one formula from usage to MACs, for floats and tensors alike
 
-One multiply-add is one MAC, for one image; bytes count 4 per number. Measured usage has its own file, `usage`.
+One multiply-add is one MAC, for one image; bytes count 4 per number. What is counted is told by the table in
+`resources`; measured usage has its own file, `usage`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -23,31 +23,15 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.resources import NO_EDGE, NO_GATE, RESOURCES, GateCost, analytic, require_analytic
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import ALL_USED, Usage, check_usage_names, used_bytes, used_macs
+from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 
-What = Literal["params", "macs", "bytes"]
 By = Literal["edge", "layer", "rate", "kind"]
+Amounts = Mapping[str, float]  # resource → amount for one image; integers, unless measured usage made them floats
 FLOAT_BYTES = 4
-FREE = EdgeCost(0, 0, 0, 0, 0)
 EXACT_FLOAT = 1 << 53  # float64 adds integers below this exactly, and BLAS adds them much faster than int64
 BLOCK_ROWS = 1024  # rows converted to float64 at a time: they stay in the second-level cache
-
-
-class Cost(NamedTuple):
-    """Totals for one image; integers, unless measured usage made MACs and bytes floats."""
-
-    params: int
-    macs: float
-    bytes: float
-
-
-class GateCost(NamedTuple):
-    """What one gate costs for one image when every decision is evaluated."""
-
-    params: int
-    macs: int
-    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,46 +39,56 @@ class ArchitectureCost:
     """The cost of one architecture for one image, and its parts.
 
     Attributes:
-        params: learned numbers, gates included when they were given.
-        macs, bytes: integers with everything computed; floats, the measured average, when usage was given.
+        totals: resource → amount, gates included when they were given: integers with everything computed; floats,
+            the measured average, when usage was given.
         stem, head: image → finest map; coarsest map → classes (zero without classes).
         edges: edge name → its price with every token computed, in the grid's order.
         gates: gate name → price with every decision evaluated; empty unless gates were given. A row's gate is
             named by its transformer edge, a column's by its patch embedding.
         outputs: rate → the norm of that output.
-        used: edge name → totals of the edge and its gate, with usage applied. Summed with stem, outputs and
-            head they are the totals above.
+        used: edge name → amounts of the edge and its gate, with usage applied. Summed with stem, outputs and
+            head they are the totals.
     """
 
-    params: int
-    macs: float
-    bytes: float
+    totals: Amounts
     stem: EdgeCost
     edges: Mapping[str, EdgeCost]
     gates: Mapping[str, GateCost]
     outputs: Mapping[int, EdgeCost]
     head: EdgeCost
-    used: Mapping[str, Cost] = field(repr=False)
+    used: Mapping[str, Amounts] = field(repr=False)
 
-    def grouped(self, by: By) -> dict[str | int, Cost]:
+    @property
+    def params(self) -> int:
+        """Learned numbers."""
+        return int(self.totals["params"])
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds."""
+        return self.totals["macs"]
+
+    @property
+    def bytes(self) -> float:
+        """Bytes moved."""
+        return self.totals["bytes"]
+
+    def grouped(self, by: By) -> dict[str | int, dict[str, float]]:
         """Totals of the edges (gates included, usage applied) per edge name, layer, rate or kind."""
-        groups: dict[str | int, Cost] = {}
-        for name, cost in self.used.items():
+        groups: dict[str | int, dict[str, float]] = {}
+        for name, amounts in self.used.items():
             edge = Edge.parse(name)
             keys: dict[By, str | int] = {"edge": name, "layer": edge.layer, "rate": edge.rate, "kind": edge.kind}
-            key = keys[by]
-            groups[key] = _add(groups.get(key, Cost(0, 0, 0)), cost)
+            group = groups.setdefault(keys[by], dict.fromkeys(amounts, 0))
+            for what, amount in amounts.items():
+                group[what] += amount
         return groups
-
-
-def _add(a: Cost, b: Cost) -> Cost:
-    return Cost(a.params + b.params, a.macs + b.macs, a.bytes + b.bytes)
 
 
 def edge_cost(spec: GridSpec, edge: Edge) -> EdgeCost:
     """The price of one edge: `spec.depth(layer)` blocks, a patch embedding, or nothing for an identity."""
     if edge.kind == "identity":
-        return FREE
+        return NO_EDGE
     if edge.kind == "patch_embed":
         return spec.block_family.patch_embed_cost(spec, edge.rate)
     depth = spec.depth(edge.layer)
@@ -105,7 +99,7 @@ def head_cost(spec: GridSpec) -> EdgeCost:
     """The linear classifier on the mean of the coarsest map; nothing without classes."""
     width, classes = spec.width(spec.rates[-1]), spec.num_classes
     if not classes:
-        return FREE
+        return NO_EDGE
     params = width * classes + classes
     return EdgeCost(params, 0, width * classes, FLOAT_BYTES * params, FLOAT_BYTES * (width + classes))
 
@@ -137,7 +131,7 @@ class CostTable:
     Attributes:
         spec: the spec at that image size.
         stem, edges, outputs, head: as in ArchitectureCost, for every edge of the grid.
-        constant: totals of stem, outputs and head, which every architecture pays.
+        paid: the stem's, outputs' and head's prices, which every architecture pays.
 
     Raises:
         SpecError: an image size that the grid cannot take.
@@ -152,53 +146,72 @@ class CostTable:
         self.edges = _grid_prices(grid, spec)
         self.outputs = {rate: spec.block_family.output_cost(spec, rate) for rate in spec.output_rates}
         self.head = head_cost(spec)
-        paid = (self.stem, *self.outputs.values(), self.head)
-        self.constant = Cost(sum(c.params for c in paid), sum(c.macs for c in paid), sum(c.bytes for c in paid))
-        self._arrays: dict[What, np.ndarray] = {}
+        self.paid = (self.stem, *self.outputs.values(), self.head)
+        self._amounts: dict[str, dict[str, float]] = {}
+        self._arrays: dict[str, np.ndarray] = {}
 
-    def prices(self, what: What) -> np.ndarray:
-        """The price of every edge, int64 (edges,), in the grid's order.
+    def constant(self, what: str) -> float:
+        """What stem, outputs and head take of a resource together.
 
         Raises:
-            SpecError: `what` is not one of the three.
+            SpecError: a resource that does not follow from prices.
+        """
+        resource = require_analytic(what)
+        return sum(resource.whole(cost) for cost in self.paid)
+
+    def amounts(self, what: str) -> Mapping[str, float]:
+        """Edge name → what it takes of a resource with every token computed, without gates.
+
+        Raises:
+            SpecError: a resource that does not follow from prices.
+        """
+        if what not in self._amounts:
+            resource = require_analytic(what)
+            self._amounts[what] = {name: resource.whole(cost) for name, cost in self.edges.items()}
+        return self._amounts[what]
+
+    def prices(self, what: str) -> np.ndarray:
+        """The price of every edge, (edges,), in the grid's order: int64, or float64 where they are no integers.
+
+        Raises:
+            SpecError: a resource that does not follow from prices.
             GridError: the whole grid costs more than an int64 holds.
         """
-        if what not in get_args(What):
-            raise SpecError(f"what: {what!r:.60} is not known; allowed: {', '.join(get_args(What))}")
         if what not in self._arrays:
-            numbers = [getattr(cost, what) for cost in self.edges.values()]
-            if sum(numbers) + getattr(self.constant, what) > np.iinfo(np.int64).max:
+            numbers = list(self.amounts(what).values())
+            whole = all(isinstance(number, int) for number in numbers)
+            if whole and sum(numbers) + self.constant(what) > np.iinfo(np.int64).max:
                 raise GridError(f"grid: its {what} pass 2^63; use fewer layers, smaller widths or smaller images")
-            self._arrays[what] = np.array(numbers, dtype=np.int64)
+            self._arrays[what] = np.array(numbers, dtype=np.int64 if whole else np.float64)
         return self._arrays[what]
 
-    def totals(self, bits: np.ndarray, what: What = "macs") -> np.ndarray:
+    def totals(self, bits: np.ndarray, what: str = "macs") -> np.ndarray:
         """Totals of n static architectures, the constant part included.
 
         Args:
             bits: bool (n, edges); True where an edge is open, in the grid's edge order.
-            what: `params`, `macs` or `bytes`.
+            what: a resource that follows from prices: `params`, `macs`, `bytes`.
 
         Returns:
-            int64 (n,), exact.
+            int64 (n,), exact; float64 for a resource whose prices are no integers.
 
         Raises:
-            SpecError: bits of another type or shape.
+            SpecError: bits of another type or shape, or another resource.
         """
-        prices, constant = self.prices(what), int(getattr(self.constant, what))
+        prices, constant = self.prices(what), self.constant(what)
         bits = np.asarray(bits)
         if bits.dtype != np.bool_ or bits.ndim != 2 or bits.shape[1] != len(prices):
             raise SpecError(
                 f"bits: {bits.dtype} of shape {bits.shape}; give booleans of shape (n, {len(prices)}), "
                 f"in the order of grid.edges"
             )
-        if int(prices.sum()) >= EXACT_FLOAT:
-            return bits @ prices + constant
-        floats, totals = prices.astype(np.float64), np.empty(len(bits), dtype=np.int64)
+        if prices.dtype == np.int64 and int(prices.sum()) >= EXACT_FLOAT:
+            return bits @ prices + int(constant)
+        floats, totals = prices.astype(np.float64), np.empty(len(bits), dtype=prices.dtype)
         for start in range(0, len(bits), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             totals[block] = bits[block].astype(np.float64) @ floats
-        return totals + constant
+        return totals + prices.dtype.type(constant)
 
 
 def _grid_prices(grid: RoutingGrid, spec: GridSpec) -> dict[str, EdgeCost]:
@@ -219,7 +232,7 @@ def cost_table(grid: RoutingGrid, image_size: tuple[int, int] | int | None = Non
     return CostTable(grid, image_size)
 
 
-def batch_cost(grid: RoutingGrid, bits: np.ndarray, *, what: What = "macs") -> np.ndarray:
+def batch_cost(grid: RoutingGrid, bits: np.ndarray, *, what: str = "macs") -> np.ndarray:
     """Cost of many static architectures of a grid at once; see `CostTable.totals` for shapes and errors."""
     return cost_table(grid).totals(bits, what)
 
@@ -250,11 +263,11 @@ def architecture_cost(
         edge = architecture.grid.edges[name]
         if gates is not None and edge.kind != "identity":
             prices[name] = gate_cost(table.spec, edge, gates)
-    used = _used(edges, prices, usage)
+    used = _used(table, edges, prices, usage)
     return ArchitectureCost(
-        params=table.constant.params + sum(cost.params for cost in used.values()),
-        macs=table.constant.macs + sum(cost.macs for cost in used.values()),
-        bytes=table.constant.bytes + sum(cost.bytes for cost in used.values()),
+        totals={
+            what: table.constant(what) + sum(amounts[what] for amounts in used.values()) for what in analytic()
+        },
         stem=table.stem,
         edges=edges,
         gates=prices,
@@ -264,15 +277,19 @@ def architecture_cost(
     )
 
 
-def _used(edges: Mapping[str, EdgeCost], gates: Mapping[str, GateCost], usage: Usage | None) -> dict[str, Cost]:
-    """Totals of each edge with its gate; integers stay integers where nothing was measured."""
-    used = {}
+def _used(
+    table: CostTable, edges: Mapping[str, EdgeCost], gates: Mapping[str, GateCost], usage: Usage | None
+) -> dict[str, Amounts]:
+    """Amounts of each edge with its gate; integers stay integers where nothing was measured."""
+    names = analytic()
+    columns = [table.amounts(what) for what in names]
+    used: dict[str, Amounts] = {}
     for name, cost in edges.items():
-        gate = gates.get(name, GateCost(0, 0, 0))
-        shares: Any = ALL_USED if usage is None else usage.get(name, ALL_USED)
-        macs = used_macs(cost, shares, gate.macs)
-        moved = used_bytes(cost, shares, gate.bytes)
-        used[name] = Cost(cost.params + gate.params, macs, moved)
+        gate, shares = gates.get(name, NO_GATE), ALL_USED if usage is None else usage.get(name, ALL_USED)
+        if gate is NO_GATE and shares is ALL_USED:
+            used[name] = {what: column[name] for what, column in zip(names, columns, strict=True)}
+        else:
+            used[name] = {what: RESOURCES[what].used(shares, cost, gate) for what in names}
     return used
 
 

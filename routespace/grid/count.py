@@ -136,7 +136,7 @@ def edge_macs(grid: RoutingGrid) -> list[int]:
 
 def constant_macs(grid: RoutingGrid) -> int:
     """MACs that every architecture pays: stem, outputs and head."""
-    return int(cost_table(grid).constant.macs)
+    return int(cost_table(grid).constant("macs"))
 
 
 def least_sum(grid: RoutingGrid, prices: Sequence[float]) -> tuple[float, list[int]]:

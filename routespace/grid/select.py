@@ -5,7 +5,7 @@ edges' scores, so that
 
     a row keeps at most one of its two edges, and an edge is kept only between used nodes,
     a used node is entered (or is the stem) and left (or is an output); stem and outputs are used,
-    the kept edges' MACs, parameters and latency stay within their limits.
+    what the kept edges take of each limited resource stays within its limit.
 
 In a grid without cycles the node rules are the same as "every edge lies on a way from the stem to an output".
 Solved by HiGHS through scipy.optimize.milp; on a 24×4 grid in some 50 ms, up to a few seconds
@@ -25,6 +25,7 @@ from routespace.errors import BudgetError, GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import cost_table
 from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.resources import RESOURCES, MeasuredPrices, joined_limits
 
 SCORE_SCALE = 100.0  # largest score given to HiGHS, which stops within 1e-6 of the best sum
 ROW_SCALE = 1e4  # limits are scaled to this: HiGHS's feasibility tolerance is absolute, 1e-6
@@ -36,7 +37,6 @@ class Limit:
     """One limited resource: what each candidate edge adds, what is paid in any case, and the most allowed."""
 
     name: str
-    unit: str
     prices: np.ndarray  # (candidates,), non-negative
     constant: float
     most: float
@@ -50,11 +50,9 @@ def select(
     space: RoutingGrid | Architecture,
     scores: Mapping[str, float],
     *,
+    limits: Mapping[str, float] | None = None,
     macs: float | None = None,
-    params: float | None = None,
-    latency_ms: float | None = None,
-    latency: Mapping[str, float] | None = None,
-    constant_ms: float = 0.0,
+    measured: Mapping[str, MeasuredPrices] | None = None,
     require: Iterable[str] = (),
 ) -> Architecture:
     """The static architecture with the greatest sum of scores under the limits.
@@ -62,9 +60,11 @@ def select(
     Args:
         space: a grid, or an architecture of it: only its edges, open or gated, are candidates.
         scores: edge name → worth of keeping it, of either sign; edges not named are worth 0.
-        macs, params: the most allowed, for the whole static network with stem, outputs and head.
-        latency_ms: the most allowed; needs `latency`, edge name → milliseconds (identities may be left out), and
-            `constant_ms` for the stem, outputs and head.
+        limits: resource (`macs`, `params`, …: the table in `grid/resources.py`) → the most allowed, for the whole
+            static network with stem, outputs and head.
+        macs: the same as `limits={"macs": …}`.
+        measured: resource → its prices, for each limited one that does not follow from the grid: for `latency_ms`
+            `table_prices` of a latency table.
         require: names of edges that must be kept.
 
     Returns:
@@ -72,18 +72,17 @@ def select(
 
     Raises:
         BudgetError: no architecture satisfies the limits; the message names the least possible.
-        SpecError: unknown edges, scores that are no finite numbers, or a latency table that does not fit.
+        SpecError: unknown edges or resources, scores or limits that are no numbers, or prices that do not fit.
         GridError: the required edges cannot be kept together.
     """
     grid = space.grid if isinstance(space, Architecture) else space
     names = list(space.edges)
     program = _Program(grid, [grid.edges[name] for name in names], _required(names, require))
-    limits = _limits(grid, names, macs, params)
-    if latency_ms is not None:
-        limits.append(_latency_limit(grid, names, latency, constant_ms, latency_ms))
-    kept = program.best(_scores(grid, names, scores), limits)
+    wanted = joined_limits(limits, macs)
+    found = [_limit(grid, names, name, most, measured or {}) for name, most in wanted.items()]
+    kept = program.best(_scores(grid, names, scores), found)
     if kept is None:
-        raise _explain(program, limits)
+        raise _explain(program, found)
     return Architecture(grid.spec, {names[place]: "open" for place in np.flatnonzero(kept)})
 
 
@@ -191,36 +190,43 @@ class _Program:
         return np.rint(result.x[: self.size]).astype(np.bool_)
 
 
-def _limits(grid: RoutingGrid, names: Sequence[str], macs: float | None, params: float | None) -> list[Limit]:
-    table, limits = cost_table(grid), []
-    for what, most in (("macs", macs), ("params", params)):
-        if most is None:
-            continue
-        if math.isnan(most):
-            raise SpecError(f"{what}: the limit is not a number; give how many {what} are allowed")
-        prices = np.array([getattr(table.edges[name], what) for name in names], dtype=float)
-        limits.append(Limit(what, what.replace("macs", "MACs"), prices, getattr(table.constant, what), most))
-    return limits
-
-
-def _latency_limit(
-    grid: RoutingGrid, names: Sequence[str], latency: Mapping[str, float] | None, constant_ms: float, most: float
+def _limit(
+    grid: RoutingGrid, names: Sequence[str], name: str, most: float, measured: Mapping[str, MeasuredPrices]
 ) -> Limit:
-    if latency is None:
-        raise SpecError("latency_ms: a limit needs latency, a table of milliseconds per edge; measure one")
-    unknown = [name for name in latency if name not in grid.edges]
+    """The limit on one resource, with the prices of the candidates `names`."""
+    if name in measured:
+        return Limit(name, _measured(grid, names, name, measured[name].edges), _constant(name, measured), most)
+    if RESOURCES[name].terms is None:
+        raise SpecError(
+            f"limits.{name}: it is measured, not counted; give its prices per edge in measured[{name!r}]"
+        )
+    table = cost_table(grid)
+    amounts = table.amounts(name)
+    return Limit(name, np.array([amounts[edge] for edge in names], dtype=float), table.constant(name), most)
+
+
+def _constant(name: str, measured: Mapping[str, MeasuredPrices]) -> float:
+    constant = measured[name].constant
+    if not 0 <= constant < math.inf:
+        raise SpecError(f"measured.{name}.constant: {constant!r} is not allowed; give a finite number, 0 or more")
+    return constant
+
+
+def _measured(grid: RoutingGrid, names: Sequence[str], what: str, edges: Mapping[str, float]) -> np.ndarray:
+    """(candidates,) prices of a measured resource, checked."""
+    unknown = [name for name in edges if name not in grid.edges]
     if unknown:
-        raise SpecError(f"latency: {unknown[0]!r:.60} is not an edge of this grid; use a table of this grid")
+        raise SpecError(f"measured.{what}: {unknown[0]!r:.60} is not an edge of this grid; measure this grid")
     prices = []
     for name in names:
-        price = latency.get(name, 0.0 if grid.edges[name].kind == "identity" else math.nan)
+        price = edges.get(name, 0.0 if grid.edges[name].kind == "identity" else math.nan)
         if not 0 <= price < math.inf:
-            given = "missing" if name not in latency else f"{price!r}"
-            raise SpecError(f"latency.{name}: {given}; give milliseconds, 0 or more, for every edge")
+            given = "missing" if name not in edges else f"{price!r}"
+            raise SpecError(
+                f"measured.{what}.{name}: {given}; give {RESOURCES[what].unit}, 0 or more, for every edge"
+            )
         prices.append(price)
-    if not 0 <= constant_ms < math.inf or math.isnan(most):
-        raise SpecError(f"latency_ms: {most!r} with constant {constant_ms!r} is not allowed; give milliseconds")
-    return Limit("latency_ms", "ms", np.array(prices), constant_ms, most)
+    return np.array(prices)
 
 
 def _required(names: Sequence[str], require: Iterable[str]) -> np.ndarray:
@@ -256,5 +262,7 @@ def _explain(program: _Program, limits: Sequence[Limit]) -> RoutespaceError:
 
 
 def _least(limit: Limit, least: float, where: str) -> str:
-    given, needed = (f"{number:.0f}" if limit.unit != "ms" else f"{number:.6g}" for number in (limit.most, least))
-    return f"{limit.name}: {given} {limit.unit} is not enough; the least {where} is {needed} {limit.unit}"
+    unit = RESOURCES[limit.name].unit
+    whole = all(float(price).is_integer() for price in limit.prices)
+    given, needed = (f"{number:.0f}" if whole else f"{number:.6g}" for number in (limit.most, least))
+    return f"{limit.name}: {given} {unit} is not enough; the least {where} is {needed} {unit}"

@@ -1,7 +1,8 @@
-"""Measured usage: which share of each edge ran, and what that share costs.
+"""Measured usage: which share of each edge ran.
 
 Usage is a plain mapping from edge name to `EdgeUsage`; the network measures it (`Routes`), files keep it, and
-the formula below turns it into MACs. An edge that is not in the mapping counts as wholly used.
+`Terms.used` (resources.py) turns it into MACs and the like. An edge that is not in the mapping counts as wholly
+used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from routespace.errors import GridError, SpecError
-from routespace.grid.families.base import EdgeCost
 from routespace.grid.graph import RoutingGrid
 
 USAGE_FORMAT = "routespace.usage/1"
@@ -35,19 +35,6 @@ class EdgeUsage(NamedTuple):
 
 Usage = Mapping[str, EdgeUsage]
 ALL_USED = EdgeUsage()
-
-
-def used_macs(cost: EdgeCost, usage: EdgeUsage, gate_macs: int = 0) -> Any:
-    """MACs of one edge, its gate included: fixed·images + routed·tokens + gate·asked.
-
-    Works on numbers and on tensors; integers give an integer.
-    """
-    return cost.fixed_macs * usage.images + cost.routed_macs * usage.tokens + gate_macs * usage.asked
-
-
-def used_bytes(cost: EdgeCost, usage: EdgeUsage, gate_bytes: int = 0) -> Any:
-    """Bytes moved by one edge, by the same formula as `used_macs`."""
-    return cost.fixed_bytes * usage.images + cost.routed_bytes * usage.tokens + gate_bytes * usage.asked
 
 
 def check_usage_names(names: Iterable[str], edges: Mapping[str, Any]) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
-from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
-from routespace.grid.usage import ALL_USED, EdgeUsage, Usage, used_macs
+from routespace.grid.resources import NO_GATE, RESOURCES, Terms
+from routespace.grid.usage import ALL_USED, EdgeUsage, Usage
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import AnyNet, network_cost
@@ -42,14 +42,12 @@ class Prices:
 
     Attributes:
         names: the E edges, in the grid's order, without identities.
-        edges: an EdgeCost whose fixed_macs and routed_macs are (E,).
-        gates: (E,) MACs of each edge's gate, zero where there is none.
+        macs: (E,) MACs of each edge with its gate, by what has to run for them.
         constant: stem, outputs and head.
     """
 
     names: tuple[str, ...]
-    edges: EdgeCost
-    gates: Tensor
+    macs: Terms[Tensor]
     constant: float
 
 
@@ -59,14 +57,10 @@ def prices(architecture: Architecture, gates: GateSpec, device: torch.device) ->
     cost = architecture_cost(architecture, gates=gates)
     names = tuple(name for name, price in cost.edges.items() if price.macs)
 
-    def column(numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.float64, device=device)
-
     constant = cost.stem.macs + cost.head.macs + sum(price.macs for price in cost.outputs.values())
-    fixed = column([cost.edges[name].fixed_macs for name in names])
-    routed = column([cost.edges[name].routed_macs for name in names])
-    asked = column([cost.gates[name].macs if name in cost.gates else 0 for name in names])
-    return Prices(names, EdgeCost(0, fixed, routed, 0, 0), asked, float(constant))  # type: ignore[arg-type]
+    terms = [RESOURCES["macs"].terms_of(cost.edges[name], cost.gates.get(name, NO_GATE)) for name in names]
+    columns = torch.tensor(terms, dtype=torch.float64, device=device).view(-1, len(Terms._fields)).unbind(1)
+    return Prices(names, Terms(*columns), float(constant))
 
 
 def expected_macs(net: AnyNet, routes: Routes) -> Tensor:
@@ -87,7 +81,7 @@ def expected_macs(net: AnyNet, routes: Routes) -> Tensor:
     def column(part: int) -> Tensor:
         return torch.stack([torch.as_tensor(share[part], dtype=torch.float64, device=device) for share in shares])
 
-    spent = used_macs(table.edges, EdgeUsage(column(0), column(1), column(2)), table.gates)  # type: ignore[arg-type]
+    spent: Tensor = table.macs.used(EdgeUsage(column(0), column(1), column(2)))
     return spent.sum() + table.constant
 
 

@@ -113,8 +113,8 @@ def choose(
     usage = artifact.usage
     if usage is None and not architecture.is_static:
         raise BundleError(f"{artifact.folder}: has no usage.json; train the run to its end, or run it again")
-    times = {} if time_limit is None else {"latency_ms": time_limit.ms, "table": time_limit.table}
-    return derive(architecture, usage or {}, macs=macs, method=method, **times)  # type: ignore[arg-type]
+    limits, table = ({}, None) if time_limit is None else ({"latency_ms": time_limit.ms}, time_limit.table)
+    return derive(architecture, usage or {}, limits=limits, macs=macs, table=table, method=method)  # type: ignore[arg-type]
 
 
 def take(

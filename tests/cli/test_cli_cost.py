@@ -5,6 +5,7 @@ import json
 import pytest
 
 from routespace import Architecture, GateSpec, GridSpec, Recipe, RoutingGrid, architecture_cost
+from routespace.grid.resources import RESOURCES, Resource, Terms
 from routespace.recipes import recipe_names
 
 SMALL = {
@@ -40,6 +41,17 @@ def test_parts_add_up(cli, grid_file):
         assert sum(part[what] for part in data["parts"].values()) == data[what]
         assert sum(group[what] for group in data["groups"].values()) == data["parts"]["edges"][what]
     assert set(data["groups"]) == {"4", "8", "16"}
+
+
+def test_a_further_resource_is_listed_by_its_line_in_the_table_alone(cli, grid_file, monkeypatch):
+    energy = Resource("energy", "µJ", lambda edge, gate: Terms(0, edge.fixed_macs / 4, edge.routed_macs / 4, 0.5))
+    monkeypatch.setitem(RESOURCES, "energy_uj", energy)
+    data = cost_json(cli, grid_file, "--by", "rate", "--architecture", "staircase")
+    assert data["energy_uj"] == pytest.approx(data["macs"] / 4, rel=1e-3)
+    assert set(data["parts"]["edges"]) == set(data["groups"]["4"]) == {"params", "macs", "bytes", "energy_uj"}
+    out = cli("cost", grid_file).assert_fine().out
+    assert "energy" in out
+    assert "µJ" in out
 
 
 def test_b2_is_timms(cli):

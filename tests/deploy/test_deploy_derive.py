@@ -61,21 +61,21 @@ def test_a_latency_limit_holds_alone_and_beside_macs():
     usage = random_usage(3, full)
     slow = derive(full, usage, macs=2 * most_macs(GRID))
     most_ms = 0.7 * predict(table, slow)
-    quick = derive(full, usage, latency_ms=most_ms, table=table)
+    quick = derive(full, usage, limits={"latency_ms": most_ms}, table=table)
     assert predict(table, quick) <= most_ms
-    both = derive(full, usage, macs=limits()[3], latency_ms=most_ms, table=table)
+    both = derive(full, usage, macs=limits()[3], limits={"latency_ms": most_ms}, table=table)
     assert predict(table, both) <= most_ms
     assert architecture_cost(both).macs <= limits()[3]
     with pytest.raises(BudgetError, match="latency_ms"):
-        derive(full, usage, latency_ms=1e-6, table=table)
-    for given in ({}, {"latency_ms": 1.0}, {"macs": 10**9, "table": table}):
+        derive(full, usage, limits={"latency_ms": 1e-6}, table=table)
+    for given in ({}, {"limits": {}}, {"limits": {"latency_ms": 1.0}}, {"macs": 10**9, "table": table}):
         with pytest.raises(SpecError):
             derive(full, usage, **given)
     with pytest.raises(SpecError, match="threshold"):
-        derive(full, usage, macs=10**9, latency_ms=1.0, table=table, method="threshold")
+        derive(full, usage, limits={"macs": 10**9, "latency_ms": 1.0}, table=table, method="threshold")
     other = RoutingGrid(GridSpec.parse(SPEC.model_dump(exclude_none=True) | {"layers": 4}))
     with pytest.raises(GridError, match="latency table"):
-        derive(Architecture.full(other), {}, latency_ms=1.0, table=table)
+        derive(Architecture.full(other), {}, limits={"latency_ms": 1.0}, table=table)
 
 
 def test_threshold_keeps_what_is_used_most():

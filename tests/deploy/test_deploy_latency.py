@@ -11,7 +11,7 @@ import torch
 from routespace.deploy.latency.fit import fit_factors
 from routespace.deploy.latency.parts import edge_key, part_keys
 from routespace.deploy.latency.profiling import median_ms, profile
-from routespace.deploy.latency.table import LatencyTable, edge_ms, load_table, mismatches, predict, save_table
+from routespace.deploy.latency.table import LatencyTable, load_table, mismatches, predict, save_table, table_prices
 from routespace.errors import BundleError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -86,7 +86,7 @@ def test_another_grid_is_refused(table, saved):
     for call in (
         lambda: load_table(saved, grid=other),
         lambda: predict(table, Architecture.full(other)),
-        lambda: edge_ms(table, other),
+        lambda: table_prices(table, other),
     ):
         with pytest.raises(GridError, match="latency table: it is of grid"):
             call()
@@ -163,11 +163,13 @@ def test_prediction_is_the_sum_of_the_parts(table):
 
 
 def test_prices_for_select_bound_the_prediction(table):
-    prices = edge_ms(table, GRID)
-    cheapest, dearest = (select(GRID, {name: sign * price for name, price in prices.items()}) for sign in (-1, 1))
+    prices = table_prices(table, GRID)
+    cheapest, dearest = (
+        select(GRID, {name: sign * price for name, price in prices.edges.items()}) for sign in (-1, 1)
+    )
     limit = (predict(table, cheapest) + predict(table, dearest)) / 2
-    found = select(GRID, dict.fromkeys(GRID.edges, 1.0), latency_ms=limit, latency=prices,
-                   constant_ms=table.constant_ms)  # fmt: skip
+    worth = dict.fromkeys(GRID.edges, 1.0)
+    found = select(GRID, worth, limits={"latency_ms": limit}, measured={"latency_ms": prices})
     assert predict(table, found) <= limit + 1e-9
 
 
@@ -230,7 +232,7 @@ def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):
     assert {key.phase for key in part_keys(grid) if key.kind == "transformer"} == {0, 1}
     assert set(seen) == {False, True}
     slow = [part.model_copy(update={"ms": 100.0 if part.phase else 1.0}) for part in table.parts]
-    times = edge_ms(table.model_copy(update={"parts": tuple(slow), "factors": {}}), grid)
+    times = table_prices(table.model_copy(update={"parts": tuple(slow), "factors": {}}), grid).edges
     assert {ms for name, ms in times.items() if name.startswith("l01") and name.endswith("transformer")} == {100.0}
     assert all(ms < 100 for name, ms in times.items() if not name.startswith("l01"))
 

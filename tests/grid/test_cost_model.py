@@ -18,10 +18,12 @@ from routespace.grid.cost import CostTable, architecture_cost, batch_cost, bits_
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.resources import NO_GATE, RESOURCES, GateCost
 from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import EdgeUsage, usage_from_json, usage_to_json, used_macs
+from routespace.grid.usage import EdgeUsage, usage_from_json, usage_to_json
 
+MACS = RESOURCES["macs"]
 GRID = RoutingGrid(GridSpec(layers=3, size="b0", max_down=16, outputs="pyramid", num_classes=10))
 
 
@@ -36,7 +38,7 @@ def test_totals_are_the_sum_of_the_parts(grid: RoutingGrid, seed: int) -> None:
             for by in ("edge", "layer", "rate", "kind"):
                 groups = cost.grouped(by)
                 constant = sum(getattr(part, what) for part in (cost.stem, *cost.outputs.values(), cost.head))
-                assert sum(getattr(group, what) for group in groups.values()) + constant == getattr(cost, what)
+                assert sum(group[what] for group in groups.values()) + constant == getattr(cost, what)
 
 
 @given(grids(), st.integers(0, 99))
@@ -120,10 +122,14 @@ def test_another_image_size_changes_macs_only() -> None:
 
 def test_usage_formula_on_numbers_and_tensors() -> None:
     cost = EdgeCost(5, 100, 1000, 0, 0)
-    assert used_macs(cost, EdgeUsage()) == 1100
-    assert used_macs(cost, EdgeUsage(0.5, 0.75, 0.25), gate_macs=8) == 0.5 * 1000 + 0.75 * 100 + 0.25 * 8
+    gate = GateCost(3, 8, 0)
+    assert MACS.used(EdgeUsage(), cost) == MACS.whole(cost) == 1100
+    assert MACS.used(EdgeUsage(0.5, 0.75, 0.25), cost, gate) == 0.5 * 1000 + 0.75 * 100 + 0.25 * 8
+    params = RESOURCES["params"].used(EdgeUsage(0.5, 0.75, 0.25), cost, gate)
+    assert params == 8
+    assert isinstance(params, int)  # weights are there, used or not
     tokens = torch.tensor(0.5, requires_grad=True)
-    used_macs(cost, EdgeUsage(tokens, 1, 1)).backward()
+    MACS.used(EdgeUsage(tokens, 1, 1), cost).backward()
     assert tokens.grad == 1000
 
 
@@ -138,9 +144,9 @@ def test_usage_scales_edges(data: st.DataObject) -> None:
     assert cost.params == whole.params
     assert cost.macs <= whole.macs
     saved = sum(
-        used_macs(c, EdgeUsage(), g) - used_macs(c, usage[n], g)
+        MACS.whole(c, g) - MACS.used(usage[n], c, g)
         for n, c in whole.edges.items()
-        for g in [whole.gates[n].macs if n in whole.gates else 0]
+        for g in [whole.gates.get(n, NO_GATE)]
         if n in usage
     )
     assert math.isclose(whole.macs - cost.macs, saved, rel_tol=1e-9, abs_tol=1e-3)

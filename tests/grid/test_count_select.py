@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -30,6 +31,7 @@ from routespace.grid.count import (
 )
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.histogram import path_histogram, sample_paths
+from routespace.grid.resources import MeasuredPrices
 from routespace.grid.sample import (
     StaticTables,
     median_macs,
@@ -211,7 +213,7 @@ def test_select_is_optimal_by_brute_force(grid: RoutingGrid, data: st.DataObject
         and sum(latency[n] for n in a.edges) + 1.5 <= limits.get("latency_ms", 1e9)
     ]
     try:
-        found = select(grid, scores, latency=latency, constant_ms=1.5, **limits)
+        found = select(grid, scores, limits=limits, measured={"latency_ms": MeasuredPrices(latency, 1.5)})
     except BudgetError:
         assert not fits
         return
@@ -244,13 +246,20 @@ def test_impossible_limits_name_the_least() -> None:
         select(grid, {}, macs=1000)
     least = min(architecture_cost(a).params for a in sample_static(grid, 2000))
     with pytest.raises(BudgetError, match=f"params: .*{least}"):
-        select(grid, {}, params=least - 1)
-    assert architecture_cost(select(grid, {}, params=least)).params == least
+        select(grid, {}, limits={"params": least - 1})
+    assert architecture_cost(select(grid, {}, limits={"params": least})).params == least
     transformers = [name for name in grid.edges if name.endswith("transformer")]
     latency = {name: 0.0 if name in transformers else 5.0 for name in grid.edges}
     cheap = least_macs(grid)
     with pytest.raises(BudgetError, match=r"latency_ms: .* under the limit on macs is 25 ms"):
-        select(grid, {}, macs=cheap, latency_ms=13, latency=latency)
+        select(
+            grid, {}, limits={"macs": cheap, "latency_ms": 13}, measured={"latency_ms": MeasuredPrices(latency)}
+        )
+
+
+def timed(latency: dict, constant: float = 0.0) -> dict:
+    """A limit of one millisecond by measured prices."""
+    return {"limits": {"latency_ms": 1.0}, "measured": {"latency_ms": MeasuredPrices(latency, constant)}}
 
 
 @pytest.mark.parametrize(
@@ -258,14 +267,16 @@ def test_impossible_limits_name_the_least() -> None:
     [
         ({"scores": {"x": 1.0}}, "scores: 'x'"),
         ({"scores": {"l00_r04_transformer": float("nan")}}, "scores.l00_r04_transformer"),
-        ({"latency_ms": 1.0}, "latency_ms"),
-        ({"latency_ms": 1.0, "latency": {}}, "latency.l00_r04_transformer: missing"),
-        ({"latency_ms": 1.0, "latency": {"x": 1.0}}, "latency: 'x'"),
-        (
-            {"latency_ms": 1.0, "latency": dict.fromkeys(small(SMALL[0]).edges, -1.0)},
-            "latency.l00_r04_transformer: -1",
-        ),
-        ({"macs": float("nan")}, "macs"),
+        ({"limits": {"latency_ms": 1.0}}, "limits.latency_ms: it is measured"),
+        (timed({}), r"measured\.latency_ms\.l00_r04_transformer: missing"),
+        (timed({"x": 1.0}), r"measured\.latency_ms: 'x'"),
+        (timed(dict.fromkeys(small(SMALL[0]).edges, -1.0)), r"latency_ms\.l00_r04_transformer: -1"),
+        (timed({}, math.nan) | {"scores": {}}, r"measured\.latency_ms"),
+        ({"macs": float("nan")}, "macs: nan is not a number"),
+        ({"limits": {"macs": True}}, "macs: True is not a number"),
+        ({"limits": {"macs": "12M"}}, "macs: '12M' is not a number"),
+        ({"limits": {"joy": 1}}, r"limits\.joy: no such resource; allowed: params, macs"),
+        ({"limits": {"macs": 1}, "macs": 1}, "limited twice"),
     ],
 )
 def test_bad_select_requests(arguments: dict, match: str) -> None:
@@ -277,7 +288,7 @@ def test_limits_hold_exactly_on_a_large_grid() -> None:
     rng = np.random.default_rng(0)
     scores = dict(zip(LARGE.edges, rng.random(len(LARGE.edges)).tolist(), strict=True))
     for limit in (1_000_000_001, 4_026_734_592):
-        found = select(LARGE, scores, macs=limit, params=60_000_000)
+        found = select(LARGE, scores, macs=limit, limits={"params": 60_000_000})
         assert architecture_cost(found).macs <= limit
         assert architecture_cost(found).params <= 60_000_000
         rivals = sample_static(LARGE, 50, high_macs=limit, low_macs=limit * 0.95)

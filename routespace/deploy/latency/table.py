@@ -4,7 +4,7 @@
     table = profile(grid, gates=GateSpec())               the gates too, and edges that compute some tokens
     save_table(table, path) · load_table(path)
     predict(table, architecture, usage)                   milliseconds of a forward pass of the batch
-    edge_ms(table, grid) · table.constant_ms              the same as prices per edge, for `select`
+    table_prices(table, grid)                             the same as prices per edge, for `select`
 
 A network takes the sum of its parts, each multiplied by its group's factor, plus an offset. The factors are 1 and
 the offset 0 in a table that was not fitted; `profile` fits them to a few whole subnets, because parts measured
@@ -29,6 +29,7 @@ from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node, RoutingGrid
+from routespace.grid.resources import MeasuredPrices
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.values import Value
@@ -196,8 +197,8 @@ def merges(architecture: Architecture) -> Counter[int]:
     return +extra
 
 
-def edge_ms(table: LatencyTable, grid: RoutingGrid) -> dict[str, float]:
-    """Edge name → milliseconds, for `select(…, latency=…, constant_ms=table.constant_ms)`.
+def table_prices(table: LatencyTable, grid: RoutingGrid) -> MeasuredPrices:
+    """Milliseconds per edge, for `select(…, measured={"latency_ms": table_prices(table, grid)})`.
 
     A patch embedding is charged with adding its map to the row that it enters, so the sum over an architecture
     is never below `predict`.
@@ -213,7 +214,7 @@ def edge_ms(table: LatencyTable, grid: RoutingGrid) -> dict[str, float]:
             continue
         added = table.ms(PartKey("merge", 2 * edge.rate)) if edge.kind == "patch_embed" else 0.0
         prices[name] = table.ms(edge_key(grid.spec, edge)) + added
-    return prices
+    return MeasuredPrices(prices, table.constant_ms)
 
 
 def require_grid(table: LatencyTable, grid: RoutingGrid) -> None:
