@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import cost_table
 from routespace.grid.graph import Node, RoutingGrid
+from routespace.grid.prices import cost_table
 
 MEGA = 1e6
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import cost_table
 from routespace.grid.count import Move, constant_macs, edge_macs, least_macs, least_sum, most_macs, steps
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.histogram import check_request, nothing_inside
+from routespace.grid.prices import cost_table
 
 MAX_BINS = 2048  # bins of the distribution …
 MIN_BINS = 64

@@ -23,8 +23,8 @@ import numpy as np
 
 from routespace.errors import BudgetError, GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import cost_table
 from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.prices import cost_table
 from routespace.grid.resources import RESOURCES, MeasuredPrices, joined_limits
 
 SCORE_SCALE = 100.0  # largest score given to HiGHS, which stops within 1e-6 of the best sum

@@ -13,7 +13,6 @@ Shape legend: B images · K classes · C channels · H, W pixels, or of a rate's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -201,14 +200,7 @@ def network_cost(
     """
     cost = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage, image_size=image_size)
     own = net.head if isinstance(net, TaskNet) else None
-    head = own.cost(net.spec) if isinstance(own, Head) else NO_COST
-    return replace(
-        cost,
-        params=cost.params - cost.head.params + head.params,
-        macs=cost.macs - cost.head.macs + head.macs,
-        bytes=cost.bytes - cost.head.bytes + head.bytes,
-        head=head,
-    )
+    return cost.with_head(own.cost(net.spec) if isinstance(own, Head) else NO_COST)
 
 
 def present_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

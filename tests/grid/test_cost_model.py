@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from routespace.errors import GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import CostTable, architecture_cost, batch_cost, bits_of, edge_cost, gate_cost
+from routespace.grid.cost import architecture_cost, batch_cost, bits_of
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.prices import CostTable, edge_cost, gate_cost
 from routespace.grid.resources import NO_GATE, RESOURCES, GateCost
 from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec

@@ -7,9 +7,10 @@ from grid_strategies import every
 from routespace.deploy.derive import derive
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import CostTable, architecture_cost, batch_cost, bits_of, cost_table
+from routespace.grid.cost import architecture_cost, batch_cost, bits_of
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
+from routespace.grid.prices import CostTable, cost_table
 from routespace.grid.resources import RESOURCES, Resource, Terms
 from routespace.grid.select import select
 from routespace.grid.spec import GridSpec

@@ -11,8 +11,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from routespace.errors import SpecError
-from routespace.grid.cost import head_cost
 from routespace.grid.families.base import EdgeCost
+from routespace.grid.prices import head_cost
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
 from routespace.nn.route_net import RouteOutput
