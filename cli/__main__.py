@@ -1,5 +1,5 @@
 """`python -m routespace.cli`, the same as the `routespace` command."""
 
-from routespace.cli.app import main
+from routespace.cli import main
 
 main()

@@ -18,11 +18,13 @@ import typer
 from typer.core import TyperGroup
 
 from routespace.cli import build, cost, demo, evaluate, export, extract, profile, recipes, search, train, verify
-from routespace.errors import RoutespaceError
+from routespace.cli.arguments import command_line
+from routespace.cli.interrupts import INTERRUPTED, Interrupts
+from routespace.errors import RoutespaceError, reason
 from routespace.memory import keep_freed_memory
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+TYPED = "routespace.typed"  # in a context's meta: the words of the command line
 
 # typer carries its own click since 0.25 and used the real one before; this is the class in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -31,16 +33,62 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 class OneLineErrors(TyperGroup):
     """A group of commands whose errors are one line each."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Parse and run; ends the program with its exit code, unless a caller handles that (`standalone_mode`)."""
+        ends = options.pop("standalone_mode", True)
+        if not ends:
+            return super().main(*args, **options | {"standalone_mode": False})
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except UsageError as error:  # of the program's own options; a command's are told by `invoke`
+            code = fail(one_line(error), BAD_INPUT).exit_code
+        sys.exit(code)
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """A context that remembers what was typed."""
+        typed = tuple(args)  # parsing empties the list
+        ctx = super().make_context(info_name, args, *rest, **extra)
+        ctx.meta[TYPED] = typed
+        return ctx
+
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command; what goes wrong is printed here."""
+        interrupts = ctx.obj if isinstance(ctx.obj, Interrupts) else Interrupts()
         try:
-            return super().invoke(ctx)
-        except (RoutespaceError, OSError, MemoryError, UsageError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # the reader of our output left (`… | head`): click ends quietly
-            raise fail(one_line(error), BAD_INPUT) from error
-        except KeyboardInterrupt as error:
-            raise fail(str(error) or "interrupted", INTERRUPTED) from error
+            with interrupts.handling(active=interrupts is ctx.obj):
+                super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            ended = told(error, interrupted=interrupts.came)
+            if ended is None:
+                raise
+            raise ended from error
+        if interrupts.came:
+            raise fail("interrupted", INTERRUPTED)
+
+
+def told(error: BaseException, *, interrupted: bool = False) -> typer.Exit | None:
+    """Print what a user can cause as one line; returns what ends the program, or None for a bug of ours.
+
+    Args:
+        error: what a command raised.
+        interrupted: Ctrl-C came before; whatever a library made of it, that is what happened.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return fail(str(error) or "interrupted", INTERRUPTED)
+    if interrupted:
+        return fail("interrupted", INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        return None  # the reader of our output left (`… | head`): click ends quietly
+    if isinstance(error, RoutespaceError | OSError | MemoryError | UsageError):
+        return fail(one_line(error), BAD_INPUT)
+    return None
+
+
+def same_command(ctx: typer.Context) -> str:
+    """The command that is running, as it was typed, quoted for a shell."""
+    return command_line(*ctx.meta[TYPED])
 
 
 def fail(message: str, code: int) -> typer.Exit:
@@ -57,16 +105,13 @@ def one_line(error: BaseException) -> str:
         return "not enough memory; use a smaller batch, image or grid"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, OSError):
-        return lines[-1] if lines else type(error).__name__  # a worker's traceback ends with the reason
-    return " ".join(lines)
+    return reason(error)
 
 
 app = typer.Typer(
     name="routespace",
     cls=OneLineErrors,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -89,23 +134,33 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
     ),
 ) -> None:
     """Options of the whole program."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def quiet_libraries() -> None:
+    """Warnings are ours, or about a GPU that cannot be used; libraries warn of each other and of our choices."""
+    warnings.formatwarning = _one_line_warning  # type: ignore[assignment]
+    warnings.filterwarnings("ignore")
+    for ours in ("routespace", r"torch\.cuda"):
+        warnings.filterwarnings("default", module=ours)
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it explains its schedules
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: object) -> str:
-    return f"warning: {message}\n"
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
-def main() -> None:
-    """Entry point of the `routespace` script."""
+def run(interrupts: Interrupts) -> None:
+    """Run the program on its command line, with its handler of Ctrl-C."""
     keep_freed_memory()
-    warnings.formatwarning = _one_line_warning  # type: ignore[assignment]
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries about each other: not the user's
-    logging.getLogger("timm").setLevel(logging.ERROR)  # it explains its schedules
+    quiet_libraries()
     if sys.stdout.encoding and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    app()
+    app(obj=interrupts)

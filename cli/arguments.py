@@ -1,8 +1,10 @@
-"""What several commands read from their arguments: counts, numbers, sizes, recipes. No torch here."""
+"""What several commands read from their arguments: counts, numbers, sizes, words, recipes. No torch here."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from routespace.errors import SpecError
@@ -48,6 +50,33 @@ def parse_size(text: str) -> list[int]:
             f"image_size: {text!r:.60} is not allowed; give a side such as 224, or HxW such as 160x256"
         )
     return [int(match[1]), int(match[2] or match[1])]
+
+
+def size_pair(text: str | None) -> tuple[int, int] | None:
+    """Height and width from --image-size; None where it is not given. Raises SpecError."""
+    if text is None:
+        return None
+    height, width = parse_size(text)
+    return height, width
+
+
+def one_of(field: str, given: str, allowed: Iterable[str]) -> str:
+    """A word that is one of several; raises SpecError naming the field and the others."""
+    words = tuple(allowed)
+    if given not in words:
+        raise SpecError(f"{field}: {given!r:.40} is not allowed; give {' or '.join(words)}")
+    return given
+
+
+def several_of(field: str, given: str, allowed: Iterable[str]) -> list[str]:
+    """Words with commas between them, each once; raises SpecError naming the field and the allowed ones."""
+    words = tuple(allowed)
+    return list(dict.fromkeys(one_of(field, word.strip(), words) for word in given.split(",")))
+
+
+def command_line(*words: object) -> str:
+    """A command to print, quoted so that a shell reads it back word by word."""
+    return shlex.join(["routespace", *map(str, words)])
 
 
 def named_recipe(name: str | None) -> Recipe | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routespace.cli.options import out
+
 if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
     from routespace.train.recipe.recipe import Recipe
@@ -26,6 +28,7 @@ FINE_TUNING = {"name": "digits_tiny_finetuned", "train.epochs": 8, "train.lr": 2
 QUICK = {"train.epochs": 1, "data.train_size": 256, "data.val_size": 100, "data.test_size": 100}
 QUICK_TRIALS = 2
 STEPS = 8
+GRID_FILE = "grid.json"  # the first thing that it writes
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Journey:
 
 
 def run(
-    out: Annotated[Path, typer.Option(help="Folder of all runs, pictures and tables.")] = Path("runs/demo"),
+    ctx: typer.Context,
+    folder: Annotated[Path, out("Folder of all runs, pictures and tables.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Tiny: shows that it runs; learns nothing.")] = False,
 ) -> None:
     """Build a grid, train its supernet under a budget, search, extract, verify, fine-tune, evaluate, export.
@@ -54,15 +58,20 @@ def run(
     Real digits on real photographs, nothing is downloaded. A plain PVTv2 of the same MACs, trained for the same
     time, stands beside the result.
     """
+    from routespace.cli.app import same_command
     from routespace.cli.demo_report import conclude
+    from routespace.cli.status import loading
     from routespace.recipes import load_recipe
 
     start = time.perf_counter()
+    require_own_folder(folder)
     recipe = load_recipe(RECIPE).override(QUICK if quick else {})
     tuning = recipe.override(FINE_TUNING | ({"train.epochs": 1} if quick else {}))
-    journey = Journey(out, recipe, tuning, QUICK_TRIALS if quick else TRIALS)
+    journey = Journey(folder, recipe, tuning, QUICK_TRIALS if quick else TRIALS)
     try:
         _build(journey)
+        with loading():
+            from routespace.workflow import evaluation, extraction  # noqa: F401 (loaded once, here)
         supernet = _train_supernet(journey)
         _search(journey, quick=quick)
         small = _extract(journey)
@@ -70,8 +79,18 @@ def run(
         plain = _train_plain(journey, small, seconds=supernet.metrics["seconds"] + tuned.metrics["seconds"])
         conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=plain)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"interrupted; the same command goes on: routespace demo --out {out}") from error
-    print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {out}")
+        raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
+    print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {folder}")
+
+
+def require_own_folder(folder: Path) -> None:
+    """Raise BundleError when the folder holds something that is not a demo's, or cannot be written."""
+    from routespace.errors import BundleError
+    from routespace.files import require_place
+
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / GRID_FILE).exists():
+        raise BundleError(f"{folder}: exists, is not empty and holds no demo; choose another --out")
+    require_place(folder / GRID_FILE)
 
 
 def heading(number: int, text: str) -> None:
@@ -87,7 +106,7 @@ def _build(journey: Journey) -> None:
     heading(1, "the grid")
     grid = RoutingGrid(journey.recipe.grid)
     show(grid, summary(grid, journey.recipe.budget_macs()))
-    write_json(journey.out / "grid.json", grid.to_json())
+    write_json(journey.out / GRID_FILE, grid.to_json())
 
 
 def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, label: str = "") -> RunResult:
@@ -96,13 +115,13 @@ def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the checkpoint is saved.
     """
-    from routespace.cli.train import show_result
+    from routespace.cli.train import budget_ratio, show_result
     from routespace.cli.watch import watching
     from routespace.train.run import TrainingStoppedError, train
 
     resume = (folder / "recipe.yaml").exists()
     try:
-        with watching(label) as progress:
+        with watching(label, budget_ratio(recipe)) as progress:
             result = train(recipe, folder, init=init, resume=resume, progress=progress)
     except TrainingStoppedError as error:
         raise KeyboardInterrupt from error
@@ -116,12 +135,15 @@ def _train_supernet(journey: Journey) -> RunResult:
 
 
 def _search(journey: Journey, *, quick: bool) -> None:
-    from routespace.cli.search import FRONT_FILE, draw_front, print_trial, show_front
+    from routespace.cli.search import FRONT_FILE, TrialWatch, draw_front, show_front
+    from routespace.cli.watch import watching
     from routespace.search import run_study
 
     heading(3, f"the search: {journey.trials} short trainings of other budgets and grids")
     recipe = journey.recipe.override({"search.overrides": QUICK} if quick else {})
-    record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=print_trial)
+    with watching() as watcher:
+        watch = TrialWatch(watcher, recipe)
+        record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=watch)
     show_front(record)
     draw_front(record, journey.out / FRONT_FILE)
 
@@ -130,7 +152,8 @@ def _extract(journey: Journey) -> TaskNet:
     """The part of the supernet that its tokens used most, within the budget."""
     from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
-    from routespace.deploy.bundle import is_bundle, load_bundle
+    from routespace.deploy.bundle import load_bundle
+    from routespace.deploy.folder import is_bundle
     from routespace.workflow.artifacts import load_run
     from routespace.workflow.extraction import choose, take
 

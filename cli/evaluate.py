@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from routespace.cli.options import AsJson, Data, DataRecipe, Device
 from routespace.files import json_text
 
 NAME = "evaluate"
 EXAMPLE = "routespace evaluate runs/digits_tiny --json"
+SPLITS = ("test", "val")
 
 
 def run(
@@ -18,8 +20,8 @@ def run(
     split: Annotated[
         str, typer.Option(help="test (default), or val: what training and search looked at.")
     ] = "test",
-    recipe: Annotated[str | None, typer.Option(help="Recipe of the data; else the folder's own.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder of images, instead of the recipe's data.")] = None,
+    recipe: DataRecipe = None,
+    data: Data = None,
     speed: Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")] = True,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")
@@ -27,30 +29,40 @@ def run(
     picture: Annotated[
         Path | None, typer.Option(help="Draw which tokens of the first images were computed.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained network on the test split.
 
     MACs are told as counted (from the decisions taken), as expected (what the budget loss saw) and with everything
     computed; for a routed network the measured speed-up stands next to the counted one.
     """
-    from routespace.cli.arguments import named_recipe
-    from routespace.train.data.loaders import make_loaders
-    from routespace.workflow import evaluation
-    from routespace.workflow.artifacts import load_artifact
+    from routespace.cli.arguments import named_recipe, one_of
+    from routespace.cli.status import busy, loading
+    from routespace.files import require_place
+    from routespace.workflow.subjects import net_folder
 
-    part = evaluation.require_split(split)
-    found = load_artifact(source, recipe=named_recipe(recipe))
+    one_of("split", split, SPLITS)
+    net_folder(source)
+    given = named_recipe(recipe)
+    if picture is not None:
+        require_place(picture)
+    with loading():
+        from routespace.train.data.loaders import make_loaders
+        from routespace.workflow import evaluation
+        from routespace.workflow.artifacts import load_artifact
+    found = load_artifact(source, recipe=given, device=device)
     chosen = found.require_recipe()
     if data is not None:
         chosen = chosen.override({"data.kind": "folder", "data.root": str(data)})
     if picture is not None:
         evaluation.require_paintable(found.net, picture)
     found.net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
-    loaders = make_loaders(chosen)
-    report = evaluation.evaluate_network(found.net, loaders, split=part, speed=speed, compiled=compiled)
-    if picture is not None:
-        evaluation.paint_tokens(found.net, loaders, picture, split=part)
+    loaders, part = make_loaders(chosen), evaluation.require_split(split)
+    with busy("evaluating"):
+        report = evaluation.evaluate_network(found.net, loaders, split=part, speed=speed, compiled=compiled)
+        if picture is not None:
+            evaluation.paint_tokens(found.net, loaders, picture, split=part)
     if as_json:
         print(json_text(report))
     else:
@@ -72,16 +84,17 @@ def show(report: dict[str, Any]) -> None:
     if routed:
         rows.append(("MACs, counted", f"{giga(counted)} ({percent(counted / macs)})"))
         rows.append(("MACs, expected", f"{giga(expected)} ({percent(expected / macs)})"))
-    if "speed" in report:
-        speed = report["speed"]
-        rows.append(
-            ("speed-up", f"{speed['measured_speedup']:.2f}× measured, {speed['counted_speedup']:.2f}× counted")
-        )
-        rows.append(
-            (
-                "",
-                f"batch {speed['batch']}: routed {speed['routed_ms']:.1f} ms, everything computed "
-                f"{speed['dense_ms']:.1f} ms, one thread" + (", compiled" if speed["compiled"] else ""),
-            )
-        )
-    pairs(rows)
+    pairs([*rows, *_speed(report)])
+
+
+def _speed(report: dict[str, Any]) -> list[tuple[str, object]]:
+    """The rows of a routed network's speed."""
+    if "speed" not in report:
+        return []
+    speed = report["speed"]
+    where = "one thread" if speed["device"] == "cpu" else speed["device"]
+    ways = f"routed {speed['routed_ms']:.1f} ms, everything computed {speed['dense_ms']:.1f} ms"
+    return [
+        ("speed-up", f"{speed['measured_speedup']:.2f}× measured, {speed['counted_speedup']:.2f}× counted"),
+        ("", f"batch {speed['batch']}: {ways}, {where}" + (", compiled" if speed["compiled"] else "")),
+    ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routespace.cli.options import Device, Latency, out
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
@@ -16,41 +17,65 @@ if TYPE_CHECKING:
 
 NAME = "extract"
 EXAMPLE = "routespace extract runs/digits_tiny --macs 12M -o small/"
+METHODS = ("milp", "threshold")
 
 
 def run(
     source: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="A finished run, or a study with --trial.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The bundle's folder.")],
+    folder: Annotated[Path, out("The bundle's folder.")],
     macs: Annotated[str | None, typer.Option(help="The most MACs, such as 12M.")] = None,
     ratio: Annotated[float | None, typer.Option(help="The most MACs, as a share of the recipe's base.")] = None,
     ms: Annotated[float | None, typer.Option(help="The most milliseconds, by the --latency table.")] = None,
-    latency: Annotated[Path | None, typer.Option(help="A table of `profile` for this grid.")] = None,
+    latency: Latency = None,
     trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
     method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
-    evaluate: Annotated[bool, typer.Option(help="Measure accuracy on validation, before and after.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Replace a bundle that is there.")] = False,
+    evaluate: Annotated[bool, typer.Option(help="Measure accuracy on validation, whole and extracted.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Choose the most used part of a supernet under a limit, take it out, verify and save it.
 
     Without a limit it is the recipe's own budget. A static network is then taken whole.
     """
-    from routespace.cli.arguments import named_recipe
+    from routespace.cli.arguments import command_line, named_recipe, one_of, parse_macs
     from routespace.cli.render import draw, legend
-    from routespace.deploy.bundle import require_bundle_place
-    from routespace.workflow.artifacts import load_artifact
-    from routespace.workflow.extraction import choose, take
+    from routespace.cli.status import busy, loading
+    from routespace.deploy.folder import require_bundle_place
+    from routespace.workflow.subjects import net_folder
 
-    require_bundle_place(out, overwrite=overwrite)
-    found = load_artifact(_run_folder(source, trial), recipe=named_recipe(recipe))
+    one_of("method", method, METHODS)
+    most, given = None if macs is None else parse_macs(macs), named_recipe(recipe)
+    _check_limits(macs, ratio, ms=ms, latency=latency)
+    require_bundle_place(folder, overwrite=overwrite)
+    run_folder = _run_folder(source, trial)
+    net_folder(run_folder)
+    with loading():
+        from routespace.workflow.artifacts import load_artifact
+        from routespace.workflow.extraction import choose, take
+    found = load_artifact(run_folder, recipe=given, device=device)
     timed = _time_limit(found, ms, latency)
-    limit = None if timed and macs is None and ratio is None else _limit(found, macs, ratio)
-    chosen = choose(found, limit, method=method, time_limit=timed)
+    if most is None and (ratio is not None or timed is None):
+        most = _own_limit(found, ratio)
+    chosen = choose(found, most, method=method, time_limit=timed)
     print(draw(chosen.grid, chosen))
-    print(f"\n{legend(chosen)}\n")
-    taken = take(found, chosen, out, evaluated=evaluate, overwrite=overwrite)
-    show(found, taken, limit, _predicted(timed, chosen) if timed else None)
-    print(f"\nwritten to {out}; fine-tune it with `routespace train RECIPE --from {out}`")
+    print(f"\n{legend(chosen)}\n", flush=True)
+    with busy("extracting, verifying and evaluating"):
+        taken = take(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
+    show(found, taken, most, _predicted(timed, chosen) if timed else None)
+    print(f"\nwritten to {folder}")
+    if found.recipe is not None:
+        print(f"fine-tune it with: {command_line('train', found.folder, '--from', folder)}")
+
+
+def _check_limits(macs: str | None, ratio: float | None, *, ms: float | None, latency: Path | None) -> None:
+    """Raise SpecError for limits that say one thing twice, or half of one."""
+    if macs is not None and ratio is not None:
+        raise SpecError("macs: --macs and --ratio are two ways to say one thing; give one of them")
+    if ratio is not None and not ratio > 0:
+        raise SpecError(f"ratio: {ratio} is not allowed; give a share above 0, such as 0.5")
+    if (ms is None) != (latency is None):
+        raise SpecError("ms: --ms and --latency go together; give a limit and the table that it is about")
 
 
 def _run_folder(source: Path, trial: int | None) -> Path:
@@ -64,27 +89,16 @@ def _run_folder(source: Path, trial: int | None) -> Path:
     return trial_folder(load_study(source), trial)
 
 
-def _limit(found: Artifact, macs: str | None, ratio: float | None) -> int | None:
-    """The most MACs, or None to take a static network whole."""
-    from routespace.cli.arguments import parse_macs
+def _own_limit(found: Artifact, ratio: float | None) -> int | None:
+    """The most MACs as a share of the recipe's base, or by its budget; None takes a static network whole."""
     from routespace.workflow.extraction import own_limit
 
-    if macs is not None and ratio is not None:
-        raise SpecError("macs: --macs and --ratio are two ways to say one thing; give one of them")
-    if macs is not None:
-        return parse_macs(macs)
-    if ratio is not None:
-        if not ratio > 0:
-            raise SpecError(f"ratio: {ratio} is not allowed; give a share above 0, such as 0.5")
-        return round(ratio * found.require_recipe().base_macs())
-    return own_limit(found)
+    return own_limit(found) if ratio is None else round(ratio * found.require_recipe().base_macs())
 
 
 def _time_limit(found: Artifact, ms: float | None, path: Path | None) -> TimeLimit | None:
-    if ms is None and path is None:
-        return None
     if ms is None or path is None:
-        raise SpecError("ms: --ms and --latency go together; give a limit and the table that it is about")
+        return None
     from routespace.deploy.latency.table import load_table
     from routespace.workflow.extraction import TimeLimit
 
@@ -100,9 +114,9 @@ def _predicted(timed: TimeLimit, chosen: Architecture) -> str:
 def show(found: Artifact, taken: Extraction, limit: int | None, latency: str | None = None) -> None:
     """Print what was taken, and what was measured on the way."""
     from routespace.cli.render import giga, mega, pairs, percent
-    from routespace.grid.cost import architecture_cost
+    from routespace.nn.task_net import network_cost
 
-    whole = architecture_cost(found.net.architecture, gates=found.net.gate_spec)
+    whole = network_cost(found.net)
     under = "" if limit is None else f" (limit {giga(limit)})"
     rows: list[tuple[str, object]] = [
         ("MACs", f"{giga(taken.card.macs)} of {giga(whole.macs)}{under}"),
@@ -110,6 +124,6 @@ def show(found: Artifact, taken: Extraction, limit: int | None, latency: str | N
         ("verified", f"largest difference of outputs {taken.max_difference:.1e}"),
     ]
     if taken.accuracy is not None:
-        rows.append(("accuracy before", percent(taken.accuracy_whole)))
-        rows.append(("accuracy after", percent(taken.accuracy)))
+        on = f" of {taken.images} validation images"
+        rows.append(("accuracy", f"{percent(taken.accuracy)}{on}; whole {percent(taken.accuracy_whole)}"))
     pairs([*rows, ("latency", latency), ("architecture", taken.card.architecture)])

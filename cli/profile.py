@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from routespace.errors import SpecError
+from routespace.cli.options import Device, out
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 NAME = "profile"
 EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
+DTYPES = ("float32", "bfloat16", "float16")
+CLOCKS = ("wall", "cpu")
 
 
 def run(
     grid: Annotated[str, typer.Argument(metavar="GRID|RUN|BUNDLE", help="A preset or grid file, or a folder.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The table.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    table_file: Annotated[Path, out("The table.")],
+    device: Device = "cpu",
     batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="With compiled blocks.")] = False,
@@ -43,31 +45,37 @@ def run(
     Of a network with gates, these too. The table names the device, threads, versions and date; one of another grid
     is refused later.
     """
-    from routespace.cli.arguments import parse_numbers
-    from routespace.deploy.latency import profiling
-    from routespace.deploy.latency.table import save_table
+    from routespace.cli.arguments import one_of, parse_numbers
+    from routespace.cli.status import busy, loading
+    from routespace.files import require_place
     from routespace.workflow.subjects import load_subject
 
-    for name, given, kinds in (("dtype", dtype, profiling.DType), ("clock", clock, profiling.Clock)):
-        if given not in get_args(kinds):
-            raise SpecError(f"{name}: {given!r:.40} is not allowed; give one of {', '.join(get_args(kinds))}")
+    one_of("dtype", dtype, DTYPES)
+    one_of("clock", clock, CLOCKS)
+    kept = None if keeps is None else parse_numbers(keeps, "keeps", float)
     subject = load_subject(grid)
-    table = profiling.profile(
-        subject.grid,
-        device=device,
-        batch=batch,
-        dtype=dtype,  # type: ignore[arg-type]
-        compiled=compiled,
-        gates=_gates(subject, routed=routed),
-        keeps=None if keeps is None else parse_numbers(keeps, "keeps", float),
-        rounds=profiling.ROUNDS if rounds is None else rounds,
-        subnets=profiling.SUBNETS if subnets is None else subnets,
-        threads=threads,
-        clock=clock,  # type: ignore[arg-type]
-    )
-    save_table(table, out)
+    require_place(table_file)
+    with loading():
+        from routespace.deploy.latency import profiling
+        from routespace.deploy.latency.table import save_table
+        from routespace.workflow.devices import pick_device
+    with busy("measuring"):
+        table = profiling.profile(
+            subject.grid,
+            device=str(pick_device(device)),
+            batch=batch,
+            dtype=dtype,  # type: ignore[arg-type]
+            compiled=compiled,
+            gates=_gates(subject, routed=routed),
+            keeps=kept,
+            rounds=profiling.ROUNDS if rounds is None else rounds,
+            subnets=profiling.SUBNETS if subnets is None else subnets,
+            threads=threads,
+            clock=clock,  # type: ignore[arg-type]
+        )
+    save_table(table, table_file)
     show(table, subject)
-    print(f"\nwritten to {out}")
+    print(f"\nwritten to {table_file}")
 
 
 def _gates(subject: Subject, *, routed: bool) -> GateSpec | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routespace.cli.options import Changes
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
@@ -13,21 +14,30 @@ if TYPE_CHECKING:
 
 NAME = "recipes"
 EXAMPLE = "routespace recipes show digits_tiny > my_recipe.yaml"
+SHOW = "show"
 
 
 def run(
-    action: Annotated[str | None, typer.Argument(metavar="[show", help="`show` prints one recipe.")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="NAME]", help="A recipe, YAML file or run folder.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a field.")] = None,
+    action: Annotated[
+        str | None, typer.Argument(metavar="show", help="Print the recipe NAME; without it, list all.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="With show: a recipe, YAML file or run folder.")
+    ] = None,
+    changes: Changes = None,
 ) -> None:
     """List the recipes, or show one with every field, as YAML to start your own from."""
     from routespace.recipes import load_recipe
 
     if action is None:
+        if changes:
+            raise SpecError("set: changes the fields of one recipe; write `routespace recipes show NAME --set …`")
         _list()
         return
-    if action != "show" or name is None:
-        raise SpecError(f"recipes: {action!r:.40} is not known; `routespace recipes`, or `recipes show NAME`")
+    if action != SHOW:
+        raise SpecError(f"recipes: {action!r:.40} is not known; write `recipes`, or `recipes show NAME`")
+    if name is None:
+        raise SpecError("recipes: show needs the NAME of a recipe, such as `recipes show digits_tiny`")
     print(load_recipe(name, changes or []).to_yaml(), end="")
 
 
@@ -36,23 +46,25 @@ def _list() -> None:
     from routespace.recipes import load_recipe, recipe_names
 
     table(
-        ("recipe", "grid", "image", "MACs, 1 ×", "budget", "data", "epochs", "search"),
+        ("recipe", "layers", "rates", "image", "1 ×", "budget", "data", "epochs", "search"),
         [_row(name, load_recipe(name)) for name in recipe_names()],
     )
+    print("\n1 ×: MACs of the plain network that a budget is a share of; search: fields that vary")
 
 
-def _row(name: str, recipe: Recipe) -> tuple[str, ...]:
+def _row(name: str, recipe: Recipe) -> tuple[str | None, ...]:
     from routespace.cli.render import giga
 
-    grid = recipe.grid
-    budget = recipe.budget_macs()
+    grid, budget = recipe.grid, recipe.budget_macs()
+    height, width = grid.image_size
     return (
         name,
-        f"{grid.layers} × 1/{grid.rates[0]}…1/{grid.rates[-1]}",
-        f"{grid.image_size[0]}×{grid.image_size[1]}",
+        str(grid.layers),
+        f"{grid.rates[0]}–{grid.rates[-1]}",
+        str(height) if height == width else f"{height}×{width}",
         giga(recipe.base_macs()),
-        giga(budget) if budget is not None else "–",
+        giga(budget) if budget is not None else None,
         recipe.data.kind,
         str(recipe.train.epochs),
-        f"{len(recipe.search.space)} fields" if recipe.search else "–",
+        str(len(recipe.search.space)) if recipe.search else None,
     )

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 NARROWEST, WIDEST = 2, 9  # columns of the terminal for one layer
 LABEL = 5  # of the longest common rate, 1/32, and a space; 24 layers then fit 80 columns
 DEFAULT_WIDTH = 100  # where output goes to a file
+UNLIMITED = 10_000
 ROWS = {"choice": "═", "transformer": "━", "identity": "─", "none": " "}
 
 
-def console() -> Console:
-    """A console for stdout as it is now."""
-    width = shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
+def console(width: int | None = None) -> Console:
+    """A console for stdout as it is now, as wide as the terminal or as asked for."""
+    width = width or shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
     return Console(width=max(width, 40), highlight=False, soft_wrap=False)
 
 
@@ -74,13 +75,20 @@ def big(count: int) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Print a table: the first column to the left, the others to the right."""
+    """Print a table: the first column to the left, the others to the right.
+
+    Nothing is cut, for people type what they read: in a narrow terminal the columns stand closer together, and
+    what is wider still is left to the terminal to wrap.
+    """
     frame = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         frame.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         frame.add_row(*("–" if cell is None else str(cell) for cell in row))
-    console().print(frame)
+    screen, unlimited = console(), console(UNLIMITED)
+    if unlimited.measure(frame).maximum > screen.width:
+        frame.padding = (0, 1, 0, 0)
+    console(max(screen.width, unlimited.measure(frame).maximum)).print(frame)
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:

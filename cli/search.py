@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routespace.cli.options import Changes, Data, Latency
+
 if TYPE_CHECKING:
+    from routespace.cli.watch import Watcher
     from routespace.search import StudyProgress, StudyRecord, TrialRecord
+    from routespace.train.recipe.recipe import Recipe
 
 NAME = "search"
 EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
@@ -16,62 +20,90 @@ FRONT_FILE = "front.png"
 
 
 def run(
+    ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file, with a `search` section.")],
     trials: Annotated[int | None, typer.Option(help="Trials wanted in all; else the recipe's number.")] = None,
+    data: Data = None,
     storage: Annotated[
         str | None, typer.Option(help="Database URL or journal file; else study.db in --out.")
     ] = None,
     study: Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
-    latency: Annotated[
-        Path | None,
-        typer.Option(help="A table of `profile`: predicts latency_ms, which else is timed, and checks its limit."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; else runs/RECIPE-search.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a field.")] = None,
+    latency: Latency = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder; else runs/RECIPE-search.")] = None,
+    changes: Changes = None,
 ) -> None:
     """Search any fields of a recipe with Optuna; the same command resumes or joins a study.
 
-    Accuracy is measured on validation; the test split is for `evaluate` alone.
+    Accuracy is measured on validation; the test split is for `evaluate` alone. Times are measured, or predicted by
+    the --latency table, which also checks their limit.
     """
-    from routespace.recipes import load_recipe
-    from routespace.search import run_study
+    from routespace.cli.app import same_command
+    from routespace.cli.arguments import command_line
+    from routespace.cli.status import loading
+    from routespace.cli.train import with_changes
+    from routespace.cli.watch import watching
     from routespace.search.space import require_search
 
-    chosen = load_recipe(recipe, changes or [])
+    chosen = with_changes(recipe, changes or [], data=data)
+    require_search(chosen)
     if latency is not None:
-        require_search(chosen)
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     folder = out or Path("runs") / f"{chosen.name}-search"
+    with loading("loading torch and optuna"):
+        from routespace.search import run_study
+        from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
     try:
-        record = run_study(
-            chosen,
-            folder,
-            trials=trials,
-            storage=storage,
-            study_name=study,
-            seed=seed,
-            progress=print_trial,
-        )
+        with watching() as watcher:
+            record = run_study(
+                chosen,
+                folder,
+                trials=trials,
+                storage=storage,
+                study_name=study,
+                seed=seed,
+                progress=TrialWatch(watcher, chosen),
+            )
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"interrupted; the same command goes on: routespace search {recipe} --out {folder}"
-        ) from error
+        raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     show_front(record)
     picture = draw_front(record, folder / FRONT_FILE)
-    drawn = f"front drawn in {picture}; " if picture else ""
-    print(f"\n{drawn}take one: routespace extract {folder} --trial N -o DIR")
+    drawn = f"front drawn in {picture}\n" if picture else ""
+    take = command_line("extract", folder, "--trial", next((trial.number for trial in record.best), "N"))
+    print(f"\n{drawn}take one: {take} -o DIR")
 
 
-def print_trial(news: StudyProgress) -> None:
-    """One line for each trial that ended."""
+class TrialWatch:
+    """Tells when a trial starts and how it ended, and hands what its training tells to a watcher."""
+
+    def __init__(self, watcher: Watcher, recipe: Recipe) -> None:
+        self.watcher, self.recipe = watcher, recipe
+        self.started: int | None = None
+
+    def __call__(self, news: StudyProgress) -> None:
+        """Print what is new."""
+        if news.trial is not None:
+            self.watcher.say(trial_line(news))
+            return
+        if news.number != self.started:
+            self.started = news.number
+            self.watcher.begin(f"trial {news.number} ", None)
+            self.watcher.say(f"trial {news.number} [{news.ended + 1}/{news.trials}] starts: {_changes(news)}")
+        if news.training is not None:
+            self.watcher(news.training)
+
+
+def trial_line(news: StudyProgress) -> str:
+    """One line for a trial that ended."""
     trial = news.trial
-    if trial is None:
-        return
-    what = ", ".join(f"{field}={short(value)}" for field, value in trial.changes.items())
+    assert trial is not None
     found = trial.reason or ", ".join(shown(name, value) for name, value in (trial.values or {}).items())
     took = f" ({trial.seconds:.0f} s)" if trial.seconds is not None else ""
-    print(f"trial {trial.number} [{news.ended}/{news.trials}] {trial.state}: {found}{took}  {what}", flush=True)
+    return f"trial {trial.number} [{news.ended}/{news.trials}] {trial.state}: {found}{took}  {_changes(news)}"
+
+
+def _changes(news: StudyProgress) -> str:
+    return ", ".join(f"{field}={short(value)}" for field, value in news.changes.items())
 
 
 def shown(name: str, value: float) -> str:

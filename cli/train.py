@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from routespace.cli.options import Changes, Data
+
 if TYPE_CHECKING:
     from routespace.train.recipe.recipe import Recipe
 
@@ -16,35 +18,59 @@ EXAMPLE = "routespace train digits_tiny --set train.epochs=5 --out runs/first"
 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
-    data: Annotated[Path | None, typer.Option(help="A folder of images: ROOT/train/<class>/*.jpg.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; else runs/RECIPE.")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change a field.")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The run's folder; else runs/RECIPE.")] = None,
+    changes: Changes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    start: Annotated[Path | None, typer.Option("--from", metavar="BUNDLE", help="Fine-tune this network.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="BUNDLE|RUN", help="Fine-tune this network.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same as --set seed=…")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda: the same as --set train.device=…")] = None,
 ) -> None:
     """Train a recipe: a supernet with its gates under the budget, or a plain network.
 
     Stopped by Ctrl-C or SIGTERM it saves a checkpoint; --resume then gives what it would have given.
     """
+    from routespace.cli.arguments import command_line
+    from routespace.cli.status import loading
     from routespace.cli.watch import watching
-    from routespace.workflow.artifacts import load_artifact
+    from routespace.train.run_folder import refuse_existing
+    from routespace.workflow.subjects import net_folder
 
-    chosen = with_changes(recipe, changes or [], data, seed)
+    chosen = with_changes(recipe, changes or [], data=data, seed=seed, device=device)
     folder = out or _folder(recipe, chosen, start, resume=resume)
+    if not resume:
+        refuse_existing(folder)
+    if start is not None:
+        net_folder(start)
+    with loading():
+        from routespace.train.run import TrainingStoppedError, train
+        from routespace.workflow.artifacts import load_artifact
     init = None if start is None else load_artifact(start).net
-    from routespace.train.run import TrainingStoppedError, train
-
     try:
-        with watching() as progress:
+        with watching(budget=budget_ratio(chosen)) as progress:
             result = train(chosen, folder, init=init, resume=resume, progress=progress)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
-        where = f"{error}: " if str(error) else ""
-        raise KeyboardInterrupt(f"{where}routespace train {folder} --resume") from error
+        again = command_line("train", folder, "--resume")
+        raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error
     show_result(result.metrics, folder)
 
 
-def with_changes(name: str, changes: list[str], data: Path | None, seed: int | None) -> Recipe:
+def budget_ratio(recipe: Recipe) -> float | None:
+    """The recipe's budget as a share of its base; None without one."""
+    target = recipe.budget_macs()
+    return None if target is None else target / recipe.base_macs()
+
+
+def with_changes(
+    name: str,
+    changes: list[str],
+    *,
+    data: Path | None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> Recipe:
     """The recipe of that name with what the command line changes.
 
     Raises:
@@ -56,8 +82,7 @@ def with_changes(name: str, changes: list[str], data: Path | None, seed: int | N
     recipe, more = load_recipe(name), parse_assignments(changes)
     if data is not None:
         more |= {"data.kind": "folder", "data.root": str(data)}
-    if seed is not None:
-        more["seed"] = seed
+    more |= {field: value for field, value in (("seed", seed), ("train.device", device)) if value is not None}
     return recipe.override(more) if more else recipe
 
 

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from routespace.cli.options import Device, ImageSize
+from routespace.errors import SpecError
+
 NAME = "verify"
 EXAMPLE = "routespace verify small/ --against runs/digits_tiny"
 DIFFERENT = 1
@@ -15,22 +18,29 @@ DIFFERENT = 1
 def run(
     bundle: Annotated[Path, typer.Argument(help="The extracted network.")],
     against: Annotated[Path, typer.Option(help="The run or bundle that it was taken from.")],
-    image_size: Annotated[str | None, typer.Option(help="Side in pixels, or HxW; else the grid's own.")] = None,
+    image_size: ImageSize = None,
     tolerance: Annotated[float, typer.Option(help="Largest difference of outputs.")] = 1e-6,
+    device: Device = "cpu",
 ) -> None:
     """Compare an extracted network with the one it came from: outputs, weights, parameters and MACs.
 
     Exit code 0 when they agree and 1 when not. A network that was fine-tuned since does not agree.
     """
-    from routespace.cli.arguments import parse_size
-    from routespace.deploy.verify import verify
-    from routespace.workflow.artifacts import load_artifact
+    from routespace.cli.arguments import size_pair
+    from routespace.cli.status import busy, loading
+    from routespace.workflow.subjects import net_folder
 
-    small, whole = load_artifact(bundle).net, load_artifact(against).net
-    size = None if image_size is None else parse_size(image_size)
-    report = verify(
-        whole, small.architecture, small, image_size=(size[0], size[1]) if size else None, tolerance=tolerance
-    )
+    size = size_pair(image_size)
+    if not 0 <= tolerance < float("inf"):  # nan is neither
+        raise SpecError(f"tolerance: {tolerance} is not allowed; give a number from 0 up, such as 1e-6")
+    for folder in (bundle, against):
+        net_folder(folder)
+    with loading():
+        from routespace.deploy.verify import verify
+        from routespace.workflow.artifacts import load_artifact
+    small, whole = (load_artifact(folder, device=device).net for folder in (bundle, against))
+    with busy("comparing"):
+        report = verify(whole, small.architecture, small, image_size=size, tolerance=tolerance)
     print("\n".join(report.lines()))
     print("the same network" if report.ok else "NOT the same network")
     if not report.ok:

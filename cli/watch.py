@@ -1,24 +1,53 @@
-"""Watching a training: a bar in a terminal, one plain line an epoch elsewhere."""
+"""Watching a training: a bar in a terminal; elsewhere a line an epoch, and one every half minute between them.
+
+A line that does not fit its terminal loses what matters least: the epoch, the bar and the time left stay.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from routespace.train.loop import Progress
+    from rich.progress import Progress as Bars
 
-MINUTE_S = 60
+    from routespace.train.progress import Progress
+
+MINUTE_S, HOUR_S = 60, 3600
+QUIET_S = 30  # without a line in a pipe; then people wonder whether it hangs
+BAR_WIDTH = 20
+GAP = "  "
+SHOWN_RATIO = 0.005  # what is nearer than this looks the same
+
+
+class Part(NamedTuple):
+    """A piece of a line; the lowest `rank` is the last to go where there is no room."""
+
+    text: str
+    rank: int
+
+
+def fitting(parts: Sequence[Part], width: int | None) -> str:
+    """The parts in their order, with two spaces between, without those of the highest ranks that do not fit."""
+    kept = [part for part in parts if part.text]
+    while width is not None and len(kept) > 1 and len(GAP.join(part.text for part in kept)) > width:
+        kept.remove(max(kept, key=lambda part: part.rank))
+    return GAP.join(part.text for part in kept)
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds as 1:05, or a dash."""
-    return "–" if seconds is None else f"{int(seconds) // MINUTE_S}:{int(seconds) % MINUTE_S:02d}"
+    """Seconds as 1:05 or 2:01:05, or a dash."""
+    if seconds is None:
+        return "–"
+    hours, rest = divmod(int(seconds), HOUR_S)
+    minutes, seconds = divmod(rest, MINUTE_S)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def cost_text(ratio: float | None, target: float | None, expected: float | None = None) -> str:
-    """What is paid against the budget, and what the loss expects, as shares of the base; a percent shows."""
+    """What is paid, what the loss expects and what it aims at, as shares of the base; a percent shows."""
     if ratio is None:
         return ""
     notes = [("expected", expected), ("target", target)]
@@ -26,78 +55,142 @@ def cost_text(ratio: float | None, target: float | None, expected: float | None 
     return f"MACs {ratio:.3f}×" + (f" ({inside})" if inside else "")
 
 
-def epoch_line(record: dict[str, Any], epochs: int, eta_s: float | None) -> str:
+def epoch_line(
+    record: dict[str, Any], epochs: int, eta_s: float | None, *, label: str = "", width: int | None = None
+) -> str:
     """One line of metrics.jsonl for people; counted and expected MACs are those of the validation images."""
-    cost = cost_text(record.get("counted_ratio"), record.get("target_ratio"), record.get("expected_ratio"))
+    ratio, target = record.get("counted_ratio"), record.get("target_ratio")
+    learned = f" (training {100 * record['train_accuracy']:.1f} %)" if "train_accuracy" in record else ""
+    line = [
+        Part(f"{label}epoch {record['epoch']}/{epochs}", 0),
+        Part(f"loss {record['loss']:.3f}", 3),
+        Part(f"accuracy {100 * record['accuracy']:.1f} %{learned}", 2),
+        Part(cost_text(ratio, target, record.get("expected_ratio")), 4),
+        Part(f"{record['images_per_s']:.0f} images/s", 5),
+        Part(f"{clock(eta_s)} left", 1),
+    ]
+    return fitting(line, width)
+
+
+def step_line(news: Progress, *, label: str = "", width: int | None = None, head: bool = True) -> str:
+    """Where a training stands within an epoch."""
+    line = [
+        Part(f"{label}{news.stage} {news.epoch}/{news.epochs}" if head else "", 0),
+        Part(f"step {news.step}/{news.steps}" if head and news.steps else "", 2),
+        Part(f"{clock(news.eta_s)} left" if news.eta_s is not None else "", 1),
+        Part(f"loss {news.loss:.3f}" if news.loss is not None else "", 3),
+        Part(f"accuracy {100 * news.accuracy:.0f} %" if news.accuracy is not None else "", 4),
+        Part(cost_text(news.macs_ratio, news.target_ratio), 5),
+        Part(f"{news.images_per_s:.0f} images/s" if news.images_per_s else "", 6),
+    ]
+    return fitting(line, width)
+
+
+def correction_note(target: float | None, budget: float | None) -> str:
+    """Why the target is another one than the budget; empty when it is not, or not yet."""
+    if target is None or budget is None or target >= budget - SHOWN_RATIO:
+        return ""
     return (
-        f"epoch {record['epoch']}/{epochs}  loss {record['loss']:.3f}  "
-        f"accuracy {100 * record['accuracy']:.1f} % (training {100 * record['train_accuracy']:.1f} %)  "
-        f"{cost}  {record['images_per_s']:.0f} images/s  {clock(eta_s)} left"
+        f"the target is now {target:.3f}×, below the budget of {budget:.3f}×: validation images cost more than "
+        f"those trained on, and the budget is about them (budget.correct)"
     )
 
 
 @contextmanager
-def watching(label: str = "") -> Iterator[Callable[[Progress], None]]:
-    """A function to give to `train` as its `progress`.
+def watching(label: str = "", budget: float | None = None) -> Iterator[Watcher]:
+    """What to give to a training as its `progress`.
 
     Args:
         label: put before each line, such as the name of a step.
+        budget: share of the base that the trained network may cost; it explains targets below it.
     """
     from routespace.cli.render import console
 
     screen = console()
-    if screen.is_terminal:
-        with _bar(label, screen) as report:
-            yield report
+    if not screen.is_terminal:
+        yield Watcher(lambda line: print(line, flush=True), label=label, budget=budget)
         return
-    yield _Lines(label, print)
-
-
-class _Lines:
-    """Prints each epoch's record when it appears."""
-
-    def __init__(self, label: str, write: Callable[[str], None]) -> None:
-        self.label, self.write = label, write
-        self.seen = 0
-
-    def __call__(self, news: Progress) -> None:
-        epoch = int(news.metrics.get("epoch", 0))
-        if epoch <= self.seen:
-            return
-        self.seen = epoch
-        self.write(self.label + epoch_line(news.metrics, news.epochs, news.eta_s))
-
-
-@contextmanager
-def _bar(label: str, screen: Any) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=BAR_WIDTH),
+        TextColumn("{task.fields[news]}", markup=False),
     )
     with Bars(*columns, console=screen, transient=True) as bars:
-        task = bars.add_task(f"{label}starting", total=1, news="")
-        lines = _Lines(label, lambda line: bars.console.print(line, markup=False))
 
-        def report(news: Progress) -> None:
-            lines(news)
-            parts = [
-                f"loss {news.loss:.3f}" if news.loss is not None else "",
-                f"accuracy {100 * news.accuracy:.0f} %" if news.accuracy is not None else "",
-                cost_text(news.macs_ratio, news.target_ratio),
-                f"{news.images_per_s:.0f} images/s" if news.images_per_s else "",
-                f"{clock(news.eta_s)} left" if news.eta_s is not None else "",
-            ]
-            bars.update(
-                task,
-                description=f"{label}{news.stage} {news.epoch}/{news.epochs}",
-                completed=news.step,
-                total=max(news.steps, 1),
-                news="  ".join(part for part in parts if part),
-            )
+        def say(line: str) -> None:
+            bars.console.print(line, markup=False, soft_wrap=True)
 
-        yield report
+        yield Watcher(say, label=label, budget=budget, width=screen.width, quiet_s=None, bars=bars)
+
+
+class Watcher:
+    """Prints each epoch's record when it appears, and where the training stands when it was quiet for long.
+
+    Args:
+        say: prints a line.
+        label: put before each line.
+        budget: share of the base that the trained network may cost.
+        width: of a line; None for as long as it is.
+        quiet_s: seconds without a line after which one tells the step; None for epochs only.
+        now: seconds, for tests.
+        bars: rich's, to move a bar in, too.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        label: str = "",
+        budget: float | None = None,
+        width: int | None = None,
+        quiet_s: float | None = QUIET_S,
+        now: Callable[[], float] = time.monotonic,
+        bars: Bars | None = None,
+    ) -> None:
+        self._say, self._width, self._quiet_s, self._now, self._bars = say, width, quiet_s, now, bars
+        self._task = None if bars is None else bars.add_task(f"{label}starting", total=1, news="")
+        self._last = now()
+        self.begin(label, budget)
+
+    def begin(self, label: str, budget: float | None) -> None:
+        """Watch another training from here on."""
+        self._label, self._budget = label, budget
+        self._seen = 0
+        self._target: float | None = None
+        self._explained = False
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, description=f"{label}starting", completed=0, news="")
+
+    def say(self, line: str) -> None:
+        """Print a line of one's own."""
+        self._last = self._now()
+        self._say(line)
+
+    def __call__(self, news: Progress) -> None:
+        """Print what is new, and move the bar."""
+        epoch = int(news.metrics.get("epoch", 0))
+        if epoch > self._seen:
+            self._seen = epoch
+            self.say(epoch_line(news.metrics, news.epochs, news.eta_s, label=self._label, width=self._width))
+            self._explain(news.metrics)
+        elif self._quiet_s is not None and self._now() - self._last >= self._quiet_s:
+            self.say(step_line(news, label=self._label, width=self._width))
+        if self._bars is not None and self._task is not None:
+            head, steps = f"{self._label}{news.stage} {news.epoch}/{news.epochs}", f"{news.step}/{news.steps}"
+            room = self._bars.console.width - len(head) - BAR_WIDTH - len(steps) - 2 * len(GAP)
+            line = f"{steps}{GAP}{step_line(news, width=room, head=False)}"
+            total = max(news.steps, 1)
+            self._bars.update(self._task, description=head, completed=news.step, total=total, news=line)
+
+    def _explain(self, record: Mapping[str, Any]) -> None:
+        """Say once why the target fell below the budget."""
+        target = record.get("target_ratio")
+        before = self._target
+        falls = target is not None and before is not None and target < before  # a schedule may come from below
+        self._target, note = target, correction_note(target, self._budget)
+        if note and falls and not self._explained:
+            self._explained = True
+            self.say(self._label + note)

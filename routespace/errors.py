@@ -1,4 +1,4 @@
-"""The exceptions of routespace.
+"""The exceptions of routespace, and what any exception says as one line.
 
     RoutespaceError            everything that a user can cause; the command line prints it as one line
     ├── SpecError (ValueError)     a field of a spec, recipe or file that is not allowed
@@ -10,6 +10,10 @@
 
 Each message says what was given, what is allowed and what to do next.
 """
+
+import re
+
+WORKER_TRACEBACK = "Original Traceback"  # torch's, before what an exception in a worker process said
 
 
 class RoutespaceError(Exception):
@@ -38,3 +42,18 @@ class BundleError(RoutespaceError):
 
 class MissingDependencyError(RoutespaceError):
     """An optional package is needed; the message gives the install command."""
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, as one line.
+
+    An error of a process that loads images arrives with that process's traceback as its text; the last line of it
+    is what was said there.
+    """
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if WORKER_TRACEBACK in text:
+        return re.sub(r"^[\w.]+: ", "", lines[-1])
+    return " ".join(lines)

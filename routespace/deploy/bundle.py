@@ -18,15 +18,15 @@ from typing import Annotated, Literal, NamedTuple, Self
 import torch
 from pydantic import Field
 
+from routespace.deploy.folder import CARD_FILE, is_bundle, require_bundle_place
 from routespace.errors import BundleError, SpecError
-from routespace.files import read_json, replaced_folder, require_place, write_json
+from routespace.files import read_json, replaced_folder, write_json
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
 from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, check_loads, load_net, save_net
 from routespace.values import Value
 
-CARD_FILE = "card.json"
 CHUNK_BYTES = 1 << 20
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -153,11 +153,6 @@ def save_bundle(net: AnyNet, folder: Path | str, card: Card, *, overwrite: bool 
     return card
 
 
-def is_bundle(folder: Path | str) -> bool:
-    """True for a folder that holds a bundle's card."""
-    return (Path(folder) / CARD_FILE).is_file()
-
-
 def load_bundle(folder: Path | str) -> Bundle:
     """The network, in evaluation mode on the CPU, and the card that `save_bundle` wrote.
 
@@ -221,30 +216,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None:
-    """Raise BundleError when no bundle can be saved there: asked before the work that makes it.
-
-    Args:
-        folder: where to; it must not exist, be empty, or be a bundle to overwrite.
-        overwrite: replace an existing bundle.
-    """
-    folder = Path(os.path.abspath(folder))
-    if not os.path.lexists(folder):
-        require_place(folder)
-        return
-    if not folder.is_dir():
-        raise BundleError(f"{folder}: is a file; give a folder for the bundle")
-    try:
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise BundleError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
-    if empty:
-        return
-    if not is_bundle(folder):
-        raise BundleError(f"{folder}: exists and is no bundle; it is not replaced, give a new folder")
-    if not overwrite:
-        raise BundleError(
-            f"{folder}: holds a bundle already; give a new folder, or replace it with --overwrite (overwrite=True)"
-        )

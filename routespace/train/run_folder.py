@@ -1,19 +1,23 @@
-"""Run folders: what may be written where, and what a run that was stopped must find again."""
+"""Run folders: what may be written where, and what a run that was stopped must find again.
+
+Asking needs no torch: a folder that cannot be used is told before anything is loaded.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from routespace.errors import BundleError, SpecError
-from routespace.files import read_json, replaced_folder, write_json, write_text
+from routespace.files import read_json, replaced_folder, require_place, write_json, write_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import USAGE_FORMAT
-from routespace.nn.task_net import TaskNet
-from routespace.nn.weights import save_net
 from routespace.train.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from routespace.nn.task_net import TaskNet
 
 RESULT = "result.json"
 FORMAT = "routespace.run/1"
@@ -42,6 +46,8 @@ def refuse_existing(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         hint = "go on with --resume, or " if (out / "recipe.yaml").exists() else ""
         raise BundleError(f"{out}: exists and is not empty; {hint}choose another --out")
+    if not out.exists():
+        require_place(out)
 
 
 def resumable(
@@ -75,6 +81,8 @@ def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given
 
 def save_final(out: Path, net: TaskNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
     """net/, usage.json and, last, result.json: the folder is finished when that is there."""
+    from routespace.nn.weights import save_net
+
     with replaced_folder(out / "net") as partial:
         save_net(net, partial)
     data = {"format": USAGE_FORMAT, "grid": net.architecture.grid.hash, "edges": usage}

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from routespace.deploy.bundle import Card, is_bundle, load_bundle
+from routespace.deploy.bundle import Card, load_bundle
+from routespace.deploy.folder import is_bundle
 from routespace.errors import BundleError
 from routespace.grid.usage import Usage
 from routespace.nn.task_net import TaskNet

@@ -70,6 +70,7 @@ def evaluate_network(
         times = routed_times(net, images, compiled=compiled)
         report["speed"] = {
             "batch": len(images),
+            "device": str(next(net.parameters()).device),
             "compiled": compiled,
             "dense_ms": 1e3 * times["dense"],
             "routed_ms": 1e3 * times["routed"],

@@ -5,14 +5,17 @@ extract_bundle("runs/first", "small", macs=12_000_000)
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from routespace.deploy.bundle import Card, Provenance, require_bundle_place, save_bundle
+from routespace.deploy.bundle import Card, Provenance, save_bundle
 from routespace.deploy.derive import derive
 from routespace.deploy.extract import extract
+from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
-from routespace.deploy.verify import verify
+from routespace.deploy.verify import VerifyReport, verify
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import write_text
 from routespace.grid.architecture import Architecture
@@ -41,6 +44,7 @@ class Extraction:
         max_difference: largest difference of outputs to the part that it was taken from.
         accuracy_whole, accuracy: on validation (0…1), of the network it came from and of itself; None when not
             evaluated.
+        images: that were evaluated.
     """
 
     net: TaskNet
@@ -48,6 +52,7 @@ class Extraction:
     max_difference: float
     accuracy_whole: float | None = None
     accuracy: float | None = None
+    images: int = 0
 
 
 def extract_bundle(
@@ -140,18 +145,45 @@ def take(
     """
     require_bundle_place(out, overwrite=overwrite)
     small = extract(artifact.net, chosen).eval()
-    report = verify(artifact.net, chosen, small)
-    if not report.ok:
-        raise RoutespaceError("verify: the extracted network differs: " + "; ".join(report.lines()))
-    whole = accuracy = None
+    report = _verified(artifact.net, chosen, small)
+    whole: dict[str, Any] = {}
+    part: dict[str, Any] = {}
     if evaluated:
         loader = make_loaders(artifact.require_recipe()).val
-        whole, accuracy = (evaluate(net, loader)["accuracy"] for net in (artifact.net, small))
-    card = Card.of(small, accuracy_before=accuracy, provenance=_provenance(artifact))
+        whole = evaluate(artifact.net, loader, expected=False)
+        part = whole if chosen == artifact.net.architecture else evaluate(small, loader, expected=False)
+    card = _card(artifact, small, part.get("accuracy"))
     card = save_bundle(small, out, card, overwrite=overwrite)
     if artifact.recipe is not None:  # so that `evaluate` finds the bundle's data
         write_text(Path(out) / RECIPE_FILE, artifact.recipe.to_yaml())
-    return Extraction(small, card, report.max_difference, whole, accuracy)
+    accuracies = {"accuracy_whole": whole.get("accuracy"), "accuracy": part.get("accuracy")}
+    return Extraction(small, card, report.max_difference, **accuracies, images=part.get("images", 0))
+
+
+def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
+    """The report on an extraction, made on a CPU: a GPU may choose other sums for the same layer.
+
+    Raises:
+        RoutespaceError: the extracted network is not the part.
+    """
+    if next(net.parameters()).device.type != "cpu":
+        net, small = copy.deepcopy(net).cpu(), copy.deepcopy(small).cpu()
+    report = verify(net, chosen, small)
+    if not report.ok:
+        raise RoutespaceError("verify: the extracted network differs: " + "; ".join(report.lines()))
+    return report
+
+
+def _card(artifact: Artifact, small: TaskNet, accuracy: float | None) -> Card:
+    """The bundle's card: of a part its accuracy before fine-tuning, of what was trained as it is the final one."""
+    whole = small.architecture == artifact.net.architecture
+    earlier = artifact.card.accuracy_before if artifact.card is not None else None
+    return Card.of(
+        small,
+        accuracy_before=earlier if whole else accuracy,
+        accuracy_after=accuracy if whole else None,
+        provenance=_provenance(artifact),
+    )
 
 
 def _provenance(artifact: Artifact) -> Provenance:

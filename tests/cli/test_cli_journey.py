@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from routespace import Architecture, RoutingGrid, TaskNet, load_bundle, load_recipe, save_bundle
 from routespace.cli.app import app
-from routespace.deploy.bundle import CARD_FILE, Card
+from routespace.deploy.bundle import Card
+from routespace.deploy.folder import CARD_FILE
 
 TINY = [
     *("--set", "data.train_size=96", "--set", "data.val_size=40", "--set", "data.test_size=50"),

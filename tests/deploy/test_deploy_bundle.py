@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
-from routespace.deploy.bundle import CARD_FILE, Card, Provenance, is_bundle, load_bundle, save_bundle
+from routespace.deploy.bundle import Card, Provenance, load_bundle, save_bundle
 from routespace.deploy.extract import extract
+from routespace.deploy.folder import CARD_FILE, is_bundle
 from routespace.deploy.verify import verify
 from routespace.errors import BundleError
 from routespace.grid.architecture import Architecture

@@ -1,0 +1,124 @@
+"""Ctrl-C at any moment: one line, exit code 130, and nothing half-done.
+
+start       from the program's first moment on: nothing is half-done yet, so it ends at once
+Interrupts  while a command runs: KeyboardInterrupt, so that files are tidied up; sure to arrive, and remembered
+imports     while a command imports what it needs: at once again
+
+Raising KeyboardInterrupt is not enough. A library whose import is interrupted turns it into an error of its own,
+or hides it; so does Python in destructors. So an interrupt waits until no module is being imported, comes again
+when a destructor hid it, and whatever ends a command after it is told as the interrupt that it was.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+AGAIN_S = 0.05
+IMPORT_FRAMES = "<frozen importlib"
+LEFT_LINE = "\r\x1b[K\x1b[?25h"  # clears a status line and shows the cursor that it hid
+
+
+def start() -> Interrupts:
+    """Handle SIGINT from now on. For the program's own process: it is not undone."""
+    signal.signal(signal.SIGINT, end_at_once)
+    interrupts = Interrupts()
+    sys.unraisablehook = interrupts.hidden
+    if hasattr(os, "register_at_fork"):  # workers that load data end with their parent, without words of their own
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    return interrupts
+
+
+def end_at_once(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:
+    """End the program here and now, with one line."""
+    try:
+        sys.stdout.flush()
+    finally:
+        left = LEFT_LINE if os.isatty(2) else ""
+        os.write(2, f"{left}error: interrupted\n".encode())
+        os._exit(INTERRUPTED)
+
+
+class Interrupts:
+    """The handler of SIGINT while a command runs; the second Ctrl-C ends at once.
+
+    Attributes:
+        came: an interrupt came, whatever became of it.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._raised = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, when no import is under way that would make something else of it."""
+        if self._raised:
+            end_at_once()
+        self.came = True
+        if _importing(frame):
+            self._again()
+            return
+        self._raised = True
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def handling(self, *, active: bool = True) -> Iterator[None]:
+        """Handle SIGINT while a command runs, and leave the end of the program in peace after it."""
+        if active:
+            signal.signal(signal.SIGINT, self)
+        try:
+            yield
+        finally:
+            if active:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def hidden(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """What Python does with an exception that nobody can catch; an interrupt comes again."""
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._raised = False
+            self._again()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    def _again(self) -> None:
+        timer = threading.Timer(AGAIN_S, _send)
+        timer.daemon = True
+        timer.start()
+
+
+def _send() -> None:
+    """Send SIGINT to the main thread, whatever it waits for."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(IMPORT_FRAMES):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """A block that only imports, with nothing to tidy up: an interrupt ends the program at once."""
+    before = signal.getsignal(signal.SIGINT)
+    if not isinstance(before, Interrupts):  # a program of somebody else's, such as a test
+        yield
+        return
+    signal.signal(signal.SIGINT, end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,34 @@
+"""Options that several commands share: one meaning, one help text, one spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEVICES = "auto (a GPU where there is one), cpu, cuda or cuda:1"
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="Change a field of the recipe. Repeatable."),
+]
+Data = Annotated[
+    Path | None, typer.Option(help="A folder of images, ROOT/train/<class>/*.jpg, instead of the recipe's data.")
+]
+DataRecipe = Annotated[
+    str | None, typer.Option("--recipe", help="Recipe of the data, by name or file; else the folder's own.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ImageSize = Annotated[str | None, typer.Option(help="Side in pixels, or HxW; else the grid's own.")]
+Latency = Annotated[Path | None, typer.Option(help="A table of `profile`, for this grid: predicts milliseconds.")]
+Device = Annotated[str, typer.Option(help=f"Where to run: {DEVICES}.")]
+
+
+def out(what: str) -> Any:
+    """The option `-o`, `--out`.
+
+    Args:
+        what: is written there.
+    """
+    return typer.Option("-o", "--out", help=what)

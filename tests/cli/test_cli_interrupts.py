@@ -1,0 +1,117 @@
+"""Ctrl-C at any moment: one line, exit code 130, no traceback, nothing left behind."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+INTERRUPTED = 130
+FIRST = "routespace.cli.interrupts"  # before it, Python itself is starting
+SOON_S = 0.02
+
+
+def assert_interrupted(process, *, words=""):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, (out, err)
+    (line,) = err.splitlines()
+    assert line.startswith("error: interrupted")
+    assert words in line
+    assert "Traceback" not in out
+
+
+def run_python(code, *args):
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("module", [FIRST, "typer", "numpy", "torch._C", "timm.layers"])
+@pytest.mark.parametrize("args", [["search", "digits_tiny", "--out", "s"], ["train", "digits_tiny", "--out", "s"]])
+def test_while_a_command_starts(args, module, tmp_path):
+    """The interrupt comes when the program has just imported a module."""
+    command = [sys.executable, "-X", "importtime", "-m", "routespace.cli", *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    process = subprocess.Popen(command, **pipes)
+    for line in process.stderr:
+        if line.split("|")[-1].strip() == module:
+            break
+    time.sleep(SOON_S)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, err
+    (line,) = (line for line in err.splitlines() if not line.startswith("import time:"))
+    assert line.startswith("error: interrupted")
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# A command whose work is `{body}`, as the program runs it.
+COMMAND = """
+import contextlib, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from routespace.cli.interrupts import start
+interrupts = start()
+from routespace.cli import app, cost
+from routespace.errors import RoutespaceError
+def work(subject: str):
+    try:
+{body}
+    finally:
+        print("tidied up", flush=True)
+app.app.command("work")(work)
+sys.argv[1:] = ["work", "x"]
+app.run(interrupts)
+"""
+INTERRUPT = "signal.raise_signal(signal.SIGINT)"
+
+
+def run_work(folder, *lines):
+    body = "\n".join(f"        {line}" for line in lines)
+    return run_python(COMMAND.replace("{body}", body), folder)
+
+
+def test_while_a_command_works(tmp_path):
+    process = run_work(tmp_path, INTERRUPT, "print('not reached')")
+    out, _ = process.communicate(timeout=60)
+    assert out == "tidied up\n"
+    assert_interrupted(run_work(tmp_path, INTERRUPT))
+
+
+def test_what_a_library_makes_of_it_is_still_the_interrupt(tmp_path):
+    turned = ["try:", f"    {INTERRUPT}", "except KeyboardInterrupt:", "    raise RoutespaceError('needs onnx')"]
+    assert_interrupted(run_work(tmp_path, *turned))
+    crashed = [*turned[:3], "    raise RecursionError('too deep')"]
+    assert_interrupted(run_work(tmp_path, *crashed))
+
+
+def test_an_import_that_hides_it_is_waited_for(tmp_path):
+    hidden = f"import signal\ntry:\n    {INTERRUPT}\nexcept BaseException:\n    pass\n"
+    (tmp_path / "hides_it.py").write_text(hidden)
+    assert_interrupted(run_work(tmp_path, "import hides_it", "time.sleep(30)"))
+
+
+def test_a_destructor_that_hides_it_is_not_the_end_of_it(tmp_path):
+    lines = ["class Hides:", f"    def __del__(self): {INTERRUPT}", "Hides()", "time.sleep(30)"]
+    assert_interrupted(run_work(tmp_path, *lines))
+
+
+def test_the_second_one_ends_at_once(tmp_path):
+    lines = ["try:", f"    {INTERRUPT}", "finally:", f"    {INTERRUPT}", "    time.sleep(30)"]
+    process = run_work(tmp_path, *lines)
+    out, _ = process.communicate(timeout=60)
+    assert out == ""
+    assert process.returncode == INTERRUPTED
+
+
+def test_a_message_says_how_to_go_on(tmp_path):
+    process = run_work(tmp_path, "raise KeyboardInterrupt('interrupted; the same command goes on')")
+    assert_interrupted(process, words="goes on")
+
+
+def test_libraries_keep_their_warnings_to_themselves(tmp_path):
+    (tmp_path / "loud.py").write_text("import warnings\nwarnings.warn('of my own', UserWarning)\n")
+    body = ["import loud, warnings", "warnings.warn('ours\\\\nin two lines', UserWarning, stacklevel=1)"]
+    process = run_work(tmp_path, "__name__ = 'routespace.work'", *body)
+    _, err = process.communicate(timeout=60)
+    assert "of my own" not in err
