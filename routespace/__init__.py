@@ -23,6 +23,7 @@ _PUBLIC = {
     "routespace.grid.gate_spec": ("GateSpec",),
     "routespace.grid.cost": ("architecture_cost", "batch_cost"),
     "routespace.grid.select": ("select",),
+    "routespace.grid.usage": ("EdgeUsage", "usage_from_json"),
     # the network
     "routespace.nn.task_net": ("TaskNet", "TaskOutput"),
     "routespace.nn.route_net": ("RouteNet", "RouteOutput"),
@@ -37,8 +38,11 @@ _PUBLIC = {
     "routespace.deploy.derive": ("derive",),
     "routespace.deploy.extract": ("extract",),
     "routespace.deploy.verify": ("verify",),
-    "routespace.deploy.bundle": ("save_bundle", "load_bundle"),
+    "routespace.deploy.bundle": ("Card", "save_bundle", "load_bundle"),
     "routespace.deploy.export.base": ("export_onnx",),
+    "routespace.deploy.latency.profiling": ("profile",),
+    # looking at it
+    "routespace.draw.grid": ("draw_grid",),
     # a command's work
     "routespace.workflow.artifacts": ("load_run",),
     "routespace.workflow.evaluation": ("evaluate_network",),
@@ -62,12 +66,15 @@ _RENAMED = {"train_recipe": "train"}  # `routespace.train` is the package, so it
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
+    from routespace.deploy.bundle import Card as Card
     from routespace.deploy.bundle import load_bundle as load_bundle
     from routespace.deploy.bundle import save_bundle as save_bundle
     from routespace.deploy.derive import derive as derive
     from routespace.deploy.export.base import export_onnx as export_onnx
     from routespace.deploy.extract import extract as extract
+    from routespace.deploy.latency.profiling import profile as profile
     from routespace.deploy.verify import verify as verify
+    from routespace.draw.grid import draw_grid as draw_grid
     from routespace.errors import BudgetError as BudgetError
     from routespace.errors import BundleError as BundleError
     from routespace.errors import DataError as DataError
@@ -83,6 +90,8 @@ if TYPE_CHECKING:
     from routespace.grid.graph import RoutingGrid as RoutingGrid
     from routespace.grid.select import select as select
     from routespace.grid.spec import GridSpec as GridSpec
+    from routespace.grid.usage import EdgeUsage as EdgeUsage
+    from routespace.grid.usage import usage_from_json as usage_from_json
     from routespace.nn.pretrained import load_timm_weights as load_timm_weights
     from routespace.nn.route_net import RouteNet as RouteNet
     from routespace.nn.route_net import RouteOutput as RouteOutput

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from routespace.deploy.folder import CARD_FILE, is_bundle, require_bundle_place
 from routespace.errors import BundleError, SpecError
@@ -28,7 +29,7 @@ from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, check_loads, load_
 from routespace.values import Value
 
 CHUNK_BYTES = 1 << 20
-Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -66,26 +67,52 @@ class Card(Value):
     Args:
         grid, architecture: content hashes.
         static: nothing is gated.
-        macs: for one image of the spec's size with everything computed, gates included.
+        costs: resource (`params`, `macs`, …: the table in `grid/resources.py`) → what one image of the spec's size
+            takes with everything computed, gates included.
         expected_macs: the measured average, for a routed network.
-        params: learned numbers.
         accuracy_before: of the network as extracted, 0…1.
         accuracy_after: after fine-tuning, or the final one, 0…1.
         provenance: where it comes from.
         files: file name → SHA-256; `save_bundle` fills it in.
     """
 
-    format: Literal["routespace.card/1"] = "routespace.card/1"
+    format: Literal["routespace.card/2"] = "routespace.card/2"
     grid: str
     architecture: str
     static: bool
-    macs: Count
-    expected_macs: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    params: Count
+    costs: Mapping[str, Amount]
+    expected_macs: Amount | None = None
     accuracy_before: Share | None = None
     accuracy_after: Share | None = None
     provenance: Provenance = Field(default_factory=Provenance)
     files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_format_1(cls, data: Any) -> Any:
+        """Cards used to name two resources, as fields of their own."""
+        if not isinstance(data, dict) or data.get("format") != "routespace.card/1":
+            return data
+        named = {name: value for name, value in data.items() if name in ("macs", "params")}
+        rest = {name: value for name, value in data.items() if name not in named}
+        return rest | {"format": "routespace.card/2", "costs": named}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        missing = [name for name in ("params", "macs") if name not in self.costs]
+        if missing:
+            raise ValueError(f"costs.{missing[0]}: missing; it must be given")
+        return self
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image with everything computed."""
+        return int(self.costs["macs"])
+
+    @property
+    def params(self) -> int:
+        """Learned numbers."""
+        return int(self.costs["params"])
 
     @classmethod
     def of(
@@ -104,9 +131,8 @@ class Card(Value):
             grid=net.spec.hash,
             architecture=net.architecture.hash,
             static=net.architecture.is_static,
-            macs=int(cost.macs),
+            costs={**cost.totals, "params": sum(parameter.numel() for parameter in net.parameters())},
             expected_macs=expected_macs,
-            params=sum(parameter.numel() for parameter in net.parameters()),
             accuracy_before=accuracy_before,
             accuracy_after=accuracy_after,
             provenance=provenance or Provenance(),
@@ -184,8 +210,8 @@ def _check_source(folder: Path) -> None:
         return
     if any(folder.glob(f"*/{NETWORK_FILE}")):
         raise BundleError(
-            f"{folder}: is a run, not a bundle; take its network out with `routespace extract {folder} -o DIR`, "
-            f"and give that folder"
+            f"{folder}: is a run, not a bundle; read it with load_run, or take a network out of it with "
+            f"`routespace extract {folder} -o DIR`"
         )
     raise BundleError(f"{folder}: has no {CARD_FILE}; give a bundle's folder, {made}")
 

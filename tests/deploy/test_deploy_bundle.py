@@ -56,6 +56,7 @@ def test_round_trip(net, tmp_path):
     assert loaded.card.provenance.recipe == "digits_tiny"
     assert loaded.card.macs == architecture_cost(net.architecture).macs
     assert loaded.card.params == sum(p.numel() for p in net.parameters())
+    assert loaded.card.costs == architecture_cost(net.architecture).totals
     assert loaded.net.architecture == net.architecture
     assert not loaded.net.training
     assert all(torch.equal(t, loaded.net.state_dict()[k]) for k, t in net.state_dict().items())
@@ -240,11 +241,23 @@ def test_damage_is_noticed(bundle, tmp_path, name, damage):
     assert name in str(caught.value) or WEIGHTS_FILE in str(caught.value)
 
 
+def test_a_card_that_names_two_resources_as_older_ones_do(net, bundle):
+    card = json.loads((bundle / CARD_FILE).read_text())
+    costs = card.pop("costs")
+    older = card | {"format": "routespace.card/1", "macs": costs["macs"], "params": costs["params"]}
+    (bundle / CARD_FILE).write_text(json.dumps(older))
+    loaded = load_bundle(bundle).card
+    assert (loaded.macs, loaded.params) == (Card.of(net).macs, Card.of(net).params)
+    assert loaded.format == Card.of(net).format
+
+
 def test_a_card_with_unknown_or_impossible_fields_is_refused(bundle):
     card = json.loads((bundle / CARD_FILE).read_text())
     for change, message in (
         ({"colour": 1}, "colour: unknown field"),
         ({"accuracy_after": 71.0}, "accuracy_after"),
+        ({"costs": {"macs": 1}}, r"costs\.params: missing"),
+        ({"costs": {"macs": -1, "params": 1}}, r"costs\.macs"),
     ):
         (bundle / CARD_FILE).write_text(json.dumps(card | change))
         with pytest.raises(BundleError, match=message):
