@@ -1,13 +1,17 @@
-"""A routed network among other torch modules: taken out of the wrappers that others put around it.
+"""A routed network among other torch modules: as a plain one, and taken out of the wrappers of others.
 
-unwrap(torch.compile(net)) is net            # so are DataParallel, DistributedDataParallel, averaged copies
+    net.as_module()                              # images → logits: for exporters, tracers, counters, Grad-CAM
+    unwrap(torch.compile(net)) is net            # so are DataParallel, DistributedDataParallel, averaged copies
+
+Shape legend: B images · C channels · H, W pixels, or of a map.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from routespace.errors import SpecError
 
@@ -38,3 +42,43 @@ def unwrap(net: Module, *, wanted: type[nn.Module] | tuple[type[nn.Module], ...]
         names = " or ".join(kind.__name__ for kind in allowed)
         raise SpecError(f"net: a {type(found).__name__} was given; give a {names}, wrapped or not")
     return found  # type: ignore[return-value]
+
+
+class _Net(Protocol):
+    """What a plain module asks of the network in it."""
+
+    training: bool
+
+    def __call__(self, images: Tensor) -> Any: ...
+
+    def tensors(self, output: Any) -> tuple[Tensor, ...]: ...
+
+
+class PlainModule(nn.Module):
+    """A network as other tools expect a module: images in, a tensor or a tuple of tensors out.
+
+    Made by `TaskNet.as_module` and `RouteNet.as_module`, over the same weights, modes and decisions.
+
+    Args:
+        net: a TaskNet or a RouteNet.
+        names: of the outputs, as exported files call them.
+        several: return a tuple even of one tensor.
+
+    Attributes:
+        names: the same.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, net: nn.Module, names: Sequence[str], *, several: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.names = tuple(names)
+        self.several = several
+        self.training = net.training
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, in_channels, H, W) → (B, classes) logits, or the tensors that `names` names, each (B, …)."""
+        net = cast(_Net, self.net)
+        found = net.tensors(net(images))
+        return found if self.several or len(found) != 1 else found[0]

@@ -25,6 +25,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.nn.families.base import Block, Stage
 from routespace.nn.families.compiled import compile_blocks
+from routespace.nn.module import PlainModule
 from routespace.nn.plan import Embed, Row, compile_plan
 from routespace.nn.routing.execution import Execution, make_compute
 from routespace.nn.routing.gates import Gate
@@ -197,6 +198,14 @@ class RouteNet(nn.Module):
             x = self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype)
             maps[rate] = x.transpose(1, 2).unflatten(2, sizes[rate])
         return RouteOutput(maps, Routes(run.taken), {rate: end.present() for rate, end in ends.items()})
+
+    def as_module(self) -> PlainModule:
+        """A plain module over the same weights: images → a tuple of maps (B, C, H, W), fine to coarse."""
+        return PlainModule(self, [f"features_r{rate:02d}" for rate in self.spec.output_rates], several=True)
+
+    def tensors(self, output: RouteOutput) -> tuple[Tensor, ...]:
+        """What `forward` returned as tensors: the maps, fine to coarse."""
+        return tuple(output.maps.values())
 
     def _map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
         height, width = images.shape[-2:]

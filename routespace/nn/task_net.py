@@ -13,7 +13,7 @@ Shape legend: B images · K classes · C channels · H, W pixels, or of a rate's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from routespace.grid.spec import GridSpec
 from routespace.grid.usage import Usage
 from routespace.nn.heads.base import NO_COST, Head, Maps
 from routespace.nn.heads.classify import Classifier
+from routespace.nn.module import PlainModule
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.execution import Execution
 from routespace.nn.routing.routes import GatePlaces, Routes
@@ -53,6 +54,9 @@ class TaskOutput(NamedTuple):
         if not isinstance(self.outputs, Tensor):
             raise SpecError("logits: this network has no classifier; what its head gives is in `outputs`")
         return self.outputs
+
+
+register_namedtuple(TaskOutput, "routespace.TaskOutput")
 
 
 register_namedtuple(TaskOutput, "routespace.TaskOutput")
@@ -106,6 +110,31 @@ class TaskNet(nn.Module):
         """
         output = self.backbone(images, routes=routes)
         return TaskOutput(self.head(output), output.maps if features else None, output.routes)
+
+    def as_module(self, output: Literal["logits", "outputs", "features"] = "outputs") -> PlainModule:
+        """A plain module over the same weights: images → a tensor or a tuple of tensors.
+
+        It is what torch.export, torch.onnx.export, torch.jit.trace, fvcore and Grad-CAM take. It computes in the
+        network's own mode and execution; exporters and tracers want `eval()` and `dense`.
+
+        Args:
+            output: `outputs`, what the head gives: one tensor, or a tuple of several. `logits`, the same of a
+                classifier. `features`, a tuple of the maps (B, C, H, W), fine to coarse.
+
+        Raises:
+            SpecError: another name, or `logits` of a network without a classifier.
+        """
+        if output == "features":
+            return self.backbone.as_module()
+        if output not in ("logits", "outputs"):
+            raise SpecError(f"output: {output!r:.40} is not known; give logits, outputs or features")
+        if output == "logits" and self.head.names != ("logits",):
+            raise SpecError(f"output: this network gives {', '.join(self.head.names)}, no logits; give outputs")
+        return PlainModule(self, self.head.names, several=False)
+
+    def tensors(self, output: TaskOutput) -> tuple[Tensor, ...]:
+        """What `forward` returned as tensors, one for each of the head's names."""
+        return self.head.tensors(output.outputs)
 
     @property
     def architecture(self) -> Architecture:
