@@ -107,9 +107,9 @@ def timed(
 ) -> tuple[dict[object, float], float]:
     """Milliseconds of each piece of work, and the machine's speed since the profile, by the known subnets."""
     both = works | {architecture: bench.subnet(architecture) for architecture in known}
-    cuda = args.device == "cuda"
+    place = torch.device(args.device)
     times = dict(
-        zip(both, median_ms(list(both.values()), rounds=args.rounds, clock=args.clock, cuda=cuda), strict=True)
+        zip(both, median_ms(list(both.values()), rounds=args.rounds, clock=args.clock, device=place), strict=True)
     )
     drift = float(np.median([times[a] / net.ms for a, net in zip(known, table.subnets, strict=False)] or [1.0]))
     measured = [times[name] for name in works]

@@ -58,7 +58,7 @@ def run(
     with loading():
         from routespace.deploy.latency import profiling
         from routespace.deploy.latency.table import save_table
-        from routespace.workflow.devices import pick_device
+        from routespace.nn.running import pick_device
     with busy("measuring"):
         table = profiling.profile(
             subject.grid,

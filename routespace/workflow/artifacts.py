@@ -13,10 +13,10 @@ from routespace.deploy.bundle import Card, load_bundle
 from routespace.deploy.folder import is_bundle
 from routespace.errors import BundleError
 from routespace.grid.usage import Usage
+from routespace.nn.running import pick_device
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.train.recipe.recipe import Recipe
-from routespace.workflow.devices import pick_device
 from routespace.workflow.subjects import load_usage, net_folder
 
 RECIPE_FILE = "recipe.yaml"

@@ -6,13 +6,13 @@ Shapes: B images · C channels · H, W pixels.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from routespace.nn.running import as_input, now
 from routespace.nn.task_net import TaskNet
 
 ROUNDS = 9
@@ -29,22 +29,22 @@ def routed_times(
 
     Args:
         net: a routed network; it is left as it was.
-        images: (B, C, H, W); they are moved to the network's device.
+        images: (B, C, H, W); they are moved to the network's device and type.
         rounds: turns of each, after two that are not counted.
         compiled: with compiled blocks, both.
 
     Returns:
         `dense` and `routed` → median seconds.
     """
-    images = images.to(next(net.parameters()).device)
+    images = as_input(net, images)
     everything = net.restrict(net.architecture.opened())
     taken: dict[str, list[float]] = {"dense": [], "routed": []}
     with _timed_mode(net, compiled=compiled), torch.inference_mode():
         for turn in range(-WARM_UP, rounds):
             for mode, model in (("dense", everything.eval()), ("routed", net)):
-                start = _now(images.device)
+                start = now(images.device)
                 model(images)
-                seconds = _now(images.device) - start
+                seconds = now(images.device) - start
                 if turn >= 0:
                     taken[mode].append(seconds)
     return {mode: statistics.median(times) for mode, times in taken.items()}
@@ -65,10 +65,3 @@ def _timed_mode(net: TaskNet, *, compiled: bool) -> Iterator[None]:
         net.execution = execution
         net.compile_blocks(was_compiled)
         torch.set_num_threads(threads)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

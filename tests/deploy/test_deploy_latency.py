@@ -14,6 +14,7 @@ from routespace.deploy.latency.profiling import median_ms, profile
 from routespace.deploy.latency.table import LatencyTable, load_table, mismatches, predict, save_table, table_prices
 from routespace.errors import BundleError, GridError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
 from routespace.grid.select import select
@@ -189,7 +190,7 @@ def test_calibration_finds_the_factors_that_made_the_times(table):
 def test_measuring_counts_calls_and_cancels_a_slow_round():
     calls = []
     works = [lambda: calls.append("a"), lambda: calls.append("b")]
-    times = median_ms(works, rounds=3, clock="wall", cuda=False)
+    times = median_ms(works, rounds=3, clock="wall", device=torch.device("cpu"))
     assert len(times) == 2
     assert all(time >= 0 for time in times)
     assert calls.count("a") > 3
@@ -215,6 +216,17 @@ def test_profile_of_every_kind_is_a_table_that_predicts(grid, dtype, batch, tmp_
     assert 0 < predict(table, stairs) < predict(table, full)
     half = dict.fromkeys(grid.edges, EdgeUsage(tokens=0.5))
     assert predict(table, full, half) > 0
+
+
+@pytest.mark.parametrize("gates", [None, GateSpec()], ids=["static", "gated"])
+def test_a_table_is_of_the_device_that_was_asked_for(gates, device, recwarn, tmp_path):
+    table = profile(GRID, device=device, gates=gates, rounds=3, subnets=3, dtype="bfloat16")
+    assert table.device.kind == device.type
+    assert table.device.threads == (1 if device.type == "cpu" else 0)
+    assert all(part.ms > 0 for part in table.parts)
+    save_table(table, tmp_path / "table.json")
+    assert load_table(tmp_path / "table.json", grid=GRID) == table
+    assert not recwarn
 
 
 def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):
@@ -252,6 +264,7 @@ def test_compiled_parts_are_the_blocks_that_a_network_compiles(monkeypatch):
     [
         ({"threads": 9999}, r"threads: 9999 are more than the \d+ cores of this machine"),
         ({"device": "abacus"}, "device: 'abacus'"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' is not there"),
         ({"batch": 0}, "batch 0"),
         ({"rounds": 1}, "rounds 1"),
         ({"keeps": (0.0,)}, "keeps"),

@@ -15,8 +15,8 @@ from routespace import (
     train_recipe,
     verify,
 )
+from routespace.nn.running import pick_device
 from routespace.workflow.artifacts import load_artifact
-from routespace.workflow.devices import pick_device
 
 TINY = [
     *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),

@@ -47,7 +47,7 @@ class Bench:
     def __init__(
         self,
         grid: RoutingGrid,
-        device: str,
+        device: torch.device | str,
         batch: int,
         dtype: torch.dtype,
         compiled: bool,

@@ -28,13 +28,12 @@ class Device(Value):
     versions: Mapping[str, str]
 
 
-def this_device(kind: str, threads: int) -> Device:
-    """The device that would be measured now."""
+def this_device(device: torch.device, threads: int) -> Device:
+    """The device that would be measured now; `threads` are of torch on a CPU."""
     found = {"torch": str(torch.__version__)}
-    if kind == "cuda":
-        return Device(
-            kind="cuda", name=torch.cuda.get_device_name(), versions=found | {"cuda": torch.version.cuda or ""}
-        )
+    if device.type == "cuda":
+        name, versions = torch.cuda.get_device_name(device), found | {"cuda": torch.version.cuda or ""}
+        return Device(kind="cuda", name=name, versions=versions)
     return Device(kind="cpu", name=_cpu_name(), threads=threads, versions=found)
 
 
@@ -56,7 +55,7 @@ def differences(device: Device) -> list[str]:
     """
     if device.kind == "cuda" and not torch.cuda.is_available():
         return [f"device: the table is of {device.name}; this machine has no CUDA device"]
-    here = this_device(device.kind, device.threads)
+    here = this_device(torch.device(device.kind), device.threads)
     found = []
     if here.name != device.name:
         found.append(f"device: the table is of {device.name}, this is {here.name}")

@@ -31,6 +31,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
+from routespace.nn.running import now, pick_device
 
 ROUNDS = 9
 ROUTED_KEEPS = (0.25, 0.5, 0.75, 1.0)  # packed, the time is no straight line in the share of tokens
@@ -44,7 +45,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 def profile(
     space: RoutingGrid | Architecture,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     batch: int = 1,
     dtype: DType = "float32",
     compiled: bool = False,
@@ -60,7 +61,7 @@ def profile(
 
     Args:
         space: the grid, or an architecture of it.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or a numbered one such as `cuda:1`; `auto` is a GPU where there is one.
         batch: images of a forward pass.
         dtype: of weights and images.
         compiled: with compiled blocks, as `RouteNet.compile_blocks` compiles them.
@@ -77,18 +78,19 @@ def profile(
         SpecError: an argument that is not allowed, or no such device.
     """
     keeps = default_keeps(gates) if keeps is None else keeps
-    _check(device, batch, keeps, rounds, threads, clock)
+    place = pick_device(device)
+    _check(place, batch, keeps, rounds, threads, clock)
     grid = space.grid if isinstance(space, Architecture) else space
-    bench = Bench(grid, device, batch, getattr(torch, dtype), compiled, gates)
-    with _threads(threads if device == "cpu" else None), torch.inference_mode():
+    bench = Bench(grid, place, batch, getattr(torch, dtype), compiled, gates)
+    with _threads(threads if place.type == "cpu" else None), torch.inference_mode():
         chosen = sample_static(grid, subnets, seed=seed) if subnets else []
         parts = bench.parts(keeps, seed)
         whole = [bench.subnet(architecture) for architecture in chosen]
-        times = median_ms([*parts.values(), *whole], rounds=rounds, clock=clock, cuda=device == "cuda")
+        times = median_ms([*parts.values(), *whole], rounds=rounds, clock=clock, device=place)
     table = LatencyTable(
         grid=grid.hash,
         spec=grid.spec,
-        device=this_device(device, threads if device == "cpu" else 0),
+        device=this_device(place, threads),
         batch=batch,
         dtype=dtype,
         compiled=compiled,
@@ -112,7 +114,7 @@ def default_keeps(gates: GateSpec | None) -> tuple[float, ...]:
     return ROUTED_KEEPS if gates is not None and gates.rows in ("token", "window") else (1.0,)
 
 
-def median_ms(works: Sequence[Work], *, rounds: int, clock: Clock, cuda: bool) -> list[float]:
+def median_ms(works: Sequence[Work], *, rounds: int, clock: Clock, device: torch.device) -> list[float]:
     """Median milliseconds of each piece of work, measured in turn.
 
     A round runs every piece until it has taken about LEAST_MS. Rounds are brought to one speed by the geometric
@@ -122,35 +124,31 @@ def median_ms(works: Sequence[Work], *, rounds: int, clock: Clock, cuda: bool) -
         works: what to run.
         rounds: how many.
         clock: `wall` or `cpu`.
-        cuda: wait for the device before and after.
+        device: where it runs; a GPU is waited for before and after.
     """
-    now = time.thread_time if clock == "cpu" else time.perf_counter
+
+    def read() -> float:
+        return time.thread_time() if clock == "cpu" else now(device)
+
     repeats = []
     for work in works:
         work()  # the first call allocates, chooses kernels and compiles
-        repeats.append(max(1, round(LEAST_MS / max(1e-3, _time(work, 1, now, cuda)))))
+        repeats.append(max(1, round(LEAST_MS / max(1e-3, _time(work, 1, read)))))
     table = np.array(
-        [
-            [_time(work, count, now, cuda) for work, count in zip(works, repeats, strict=True)]
-            for _ in range(rounds)
-        ]
+        [[_time(work, count, read) for work, count in zip(works, repeats, strict=True)] for _ in range(rounds)]
     )
     speed = np.exp(np.log(np.maximum(table, 1e-9)).mean(axis=1, keepdims=True))
     medians = np.median(table / speed * np.median(speed), axis=0)
     return [float(ms) for ms in medians]
 
 
-def _time(work: Work, repeats: int, now: Callable[[], float], cuda: bool) -> float:
+def _time(work: Work, repeats: int, read: Callable[[], float]) -> float:
     """Milliseconds of one call, over `repeats` calls after one that is not counted."""
     work()
-    if cuda:
-        torch.cuda.synchronize()
-    start = now()
+    start = read()
     for _ in range(repeats):
         work()
-    if cuda:
-        torch.cuda.synchronize()
-    return (now() - start) * 1e3 / repeats
+    return (read() - start) * 1e3 / repeats
 
 
 @contextmanager
@@ -172,18 +170,17 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _check(device: str, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise SpecError(f"device: {device!r:.60} is not known; allowed: cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SpecError("device: 'cuda' is not there; use cpu, or a machine with an NVIDIA card and its torch")
+def _check(
+    device: torch.device, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str
+) -> None:
+    on_cpu = device.type == "cpu"
     if batch < 1 or threads < 1 or rounds < 3:
         raise SpecError(f"batch {batch}, threads {threads}, rounds {rounds}: give at least 1, 1 and 3")
-    if device == "cpu" and threads > (cores := _cores()):
+    if on_cpu and threads > (cores := _cores()):
         raise SpecError(
             f"threads: {threads} are more than the {cores} cores of this machine; give at most {cores}"
         )
     if not all(0 < keep <= 1 for keep in keeps):
         raise SpecError(f"keeps: {list(keeps)} is not allowed; give shares above 0, at most 1")
-    if clock not in ("wall", "cpu") or (clock == "cpu" and (device != "cpu" or threads > 1)):
+    if clock not in ("wall", "cpu") or (clock == "cpu" and (not on_cpu or threads > 1)):
         raise SpecError(f"clock: {clock!r:.60} is not allowed here; use wall (cpu is for one thread on the CPU)")

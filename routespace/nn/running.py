@@ -1,0 +1,70 @@
+"""Running a network from outside: on which device, on images of which type, in which mode, for how long.
+
+    device = pick_device("auto")
+    with evaluating(net):
+        net(as_input(net, images))
+    seconds = now(device)
+
+Shape legend: B images · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from routespace.errors import SpecError
+
+WORDS = "auto, cpu, cuda or a numbered one such as cuda:1"
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:1` names; `auto` is a GPU where there is one.
+
+    Raises:
+        SpecError: another word, or a GPU that is not there.
+    """
+    name, there = str(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if there else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
+        raise SpecError(f"device: {name!r:.40} is not allowed; give {WORDS}")
+    if kind == "cuda" and int(number or 0) >= there:
+        found = "no GPU that torch can use" if not there else f"GPUs cuda:0 to cuda:{there - 1}"
+        raise SpecError(f"device: {name!r:.40} is not there; this machine has {found}; give auto or cpu")
+    return torch.device(name)
+
+
+def place_of(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and element type of a network's first layer: what its images must have."""
+    weight = next(net.parameters())
+    return weight.device, weight.dtype
+
+
+def as_input(net: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, H, W) images on a network's device, in its element type."""
+    device, dtype = place_of(net)
+    return images.to(device, dtype, non_blocking=True)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and the mode before it again afterwards, after an error too."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
