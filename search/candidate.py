@@ -1,14 +1,17 @@
-"""A point of the space, decoded: the recipe it means, what it will cost, and what makes it the same as another.
+"""A point of a space, decoded: what it means, what it will cost, and what makes it the same as another.
 
-candidate = Candidate.of(recipe, {"budget.ratio": 0.3})     # SpecError, GridError: no such recipe
-candidate.key, candidate.macs, candidate.violations         # nothing is trained for these
+    candidate = RecipeCandidate.of(recipe, {"budget.ratio": 0.3})    # SpecError, GridError: no such recipe
+    candidate.key, candidate.planned, candidate.violations           # nothing is trained for these
+
+`Candidate` is all that a study asks of one. A `RecipeCandidate` is a training of its own; another kind, such as a
+part of one trained supernet, needs these five attributes and an `Evaluator` (evaluator.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -24,30 +27,56 @@ if TYPE_CHECKING:
 ELSEWHERE = {"data": {"root", "workers"}, "train": {"device", "checkpoint_epochs", "grad_checkpointing"}}
 
 
+class Candidate(Protocol):
+    """What a study knows of a point before it is evaluated."""
+
+    @property
+    def key(self) -> str:
+        """Content hash of all that the outcome depends on: equal keys are evaluated once."""
+        ...
+
+    @property
+    def architecture(self) -> Architecture:
+        """The part of the grid that is evaluated."""
+        ...
+
+    @property
+    def planned(self) -> Mapping[str, float]:
+        """Resource → what one image will take, as far as it is known beforehand."""
+        ...
+
+    @property
+    def violations(self) -> Mapping[str, float]:
+        """Limit → by which share it is passed: 0.1 is ten per cent above, 0 and less within."""
+        ...
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps every hard limit."""
+        ...
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """What a trial will train.
+class RecipeCandidate:
+    """A point that is trained from its first weight on.
 
     Attributes:
         recipe: the trial's own recipe; it has no search of its own.
         architecture: the part of the grid that it trains.
-        macs: MACs of one image it aims at: the budget, or the whole architecture where there is none.
-        params: parameters of the trained network, gates included.
-        latency_ms: milliseconds of one image that a latency table predicts for that; None without a table.
+        planned: `macs` of one image it aims at: the budget, or the whole architecture where there is none;
+            `params` of the trained network, gates included; by a latency table the `latency_ms` of an image.
         key: content hash of all that the outcome depends on: equal keys are trained once.
-        violations: limit's name → by which share it is passed: .1 is ten per cent above, 0 and less within.
+        violations: limit's name → by which share it is passed: 0.1 is ten per cent above, 0 and less within.
     """
 
     recipe: Recipe
     architecture: Architecture
-    macs: int
-    params: int
-    latency_ms: float | None
+    planned: Mapping[str, float]
     key: str
     violations: Mapping[str, float]
 
     @classmethod
-    def of(cls, recipe: Recipe, changes: Mapping[str, Any], table: LatencyTable | None = None) -> Candidate:
+    def of(cls, recipe: Recipe, changes: Mapping[str, Any], table: LatencyTable | None = None) -> RecipeCandidate:
         """Decode a point.
 
         Args:
@@ -66,25 +95,14 @@ class Candidate:
         cost = architecture_cost(architecture, gates=own.gates)
         target = check_budget(own, architecture)
         macs = int(cost.macs) if target is None else target
-        if table is None and search.limits.latency_ms is not None:
-            raise missing_table(search.limits.latency_ms)
-        found = cls(
-            recipe=own,
-            architecture=architecture,
-            macs=macs,
-            params=int(cost.params),
-            latency_ms=None if table is None else planned_ms(table, own, architecture, macs=macs),
-            key=_key(own, architecture),
-            violations={},
-        )
-        over = {name: excess(found.planned[name], limit) for name, limit in search.limits.given.items()}
-        return replace(found, violations=over)
-
-    @property
-    def planned(self) -> dict[str, float]:
-        """What is known before training: macs, params and, by a table, latency_ms."""
-        known: dict[str, float] = {"macs": self.macs, "params": self.params}
-        return known if self.latency_ms is None else known | {"latency_ms": self.latency_ms}
+        limits = search.limits.given
+        if table is None and "latency_ms" in limits:
+            raise missing_table(limits["latency_ms"])
+        planned: dict[str, float] = {"macs": macs, "params": int(cost.params)}
+        if table is not None:
+            planned["latency_ms"] = planned_ms(table, own, architecture, macs=macs)
+        found = cls(own, architecture, planned, _key(own, architecture), violations={})
+        return replace(found, violations={name: excess(planned[name], limit) for name, limit in limits.items()})
 
     @property
     def feasible(self) -> bool:
@@ -111,17 +129,3 @@ def _key(recipe: Recipe, architecture: Architecture) -> str:
         budget = recipe.budget.model_dump(mode="json", exclude={"macs", "ratio", "of"})
         data["budget"] = budget | {"macs": target, "base_macs": recipe.base_macs()}
     return content_hash(data)
-
-
-def signature(recipe: Recipe) -> dict[str, Any]:
-    """What two workers of one study must agree on: dotted field → value."""
-    data = recipe.to_data()
-    del data["name"]
-    for section, names in ELSEWHERE.items():
-        data[section] = {name: value for name, value in data[section].items() if name not in names}
-    data["search"] = {key: data["search"][key] for key in ("space", "objectives", "limits", "overrides")}
-    flat: dict[str, Any] = {}
-    for section, value in data.items():
-        nested = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{section}.{name}".rstrip("."): entry for name, entry in nested.items()}
-    return flat

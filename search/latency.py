@@ -3,6 +3,7 @@
 study_table(recipe)                                  the table that a recipe's search names, or None
 planned_ms(table, recipe, architecture, macs=…)      before: each gate lets the same share through
 used_ms(table, net, folder)                          after: by the usage that was measured on validation
+timed_ms(recipe, result)                             without a table: how long the network really takes
 
 Milliseconds of one image, in a forward pass of the table's batch. They are exact sums for a static network. Of a
 routed one nothing but its budget is known beforehand, so the plan spreads that evenly.
@@ -10,6 +11,7 @@ routed one nothing but its budget is known beforehand, so the plan spreads that 
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -28,6 +30,9 @@ from routespace.train.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
     from routespace.nn.task_net import TaskNet
+    from routespace.train.run import RunResult
+
+TIMED_IMAGES = 8  # of the validation split: a routed network takes its time by the image
 
 
 def study_table(recipe: Recipe) -> LatencyTable | None:
@@ -48,7 +53,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
         raise missing_table(limit)
     from routespace.deploy.latency.table import load_table  # torch: not needed to look at a study
 
-    if limit is None and "latency_ms" not in search.objectives:
+    if limit is None and "latency_ms" not in (search.objectives or ()):
         raise SpecError(
             "search.latency_table: nothing asks for it; add latency_ms to search.objectives or to search.limits"
         )
@@ -135,3 +140,13 @@ def used_ms(table: LatencyTable, net: TaskNet, folder: Path) -> float:
         read_json(folder / "usage.json", wanted="the folder of a finished run"), net.architecture.grid
     )
     return sum_ms(table, net.architecture, usage) / table.batch
+
+
+def timed_ms(recipe: Recipe, result: RunResult) -> float:
+    """Milliseconds of one validation image, on the device that trained the network."""
+    from routespace.search.timing import image_ms
+    from routespace.train.data.loaders import make_loaders
+
+    images = (image for batch, _ in make_loaders(recipe).val for image in batch.split(1))
+    some = list(itertools.islice(images, TIMED_IMAGES))
+    return image_ms(result.net, some, device=str(result.metrics["device"]))

@@ -19,17 +19,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
+from routespace.search.objectives import objective, objectives_of
 from routespace.search.sampler import retried
 from routespace.search.storage import DATABASE, default_url, open_storage, shown
-from routespace.search.trial import Attr
+from routespace.search.trial import Attr, violations
 from routespace.train.recipe.recipe import Recipe
 
-State = Literal["finished", "pruned", "failed", "lost", "running", "waiting"]
+TrialStatus = Literal["finished", "pruned", "failed", "lost", "running", "waiting"]
 FORMAT = "routespace.study/1"
 STUDY_FILE = "study.json"  # which storage and study a folder belongs to
-MAXIMISED = ("accuracy",)  # every other objective is a cost
+MISSED_FRAC = 0.03  # farther from its budget than this, a trial missed it: the same share as in calibration
 
-_STATES: dict[TrialState, State] = {
+_STATES: dict[TrialState, TrialStatus] = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
@@ -44,14 +45,14 @@ class TrialRecord:
 
     Attributes:
         number: counted from 0 within the study.
-        state: `finished` (trained), `pruned` (refused before training), `failed`, `lost` (interrupted or
-            killed, and queued again under another number), `running` or `waiting`.
+        state: `finished` (trained), `pruned` (refused before training), `failed`, `lost` (interrupted, killed or
+            failed, and queued again under another number), `running` or `waiting`.
         values: objective → value, when finished.
         changes: dotted recipe field → value that was tried; empty before it was drawn.
         metrics: everything that was measured, when finished.
         planned: macs, params and, by a latency table, latency_ms, known before training.
         violations: limit → by which share it is passed; only those above 0.
-        reason: why it was pruned or failed.
+        reason: why it was pruned or failed; of one that was queued again, why it had failed.
         duplicate_of: number of the trial that trained the same recipe, whose values these are.
         architecture: hash of what was trained.
         folder: the run's folder; None when nothing was trained.
@@ -59,7 +60,7 @@ class TrialRecord:
     """
 
     number: int
-    state: State
+    state: TrialStatus
     values: Mapping[str, float] | None
     changes: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -75,6 +76,14 @@ class TrialRecord:
     def feasible(self) -> bool:
         """Whether it keeps every hard limit."""
         return not self.violations
+
+    @property
+    def off_budget(self) -> float | None:
+        """By which share the counted MACs are above their budget, or below; None where that was met or not set."""
+        target, counted = self.metrics.get("target_macs"), self.metrics.get("counted_macs")
+        if not target or counted is None or abs(counted / target - 1) <= MISSED_FRAC:
+            return None
+        return counted / target - 1
 
 
 @dataclass(frozen=True)
@@ -97,22 +106,16 @@ class StudyRecord:
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives, in the order of the recipe."""
-        assert self.recipe.search is not None
-        return self.recipe.search.objectives
+        return objectives_of(self.recipe)
 
     @property
     def best(self) -> tuple[TrialRecord, ...]:
         """The Pareto front; where no finished trial keeps the limits, the one closest to them."""
         return pareto(self.trials) or least_violating(self.trials)
 
-    def count(self, *states: State) -> int:
+    def count(self, *states: TrialStatus) -> int:
         """Number of trials in these states."""
         return sum(trial.state in states for trial in self.trials)
-
-
-def directions(objectives: Sequence[str]) -> list[Literal["maximize", "minimize"]]:
-    """Optuna's direction of each objective."""
-    return ["maximize" if name in MAXIMISED else "minimize" for name in objectives]
 
 
 def pareto(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -134,7 +137,9 @@ def least_violating(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 def _losses(trial: TrialRecord) -> tuple[float, ...]:
     assert trial.values is not None
-    return tuple(-value if name in MAXIMISED else value for name, value in trial.values.items())
+    return tuple(
+        -value if objective(name).direction == "maximize" else value for name, value in trial.values.items()
+    )
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -207,12 +212,11 @@ def snapshot(study: optuna.Study, *, storage: str, out: Path | None) -> StudyRec
 
 def records(trials: Sequence[FrozenTrial], recipe: Recipe, out: Path) -> tuple[TrialRecord, ...]:
     """Optuna's trials as values."""
-    assert recipe.search is not None
-    lost = retried(trials)
-    return tuple(_record(trial, recipe.search.objectives, out, trial.number in lost) for trial in trials)
+    lost, names = retried(trials), objectives_of(recipe)
+    return tuple(_record(trial, names, out, lost=trial.number in lost) for trial in trials)
 
 
-def _record(trial: FrozenTrial, objectives: Sequence[str], out: Path, lost: bool) -> TrialRecord:
+def _record(trial: FrozenTrial, objectives: Sequence[str], out: Path, *, lost: bool) -> TrialRecord:
     attrs, state = trial.user_attrs, _STATES[trial.state]
     ended = state in ("finished", "pruned", "failed")
     return TrialRecord(
@@ -222,8 +226,8 @@ def _record(trial: FrozenTrial, objectives: Sequence[str], out: Path, lost: bool
         changes=json.loads(attrs.get(Attr.CHANGES, "{}")),
         metrics=attrs.get(Attr.METRICS, {}),
         planned=attrs.get(Attr.PLANNED, {}),
-        violations={name: share for name, share in trial.constraints.items() if share > 0},
-        reason=attrs.get(Attr.REASON) if state in ("pruned", "failed") else None,
+        violations=violations(trial),
+        reason=attrs.get(Attr.REASON),
         duplicate_of=attrs.get(Attr.DUPLICATE_OF),
         architecture=attrs.get(Attr.ARCHITECTURE),
         folder=_folder(attrs, out),

@@ -1,6 +1,7 @@
 """What goes wrong around a trial: interruptions, killed workers, failing databases.
 
 recover, queue_again      a lost trial is queued again, with the same values and in the same folder
+retry_failed              so are failed ones, which start anew
 sigterm_interrupts        SIGTERM arrives as KeyboardInterrupt
 quiet, usable             Optuna's messages as records and as one line
 """
@@ -8,11 +9,12 @@ quiet, usable             Optuna's messages as records and as one line
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from types import FrameType
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from routespace.errors import BundleError
+from routespace.search.sampler import retried
 from routespace.search.storage import GRACE_S, Worker, retry, shown
 from routespace.search.trial import Attr
 
@@ -33,14 +36,19 @@ def recover(study: optuna.Study, worker: Worker) -> None:
         optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get(Attr.WORKER)
-        if owner is None:  # killed between taking and signing it, or about to sign it elsewhere
-            age = datetime.now() - (trial.datetime_start or datetime.now())
-            dead = age.total_seconds() > GRACE_S
-        else:
-            dead = worker.is_dead(owner)
-        if dead:
+        # Without an owner: killed between taking and signing it, or about to sign it elsewhere.
+        if age_s(trial.datetime_start) > GRACE_S if owner is None else worker.is_dead(owner):
             _fail(study, trial.number)
             retry()(study, study.get_trials(deepcopy=False)[trial.number])
+
+
+def age_s(start: datetime | None, now: datetime | None = None) -> float:
+    """Seconds since `start`; 0 where there is none.
+
+    Optuna gives a trial's start as local time without a zone. Two such times may not be subtracted: when the
+    clocks are put forward, a trial of a moment ago would be an hour old, and given to another worker.
+    """
+    return 0.0 if start is None else ((now or datetime.now(UTC)) - start.astimezone(UTC)).total_seconds()
 
 
 def queue_again(study: optuna.Study, number: int | None) -> None:
@@ -55,6 +63,19 @@ def queue_again(study: optuna.Study, number: int | None) -> None:
             retry(None)(study, study.get_trials(deepcopy=False)[number])
 
 
+def retry_failed(study: optuna.Study) -> None:
+    """Queue again what failed in earlier calls: the user has seen why, and may have mended it.
+
+    A trial that killed its worker raised nothing: it is not taken up here, or it would kill every next worker.
+    """
+    trials = study.get_trials(deepcopy=False)
+    lost = retried(trials)
+    for trial in trials:
+        failed = trial.state == TrialState.FAIL and trial.number not in lost
+        if failed and trial.user_attrs.get(Attr.REASON) is not None:
+            retry(None)(study, trial)
+
+
 def _fail(study: optuna.Study, number: int) -> None:
     study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
@@ -62,12 +83,20 @@ def _fail(study: optuna.Study, number: int) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Optuna logs every failed trial with its traceback; here failures are records, and progress tells them."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    handlers = list(
+        logging.getLogger("optuna").handlers
+    )  # not its level: workers in threads would restore it wrongly
+    for handler in handlers:
+        handler.addFilter(is_error)
     try:
         yield
     finally:
-        optuna.logging.set_verbosity(before)
+        for handler in handlers:
+            handler.removeFilter(is_error)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -18,12 +18,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from routespace.errors import RoutespaceError
-from routespace.search.candidate import Candidate
-from routespace.search.space import Space, short
-from routespace.train.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    from routespace.deploy.latency.table import LatencyTable
+from routespace.search.problem import Problem
+from routespace.search.space import short
 
 DRAWS = 32  # of Optuna's sampler for one trial; each takes a few milliseconds for each field
 LISTED = 512  # points of a space that is small enough to be searched through for what is left …
@@ -42,15 +38,12 @@ class Points:
     """The points of a space as the study sees them; each is decoded once.
 
     Args:
-        recipe: the study's recipe.
-        space: its space.
-        table: predicts times; a limit of latency needs one.
+        problem: what is searched.
     """
 
-    def __init__(self, recipe: Recipe, space: Space, table: LatencyTable | None = None) -> None:
-        self.recipe = recipe
-        self.space = space
-        self.table = table
+    def __init__(self, problem: Problem[Any]) -> None:
+        self.space = problem.space
+        self._decode = problem.decode
         self._keys: dict[str, str | None] = {}
 
     def key(self, params: Mapping[str, Any]) -> str | None:
@@ -58,7 +51,7 @@ class Points:
         text = _text(params)
         if text not in self._keys:
             try:
-                candidate = Candidate.of(self.recipe, self.space.decode(params), self.table)
+                candidate = self._decode(self.space.decode(params))
                 self._keys[text] = candidate.key if candidate.feasible else None
             except RoutespaceError:
                 self._keys[text] = None

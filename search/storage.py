@@ -33,6 +33,9 @@ GRACE_S = 120  # a worker that is silent for so long is taken for dead; its tria
 MAX_RETRIES = 3  # a trial that kills its worker (out of memory) must not do so for ever
 LOCK_WAIT_S = 60  # for another worker's SQLite transaction; a transaction takes milliseconds
 
+TURN_FILE, WORKERS = ".turn.lock", ".workers"  # in a study's folder
+
+_REDIS = ("redis", "rediss", "unix")
 _DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "PyMySQL"}
 _ALLOWED = "sqlite:///FILE, postgresql://…, mysql://…, redis://…, or the path of a journal file"
 
@@ -74,19 +77,25 @@ def open_storage(storage: str, *, create: bool = True) -> BaseStorage:
         MissingDependencyError: the database's driver is not installed.
     """
     storage = absolute(storage)
+    check_storage(storage)
     scheme, sign, rest = storage.partition("://")
     if not sign:
         _check_file(Path(storage), create)
         return JournalStorage(JournalFileBackend(storage))
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme in _REDIS:
         return JournalStorage(_redis(storage))
-    if scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql"):
-        raise SpecError(f"storage: {scheme}://… is not allowed; give {_ALLOWED}")
     if scheme == "sqlite":
-        if not rest.strip("/") or rest == "/:memory:":
-            raise SpecError("storage: a study in memory cannot be resumed; give sqlite:///FILE")
         _check_file(Path(rest.removeprefix("/")), create)
     return _database(storage)
+
+
+def check_storage(storage: str) -> None:
+    """Raise SpecError when a URL is of no kind that can hold a study; nothing is opened for that."""
+    scheme, sign, rest = storage.partition("://")
+    if sign and scheme not in _REDIS and scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql"):
+        raise SpecError(f"storage: {scheme}://… is not allowed; give {_ALLOWED}")
+    if scheme == "sqlite" and (not rest.strip("/") or rest == "/:memory:"):
+        raise SpecError("storage: a study in memory cannot be resumed; give sqlite:///FILE")
 
 
 def shown(storage: str) -> str:
@@ -159,7 +168,7 @@ class Turn:
     """
 
     def __init__(self, out: Path) -> None:
-        self._lock = FileLock(out / ".turn.lock")
+        self._lock = FileLock(out / TURN_FILE)
         self._lock.acquire(poll_interval=0.02)
 
     def release(self) -> None:
@@ -181,7 +190,7 @@ class Worker:
     """
 
     def __init__(self, out: Path) -> None:
-        self._folder = out / ".workers"
+        self._folder = out / WORKERS
         make_folder(self._folder)
         word = uuid.uuid4().hex[:12]
         self.name = f"{socket.gethostname()}/{word}"

@@ -1,4 +1,4 @@
-"""One trial: draw a point, refuse what cannot or need not be trained, train the rest, keep what was found.
+"""One trial: draw a point, refuse what cannot or need not be evaluated, evaluate the rest, keep what was found.
 
 A trial leaves: values (the objectives), constraints (the limits), and user attributes under the names in `Attr`.
 Its folder `trials/0007/` is an ordinary run folder.
@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from routespace.errors import RoutespaceError
+from routespace.errors import DataError, RoutespaceError
 from routespace.search.candidate import Candidate, excess
-from routespace.search.space import Space, require_search
+from routespace.search.evaluator import Workplace
+from routespace.search.problem import Problem
 from routespace.search.storage import Turn, Worker
-from routespace.search.trainer import Trainer
-from routespace.train.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    from routespace.deploy.latency.table import LatencyTable
 
 MESSAGE_CHARS = 500  # of an error kept with its trial; the whole of it lies in the trial's folder
 ERROR_FILE = "error.txt"
+PLANNED = "planned "  # before a limit's name: its constraint before training; Optuna lets none be changed later
+
+C = TypeVar("C", bound=Candidate)
 
 
 class Attr:
@@ -42,112 +42,101 @@ class Attr:
     OUT = "out"  # the study's folder on the machine that ran it
     METRICS = "metrics"  # name → number, after training
     DUPLICATE_OF = "duplicate_of"  # number of the trial that trained the same
-    REASON = "reason"  # why it was pruned or failed
+    REASON = "reason"  # why it was pruned or failed; None again once it is tried again
 
 
-class Objective:
+def violations(trial: FrozenTrial) -> dict[str, float]:
+    """Limit → by which share a trial passes it, as measured or, until then, as planned; only those above 0."""
+    found = {
+        name.removeprefix(PLANNED): trial.constraints.get(name.removeprefix(PLANNED), share)
+        for name, share in trial.constraints.items()
+    }
+    return {name: share for name, share in found.items() if share > 0}
+
+
+class TrialRunner(Generic[C]):
     """The function that Optuna calls with each trial.
 
     Args:
-        recipe: the study's recipe.
-        space: its space.
+        problem: what is searched.
         out: the study's folder.
         worker: who runs the trials.
-        trainer: trains a recipe in a folder.
-        watch: told the trial and the trainer's own progress.
-        table: predicts times; None where nothing asks for them, or they are measured.
+        watch: told the trial and how far its evaluation is; None as news means that it begins.
 
     Attributes:
         current: number of the trial in hand, None between trials.
-        turn: held while a trial is chosen, released when its training starts.
+        turn: held while a trial is chosen, released when its evaluation starts.
+        data_error: what was wrong with the data, if a trial failed by that: others would, too.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        space: Space,
+        problem: Problem[C],
         *,
         out: Path,
         worker: Worker,
-        trainer: Trainer,
         watch: Callable[[int, Mapping[str, Any], Any], None],
-        table: LatencyTable | None = None,
     ) -> None:
-        self.recipe = recipe
-        self.space = space
-        self.search = require_search(recipe)
+        self.problem = problem
         self.out = out
         self.worker = worker
-        self.trainer = trainer
         self.watch = watch
-        self.table = table
         self.turn: Turn | None = None
         self.current: int | None = None
+        self.data_error: str | None = None
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """Values in the order of the objectives.
 
         Raises:
-            TrialPruned: an illegal point, one beyond a limit, or one that another worker is training.
-            Exception: whatever training raised; its message is kept with the trial.
+            TrialPruned: an illegal point, one beyond a limit, or one that another worker is evaluating.
+            Exception: whatever the evaluation raised; its message is kept with the trial.
         """
         self.current = trial.number
         trial.set_user_attr(Attr.WORKER, self.worker.name)
-        changes = self.space.suggest(trial)
+        changes = self.problem.space.suggest(trial)
         trial.set_user_attr(Attr.CHANGES, json.dumps(changes))
         candidate = self._decode(trial, changes)
         twin = _twin(trial, candidate.key)
         if twin is not None:
-            return self._reuse(trial, twin)
+            return _reuse(trial, twin)
         if self.turn is not None:
             self.turn.release()
-        return self._keep(trial, self._train(trial, candidate, changes))
+        return self._keep(trial, self._evaluate(trial, candidate, changes))
 
-    def _decode(self, trial: Trial, changes: Mapping[str, Any]) -> Candidate:
+    def _decode(self, trial: Trial, changes: Mapping[str, Any]) -> C:
         try:
-            candidate = Candidate.of(self.recipe, changes, self.table)
+            candidate = self.problem.decode(changes)
         except RoutespaceError as error:
             raise _pruned(trial, str(error)) from error
         trial.set_user_attr(Attr.KEY, candidate.key)
         trial.set_user_attr(Attr.ARCHITECTURE, candidate.architecture.hash)
-        trial.set_user_attr(Attr.PLANNED, candidate.planned)
+        trial.set_user_attr(Attr.PLANNED, dict(candidate.planned))
+        for name, share in candidate.violations.items():  # a trial without counts as one that keeps the limits
+            trial.set_constraint(PLANNED + name, share)
         if not candidate.feasible:
-            for name, share in candidate.violations.items():
-                trial.set_constraint(name, share)
-            raise _pruned(trial, _over(candidate, self.search.limits.given))
+            raise _pruned(trial, _over(candidate, self.problem.limits))
         return candidate
 
-    def _reuse(self, trial: Trial, twin: FrozenTrial) -> tuple[float, ...]:
-        """The outcome of the trial that trained the same, or a refusal while it is still training."""
-        trial.set_user_attr(Attr.DUPLICATE_OF, twin.number)
-        if twin.state != TrialState.COMPLETE:
-            raise _pruned(trial, f"trial {twin.number} is training the same")
-        for name in (Attr.METRICS, Attr.FOLDER, Attr.OUT):
-            if name in twin.user_attrs:
-                trial.set_user_attr(name, twin.user_attrs[name])
-        for limit, share in twin.constraints.items():
-            trial.set_constraint(limit, share)
-        return tuple(twin.values)
-
-    def _train(self, trial: Trial, candidate: Candidate, changes: Mapping[str, Any]) -> Mapping[str, float]:
-        """Train in the trial's folder; a trial that is queued again goes on in the folder it had."""
+    def _evaluate(self, trial: Trial, candidate: C, changes: Mapping[str, Any]) -> Mapping[str, float]:
+        """Evaluate in the trial's folder; one that was queued again goes on there, or starts anew if it failed."""
         name = trial.user_attrs.get(Attr.FOLDER, f"trials/{trial.number:04d}")
-        trial.set_user_attr(Attr.OUT, str(self.out))
-        trial.set_user_attr(Attr.FOLDER, name)
         folder = self.out / name
+        if (
+            trial.user_attrs.get(Attr.REASON) is not None
+        ):  # it failed before: from the start, with nothing left of it
+            shutil.rmtree(folder, ignore_errors=True)
+        for key, value in ((Attr.OUT, str(self.out)), (Attr.FOLDER, name), (Attr.REASON, None)):
+            trial.set_user_attr(key, value)
         resume = folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.watch(trial.number, changes, None)
-            metrics = self.trainer(
-                candidate.recipe,
-                folder,
-                objectives=self.search.objectives,
-                resume=resume,
-                progress=lambda step: self.watch(trial.number, changes, step),
-            )
-            return _checked(metrics, self.search.objectives)
+            place = Workplace(folder, resume, report=lambda news: self.watch(trial.number, changes, news))
+            return _checked(self.problem.evaluate(candidate, place), self.problem.objectives)
         except Exception as error:
+            if isinstance(error, DataError):
+                self.data_error = str(error)
             reason = str(error) if isinstance(error, RoutespaceError) else f"{type(error).__name__}: {error}"
             trial.set_user_attr(Attr.REASON, reason[:MESSAGE_CHARS])
             _write_traceback(folder)
@@ -155,14 +144,28 @@ class Objective:
 
     def _keep(self, trial: Trial, metrics: Mapping[str, float]) -> tuple[float, ...]:
         trial.set_user_attr(Attr.METRICS, dict(metrics))
-        for name, limit in self.search.limits.given.items():
-            measured = metrics.get(name, trial.user_attrs[Attr.PLANNED][name])
-            trial.set_constraint(name, excess(measured, limit))
-        return tuple(metrics[name] for name in self.search.objectives)
+        for name, limit in self.problem.limits.items():
+            reached = metrics.get(name, trial.user_attrs[Attr.PLANNED][name])
+            trial.set_constraint(name, excess(reached, limit))
+        return tuple(metrics[name] for name in self.problem.objectives)
+
+
+def _reuse(trial: Trial, twin: FrozenTrial) -> tuple[float, ...]:
+    """The outcome of the trial that evaluated the same, or a refusal while it is still at it."""
+    trial.set_user_attr(Attr.DUPLICATE_OF, twin.number)
+    if twin.state != TrialState.COMPLETE:
+        raise _pruned(trial, f"trial {twin.number} is training the same")
+    for name in (Attr.METRICS, Attr.FOLDER, Attr.OUT):
+        if name in twin.user_attrs:
+            trial.set_user_attr(name, twin.user_attrs[name])
+    for limit, share in twin.constraints.items():
+        if not limit.startswith(PLANNED):  # its own were set when it was decoded
+            trial.set_constraint(limit, share)
+    return tuple(twin.values)
 
 
 def _twin(trial: Trial, key: str) -> FrozenTrial | None:
-    """Another trial that trained the same, or is training it."""
+    """Another trial that evaluated the same, or is doing so."""
     states = (TrialState.COMPLETE, TrialState.RUNNING)
     found = [
         other
@@ -194,11 +197,11 @@ def _pruned(trial: Trial, reason: str) -> optuna.TrialPruned:
     return optuna.TrialPruned(reason)
 
 
-def _checked(metrics: Mapping[str, float], objectives: tuple[str, ...]) -> dict[str, float]:
+def _checked(metrics: Mapping[str, float], objectives: Sequence[str]) -> dict[str, float]:
     found = {name: float(value) for name, value in metrics.items()}
     for name in objectives:
         if name not in found:
-            raise RoutespaceError(f"objective {name}: not measured; the trainer gives {', '.join(found)}")
+            raise RoutespaceError(f"objective {name}: not measured; the evaluator gives {', '.join(found)}")
         if not math.isfinite(found[name]):
             raise RoutespaceError(f"objective {name}: is {found[name]}; the training went astray, try a lower lr")
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_evaluator import fresh
 from tiny_grid import TINY_GRID
 
 from routespace.deploy.latency.profiling import profile
@@ -20,9 +21,9 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.weights import load_net
 from routespace.search import load_study, run_study
-from routespace.search.candidate import Candidate
+from routespace.search.candidate import RecipeCandidate
+from routespace.search.evaluator import Workplace, train_candidate
 from routespace.search.latency import even_usage, planned_ms, study_table, used_ms
-from routespace.search.trainer import train_trial
 from routespace.train.recipe.recipe import Recipe
 
 GRID = RoutingGrid(GridSpec.parse(TINY_GRID))
@@ -51,7 +52,7 @@ def study(table: LatencyTable, tmp_path: Path) -> Callable[..., Recipe]:
     return make
 
 
-def trainer(recipe: Recipe, folder: Path, **_: Any) -> dict[str, float]:
+def quick(candidate: RecipeCandidate, place: Workplace) -> dict[str, float]:
     return {"accuracy": 0.5, "macs": 1.0}
 
 
@@ -59,11 +60,12 @@ def test_a_trial_beyond_the_limit_is_not_trained(
     table: LatencyTable, study: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     free = study(objectives=["accuracy", "latency_ms"])
-    planned = {ratio: Candidate.of(free, {"budget.ratio": ratio}, table).latency_ms for ratio in (0.5, 0.8, 1.1)}
-    assert planned[0.5] is not None
-    assert planned[0.8] is not None
+    planned = {
+        ratio: RecipeCandidate.of(free, {"budget.ratio": ratio}, table).planned["latency_ms"]
+        for ratio in (0.5, 0.8, 1.1)
+    }
     limit = (planned[0.5] + planned[0.8]) / 2
-    found = run_study(study(limits={"latency_ms": limit}), tmp_path / "study", trainer=trainer, trials=3)
+    found = run_study(study(limits={"latency_ms": limit}), tmp_path / "study", evaluator=quick, trials=3)
     assert (found.count("finished"), found.count("pruned")) == (1, 2)
     for trial in found.trials:
         assert trial.planned["latency_ms"] == planned[trial.changes["budget.ratio"]]
@@ -73,30 +75,24 @@ def test_a_trial_beyond_the_limit_is_not_trained(
             assert trial.violations == {"latency_ms": pytest.approx(trial.planned["latency_ms"] / limit - 1)}
             assert trial.folder is None
     assert found == load_study(tmp_path / "study")
-    with pytest.raises(SpecError, match=r"search\.limits was .*latency_ms"):
-        run_study(study(limits={"latency_ms": 2 * limit}), tmp_path / "study", trainer=trainer, trials=3)
+    with pytest.raises(SpecError, match=r"search\.limits\.latency_ms was .*, now is"):
+        run_study(study(limits={"latency_ms": 2 * limit}), tmp_path / "study", evaluator=quick, trials=3)
 
 
 def test_what_a_trained_network_takes_counts_in_the_end(study: Callable[..., Recipe], tmp_path: Path) -> None:
-    def slow(recipe: Recipe, folder: Path, **_: Any) -> dict[str, float]:
+    def slow(candidate: RecipeCandidate, place: Workplace) -> dict[str, float]:
         return {"accuracy": 0.5, "macs": 1.0, "latency_ms": 2000.0}
 
-    found = run_study(study(limits={"latency_ms": 1000}), tmp_path / "study", trainer=slow, trials=1)
+    found = run_study(study(limits={"latency_ms": 1000}), tmp_path / "study", evaluator=slow, trials=1)
     assert [trial.violations for trial in found.trials] == [{"latency_ms": 1.0}]
 
 
 def test_a_real_trial_is_measured_by_the_table(
     study: Callable[..., Recipe], table: LatencyTable, tmp_path
 ) -> None:
-    quick = {"train.epochs": 0, "data.train_size": 64, "data.val_size": 16, "train.device": "cpu", "search": None}
-    found = train_trial(
-        study().override(quick),
-        tmp_path / "run",
-        objectives=("accuracy",),
-        resume=False,
-        progress=None,
-        table=table,
-    )
+    settings = {"train.epochs": 0, "data.train_size": 64, "data.val_size": 16, "train.device": "cpu"}
+    candidate = RecipeCandidate.of(study().override({"search.overrides": settings}), {}, table)
+    found = train_candidate(candidate, fresh(tmp_path / "run"), objectives=("accuracy",), table=table)
     assert found["latency_ms"] == used_ms(table, load_net(tmp_path / "run/net"), tmp_path / "run")
     whole = predict(table, Architecture.full(GRID)) / 2
     assert 0 < found["latency_ms"] <= whole
@@ -123,8 +119,8 @@ def test_the_plan_spends_the_budget_evenly(study: Callable[..., Recipe], table: 
 
 
 def test_a_static_trial_takes_what_the_table_says(study: Callable[..., Recipe], table: LatencyTable) -> None:
-    found = Candidate.of(study(overrides={"routing": "static"}), {}, table)
-    assert found.latency_ms == predict(table, Architecture.staircase(GRID)) / table.batch
+    found = RecipeCandidate.of(study(overrides={"routing": "static"}), {}, table)
+    assert found.planned["latency_ms"] == predict(table, Architecture.staircase(GRID)) / table.batch
 
 
 @pytest.mark.parametrize(
@@ -140,7 +136,7 @@ def test_what_does_not_go_together_is_one_line(
     study: Callable[..., Recipe], search: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecError, match=message) as caught:
-        run_study(study(**search), tmp_path / "study", trainer=trainer, trials=1)
+        run_study(study(**search), tmp_path / "study", evaluator=quick, trials=1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "study").exists()
 
@@ -160,7 +156,7 @@ def test_a_limit_is_a_number_above_zero(study: Callable[..., Recipe]) -> None:
 
 def test_a_point_without_a_table_says_so(study: Callable[..., Recipe]) -> None:
     with pytest.raises(SpecError, match="there is none"):
-        Candidate.of(study(limits={"latency_ms": 3}), {})
+        RecipeCandidate.of(study(limits={"latency_ms": 3}), {})
 
 
 def test_gates_that_the_table_does_not_know_are_said_once(study: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -168,7 +164,7 @@ def test_gates_that_the_table_does_not_know_are_said_once(study: Callable[..., R
     save_table(profile(GRID, rounds=3, subnets=0, clock="cpu"), tmp_path / "plain.json")
     plain = {"limits": limits, "latency_table": str(tmp_path / "plain.json")}
     with pytest.warns(UserWarning, match="holds no gates") as caught:
-        run_study(study(**plain), tmp_path / "study", trainer=trainer, trials=3)
+        run_study(study(**plain), tmp_path / "study", evaluator=quick, trials=3)
     assert len(caught) == 1
     with pytest.warns(UserWarning, match=r"of another kind \(rows\)"):
         study_table(study(limits=limits, overrides={"gates.rows": "layer"}))

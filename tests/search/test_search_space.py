@@ -10,7 +10,8 @@ import pytest
 from tiny_grid import TINY_GRID
 
 from routespace.errors import RoutespaceError, SpecError
-from routespace.search.candidate import Candidate
+from routespace.search.candidate import RecipeCandidate
+from routespace.search.problem import recipe_problem
 from routespace.search.sampler import Points, Rank, make_sampler
 from routespace.search.space import Space
 from routespace.train.recipe.recipe import Recipe
@@ -108,33 +109,33 @@ def test_candidate_costs_keys_and_limits() -> None:
         overrides={"train.epochs": 3},
         limits={"macs": 100_000, "params": 12_000},
     )
-    one = Candidate.of(made, {"budget.ratio": 0.5})
+    one = RecipeCandidate.of(made, {"budget.ratio": 0.5})
     assert one.recipe.train.epochs == 3
     assert one.recipe.search is None
-    assert one.macs == made.budget_macs()
-    assert one.violations["macs"] == pytest.approx(one.macs / 100_000 - 1)
+    assert one.planned["macs"] == made.budget_macs()
+    assert one.violations["macs"] == pytest.approx(one.planned["macs"] / 100_000 - 1)
     assert not one.feasible  # by its parameters
     # However it is written, the same training has the same key.
-    macs = Candidate.of(made, {"budget.macs": one.macs, "budget.ratio": 0.9})
-    spelled = Candidate.of(made, {"grid.depths": [1, 1], "data.workers": 2, "train.device": "cpu"})
-    less_memory = Candidate.of(made, {"train.grad_checkpointing": True})
+    macs = RecipeCandidate.of(made, {"budget.macs": one.planned["macs"], "budget.ratio": 0.9})
+    spelled = RecipeCandidate.of(made, {"grid.depths": [1, 1], "data.workers": 2, "train.device": "cpu"})
+    less_memory = RecipeCandidate.of(made, {"train.grad_checkpointing": True})
     assert one.key == macs.key == spelled.key == less_memory.key
     others = [{"budget.ratio": 0.6}, {"train.lr": 5e-4}, {"gates.rows": "layer"}, {"seed": 1}, {"grid.layers": 3}]
-    assert len({one.key, *(Candidate.of(made, change).key for change in others)}) == 6
+    assert len({one.key, *(RecipeCandidate.of(made, change).key for change in others)}) == 6
     # A static architecture has neither gates nor a budget.
     static = {"routing": "static"}
     assert (
-        Candidate.of(made, static).key
-        == Candidate.of(made, {**static, "gates.rows": "layer", "budget.ratio": 0.9}).key
+        RecipeCandidate.of(made, static).key
+        == RecipeCandidate.of(made, {**static, "gates.rows": "layer", "budget.ratio": 0.9}).key
     )
     with pytest.raises(RoutespaceError, match="depths: 2 numbers for 3 layers"):
-        Candidate.of(made, {"grid.layers": 3, "grid.depths": [1, 2]})
+        RecipeCandidate.of(made, {"grid.layers": 3, "grid.depths": [1, 2]})
 
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "random"])
 def test_samplers_never_repeat_and_find_the_last_point(kind: Any) -> None:
     made = recipe({"budget.ratio": [0.5, 0.6, 0.7], "grid.layers": [2, 3], "grid.depths": [1, [1, 2], [2, 1, 1]]})
-    points = Points(made, Space.of(made))
+    points = Points(recipe_problem(made))
     study = optuna.create_study(directions=["maximize", "minimize"])
     drawn, ranks = [], []
     for number in range(18):
@@ -157,7 +158,7 @@ def test_a_trials_draw_depends_on_its_number_alone() -> None:
     made = recipe({"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}})
 
     def run(numbers: list[int], seed: int) -> list[float]:
-        points = Points(made, Space.of(made))
+        points = Points(recipe_problem(made))
         study = optuna.create_study()
         found = []
         for number in numbers:

@@ -1,14 +1,16 @@
-"""search/trainer.py: a study of real, very small trainings."""
+"""search/evaluator.py: a study of real, very small trainings."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_evaluator import fresh
 
 from routespace.deploy.latency.profiling import profile
 from routespace.deploy.latency.table import predict, save_table
@@ -18,7 +20,8 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
 from routespace.nn.weights import load_net
 from routespace.search import load_study, run_study, trial_folder
-from routespace.search.trainer import train_trial
+from routespace.search.candidate import RecipeCandidate
+from routespace.search.evaluator import train_candidate
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train
 
@@ -99,8 +102,8 @@ def test_a_latency_table_predicts_the_objective(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    recipe = Recipe.from_yaml(RECIPE).override({"search": None, "train.epochs": 2})
-    whole = train(recipe, tmp_path / "whole").metrics
+    candidate = RecipeCandidate.of(Recipe.from_yaml(RECIPE), {"train.epochs": 2})
+    whole = train(candidate.recipe, tmp_path / "whole").metrics
 
     def stop(news: Any) -> None:
         if news.epoch == 2:
@@ -108,10 +111,10 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> 
 
     folder = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        train_trial(recipe, folder, objectives=(), resume=False, progress=stop)
+        train_candidate(candidate, fresh(folder, report=stop), objectives=())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1  # of the first epoch; the second is in its midst
-    found = train_trial(recipe, folder, objectives=(), resume=True, progress=None)
+    found = train_candidate(candidate, fresh(folder, resume=True), objectives=())
     assert (found["accuracy"], found["loss"], found["macs"]) == (
         whole["accuracy"],
         whole["loss"],
@@ -120,11 +123,11 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> 
 
 
 def test_a_folder_without_a_run_or_of_other_paths_starts_anew(tmp_path: Path) -> None:
-    recipe = Recipe.from_yaml(RECIPE).override({"search": None, "train.epochs": 0})
+    made = RecipeCandidate.of(Recipe.from_yaml(RECIPE), {"train.epochs": 0})
     (tmp_path / "run").mkdir()
     (tmp_path / "run/architecture.json").write_text("{")  # killed while it began
-    train_trial(recipe, tmp_path / "run", objectives=(), resume=True, progress=None)
-    moved = recipe.override({"data.workers": 1})
-    found = train_trial(moved, tmp_path / "run", objectives=("latency_ms",), resume=True, progress=None)
+    train_candidate(made, fresh(tmp_path / "run", resume=True), objectives=())
+    moved = replace(made, recipe=made.recipe.override({"data.workers": 1}))
+    found = train_candidate(moved, fresh(tmp_path / "run", resume=True), objectives=("latency_ms",))
     assert found["latency_ms"] > 0
-    assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == moved
+    assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == moved.recipe

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from routespace.values import Value
 
@@ -198,8 +198,7 @@ def _kind_of_space(value: Any) -> str:
     return RANGE if isinstance(value, dict | Range) else CHOICES
 
 
-Space = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES)], Discriminator(_kind_of_space)]
-Objective = Literal["accuracy", "macs", "params", "latency_ms"]
+Values = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES)], Discriminator(_kind_of_space)]
 
 
 class Limits(Part):
@@ -226,7 +225,8 @@ class SearchSpec(Part):
 
     Args:
         space: dotted recipe field → a list of choices, or {low, high, log, step}.
-        objectives: accuracy is maximised, the others are minimised.
+        objectives: names of what counts: the task's metric (accuracy), or one of the table in
+            `routespace/search/objectives.py` (macs, params, latency_ms, loss). None: the metric and macs.
         limits: hard limits, checked analytically before anything is trained; a trial beyond one is not trained.
         trials: how many, when the command line does not say.
         sampler: optuna's.
@@ -235,10 +235,17 @@ class SearchSpec(Part):
             without one each trial's network is timed, image by image.
     """
 
-    space: dict[str, Space]
-    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("accuracy", "macs")
+    space: dict[str, Values]
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     limits: Limits = Limits()
     trials: Natural = 20
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     overrides: dict[str, Any] = {}
     latency_table: str | None = None
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"{', '.join(names)}: one stands twice; name each objective once")
+        return names
