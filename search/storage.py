@@ -26,6 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from routespace.errors import BundleError, MissingDependencyError, SpecError
+from routespace.search.journal import mend_journal
 
 DATABASE = "study.db"
 HEARTBEAT_S = 30
@@ -80,8 +81,7 @@ def open_storage(storage: str, *, create: bool = True) -> BaseStorage:
     check_storage(storage)
     scheme, sign, rest = storage.partition("://")
     if not sign:
-        _check_file(Path(storage), create)
-        return JournalStorage(JournalFileBackend(storage))
+        return _journal(Path(storage), create)
     if scheme in _REDIS:
         return JournalStorage(_redis(storage))
     if scheme == "sqlite":
@@ -126,6 +126,20 @@ def _database(url: str) -> RDBStorage:
     except (SQLAlchemyError, RuntimeError, ValueError) as error:  # RuntimeError: written by another Optuna
         reason = str(error).splitlines()[0]
         raise BundleError(f"storage: {shown(url)} cannot be used ({reason:.150})") from error
+
+
+def _journal(path: Path, create: bool) -> JournalStorage:
+    """A journal file; whoever may write to it mends it first."""
+    _check_file(path, create)
+    if create and path.exists():
+        mend_journal(path)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError) as error:
+        raise BundleError(
+            f"storage: {path} is no journal, or damaged ({error!s:.100}); `routespace search` mends what a killed "
+            f"worker left in it"
+        ) from error
 
 
 def _redis(url: str) -> JournalRedisBackend:
