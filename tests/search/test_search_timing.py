@@ -14,6 +14,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import train_candidate
 from routespace.search.timing import image_ms
@@ -23,8 +24,8 @@ IMAGES = [torch.zeros(1, 3, 32, 32)] * 2
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def routed_net() -> RouteNet:
-    return RouteNet(Architecture.full(RoutingGrid(GridSpec.parse(TINY_GRID))), GateSpec()).train()
+def routed_net() -> TaskNet:
+    return TaskNet.classifier(Architecture.full(RoutingGrid(GridSpec.parse(TINY_GRID))), GateSpec()).train()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[GPU, pytest.mark.gpu])])
