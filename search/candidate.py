@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
 
 # Where a run happens, in how much memory, and how often it is saved is no part of what it finds.
-ELSEWHERE = {"data": {"root", "workers"}, "train": {"device", "checkpoint_epochs", "grad_checkpointing"}}
+ELSEWHERE = {
+    "data": {"root", "images", "download", "workers"},
+    "train": {"device", "checkpoint_epochs", "grad_checkpointing"},
+}
 
 
 class Candidate(Protocol):

@@ -144,9 +144,11 @@ def used_ms(table: LatencyTable, net: TaskNet, folder: Path) -> float:
 
 def timed_ms(recipe: Recipe, result: RunResult) -> float:
     """Milliseconds of one validation image, on the device that trained the network."""
+    import torch
+
     from routespace.search.timing import image_ms
     from routespace.train.data.loaders import make_loaders
 
-    images = (image for batch, _ in make_loaders(recipe).val for image in batch.split(1))
+    images = (image for batch, _ in make_loaders(recipe).val for image in torch.split(batch, 1))
     some = list(itertools.islice(images, TIMED_IMAGES))
     return image_ms(result.net, some, device=str(result.metrics["device"]))

@@ -74,7 +74,7 @@ def test_an_error_of_the_data_stops_a_study_at_once(tmp_path: Path, searched: bo
             raise DataError("photos/cat.jpg: is no image")
 
     fake.before = fail_second
-    made = recipe({"data.scale": [0.2, 0.4, 0.8]} if searched else None, trials=3)
+    made = recipe({"data.train_size": [20, 30, 40]} if searched else None, trials=3)
     if searched:
         study = run_study(made, tmp_path, evaluator=fake)
         assert study.count("finished") == 2
