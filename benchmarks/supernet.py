@@ -33,7 +33,7 @@ from routespace.grid.spec import GridSpec
 from routespace.memory import keep_freed_memory
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import TaskNet
-from routespace.train.objective import held_routes
+from routespace.train.step_loss import held_routes
 
 
 class Alive(TorchDispatchMode):

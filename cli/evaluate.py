@@ -72,11 +72,13 @@ def run(
 def show(report: dict[str, Any]) -> None:
     """Print an evaluation."""
     from routespace.cli.render import giga, mega, pairs, percent
+    from routespace.train.tasks.kinds import TASKS
 
+    metric = TASKS[report["task"]].metric
     macs, counted, expected = report["macs"], report["counted_macs"], report["expected_macs"]
     routed = "speed" in report or counted < macs
     rows: list[tuple[str, object]] = [
-        ("accuracy", f"{percent(report['accuracy'])} of {report['images']} {report['split']} images"),
+        (metric.name, f"{metric.text(report[metric.name])} of {report['images']} {report['split']} images"),
         ("loss", f"{report['loss']:.4f}"),
         ("parameters", mega(report["params"])),
         ("MACs", giga(macs) + (" with everything computed" if routed else "")),

@@ -95,9 +95,11 @@ def _folder(given: str, recipe: Recipe, start: Path | None, *, resume: bool) -> 
 
 def show_result(metrics: dict[str, Any], folder: Path) -> None:
     """Print a finished run's numbers."""
-    from routespace.cli.render import giga, mega, pairs, percent
+    from routespace.cli.render import giga, mega, pairs
     from routespace.cli.watch import clock
+    from routespace.train.tasks.kinds import TASKS
 
+    metric = TASKS[metrics.get("task", "classify")].metric
     calibration = metrics.get("calibration") or {}
     target = metrics.get("target_macs")
     wanted = "" if target is None else f", budget {giga(target)} = {metrics['target_ratio']:.2f}×"
@@ -107,7 +109,7 @@ def show_result(metrics: dict[str, Any], folder: Path) -> None:
     print()
     pairs(
         [
-            ("accuracy", f"{percent(metrics['accuracy'])} of {metrics['images']} validation images"),
+            (metric.name, f"{metric.text(metrics[metric.name])} of {metrics['images']} validation images"),
             ("MACs, counted", f"{giga(metrics['counted_macs'])} = {metrics['counted_ratio']:.2f}×{wanted}"),
             ("MACs, expected", expected),
             ("1×", giga(metrics["base_macs"])),

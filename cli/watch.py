@@ -55,19 +55,19 @@ def cost_text(ratio: float | None, target: float | None, expected: float | None 
     return f"MACs {ratio:.3f}×" + (f" ({inside})" if inside else "")
 
 
-def epoch_line(
-    record: dict[str, Any], epochs: int, eta_s: float | None, *, label: str = "", width: int | None = None
-) -> str:
-    """One line of metrics.jsonl for people; counted and expected MACs are those of the validation images."""
+def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> str:
+    """The last line of metrics.jsonl for people; counted and expected MACs are those of the validation images."""
+    record, metric = news.metrics, news.metric
+    trained = record.get(f"train_{metric.name}")
     ratio, target = record.get("counted_ratio"), record.get("target_ratio")
-    learned = f" (training {100 * record['train_accuracy']:.1f} %)" if "train_accuracy" in record else ""
+    learned = f" (training {metric.text(trained)})" if trained is not None else ""
     line = [
-        Part(f"{label}epoch {record['epoch']}/{epochs}", 0),
+        Part(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
         Part(f"loss {record['loss']:.3f}", 3),
-        Part(f"accuracy {100 * record['accuracy']:.1f} %{learned}", 2),
+        Part(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
         Part(cost_text(ratio, target, record.get("expected_ratio")), 4),
         Part(f"{record['images_per_s']:.0f} images/s", 5),
-        Part(f"{clock(eta_s)} left", 1),
+        Part(f"{clock(news.eta_s)} left", 1),
     ]
     return fitting(line, width)
 
@@ -79,7 +79,7 @@ def step_line(news: Progress, *, label: str = "", width: int | None = None, head
         Part(f"step {news.step}/{news.steps}" if head and news.steps else "", 2),
         Part(f"{clock(news.eta_s)} left" if news.eta_s is not None else "", 1),
         Part(f"loss {news.loss:.3f}" if news.loss is not None else "", 3),
-        Part(f"accuracy {100 * news.accuracy:.0f} %" if news.accuracy is not None else "", 4),
+        Part(f"{news.metric.name} {news.metric.text(news.score, 0)}" if news.score is not None else "", 4),
         Part(cost_text(news.macs_ratio, news.target_ratio), 5),
         Part(f"{news.images_per_s:.0f} images/s" if news.images_per_s else "", 6),
     ]
@@ -174,7 +174,7 @@ class Watcher:
         epoch = int(news.metrics.get("epoch", 0))
         if epoch > self._seen:
             self._seen = epoch
-            self.say(epoch_line(news.metrics, news.epochs, news.eta_s, label=self._label, width=self._width))
+            self.say(epoch_line(news, label=self._label, width=self._width))
             self._explain(news.metrics)
         elif self._quiet_s is not None and self._now() - self._last >= self._quiet_s:
             self.say(step_line(news, label=self._label, width=self._width))

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import ArchitectureCost, architecture_cost
+from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.prices import cost_table
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import Usage
 from routespace.nn.heads.base import NO_COST, Head, Maps
@@ -228,8 +230,15 @@ def network_cost(
         SpecError: an image size that the grid cannot take.
     """
     cost = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage, image_size=image_size)
-    own = net.head if isinstance(net, TaskNet) else None
-    return cost.with_head(own.cost(net.spec) if isinstance(own, Head) else NO_COST)
+    return cost.with_head(head_cost_of(net, image_size=image_size))
+
+
+def head_cost_of(net: AnyNet, *, image_size: tuple[int, int] | int | None = None) -> EdgeCost:
+    """What the head that a network really has costs for one image; nothing where it has none of ours."""
+    if not (isinstance(net, TaskNet) and isinstance(net.head, Head)):
+        return NO_COST
+    spec = net.spec if image_size is None else cost_table(net.architecture.grid, image_size).spec
+    return net.head.cost(spec)
 
 
 def present_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ Shape legend: B images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -21,8 +23,41 @@ from routespace.nn.task_net import AnyNet, TaskNet
 Batch = Tensor | Sequence[Tensor]  # images, or images first: (images, labels)
 
 
+Size = tuple[int, int]
+SAME_SIZE: Size = (1, 1)  # of batches whose size was not told
+
+
+@dataclass
+class _Sums:
+    """Of the batches of one image size.
+
+    Attributes:
+        images: how many.
+        shares: edge name → (3,) float64 sums of shares of tokens, images and gate decisions, each of an image.
+        seen: edge name → images of the batches in which the edge was listed.
+    """
+
+    images: int = 0
+    shares: dict[str, Tensor] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def add(self, images: int, shares: Mapping[str, Tensor], seen: Mapping[str, int]) -> None:
+        """Add other sums."""
+        self.images += images
+        for name, share in shares.items():
+            self.shares[name] = self.shares[name] + share if name in self.shares else share
+            self.seen[name] = self.seen.get(name, 0) + seen[name]
+
+    def totals(self) -> dict[str, Tensor]:
+        """Edge name → sums on the CPU, with the batches that did not list the edge: it computed everything."""
+        if not self.shares:
+            return {}
+        rows = torch.stack(list(self.shares.values())).cpu()
+        return {name: row + (self.images - self.seen[name]) for name, row in zip(self.shares, rows, strict=True)}
+
+
 class UsageMeter:
-    """Sums the shares of each batch, weighted by its images.
+    """Sums the shares of each batch, weighted by its images, and by their area where sizes differ.
 
         meter = UsageMeter()
         for images in batches:
@@ -33,44 +68,73 @@ class UsageMeter:
     """
 
     def __init__(self) -> None:
-        self.images = 0
-        self._sums: dict[str, Tensor] = {}
-        self._seen: dict[str, int] = {}
+        self._sizes: dict[Size, _Sums] = {}
+
+    @property
+    def images(self) -> int:
+        """How many were added."""
+        return sum(sums.images for sums in self._sizes.values())
 
     @torch.no_grad()
-    def update(self, routes: Routes, images: int) -> None:
-        """Add the decisions of a batch of `images` images, which may be none."""
+    def update(self, routes: Routes, images: int, *, size: Sequence[int] = SAME_SIZE) -> None:
+        """Add the decisions of a batch.
+
+        Args:
+            routes: of the batch.
+            images: how many it has; may be none.
+            size: their height and width in pixels; may be left out where all batches have the same.
+        """
         if not images:
             return
-        self.images += images
+        shares = {}
         for name, route in routes.items():
-            shares = torch.stack([torch.as_tensor(s, device=route.kept.device) for s in route.usage()])
-            added = shares.double() * images
-            self._sums[name] = self._sums[name] + added if name in self._sums else added
-            self._seen[name] = self._seen.get(name, 0) + images
+            parts = torch.stack([torch.as_tensor(s, device=route.kept.device) for s in route.usage()])
+            shares[name] = parts.double() * images
+        height, width = size
+        self._sizes.setdefault((height, width), _Sums()).add(images, shares, dict.fromkeys(shares, images))
 
     def gathered(self) -> UsageMeter:
         """The sums of all processes of a distributed run; itself where there is one process."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self
-        mine = self.images, {name: sums.cpu() for name, sums in self._sums.items()}, self._seen
-        parts: list[tuple[int, dict[str, Tensor], dict[str, int]]] = [mine] * dist.get_world_size()
+        mine = [
+            (size, sums.images, {name: share.cpu() for name, share in sums.shares.items()}, sums.seen)
+            for size, sums in self._sizes.items()
+        ]
+        parts = [mine] * dist.get_world_size()
         dist.all_gather_object(parts, mine)
         total = UsageMeter()
-        for images, sums, seen in parts:
-            total.images += images
-            for name in sums:
-                total._sums[name] = total._sums.get(name, torch.zeros(3, dtype=torch.float64)) + sums[name]
-                total._seen[name] = total._seen.get(name, 0) + seen[name]
+        for part in parts:
+            for size, images, shares, seen in part:
+                total._sizes.setdefault(size, _Sums()).add(images, shares, seen)
         return total
 
     def usage(self) -> dict[str, EdgeUsage]:
-        """Edge name → average shares as floats, for edges that did not compute everything; empty of no images."""
+        """Edge name → average shares as floats, for edges that did not compute everything; empty of no images.
+
+        Tokens and gate decisions are shares of all there were: larger images count for more.
+        """
+        totals = {size: sums.totals() for size, sums in self._sizes.items()}
+        first = math.prod(next(iter(totals), (1, 1)))
+        areas = {size: math.prod(size) / first for size in totals}  # 1 where there is one size
+        whole = sum(areas[size] * sums.images for size, sums in self._sizes.items())
         found = {}
-        for name, sums in self._sums.items():
-            rest = self.images - self._seen[name]  # images of batches in which the edge was not listed
-            tokens, images, asked = ((sums + rest) / self.images).clamp(0, 1).tolist()
-            found[name] = EdgeUsage(tokens, images, asked)
+        for name in dict.fromkeys(name for rows in totals.values() for name in rows):
+            by_area = by_image = torch.zeros(3, dtype=torch.float64)
+            for size, rows in totals.items():
+                row = rows[name] if name in rows else torch.full_like(by_area, self._sizes[size].images)
+                by_area, by_image = by_area + areas[size] * row, by_image + row
+            tokens, _, asked = (by_area / whole).clamp(0, 1).tolist()
+            found[name] = EdgeUsage(tokens, (by_image[1] / self.images).clamp(0, 1).item(), asked)
+        return found
+
+    def by_size(self) -> dict[Size, tuple[int, dict[str, EdgeUsage]]]:
+        """Image size → number of images, and what they used: MACs of different sizes are priced apart."""
+        found = {}
+        for size, sums in self._sizes.items():
+            alone = UsageMeter()
+            alone._sizes[size] = sums
+            found[size] = sums.images, alone.usage()
         return found
 
 
@@ -99,7 +163,7 @@ def measure_usage(net: AnyNet, batches: Iterable[Batch]) -> dict[str, EdgeUsage]
         with torch.inference_mode():
             for batch in batches:
                 images = batch if isinstance(batch, Tensor) else batch[0]
-                meter.update(net(images.to(device)).routes, images.shape[0])
+                meter.update(net(images.to(device)).routes, images.shape[0], size=images.shape[-2:])
                 seen += images.shape[0]
     finally:
         net.train(training)

@@ -13,6 +13,7 @@ Shape legend: E edges that have a price.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +28,8 @@ from routespace.grid.resources import NO_GATE, RESOURCES, Terms
 from routespace.grid.usage import ALL_USED, EdgeUsage, Usage
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.routing.routes import Routes
-from routespace.nn.task_net import AnyNet, network_cost
+from routespace.nn.task_net import AnyNet, head_cost_of, network_cost
+from routespace.nn.usage import SAME_SIZE, UsageMeter
 from routespace.train.recipe.parts import BudgetSpec
 from routespace.train.recipe.recipe import Recipe
 
@@ -43,51 +45,71 @@ class Prices:
     Attributes:
         names: the E edges, in the grid's order, without identities.
         macs: (E,) MACs of each edge with its gate, by what has to run for them.
-        constant: stem, outputs and head.
+        constant: stem and outputs.
+        none, all: 0-d 0 and 1, for shares that are known without asking the network.
     """
 
     names: tuple[str, ...]
     macs: Terms[Tensor]
     constant: float
+    none: Tensor
+    all: Tensor
+
+    def column(self, shares: Sequence[object]) -> Tensor:
+        """(E,) of shares, one 0-d tensor or 0 or 1 for each edge. No number is copied to the device."""
+        known = {0: self.none, 1: self.all}
+        parts = [share if isinstance(share, Tensor) else known[share] for share in shares]  # type: ignore[index]
+        return torch.stack(parts).double()
 
 
-@lru_cache(maxsize=32)
-def prices(architecture: Architecture, gates: GateSpec, device: torch.device) -> Prices:
-    """The prices of an architecture, made once."""
-    cost = architecture_cost(architecture, gates=gates)
+@lru_cache(maxsize=256)
+def prices(
+    architecture: Architecture, gates: GateSpec, device: torch.device, image_size: tuple[int, int] | None = None
+) -> Prices:
+    """The prices of an architecture at an image size, made once."""
+    cost = architecture_cost(architecture, gates=gates, image_size=image_size)
     names = tuple(name for name, price in cost.edges.items() if price.macs)
 
-    constant = cost.stem.macs + cost.head.macs + sum(price.macs for price in cost.outputs.values())
+    constant = cost.stem.macs + sum(price.macs for price in cost.outputs.values())
     terms = [RESOURCES["macs"].terms_of(cost.edges[name], cost.gates.get(name, NO_GATE)) for name in names]
     columns = torch.tensor(terms, dtype=torch.float64, device=device).view(-1, len(Terms._fields)).unbind(1)
-    return Prices(names, Terms(*columns), float(constant))
+    none, every = (torch.full((), number, device=device) for number in (0.0, 1.0))
+    return Prices(names, Terms(*columns), float(constant), none, every)
 
 
-def expected_macs(net: AnyNet, routes: Routes) -> Tensor:
+def expected_macs(net: AnyNet, routes: Routes, *, image_size: tuple[int, int] | None = None) -> Tensor:
     """MACs of one image, averaged over a batch, from the decisions taken in it.
 
     Args:
         net: the network that took them.
         routes: its decisions; in training they carry the gates' gradients.
+        image_size: height and width in pixels of the batch's images; the spec's own by default.
 
     Returns:
-        0-d float64 tensor, at the spec's image size.
+        0-d float64 tensor.
     """
     device = next(net.parameters()).device
-    table = prices(net.architecture, _cost_relevant(net.gate_spec), device)
+    size = None if image_size is None or image_size == net.spec.image_size else image_size
+    table = prices(net.architecture, _cost_relevant(net.gate_spec), device, size)
     usage = routes.usage()
     shares = [usage.get(name, ALL_USED) for name in table.names]
-
-    def column(part: int) -> Tensor:
-        return torch.stack([torch.as_tensor(share[part], dtype=torch.float64, device=device) for share in shares])
-
-    spent: Tensor = table.macs.used(EdgeUsage(column(0), column(1), column(2)))
-    return spent.sum() + table.constant
+    tokens, images, asked = (table.column([share[part] for share in shares]) for part in range(3))
+    spent: Tensor = table.macs.used(EdgeUsage(tokens, images, asked))
+    return spent.sum() + (table.constant + head_cost_of(net, image_size=size).macs)
 
 
-def counted_macs(net: AnyNet, usage: Usage) -> float:
+def counted_macs(net: AnyNet, usage: Usage, *, image_size: tuple[int, int] | None = None) -> float:
     """MACs of one image at the measured usage; edges that are not in it computed everything."""
-    return float(network_cost(net, usage=usage).macs)
+    return float(network_cost(net, usage=usage, image_size=image_size).macs)
+
+
+def metered_macs(net: AnyNet, meter: UsageMeter) -> float:
+    """MACs of one image, averaged over what a meter saw, each image priced at its own size."""
+    costs = (
+        images * counted_macs(net, usage, image_size=None if size == SAME_SIZE else size)
+        for size, (images, usage) in meter.by_size().items()
+    )
+    return sum(costs) / meter.images
 
 
 def _cost_relevant(gates: GateSpec) -> GateSpec:

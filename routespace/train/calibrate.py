@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from routespace.nn.task_net import AnyNet, backbone_of
-from routespace.train.data.loaders import Batch
-from routespace.train.evaluate import measure
+from routespace.train.evaluate import mean_macs
 
 TOLERANCE_FRAC = 0.0025
 WORST_FRAC = 0.03  # farther from the target than this, the budget counts as missed
 STEPS = 20
 FIRST_STEP = 0.5  # of the logit; a trained network is near its target already
 LOGIT_RANGE = 14.0  # thresholds from 8e-7 to 1 − 8e-7: a trained gate is rarely surer
+HELD_BYTES = 1 << 28  # of images kept in memory between trials; more are read again for each
 INNER_FRAC = 0.1  # interpolated trials stay this far inside their interval, so that it shrinks
 
 
@@ -49,25 +51,42 @@ class Trial(NamedTuple):
     macs: float
 
 
-def calibrate(net: AnyNet, loader: Iterable[Batch], target: float) -> Calibration:
+def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Calibration:
     """Set `net.gate_spec.threshold` so that the counted MACs meet `target`.
 
     Args:
         net: a network with gates; its gate spec is replaced.
-        loader: images that training has not seen, a pass for each of about six trials. Labels are not used.
+        loader: batches that training has not seen, the same in every pass, a pass for each of about six trials.
+            Labels are not used.
         target: MACs of one image.
     """
-    training = net.training
+    training, before = net.training, net.gate_spec
     net.eval()
-    batches = list(loader)  # the same images for every trial, rendered or read once
-    tried = _search(
-        lambda logit: Trial(logit, _macs_at(net, logit, batches)), _logit(net.gate_spec.open_above), target
-    )
-    best = min(tried, key=lambda trial: abs(trial.macs - target))
+    batches = _held(loader)
+    best = None
+    try:
+        tried = _search(
+            lambda logit: Trial(logit, _macs_at(net, logit, batches)), _logit(net.gate_spec.open_above), target
+        )
+        best = min(tried, key=lambda trial: abs(trial.macs - target))
+    finally:
+        net.train(training)
+        if best is None:  # an image that cannot be read, or no images
+            backbone_of(net).gate_spec = before
     set_threshold(net, best.logit)
-    net.train(training)
     met = abs(best.macs - target) <= WORST_FRAC * target
     return Calibration(_sigmoid(best.logit), best.macs, target, met, "" if met else _why(target, tried))
+
+
+def _held(loader: Iterable[Any]) -> Iterable[Any]:
+    """The batches in memory, read or rendered once for all trials, or the loader where they are too many."""
+    held, size = [], 0
+    for batch in loader:
+        size += sum(part.nbytes for part in batch if isinstance(part, Tensor))
+        if size > HELD_BYTES:
+            return loader
+        held.append(batch)
+    return held
 
 
 def _search(trial: Callable[[float], Trial], start: float, target: float) -> list[Trial]:
@@ -97,9 +116,9 @@ def _why(target: float, tried: list[Trial]) -> str:
     return f"{reach}; the gates are saturated (train longer, or with a larger budget.weight) or have no threshold"
 
 
-def _macs_at(net: AnyNet, logit: float, batches: list[Batch]) -> float:
+def _macs_at(net: AnyNet, logit: float, batches: Iterable[Any]) -> float:
     set_threshold(net, logit)
-    return measure(net, batches)
+    return mean_macs(net, batches)
 
 
 def set_threshold(net: AnyNet, logit: float) -> None:

@@ -1,4 +1,4 @@
-"""One pass over held-out images: accuracy, loss, usage, and the cost both ways.
+"""One pass over held-out images: the task's metric, loss, usage, and the cost both ways.
 
 *Counted* MACs are those of the hard decisions that inference takes (threshold, EMA gate weights). *Expected* MACs
 are what the budget loss would see on the same images: the gates sample as in training, with their live weights and
@@ -14,19 +14,21 @@ Shape legend: B images.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from routespace.errors import DataError
+from routespace.errors import DataError, RoutespaceError
 from routespace.grid.usage import shares_to_json
 from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter
-from routespace.train.budget import counted_macs
-from routespace.train.data.loaders import Batch
-from routespace.train.tasks.classify import ClassifyMeter
+from routespace.train.budget import metered_macs
+from routespace.train.tasks.base import Meter, Task
+from routespace.train.tasks.kinds import task_of_head
 
 NOISE_SEED = 0  # of the sampling gates: the same numbers for the same network
 
@@ -40,58 +42,88 @@ class Sampling(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    net: TaskNet, loader: Iterable[Batch], *, expected: bool = True, sampling: Sampling | None = None
+    net: TaskNet,
+    loader: Iterable[Any],
+    *,
+    task: Task | None = None,
+    expected: bool = True,
+    sampling: Sampling | None = None,
 ) -> dict[str, Any]:
     """Measure a network.
 
     Args:
         net: it is put into eval mode for the pass, and back.
-        loader: batches of images (B, C, H, W) and labels (B,).
+        loader: the task's batches; for a classifier images (B, C, H, W) and labels (B,).
+        task: how it is measured; None for that of the network's head, a classifier's accuracy.
         expected: also run each batch with sampling gates, for the expected MACs; without it they are None.
         sampling: how they sample; None as at the end of training.
 
     Returns:
-        accuracy (0…1), loss, images, images_per_s (this process's, data included, sampling left out),
-        counted_macs, expected_macs (MACs of one image, both on all images of the loader) and usage
-        (edge name → {tokens, images, asked}).
+        The task's metric by its name (`accuracy`, 0…1), loss, images, images_per_s (this process's, data included,
+        sampling left out), counted_macs, expected_macs (MACs of one image, both on all images of the loader) and
+        usage (edge name → {tokens, images, asked}).
 
     Raises:
         DataError: the loader holds no images, or one of them cannot be read.
+        RoutespaceError: the network gives no finite numbers.
     """
-    training = net.training
-    device = next(net.parameters()).device
-    net.eval()
-    meter, usage, sampled = ClassifyMeter(net.spec.num_classes, device), UsageMeter(), UsageMeter()
+    task = task or task_of_head(net.head.kind, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
-    start = _now(device)
+    training = net.training
+    net.eval()
     try:
-        for batch, (images, labels) in enumerate(loader):
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            output = net(images)
-            meter.update(output, labels)
-            usage.update(output.routes, len(images))
-            if expected and net.gates:
-                paused = _now(device)
-                with sampling_gates(net, sampling, NOISE_SEED + batch):
-                    sampled.update(net(images).routes, len(images))
-                start += _now(device) - paused
-        seconds = _now(device) - start
+        seen = _pass(net, loader, task, sampling if expected and net.gates else None)
     finally:
         net.train(training)
-    if not usage.images:
+    total = seen.usage.gathered()
+    if not total.images:
         raise DataError("data: no images to evaluate with")
-    total = usage.gathered()
-    counted = total.usage()
-    counted_cost = counted_macs(net, counted)
-    sampled_cost = counted_macs(net, sampled.gathered().usage()) if net.gates else counted_cost
+    found = seen.meter.compute()
+    if not math.isfinite(found["loss"]):
+        raise RoutespaceError(
+            f"net: its loss on held-out images is {found['loss']}, so its weights are of no use; its training "
+            f"diverged, train again with a lower train.lr"
+        )
+    counted = metered_macs(net, total)
+    sampled = metered_macs(net, seen.sampled.gathered()) if expected and net.gates else counted
     return {
-        **meter.compute(),
+        **found,
         "images": total.images,
-        "images_per_s": usage.images / seconds,
-        "counted_macs": counted_cost,
-        "expected_macs": sampled_cost if expected else None,
-        "usage": shares_to_json(counted),
+        "images_per_s": seen.usage.images / seen.seconds,
+        "counted_macs": counted,
+        "expected_macs": sampled if expected else None,
+        "usage": shares_to_json(total.usage()),
     }
+
+
+@dataclass
+class _Seen:
+    """What one pass over held-out images found in this process."""
+
+    meter: Meter
+    usage: UsageMeter
+    sampled: UsageMeter
+    seconds: float = 0.0
+
+
+def _pass(net: TaskNet, loader: Iterable[Any], task: Task, sampling: Sampling | None) -> _Seen:
+    """Run every batch, and again with sampling gates where that is asked for."""
+    device = next(net.parameters()).device
+    seen = _Seen(task.meter(device), UsageMeter(), UsageMeter())
+    start = _now(device)
+    for number, batch in enumerate(loader):
+        images, targets = task.prepare(batch, device, training=False)
+        size = images.shape[-2:]
+        output = net(images)
+        seen.meter.update(output.outputs, targets)
+        seen.usage.update(output.routes, len(images), size=size)
+        if sampling is not None:
+            paused = _now(device)
+            with sampling_gates(net, sampling, NOISE_SEED + number):
+                seen.sampled.update(net(images).routes, len(images), size=size)
+            start += _now(device) - paused
+    seen.seconds = _now(device) - start
+    return seen
 
 
 def _now(device: torch.device) -> float:
@@ -119,9 +151,13 @@ def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None
 
 
 @torch.no_grad()
-def measure(net: AnyNet, loader: Iterable[Batch]) -> float:
-    """Counted MACs of one image; the network is in eval mode already."""
+def mean_macs(net: AnyNet, loader: Iterable[Any]) -> float:
+    """Counted MACs of one image over batches of images, alone or first; the network is in eval mode already."""
     usage, device = UsageMeter(), next(net.parameters()).device
-    for images, _ in loader:
-        usage.update(net(images.to(device, non_blocking=True)).routes, len(images))
-    return counted_macs(net, usage.gathered().usage())
+    for batch in loader:
+        images = batch if isinstance(batch, torch.Tensor) else batch[0]
+        usage.update(net(images.to(device, non_blocking=True)).routes, len(images), size=images.shape[-2:])
+    total = usage.gathered()
+    if not total.images:
+        raise DataError("data: no images to count MACs on")
+    return metered_macs(net, total)

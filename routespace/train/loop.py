@@ -8,6 +8,7 @@ Shape legend: B images of one process and step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,14 +28,12 @@ from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import Sampling, evaluate
-from routespace.train.objective import Losses, Objective
 from routespace.train.optim import make_optimizer, make_schedule
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.step_loss import Losses, StepLoss
 from routespace.train.stopping import StopSignal, TrainingStoppedError
-from routespace.train.tasks.classify import Classify
-
-__all__ = ["Progress", "Trainer"]
+from routespace.train.tasks.base import Task
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
 
@@ -45,6 +44,7 @@ class Trainer:
     Args:
         recipe: epochs, rates, budget and the rest.
         net: trained in place.
+        task: what is learned.
         loaders: what it is trained and validated with.
         accelerator: device, precision and processes.
         target_macs: the budget, or None.
@@ -62,26 +62,27 @@ class Trainer:
         net: TaskNet,
         loaders: Loaders,
         *,
+        task: Task,
         accelerator: Accelerator,
         target_macs: int | None,
         report: Callable[[Progress], None],
     ) -> None:
         self.recipe, self.spec, self.net, self.loaders = recipe, recipe.train, net, loaders
-        self.accelerator, self.report = accelerator, report
+        self.task, self.accelerator, self.report = task, accelerator, report
         self.base_macs = recipe.base_macs()
         self.budget: BudgetLoss | None = None
         if target_macs is not None:
             self.budget = BudgetLoss(recipe.budget, self.base_macs, target_macs)
-        self.task = Classify(self.spec, loaders.classes)
         self.optimizer = make_optimizer(net, self.spec)
         self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
         self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
-        objective = Objective(net, self.task, self.budget)
-        self.objective, self.stepper = accelerator.prepare(objective, self.optimizer)
+        step_loss = StepLoss(net, task, self.budget)
+        self.step_loss, self.stepper = accelerator.prepare(step_loss, self.optimizer)
         self.epoch = self.step = 0
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._sums = dict.fromkeys(Losses._fields, 0.0)
+        self._names = tuple(task.metric.name if name == "score" else name for name in Losses._fields)
+        self._sums = dict.fromkeys(self._names, 0.0)
         self._epoch_rate = 0.0
 
     @property
@@ -100,7 +101,7 @@ class Trainer:
             self._train_epoch(stop, save)
             self.records.append(self._record())
             self.epoch, self.step = self.epoch + 1, 0
-            self._sums = dict.fromkeys(Losses._fields, 0.0)
+            self._sums = dict.fromkeys(self._names, 0.0)
             if self.epoch % self.spec.checkpoint_epochs == 0 or self.epoch == self.spec.epochs:
                 save()
             if self._told_to_stop(stop) and self.epoch < self.spec.epochs:
@@ -108,11 +109,11 @@ class Trainer:
 
     def _train_epoch(self, stop: StopSignal, save: Callable[[], None]) -> None:
         self.loaders.set_epoch(self.epoch, self.step)
-        self.objective.train()
+        self.step_loss.train()
         start, first = time.perf_counter(), self.step
-        for images, labels in self.loaders.train:
-            losses = self._step(images.to(self.accelerator.device), labels.to(self.accelerator.device))
-            for name, value in zip(Losses._fields, losses, strict=True):
+        for batch in self.loaders.train:
+            losses = self._step(*self.task.prepare(batch, self.accelerator.device, training=True))
+            for name, value in zip(self._names, losses, strict=True):
                 self._sums[name] += value
             self.step += 1
             self._epoch_rate = (self.step - first) * self.spec.batch_size / (time.perf_counter() - start)
@@ -122,15 +123,14 @@ class Trainer:
                 self._stop(stop, save)
         self.seconds += time.perf_counter() - start
 
-    def _step(self, images: Tensor, labels: Tensor) -> list[float]:
+    def _step(self, images: Tensor, targets: Any) -> list[float]:
         """One optimiser step; returns the numbers of Losses."""
         done = self.epoch * self.loaders.steps + self.step
         progress = done / (self.spec.epochs * self.loaders.steps)
         self.net.backbone.temperature, self.net.backbone.noise = self._sampling(progress)
         self._hold(progress < self.recipe.budget.open_frac)
         self.schedule.step_update(done)
-        images, targets = self.task.mix(images, labels)
-        losses = self.objective(images, targets, progress)
+        losses = self.step_loss(images, targets, progress)
         self.accelerator.backward(losses.loss)
         if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
             for group in self.optimizer.param_groups:
@@ -142,14 +142,27 @@ class Trainer:
             self.ema.update(self.net)
         stacked = torch.stack([value.detach().double() for value in losses])
         numbers: list[float] = self.accelerator.reduce(stacked, "mean").tolist()
-        if numbers[0] != numbers[0] or abs(numbers[0]) == float("inf"):
-            raise RoutespaceError(
-                f"train.lr: the loss became {numbers[0]} in epoch {self.epoch + 1}; lower lr or set clip_grad"
-            )
+        if not math.isfinite(numbers[0]):
+            raise self._diverged(f"the loss became {numbers[0]}")
         if self.budget is not None:
             self.budget.update(numbers[-1], progress)
             self._move_threshold()
         return numbers
+
+    def _diverged(self, what: str) -> RoutespaceError:
+        """The error that names where training left the numbers, and what to lower."""
+        lower = [f"train.lr (now {self.spec.lr:g})"]
+        if self.net.gates:
+            gate_lr = self.spec.gate_lr if self.spec.gate_lr is not None else self.spec.lr
+            lower.append(f"train.gate_lr (now {gate_lr:g})")
+        if self.budget is not None:
+            lower.append(f"budget.weight (now {self.budget.spec.weight:g})")
+        clip = self.spec.clip_grad
+        lower.append(f"train.clip_grad (now {clip:g})" if clip is not None else "or set train.clip_grad")
+        return RoutespaceError(
+            f"train: {what} in epoch {self.epoch + 1}, step {self.step + 1} of {self.loaders.steps}: the training "
+            f"diverged; lower {', '.join(lower)}"
+        )
 
     def _sampling(self, progress: float) -> Sampling:
         """How the gates sample after a share `progress` of the training."""
@@ -168,7 +181,7 @@ class Trainer:
         """Hold the gates while the blocks learn: all open, or as the staircase has them."""
         stairs = self.spec.start == "staircase"
         self.net.backbone.held_open = held and not stairs
-        unwrapped = self.accelerator.unwrap_model(self.objective)
+        unwrapped = self.accelerator.unwrap_model(self.step_loss)
         unwrapped.held = Architecture.staircase(self.net.architecture.grid) if held and stairs else None
 
     def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
@@ -193,9 +206,10 @@ class Trainer:
         start = time.perf_counter()
         done = self.epoch * self.loaders.steps + self.step
         last = self._sampling((done - 1) / (self.spec.epochs * self.loaders.steps))
-        found = evaluate(self.final_net, self.loaders.val, sampling=last)
+        found = evaluate(self.final_net, self.loaders.val, task=self.task, sampling=last)
         self.seconds += time.perf_counter() - start
         means = {name: total / max(1, self.step) for name, total in self._sums.items()}
+        metric = self.task.metric.name
         trained, counted = means["macs"] / self.base_macs, found["counted_macs"] / self.base_macs
         target = self._target_ratio()
         if self.budget is not None:  # judged by where the epoch began: the target must not have moved in it
@@ -205,8 +219,8 @@ class Trainer:
             "loss": means["loss"],
             "task_loss": means["task_loss"],
             "budget_loss": means["budget_loss"],
-            "train_accuracy": means["accuracy"],
-            "accuracy": found["accuracy"],
+            f"train_{metric}": means[metric],
+            metric: found[metric],
             "val_loss": found["loss"],
             "train_expected_ratio": trained,
             "expected_ratio": found["expected_macs"] / self.base_macs,
@@ -233,13 +247,19 @@ class Trainer:
             step=self.step,
             steps=self.loaders.steps,
             loss=self._sums["loss"] / self.step if self.step else None,
-            accuracy=self._sums["accuracy"] / self.step if self.step else None,
+            score=self._score(),
+            metric=self.task.metric,
             macs_ratio=self._sums["macs"] / self.step / self.base_macs if self.step else None,
             target_ratio=self._target_ratio(),
             images_per_s=rate,
             eta_s=left * self.spec.batch_size / rate if rate else None,
             metrics=self.records[-1] if self.records else {},
         )
+
+    def _score(self) -> float | None:
+        """The task's metric on this epoch's training images so far; None where batches do not tell it."""
+        score = self._sums[self.task.metric.name] / max(1, self.step)
+        return score if self.step and math.isfinite(score) else None
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; every process must call it."""

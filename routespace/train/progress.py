@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from routespace.train.tasks.base import Metric
+from routespace.train.tasks.kinds import ClassifySpec
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -14,12 +17,13 @@ class Progress:
         stage: `train`, `validate`, `calibrate` or `evaluate`.
         epoch, epochs: the epoch under way, from 1; how many there are.
         step, steps: steps done in this epoch; how many it has.
-        loss, accuracy: averages of this epoch so far (0…1).
+        loss, score: averages of this epoch so far; the score is the task's metric on training images.
         macs_ratio, target_ratio: expected MACs of this epoch's training images and the target, as shares of the
             base; those of the validation images, expected and counted, are in `metrics`.
         images_per_s: in this epoch, all processes.
         eta_s: seconds of training that are left.
         metrics: the last line of metrics.jsonl, or empty.
+        metric: what the score is called, and its unit.
     """
 
     stage: str
@@ -28,9 +32,10 @@ class Progress:
     step: int = 0
     steps: int = 0
     loss: float | None = None
-    accuracy: float | None = None
+    score: float | None = None
     macs_ratio: float | None = None
     target_ratio: float | None = None
     images_per_s: float | None = None
     eta_s: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    metric: Metric = ClassifySpec.metric

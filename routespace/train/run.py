@@ -27,11 +27,12 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, read_json, write_text
 from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.train.budget import check_budget
-from routespace.train.calibrate import Calibration, calibrate
+from routespace.train.calibrate import Calibration, calibrate_threshold
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint
 from routespace.train.data.loaders import Part, make_loaders
 from routespace.train.evaluate import evaluate
@@ -48,6 +49,7 @@ from routespace.train.run_folder import (
     with_init,
 )
 from routespace.train.stopping import StopSignal, TrainingStoppedError
+from routespace.train.tasks.base import Task
 
 __all__ = ["Progress", "RunResult", "TrainingStoppedError", "evaluate", "train"]
 
@@ -107,12 +109,13 @@ def train(
     if first and not resume:
         refuse_existing(out)
     loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
-    net = _make_net(recipe, architecture, init).to(accelerator.device)
+    task = recipe.task.make(recipe.grid, recipe.train)
+    net = _make_net(recipe, architecture, task, init).to(accelerator.device)
     if first and not resume:
         start_folder(out, recipe, architecture, given=init is not None)
     accelerator.wait_for_everyone()  # nobody reads the folder before it is there
     report: Report = progress if progress is not None else lambda _: None
-    trainer = Trainer(recipe, net, loaders, accelerator=accelerator, target_macs=target, report=report)
+    trainer = Trainer(recipe, net, loaders, task=task, accelerator=accelerator, target_macs=target, report=report)
     set_seed((recipe.seed * 1009 + 1 + accelerator.process_index) % 2**32)  # noise: each process its own
     _fit(trainer, out, resume=resume)
     return _finish(trainer, out, target)
@@ -129,11 +132,11 @@ def _accelerator(recipe: Recipe, architecture: Architecture) -> Accelerator:
     )
 
 
-def _make_net(recipe: Recipe, architecture: Architecture, init: TaskNet | None) -> TaskNet:
+def _make_net(recipe: Recipe, architecture: Architecture, task: Task, init: TaskNet | None) -> TaskNet:
     torch.manual_seed(recipe.seed)
-    net = TaskNet.classifier(
-        architecture, recipe.gates, execution=recipe.train.execution, drop_path=recipe.train.drop_path
-    )
+    train = recipe.train
+    backbone = RouteNet(architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
+    net = TaskNet(backbone, task.head(recipe.grid))
     if init is not None:
         net.load_state_dict(init.state_dict())
     elif recipe.train.start == "staircase":
@@ -184,9 +187,9 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
     found = None
     if target is not None and recipe.budget.calibrate:
         trainer.report(trainer.progress("calibrate"))
-        found = calibrate(net, loaders.calibration, target)
+        found = calibrate_threshold(net, loaders.calibration, target)
     trainer.report(trainer.progress("evaluate"))
-    measured = evaluate(net, loaders.val)
+    measured = evaluate(net, loaders.val, task=trainer.task)
     seconds = trainer.seconds + time.perf_counter() - start
     result = _result(trainer, measured, found, target, seconds)
     if trainer.accelerator.is_main_process:
@@ -214,6 +217,7 @@ def _result(
     seconds: float,
 ) -> dict[str, Any]:
     recipe, net, base = trainer.recipe, trainer.final_net, trainer.base_macs
+    metric = trainer.task.metric.name
     rates = [record["images_per_s"] for record in trainer.records]
     return {
         "format": FORMAT,
@@ -221,7 +225,9 @@ def _result(
         "recipe": recipe.hash,
         "architecture": net.architecture.hash,
         "seed": recipe.seed,
-        "accuracy": measured["accuracy"],
+        "task": trainer.task.name,
+        "metric": metric,
+        metric: measured[metric],
         "loss": measured["loss"],
         "images": measured["images"],
         "expected_macs": measured["expected_macs"],

@@ -18,6 +18,7 @@ from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.timing import routed_times
 
 Split = Literal["test", "val"]
@@ -43,7 +44,8 @@ def evaluate_network(
         compiled: time it with compiled blocks.
 
     Returns:
-        accuracy (0…1), loss, images and images_per_s; params; macs (everything computed), counted_macs and
+        task; metric: the name of the task's, and under that name its value (accuracy 0…1);
+        loss, images and images_per_s; params; macs (everything computed), counted_macs and
         expected_macs of one image; usage; for a routed network also speed, with the measured and counted ratio.
 
     Raises:
@@ -51,12 +53,16 @@ def evaluate_network(
         SpecError: another split.
     """
     loader = split_loader(data, split)
-    result = evaluate(net, loader)
+    task = task_of_head(net.head.kind, net.spec)
+    metric = task.metric.name
+    result = evaluate(net, loader, task=task)
     cost = network_cost(net)
     report = {
         "split": split,
         "images": result["images"],
-        "accuracy": result["accuracy"],
+        "task": task.name,
+        "metric": metric,
+        metric: result[metric],
         "loss": result["loss"],
         "params": cost.params,
         "macs": int(cost.macs),

@@ -23,6 +23,7 @@ from routespace.nn.task_net import TaskNet
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import RECIPE_FILE, Artifact, load_artifact
 
 
@@ -152,11 +153,12 @@ def take(
         loader = make_loaders(artifact.require_recipe()).val
         whole = evaluate(artifact.net, loader, expected=False)
         part = whole if chosen == artifact.net.architecture else evaluate(small, loader, expected=False)
-    card = _card(artifact, small, part.get("accuracy"))
+    metric = task_of_head(small.head.kind, small.spec).metric.name if evaluated else ""
+    card = _card(artifact, small, part.get(metric))
     card = save_bundle(small, out, card, overwrite=overwrite)
     if artifact.recipe is not None:  # so that `evaluate` finds the bundle's data
         write_text(Path(out) / RECIPE_FILE, artifact.recipe.to_yaml())
-    accuracies = {"accuracy_whole": whole.get("accuracy"), "accuracy": part.get("accuracy")}
+    accuracies = {"accuracy_whole": whole.get(metric), "accuracy": part.get(metric)}
     return Extraction(small, card, report.max_difference, **accuracies, images=part.get("images", 0))
 
 

@@ -222,11 +222,12 @@ def test_watching_prints_one_line_an_epoch(capsys):
         for step in range(3):
             report(Progress(stage="train", epoch=2, epochs=2, step=step, steps=3, eta_s=65, metrics=record))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "net: " + epoch_line(record, 2, 65)
+    news = Progress(stage="train", epoch=2, epochs=2, eta_s=65, metrics=record)
+    assert line == "net: " + epoch_line(news)
     assert "accuracy 50.0 %" in line
     assert "MACs 0.700× (expected 0.705×, target 0.600×)" in line
     del record["expected_ratio"]
-    assert "MACs 0.700× (target 0.600×)" in epoch_line(record, 2, 65)
+    assert "MACs 0.700× (target 0.600×)" in epoch_line(news)
     assert clock(65) == "1:05"
 
 

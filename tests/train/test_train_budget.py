@@ -19,7 +19,7 @@ from routespace.train.budget import (
     least_macs,
     most_macs,
 )
-from routespace.train.calibrate import calibrate, set_threshold
+from routespace.train.calibrate import calibrate_threshold, set_threshold
 from routespace.train.evaluate import Sampling, sampling_gates
 from routespace.train.recipe.recipe import BudgetSpec
 from routespace.train.run import train
@@ -212,7 +212,7 @@ def test_training_and_calibration_reach_the_target(ratio):
         optimizer.step()
         net.backbone.update_gate_ema()
     assert macs.item() == pytest.approx(target, rel=0.1)
-    found = calibrate(net, [(batch, torch.zeros(16))], target)
+    found = calibrate_threshold(net, [(batch, torch.zeros(16))], target)
     assert found.met, found
     net.eval()
     assert counted_macs(net, used(net, batch)) == pytest.approx(target, rel=0.03)
@@ -223,10 +223,10 @@ def test_training_and_calibration_reach_the_target(ratio):
 def test_calibration_says_when_it_cannot():
     net = network(tiny())
     most = most_macs(net.architecture, net.gate_spec)
-    found = calibrate(net, [(images(), torch.zeros(8))], 2 * most)
+    found = calibrate_threshold(net, [(images(), torch.zeros(8))], 2 * most)
     assert not found.met
     assert "saturated" in found.note
     random = network(tiny(routing="depth", gates__selection="random"))
-    found = calibrate(random, [(images(2), torch.zeros(2))], 1.0)
+    found = calibrate_threshold(random, [(images(2), torch.zeros(2))], 1.0)
     assert not found.met
     assert found.note

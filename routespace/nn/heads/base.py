@@ -46,7 +46,7 @@ class Head(nn.Module, ABC):
         return {}
 
     def cost(self, spec: GridSpec) -> EdgeCost:
-        """The price of one image of the spec's size; nothing unless a head says otherwise."""
+        """The price of one image of the spec's size (a caller sets it to the real one); nothing by default."""
         return NO_COST
 
     @abstractmethod

@@ -28,6 +28,7 @@ from routespace.preprocess import Preprocess
 from routespace.train.recipe.data import DataSpec, DigitsSpec, of_kind, of_other_kind, settled
 from routespace.train.recipe.parts import BudgetSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
+from routespace.train.tasks.kinds import AnyTask, ClassifySpec
 from routespace.values import Value, fields_at
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
@@ -47,7 +48,7 @@ class Recipe(Value):
         split: transformer layers per rate of a static staircase; None for equal shares.
         gates: how gated edges decide.
         budget, data, train: see their specs.
-        task: what is learned.
+        task: what is learned, by its name, or a mapping with `kind` and what else the task has.
         search: what a study varies; None when the recipe is not made for one.
 
     Raises:
@@ -56,7 +57,7 @@ class Recipe(Value):
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
-    task: Literal["classify"] = "classify"
+    task: AnyTask = ClassifySpec()
     grid: GridSpec
     routing: Literal["both", "depth", "scale", "none", "static"] = "both"
     split: tuple[Annotated[int, Field(ge=0)], ...] | None = None
@@ -85,6 +86,7 @@ class Recipe(Value):
             )
         grid = self.grid
         self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
+        self.task.check(grid)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
         for section in ("space", "overrides"):

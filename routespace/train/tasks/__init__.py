@@ -1,4 +1,4 @@
-"""What a network is taught: targets, loss and metric of each task.
+"""Tasks: what is learned. A task knows its head, its targets, its loss and how it is measured.
 
-Begin with `classify.py`.
+Begin with `base.py`, what a task is. A new one is a file like `classify.py` and an entry of `TASKS` in `kinds.py`.
 """

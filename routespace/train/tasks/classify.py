@@ -1,67 +1,97 @@
-"""What is learned: how batches are mixed, what the loss is, what is measured.
+"""Classification: cross-entropy, timm's mixup and cutmix, top-1 accuracy.
 
-Shape legend: B images · K classes.
+Shape legend: B images · C channels · H, W pixels · K classes.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from routespace.nn.task_net import TaskOutput
+from routespace.errors import SpecError
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.base import Head
+from routespace.nn.heads.classify import Classifier
 from routespace.train.recipe.parts import TrainSpec
+from routespace.train.tasks.kinds import ClassifySpec
 
 
 class Classify:
-    """Classification with cross-entropy; timm's mixup and cutmix.
+    """Classification of images.
 
     Args:
-        spec: label smoothing, mixup and cutmix.
         classes: K.
+        train: label smoothing, mixup and cutmix; None for none of them.
     """
 
-    def __init__(self, spec: TrainSpec, classes: int) -> None:
+    name = "classify"
+    metric = ClassifySpec.metric
+
+    def __init__(self, classes: int, train: TrainSpec | None = None) -> None:
         self.classes = classes
-        self.smoothing = spec.label_smoothing
+        self.smoothing = train.label_smoothing if train is not None else 0.0
         self.mixup = None
-        if spec.mixup or spec.cutmix:
+        if train is not None and (train.mixup or train.cutmix):
             self.mixup = Mixup(  # type: ignore[no-untyped-call]
-                spec.mixup, spec.cutmix, label_smoothing=spec.label_smoothing, num_classes=classes
+                train.mixup, train.cutmix, label_smoothing=train.label_smoothing, num_classes=classes
             )
 
-    def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,) → images and targets: (B,), or (B, K) where they were mixed."""
-        return (images, labels) if self.mixup is None else self.mixup(images, labels)
+    def head(self, spec: GridSpec) -> Head:
+        """A linear classifier."""
+        return Classifier.build(spec, {})
 
-    def loss(self, output: TaskOutput, targets: Tensor) -> Tensor:
-        """0-d cross-entropy; mixed targets are smoothed already."""
+    def prepare(
+        self, batch: tuple[Tensor, Tensor], device: torch.device, *, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) → the same, or mixed images and targets (B, K)."""
+        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        if self.mixup is None or not training:
+            return images, labels
+        if len(images) % 2:
+            raise SpecError(
+                f"train.batch_size: mixup and cutmix pair images, and {len(images)} of a process are odd; give an "
+                f"even number for each process"
+            )
+        mixed: tuple[Tensor, Tensor] = self.mixup(images, labels)
+        return mixed
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """0-d cross-entropy of logits (B, K); mixed targets are smoothed already."""
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
-        return F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
+        return F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)
 
-    def hits(self, output: TaskOutput, targets: Tensor) -> Tensor:
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """0-d share of images whose class, or greater class where mixed, was found."""
         wanted = targets if targets.ndim == 1 else targets.argmax(1)
-        return (output.logits.argmax(1) == wanted).float().mean()
+        return (outputs.argmax(1) == wanted).float().mean()
+
+    def meter(self, device: torch.device) -> ClassifyMeter:
+        """Accuracy and loss."""
+        return ClassifyMeter(self.classes, device)
 
 
 class ClassifyMeter:
     """Top-1 accuracy and loss over a pass; torchmetrics adds up several processes."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self.metrics = MetricCollection(
-            {"accuracy": MulticlassAccuracy(num_classes=classes, average="micro"), "loss": MeanMetric()}
-        ).to(device)
+        self.metrics: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(num_classes=classes, average="micro").to(device),
+            "loss": MeanMetric(nan_strategy="disable").to(device),  # else it would leave out what is NaN
+        }
 
-    def update(self, output: TaskOutput, labels: Tensor) -> None:
-        """Add a batch with labels (B,)."""
-        self.metrics["accuracy"].update(output.logits, labels)
-        loss = F.cross_entropy(output.logits.float(), labels)
-        self.metrics["loss"].update(loss, len(labels))
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch of logits (B, K) with labels (B,)."""
+        self.metrics["accuracy"].update(outputs, targets)
+        self.metrics["loss"].update(F.cross_entropy(outputs.float(), targets), len(targets))
 
     def compute(self) -> dict[str, float]:
         """`accuracy` in 0…1 and `loss`."""
-        return {name: float(value) for name, value in self.metrics.compute().items()}
+        with warnings.catch_warnings():  # of a process that had no images, though others had
+            warnings.filterwarnings("ignore", message=".*compute.*before the .*update")
+            return {name: float(metric.compute()) for name, metric in self.metrics.items()}

@@ -1,0 +1,112 @@
+"""Task: head, targets, loss and measure of what is learned; and TaskSpec, its part of a recipe.
+
+The loop, the evaluation and every report speak of the task's metric by its name; none of them knows what it is.
+Nothing here imports torch, so that recipes are read at once.
+
+Shape legend: B images · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from routespace.grid.spec import GridSpec
+from routespace.train.recipe.parts import TrainSpec
+from routespace.values import Value
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from routespace.nn.heads.base import Head
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The one number that a task is judged by.
+
+    Attributes:
+        name: its key in metrics.jsonl and result.json; that of the training images has `train_` before it.
+        unit: `%` for a share 0…1 that is shown as a percentage, else what follows the number.
+        direction: what is better.
+    """
+
+    name: str
+    unit: str
+    direction: Literal["maximise", "minimise"]
+
+    def text(self, value: float, digits: int = 1) -> str:
+        """The value for people, such as `93.1 %`."""
+        if self.unit == "%":
+            return f"{100 * value:.{digits}f} %"
+        return f"{value:.{digits + 2}g} {self.unit}".rstrip()
+
+
+class Meter(Protocol):
+    """Adds up a pass over held-out images."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Add a batch: what the head gave, and the targets that `Task.prepare` made."""
+
+    def compute(self) -> dict[str, float]:
+        """The task's metric by its name, `loss`, and what else there is to tell; over all processes.
+
+        A process that had no images takes part with nothing.
+        """
+
+
+class Task(Protocol):
+    """What is learned.
+
+    Attributes:
+        name: as in a recipe's `task`.
+        metric: what it is judged by.
+    """
+
+    name: str
+    metric: Metric
+
+    def head(self, spec: GridSpec) -> Head:
+        """A head with fresh weights for a grid."""
+
+    def prepare(self, batch: Any, device: torch.device, *, training: bool) -> tuple[Tensor, Any]:
+        """A loader's batch → images (B, C, H, W) and the targets that `loss` and the meter take, on the device.
+
+        While training, what mixes or augments whole batches happens here.
+        """
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """0-d mean loss of a batch."""
+
+    def score(self, outputs: Any, targets: Any) -> Tensor | None:
+        """0-d metric of one training batch, to watch; None where a batch says nothing about it."""
+
+    def meter(self, device: torch.device) -> Meter:
+        """A fresh meter for a pass over held-out images."""
+
+
+class TaskSpec(Value, ABC):
+    """A recipe's `task`: its kind and what it needs beside grid and training. In YAML a kind alone will do.
+
+    Args:
+        kind: the task's name.
+    """
+
+    metric: ClassVar[Metric]
+
+    kind: str
+
+    def check(self, grid: GridSpec) -> None:
+        """Raise ValueError, naming the recipe's field, when the grid does not fit the task."""
+        return
+
+    @abstractmethod
+    def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
+        """The task itself. Imports torch.
+
+        Args:
+            grid: number of classes, output rates.
+            train: smoothing and mixing of training batches; without it there is none.
+        """

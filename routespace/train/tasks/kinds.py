@@ -1,0 +1,70 @@
+"""Every task by its name: one entry here lets recipes name it. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from routespace.grid.spec import GridSpec
+from routespace.train.recipe.parts import TrainSpec
+from routespace.train.tasks.base import Metric, Task, TaskSpec
+
+
+class ClassifySpec(TaskSpec):
+    """Image classification: the grid's `num_classes`, top-1 accuracy."""
+
+    metric = Metric("accuracy", "%", "maximise")
+
+    kind: Literal["classify"] = "classify"
+
+    def check(self, grid: GridSpec) -> None:
+        """A classifier needs classes."""
+        if not grid.num_classes:
+            raise ValueError("grid.num_classes: 0 leaves nothing to tell apart; give the number of classes")
+
+    def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
+        """`Classify` with the training's smoothing, mixup and cutmix."""
+        from routespace.train.tasks.classify import Classify
+
+        return Classify(grid.num_classes, train)
+
+
+TASKS: dict[str, type[TaskSpec]] = {"classify": ClassifySpec}
+
+
+def _read(value: Any) -> Any:
+    """A kind alone means its defaults."""
+    data = {"kind": value} if isinstance(value, str) else value
+    kind = data.get("kind") if isinstance(data, Mapping) else getattr(data, "kind", data)
+    if kind not in TASKS:
+        raise ValueError(f"{kind!r:.40} is no task; give {' or '.join(TASKS)}")
+    return data
+
+
+def _shown(spec: TaskSpec) -> Any:
+    """The kind alone where everything else is as it comes: recipes of before there were several stay equal."""
+    data = spec.model_dump(mode="json")
+    return spec.kind if data == type(spec)(kind=spec.kind).model_dump(mode="json") else data
+
+
+if TYPE_CHECKING:
+    _Any = TaskSpec
+else:
+    _Any = Union[tuple(TASKS.values())]  # noqa: UP007 (made from the table)
+
+AnyTask = Annotated[_Any, BeforeValidator(_read), PlainSerializer(_shown)]
+
+
+def task_of_head(kind: str, grid: GridSpec) -> Task:
+    """The task, with its defaults, whose networks have heads of this kind.
+
+    Raises:
+        SpecError: no task has.
+    """
+    from routespace.errors import SpecError
+
+    if kind not in TASKS:
+        raise SpecError(f"net: its head is of kind {kind!r}, which no task measures; give a network with a task")
+    return TASKS[kind](kind=kind).make(grid)
