@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
-from routespace.nn.route_net import RouteNet, RouteOutput
-from routespace.nn.task_net import TaskNet, TaskOutput
+from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 
 FLOPS_PER_MAC = 2
 ATTENTION = "aten::scaled_dot_product_attention"
@@ -44,7 +44,7 @@ _FREE_NAMES = """
     new_full fill scalar_tensor rand rand_like bernoulli exponential uniform clone copy to_copy lift_fresh
     reshape_alias unsafe_view local_scalar_dense upsample_nearest2d"""
 _FREE = frozenset(_FREE_NAMES.split())
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)  # a private name
 _NORMS = ("layer_norm", "batch_norm", "group_norm", "instance_norm")
 
 
@@ -106,24 +106,6 @@ class CheckReport:
         ]
 
 
-class _Logits(nn.Module):
-    """What fvcore can trace: images in, one tensor out."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → the one output, or the means of all."""
-        out: Any = self.net(images)
-        if isinstance(out, TaskOutput):
-            assert isinstance(self.net, TaskNet)
-            values = list(self.net.head.tensors(out.outputs))
-        else:
-            values = list(out.maps.values()) if isinstance(out, RouteOutput) else [out]
-        return values[0] if len(values) == 1 else torch.stack([value.mean() for value in values])
-
-
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that torch's flop counter has no formula for and that are not free."""
 
@@ -143,7 +125,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _added_formulas() -> dict[Any, Callable[..., int]]:
     """Operator → its formula, where torch's counter has none: fused attention on a CPU, before torch 2.15."""
-    return {} if _CPU_ATTENTION in flop_registry else {_CPU_ATTENTION: _attention_flops}
+    known = _CPU_ATTENTION is None or _CPU_ATTENTION in flop_registry
+    return {} if known else {_CPU_ATTENTION: _attention_flops}
 
 
 def _attention_flops(queries: Any, keys: Any, values: Any, *_: object, **__: object) -> int:
@@ -207,11 +190,12 @@ def fvcore_macs(
     """
     images = torch.zeros(1, *_image(net, image_size), dtype=next(net.parameters()).dtype)
     training = net.training
+    module = net.eval().as_module() if isinstance(net, RouteNet | TaskNet) else net.eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore's own, and the tracer's about constants of the fixed image size
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(_Logits(net.eval()), images)
+        analysis = FlopCountAnalysis(module, images)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         if attention:
             analysis.set_op_handle(ATTENTION, _attention_macs)

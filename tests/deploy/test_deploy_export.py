@@ -73,7 +73,7 @@ def test_pt2(tmp_path, kind):
     report = export_pt2(net, tmp_path / "net.pt2")
     assert report.max_difference < 1e-5
     images = example_images(net, 5)
-    (given,) = torch.export.load(report.path).module()(images)
+    given = torch.export.load(report.path).module()(images)
     assert torch.allclose(given, net.eval()(images).logits, atol=1e-5)
     assert names_in(tmp_path) == ["net.pt2"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
 from routespace.grid.architecture import Architecture
@@ -10,17 +10,6 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.task_net import TaskNet
-
-
-class Logits(nn.Module):
-    """A network that returns its logits alone."""
-
-    def __init__(self, net: TaskNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images).logits
 
 
 def small_net(routing: str = "both", **gates) -> TaskNet:
@@ -38,7 +27,7 @@ def small_net(routing: str = "both", **gates) -> TaskNet:
 def assert_exports(net: TaskNet) -> None:
     images = torch.randn(3, 3, 64, 64)
     batch = {"images": {0: Dim("batch", min=2, max=64)}}
-    exported = torch.export.export(Logits(net), (images,), dynamic_shapes=batch).module()
+    exported = torch.export.export(net.as_module(), (images,), dynamic_shapes=batch).module()
     with torch.no_grad():
         for size in (2, 3, 7):
             images = torch.randn(size, 3, 64, 64)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from routespace.errors import MissingDependencyError, RoutespaceError, SpecError
 from routespace.files import replaced
-from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
+from routespace.nn.module import PlainModule
+from routespace.nn.task_net import AnyNet, as_task_net
 
 TOLERANCE = 1e-4  # of the greatest output, in float32
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
@@ -49,23 +50,6 @@ class ExportReport:
     max_difference: float
     operators: Mapping[str, int]
     bytes: int
-
-
-class Deployed(nn.Module):
-    """A network as others expect a module: images in, what its head gives out."""
-
-    def __init__(self, net: TaskNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) → the logits alone, or every map of a network without a task, fine to coarse."""
-        return self.net.head.tensors(self.net(images).outputs)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the outputs."""
-        return list(self.net.head.names)
 
 
 def export_onnx(
@@ -104,7 +88,7 @@ def export_onnx(
             module,
             (images,),
             input_names=["images"],
-            output_names=module.names,
+            output_names=list(module.names),
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             opset_version=opset,
             dynamo=True,
@@ -129,6 +113,7 @@ def export_pt2(
 ) -> ExportReport:
     """Write a `.pt2` program (torch.export) with a free batch size, and check it as loaded.
 
+    The loaded program's module takes images and returns the logits, or a tuple of maps where there are no classes.
     Arguments and errors are those of `export_onnx`, but nothing has to be installed, and the path must end in
     `.pt2` (SpecError), as torch asks.
     """
@@ -141,7 +126,7 @@ def export_pt2(
         program = _traced(path, torch.export.export, module, (images,), dynamic_shapes=shapes)
         torch.export.save(program, partial)
         loaded = torch.export.load(partial).module()
-        gap = _compare(module, lambda x: list(loaded(x)), net, image_size, tolerance, path)
+        gap = _compare(module, loaded, net, image_size, tolerance, path)
         calls = (node for node in program.graph.nodes if node.op == "call_function")
         operators = Counter(str(node.target).removeprefix("aten.") for node in calls)
         size = partial.stat().st_size
@@ -202,8 +187,8 @@ def _onnx_runtime(path: Path) -> Any:
 
 @torch.no_grad()
 def _compare(
-    module: Deployed,
-    run: Any,
+    module: nn.Module,
+    run: Callable[[Tensor], Any],
     net: AnyNet,
     image_size: tuple[int, int] | int | None,
     tolerance: float,
@@ -213,7 +198,7 @@ def _compare(
     worst = 0.0
     for batch in CHECKED_BATCHES:
         images = example_images(net, batch, image_size)
-        for expected, given in zip(module(images), run(images), strict=True):
+        for expected, given in zip(_listed(module(images)), _listed(run(images)), strict=True):
             scale = max(1.0, float(expected.abs().max()))
             gap = float((expected.double().cpu() - given.double().cpu()).abs().max()) / scale
             worst = max(worst, gap) if gap == gap else float("inf")
@@ -225,13 +210,18 @@ def _compare(
     return worst
 
 
+def _listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """The outputs of a module that returns one or several."""
+    return [outputs] if isinstance(outputs, Tensor) else outputs
+
+
 @contextmanager
-def _deployed(net: AnyNet) -> Iterator[Deployed]:
+def _deployed(net: AnyNet) -> Iterator[PlainModule]:
     """The network as a plain module, dense and in evaluation mode; its own settings return afterwards."""
     training, execution = net.training, net.execution
     net.execution = "dense"
     try:
-        yield Deployed(as_task_net(net.eval())).eval()
+        yield as_task_net(net.eval()).as_module().eval()
     finally:
         net.execution = execution
         net.train(training)
