@@ -121,4 +121,4 @@ else:
         return value
 
     def __dir__() -> list[str]:
-        return sorted([*globals(), *__all__])
+        return sorted({*globals(), *__all__})

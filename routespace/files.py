@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,26 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
         _flush_names(path.parent)
 
 
+@contextmanager
+def undone(folder: Path | str, *, unless: Path) -> Iterator[None]:
+    """A block that makes a folder, or fills an empty one: when it fails, the folder is as it was.
+
+    Args:
+        folder: it must not exist, or be empty.
+        unless: a path; once it exists, what is there is worth keeping.
+    """
+    folder = Path(folder)
+    was_there, made = folder.is_dir(), _missing_parents(folder)
+    try:
+        yield
+    except BaseException:
+        if not unless.exists():
+            for path in list(folder.iterdir()) if folder.is_dir() else []:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove_empty([] if was_there else [folder, *made])
+        raise
+
+
 def require_place(path: Path | str) -> None:
     """Raise BundleError when no file can be written at `path`: asked before the work whose result goes there."""
     path = Path(path)
@@ -174,14 +194,19 @@ def _beside(path: Path) -> Iterator[Path]:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if not path.exists():
-            with suppress(OSError):  # one that somebody else has used meanwhile stays, and its parents
-                for parent in made:
-                    parent.rmdir()
+            _remove_empty(made)
 
 
 def _missing_parents(path: Path) -> list[Path]:
     """The parents of a path that are not there, the innermost first."""
     return [parent for parent in path.parents if not os.path.lexists(parent)]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first; one that somebody else has used meanwhile stays, and its parents."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _swap(partial: Path, path: Path, *, aside: Path) -> None:

@@ -16,6 +16,7 @@ from routespace.files import (
     replaced,
     replaced_folder,
     require_place,
+    undone,
     write_bytes,
     write_json,
     write_text,
@@ -103,6 +104,23 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert all("cannot be written (File too large)" in line for line in lines)
     assert old.read_text() == "old"
     assert left_in(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_folder_whose_work_fails_is_as_it_was(error, tmp_path):
+    def work(folder):
+        (folder / "deep").mkdir(parents=True, exist_ok=True)
+        fail_halfway(folder / "deep" / "a.txt", error)
+
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "new" / "run"):
+        with pytest.raises(error), undone(folder, unless=folder / "worth keeping"):
+            work(folder)
+    assert left_in(tmp_path) == ["empty"]
+    assert left_in(tmp_path / "empty") == []
+    with pytest.raises(error), undone(tmp_path / "run", unless=tmp_path / "run" / "deep"):
+        work(tmp_path / "run")
+    assert left_in(tmp_path / "run") == ["deep"]
 
 
 def test_places_that_cannot_take_a_file(tmp_path):

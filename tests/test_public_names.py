@@ -63,7 +63,7 @@ def test_names_are_pinned():
 def test_each_name_is_there_and_documented():
     for name in PUBLIC:
         assert getattr(routespace, name).__doc__, name
-        assert name in dir(routespace)
+        assert dir(routespace).count(name) == 1
 
 
 def test_type_checkers_see_the_same_names():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from routespace.files import replaced
 
 DPI = 160
 FORMATS = ("png", "svg", "pdf")
+SALT = "routespace"
 # Dates and library versions would make equal pictures different files.
 METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
@@ -38,6 +40,7 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
     path = Path(path)
     kind = require_format(path)
     FigureCanvasAgg(figure)
-    with replaced(path) as partial:
+    # Names inside an SVG file are drawn by chance without a salt; whose else it is stays as it was.
+    with replaced(path) as partial, matplotlib.rc_context({"svg.hashsalt": SALT}):
         figure.savefig(partial, format=kind, dpi=DPI, metadata=METADATA[kind])
     return path

@@ -11,6 +11,7 @@ result.json          final numbers; a folder that has it is a finished run
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from routespace.errors import BundleError, SpecError
-from routespace.files import json_text, read_json, write_text
+from routespace.files import json_text, read_json, undone, write_text
 from routespace.grid.architecture import Architecture
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
@@ -42,6 +43,7 @@ from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import (
     FORMAT,
     RESULT,
+    checkpoint_path,
     refuse_existing,
     resumable,
     save_final,
@@ -111,13 +113,16 @@ def train(
     loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
     task = recipe.task.make(recipe.grid, recipe.train)
     net = _make_net(recipe, architecture, task, init).to(accelerator.device)
-    if first and not resume:
-        start_folder(out, recipe, architecture, given=init is not None)
-    accelerator.wait_for_everyone()  # nobody reads the folder before it is there
-    report: Report = progress if progress is not None else lambda _: None
-    trainer = Trainer(recipe, net, loaders, task=task, accelerator=accelerator, target_macs=target, report=report)
-    set_seed((recipe.seed * 1009 + 1 + accelerator.process_index) % 2**32)  # noise: each process its own
-    _fit(trainer, out, resume=resume)
+    begins = first and not resume
+    with undone(out, unless=checkpoint_path(out)) if begins else contextlib.nullcontext():
+        if begins:
+            start_folder(out, recipe, architecture, given=init is not None)
+        accelerator.wait_for_everyone()  # nobody reads the folder before it is there
+        report: Report = progress if progress is not None else lambda _: None
+        options: dict[str, Any] = {"accelerator": accelerator, "target_macs": target, "report": report}
+        trainer = Trainer(recipe, net, loaders, task=task, **options)
+        set_seed((recipe.seed * 1009 + 1 + accelerator.process_index) % 2**32)  # noise: each process its own
+        _fit(trainer, out, resume=resume)
     return _finish(trainer, out, target)
 
 
@@ -159,7 +164,7 @@ def open_staircase(net: TaskNet, path: Architecture) -> None:
 
 def _fit(trainer: Trainer, out: Path, *, resume: bool) -> None:
     """Train, with checkpoints and metrics in `out`."""
-    path = out / "checkpoint" / "state.pt"
+    path = checkpoint_path(out)
     if resume and path.exists():
         state = load_checkpoint(path)
         if state.get("recipe") != trainer.recipe.hash:

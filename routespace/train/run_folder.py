@@ -39,6 +39,11 @@ def fine_tuning(recipe: Recipe, grid: GridSpec, gates: GateSpec) -> Recipe:
     return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
 
 
+def checkpoint_path(out: Path) -> Path:
+    """Where a run keeps what it needs to go on."""
+    return out / "checkpoint" / "state.pt"
+
+
 def refuse_existing(out: Path) -> None:
     """Raise BundleError unless `out` is empty or not there: nothing is overwritten silently."""
     if (out / RESULT).exists():

@@ -1,5 +1,9 @@
 """Pictures: every format, every kind of architecture, nothing half-written."""
 
+import os
+import subprocess
+import sys
+
 import matplotlib
 import matplotlib.image
 import numpy as np
@@ -27,9 +31,11 @@ def usage_of(architecture):
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_formats_are_deterministic(tmp_path, ending):
     full = Architecture.full(GRID)
-    matplotlib.rcParams["svg.hashsalt"] = "fixed"
+    salt = matplotlib.rcParams["svg.hashsalt"]
+    assert salt is None  # nobody has set it for us
     files = [draw_grid(full, usage_of(full), path=tmp_path / f"{i}.{ending}") for i in (1, 2)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    assert matplotlib.rcParams["svg.hashsalt"] is salt
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"1.{ending}", f"2.{ending}"]
 
 
@@ -138,3 +144,17 @@ def test_tokens_are_drawn_and_bad_input_is_refused(tmp_path):
     with pytest.raises(SpecError, match="same batch"):
         draw_tokens(architecture, images[:2], routes, path=tmp_path / "no.png")
     assert not (tmp_path / "no.png").exists()
+
+
+def test_another_process_draws_the_same_file(tmp_path):
+    code = (
+        "import sys; from routespace import Architecture, GridSpec, RoutingGrid\n"
+        "from routespace.draw.grid import draw_grid\n"
+        "draw_grid(Architecture.full(RoutingGrid(GridSpec(layers=3, max_down=16))), path=sys.argv[1])\n"
+    )
+    pictures = [tmp_path / f"{seed}.svg" for seed in (1, 2)]
+    for seed, picture in enumerate(pictures):
+        subprocess.run(
+            [sys.executable, "-c", code, str(picture)], env=os.environ | {"PYTHONHASHSEED": str(seed)}, check=True
+        )
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()

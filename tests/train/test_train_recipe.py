@@ -127,6 +127,8 @@ def test_assignments_are_typed_as_yaml_1_2():
     assert parse_assignments(["a=1e-3", "b=no", "c=true", "d=[1, x]", "e=", "f=0x1", "g='5'"]) == {
         "a": 1e-3, "b": "no", "c": True, "d": [1, "x"], "e": None, "f": "0x1", "g": "5",
     }  # fmt: skip
+    numbers = parse_assignments(["a=0100", "b=-010", "c=+08", "d=[007, 0012]", "e=00.5"])
+    assert numbers == {"a": 100, "b": -10, "c": 8, "d": [7, 12], "e": 0.5}  # no octal, as 1.1 has it
     with pytest.raises(SpecError, match="no assignment"):
         parse_assignments(["train.epochs"])
     with pytest.raises(SpecError, match=r"train.lr"):

@@ -45,6 +45,8 @@ for _tag, _pattern, _first in (
 ):
     _whole = re.compile(f"^(?:{_pattern.pattern})$")
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, list(_first))
+# PyYAML's own reads 1.1's octal numbers: 0100 would be 64.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 _Dumper.add_representer(
     list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )

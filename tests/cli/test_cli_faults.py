@@ -1,0 +1,175 @@
+"""Wrong use: one line that says what to do, before any work, with nothing left behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from tiny_grid import TINY_GRID
+
+from routespace import Architecture, RoutingGrid, TaskNet, load_recipe, save_bundle
+from routespace.cli.app import told
+from routespace.deploy.bundle import Card
+from routespace.errors import DataError, SpecError
+from routespace.grid.spec import GridSpec
+
+FEW = ["--set", "data.train_size=64", "--set", "data.val_size=32", "--set", "data.test_size=32"]
+SMALL = [
+    *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "train.epochs=1"),
+    *("--set", "grid.layers=2", "--set", "grid.embed_layers=all", "--device", "cpu"),
+]
+
+
+TORCH_TOLD = """
+import sys
+from routespace.cli.app import app
+try:
+    app(sys.argv[1:])
+finally:
+    print("torch" in sys.modules)
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle of a small network that was never trained, without a recipe."""
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.parse(TINY_GRID))))
+    save_bundle(net, tmp_path / "bundle", Card.of(net))
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of images of two classes, one of which cannot be read."""
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    broken = tmp_path / "data" / "train" / "cat" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--nosuch"], ["No such option", "--nosuch"]),
+        (["build", "--nosuch"], ["No such option", "--nosuch"]),
+        (["evaluate"], ["Missing argument"]),
+        (["recipes", "show"], ["NAME", "recipes show digits_tiny"]),
+        (["recipes", "list"], ["'list'", "recipes show NAME"]),
+        (["recipes", "--set", "seed=1"], ["recipes show NAME"]),
+        (["evaluate", "nosuch"], ["nosuch", "does not exist"]),
+        (["evaluate", "afile"], ["afile", "is a file"]),
+        (["export", "afile", "-o", "out"], ["afile", "is a file"]),
+        (["export", "nosuch", "-o", "out", "--format", "onnx"], ["nosuch", "does not exist"]),
+        (["export", "bundle", "-o", "afile"], ["afile", "cannot be written"]),
+        (["export", "bundle", "-o", "out", "--image-size", "big"], ["image_size", "160x256"]),
+        (["export", "bundle", "-o", "out", "--format", "onnx,onnx2"], ["format", "'onnx2'", "pt2"]),
+        (["verify", "bundle", "--against", "nosuch"], ["nosuch"]),
+        (["verify", "bundle", "--against", "bundle", "--tolerance", "-1"], ["tolerance", "-1"]),
+        (["verify", "bundle", "--against", "bundle", "--tolerance", "nan"], ["tolerance", "nan"]),
+        (["verify", "bundle", "--against", "bundle", "--tolerance", "inf"], ["tolerance", "inf"]),
+        (["evaluate", "bundle", "--split", "train"], ["split", "test or val"]),
+        (["extract", "bundle", "-o", "bundle"], ["bundle", "--overwrite"]),
+        (["extract", "nosuch", "-o", "out"], ["nosuch", "does not exist"]),
+        (["extract", "bundle", "-o", "full"], ["full", "no bundle"]),
+        (["extract", "bundle", "-o", "out", "--method", "guess"], ["method", "milp"]),
+        (["extract", "bundle", "-o", "out", "--ratio", "0"], ["ratio", "above 0"]),
+        (["extract", "bundle", "-o", "out", "--ms", "3"], ["--latency"]),
+        (["profile", "grid.json", "-o", "full"], ["full", "cannot be written"]),
+        (["profile", "grid.json", "-o", "t.json", "--dtype", "int8"], ["dtype", "float32"]),
+        (["train", "digits_tiny", "--out", "full"], ["full", "not empty"]),
+        (["train", "digits_tiny", "--out", "afile"], ["afile"]),
+        (["train", "digits_tiny", "--out", "afile/run"], ["afile"]),
+        (["train", "digits_tiny", "--from", "nosuch"], ["nosuch", "does not exist"]),
+        (["search", "dit_b2_imagenet", "--out", "s"], ["search.space"]),
+        (["demo", "--out", "full"], ["full", "holds no demo"]),
+        (["demo", "--out", "afile"], ["afile", "cannot be written"]),
+        (["demo", "--out", "afile/demo"], ["afile", "cannot be written"]),
+    ],
+)
+def test_wrong_use_is_one_line_before_torch_is_loaded(args, words, bundle, tmp_path):
+    (tmp_path / "afile").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "grid.json").write_text(json.dumps(TINY_GRID))
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-c", TORCH_TOLD, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    assert done.stdout == "False\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_corrupt_image_in_a_worker_is_one_line_and_leaves_nothing(cli, pictures, tmp_path):
+    args = ["train", "digits_tiny", *SMALL, "--data", pictures, "--set", "grid.num_classes=2"]
+    args += ["--set", "train.batch_size=8", "--set", "data.val_fraction=0.2", "--set", "data.workers=2"]
+    line = cli(*args, "--out", tmp_path / "runs" / "bad")
+    line.assert_refused(str(pictures / "train" / "cat" / "03.png"))
+    assert "worker" not in line.err
+    assert len(line.err) < 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize("error", [DataError, OSError, ValueError])
+def test_what_a_worker_said_is_told_without_its_traceback(error, capsys):
+    text = (
+        f"Caught {error.__name__} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    )
+    text += (
+        f'  File "x.py", line 3, in y\n    read()\nroutespace.errors.{error.__name__}: a b/03.png: is cut off\n'
+    )
+    ended = told(error(text))
+    assert (ended is None) == (error is ValueError)  # ours to mend
+    if ended is not None:
+        assert capsys.readouterr().err == "error: a b/03.png: is cut off\n"
+
+
+def test_channels_that_do_not_fit_leave_nothing(cli, tmp_path):
+    args = ["train", "digits_tiny", *FEW, *SMALL, "--set", "grid.in_channels=1", "--out", tmp_path / "run"]
+    cli(*args).assert_refused("channels")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_are_decimal(cli):
+    shown = cli("recipes", "show", "digits_tiny", "--set", "data.train_size=0100", "--set", "seed=0012")
+    assert "train_size: 100\n" in shown.assert_fine().out
+    assert "seed: 12\n" in shown.out
+
+
+def test_commands_that_go_on_are_complete_and_quoted(cli, tmp_path):
+    out = tmp_path / "a b"
+    args = ["train", "digits_tiny", *FEW, *SMALL, "--set", "budget.ratio=0.6", "--out", out]
+    cli(*args).assert_fine()
+    done = cli("extract", out, "--no-evaluate", "-o", tmp_path / "the small one").assert_fine().out
+    assert f"routespace train '{out}' --from '{tmp_path / 'the small one'}'" in done
+    assert load_recipe(out).budget.ratio == 0.6
+
+
+def test_the_same_command_is_told_with_all_its_options(cli, monkeypatch, tmp_path):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("routespace.search.run_study", interrupted)
+    given = ["search", "digits_tiny", "--set", "search.overrides={train.epochs: 1}", "--out", tmp_path / "a b"]
+    result = cli(*given)
+    assert result.code == 130
+    told = f"routespace search digits_tiny --set 'search.overrides={{train.epochs: 1}}' --out '{tmp_path / 'a b'}'"
+    assert result.err == f"error: interrupted; the same command goes on: {told}\n"
+
+
+def test_a_device_that_is_not_there(cli, bundle):
+    for args in (["export", bundle, "-o", bundle.parent / "x"], ["verify", bundle, "--against", bundle]):
+        cli(*args, "--device", "tpu").assert_refused("device", "cuda")
+        cli(*args, "--device", "cuda:99").assert_refused("device", "cuda:99")
+    with pytest.raises(SpecError, match=r"train\.device"):
+        load_recipe("digits_tiny", ["train.device=tpu"])
+    cli("train", "digits_tiny", "--device", "tpu", "--out", bundle.parent / "x").assert_refused("train.device")
