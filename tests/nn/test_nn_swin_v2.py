@@ -219,7 +219,67 @@ def test_every_token_has_one_place(hw, window, shifted):
     assert windows.number * windows.area == math.prod(windows.padded)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_unit_of_zero_is_zero(dtype):
     x = torch.stack((torch.zeros(4), torch.ones(4), torch.full((4,), 1e-3))).to(dtype)
     assert torch.allclose(unit(x).float(), torch.tensor([0.0, 0.5, 0.5])[:, None].expand(3, 4), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_vectors_have_zero_gradients(dtype):
+    x = torch.zeros(3, 4, dtype=dtype)
+    x[1] = 0.5
+    x.requires_grad_()
+    (unit(x) * torch.arange(4)).sum().backward()
+    assert not x.grad[0].any()
+    assert x.grad[1].any()
+    assert x.grad.isfinite().all()
+
+
+def padded_net(window: int, image: int, *, routed: bool = False) -> TaskNet:
+    """A network of which some windows are padded, with lively branches."""
+    torch.manual_seed(0)
+    numbers = {"widths": (16, 32), "heads": (1, 2), "mlp_ratios": (2.0, 2.0), "window": window}
+    grid = RoutingGrid(
+        GridSpec.parse({"layers": 2, "max_down": 8, "family": "swin_v2", "image_size": image, **numbers})
+    )
+    net = TaskNet.classifier(Architecture.full(grid) if routed else Architecture.staircase(grid))
+    for name, parameter in net.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            torch.nn.init.ones_(parameter)
+    return net
+
+
+@pytest.mark.parametrize(("window", "image"), [(4, 64), (5, 64), (8, 72)])
+def test_half_precision_trains_padded_windows(window, image):
+    net = padded_net(window, image)
+    with torch.autocast("cpu", dtype=torch.float16):
+        net(torch.randn(2, 3, image, image)).logits.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("execution", ["dense", "packed", "auto"])
+def test_half_precision_trains_invisible_tokens(execution):
+    net, images = padded_net(5, 64, routed=True).eval(), torch.randn(2, 3, 64, 64)
+    net.execution = execution
+    routes = Routes.random(net, images, keep=0.5, columns=0.5)
+    with torch.autocast("cpu", dtype=torch.float16):
+        net(images, routes=routes).logits.float().square().mean().backward()
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    assert len(grads) > 20
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+def test_double_precision(execution):
+    net, images = padded_net(5, 64, routed=True).eval(), torch.randn(2, 3, 64, 64)
+    net.execution = execution
+    routes = Routes.random(net, images, keep=0.5)
+    with torch.no_grad():
+        single = net(images, routes=routes).logits
+        double = net.double()(images.double(), routes=routes).logits
+    assert double.dtype == torch.float64
+    assert torch.allclose(single.double(), double, atol=1e-5)

@@ -182,7 +182,12 @@ def to_places(x: Tensor, table: WindowTable) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors along the last dimension at length one; the zero vector stays zero, in any precision."""
+    """Vectors along the last dimension at length one; the zero vector stays zero and has no gradient, in any type.
+
+    Its length is taken as infinite. A small constant instead, as in torch's `normalize`, would give a padded key
+    a gradient of its inverse, which is past the end of half precision.
+    """
     x = x.contiguous()  # a CPU measures vectors that stand far apart five times slower
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return (x / length.clamp_min(1e-12)).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return (x / length.masked_fill(length == 0, math.inf)).to(x.dtype)

@@ -214,7 +214,7 @@ def logistic_noise(like: Tensor, *, shared: bool) -> Tensor:
     A `layer` gate is one number for the whole batch, so its noise is shared by the batch.
     """
     shape = (1, *like.shape[1:]) if shared else like.shape
-    uniform = torch.rand(shape, device=like.device).clamp_(1e-7, 1 - 1e-7)
+    uniform = torch.rand(shape, device=like.device, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7)
     return torch.log(uniform) - torch.log1p(-uniform)
 
 
