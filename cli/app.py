@@ -17,7 +17,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from routespace.cli import build, cost, demo, evaluate, export, extract, profile, recipes, search, train, verify
+from routespace.cli import (
+    build,
+    cost,
+    data,
+    demo,
+    evaluate,
+    export,
+    extract,
+    profile,
+    recipes,
+    search,
+    train,
+    verify,
+)
 from routespace.cli.arguments import command_line
 from routespace.cli.interrupts import INTERRUPTED, Interrupts
 from routespace.errors import RoutespaceError, reason
@@ -122,6 +135,7 @@ app = typer.Typer(
 )
 for module in (build, train, evaluate, search, extract, verify, recipes, cost, profile, export, demo):
     app.command(module.NAME, epilog=f"Example:  {module.EXAMPLE}")(module.run)
+app.add_typer(data.app, name=data.NAME)
 
 
 def _print_version(asked: bool) -> None:

@@ -14,7 +14,8 @@ Changes = Annotated[
     typer.Option("--set", metavar="a.b=c", help="Change a field of the recipe. Repeatable."),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="A folder of images, ROOT/train/<class>/*.jpg, instead of the recipe's data.")
+    Path | None,
+    typer.Option(help="A folder of images, ROOT/train/<class>/… or ROOT/<class>/…, or a table (.csv)."),
 ]
 DataRecipe = Annotated[
     str | None, typer.Option("--recipe", help="Recipe of the data, by name or file; else the folder's own.")

@@ -77,11 +77,12 @@ def with_changes(
         SpecError: no such recipe, or a field that is not allowed.
     """
     from routespace.recipes import load_recipe
+    from routespace.train.recipe.data import data_at
     from routespace.train.recipe.recipe import parse_assignments
 
     recipe, more = load_recipe(name), parse_assignments(changes)
     if data is not None:
-        more |= {"data.kind": "folder", "data.root": str(data)}
+        more |= data_at(data)
     more |= {field: value for field, value in (("seed", seed), ("train.device", device)) if value is not None}
     return recipe.override(more) if more else recipe
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -23,11 +24,22 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from routespace.errors import SpecError
+from routespace.files import read_json, write_json
 from routespace.pictures import Source, as_channels, read_picture
 from routespace.values import Value
 
-__all__ = ["MEAN", "STD", "Preprocess", "normalisation", "preprocess_from_json", "preprocess_to_json"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "Preprocess",
+    "load_preprocess",
+    "normalisation",
+    "preprocess_from_json",
+    "preprocess_to_json",
+    "save_preprocess",
+]
 
+PREPROCESS_FILE = "preprocess.json"
 FORMAT = "routespace.preprocess/1"
 
 # ImageNet's, in RGB, which pretrained weights expect. Grey takes their average; alpha goes to -1…1.
@@ -161,3 +173,21 @@ def preprocess_from_json(data: Any) -> tuple[Preprocess, tuple[str, ...]]:
         raise SpecError("preprocess.classes: must be a list of names")
     fields = {key: value for key, value in data.items() if key not in ("format", "classes")}
     return Preprocess.parse(fields, name="preprocess"), tuple(classes)
+
+
+def save_preprocess(folder: Path | str, preprocess: Preprocess, classes: Sequence[str]) -> None:
+    """Write `preprocess.json` into a run's or bundle's folder; raises BundleError when it cannot be written."""
+    write_json(Path(folder) / PREPROCESS_FILE, preprocess_to_json(preprocess, classes))
+
+
+def load_preprocess(folder: Path | str) -> tuple[Preprocess, tuple[str, ...]] | None:
+    """Preprocess and class names of a run or bundle; None for one of before they were kept.
+
+    Raises:
+        BundleError: the file cannot be read.
+        SpecError: a field of it is missing or not allowed.
+    """
+    path = Path(folder) / PREPROCESS_FILE
+    if not path.exists():
+        return None
+    return preprocess_from_json(read_json(path, wanted="a run or bundle folder"))

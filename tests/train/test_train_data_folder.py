@@ -16,7 +16,8 @@ from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, hold_out
 from routespace.train.data.folder import list_folder
-from routespace.train.data.source import data_at, located, make_source
+from routespace.train.data.source import located, make_source
+from routespace.train.recipe.data import data_at
 
 # -- classes --------------------------------------------------------------------------------------------
 

@@ -48,6 +48,10 @@ class DigitsSource:
         sizes = {"train": self.spec.train_size, "val": self.spec.val_size}
         return Summary({part: _in_turn(size, self.classes) for part, size in sizes.items()})
 
+    def quick_check(self) -> tuple[str, ...]:
+        """Nothing: there are no files."""
+        return ()
+
     def _scenes(self, split: Split, count: int, seed: int) -> DigitsDataset:
         size, spec = self.preprocess.size, self.spec
         return DigitsDataset(

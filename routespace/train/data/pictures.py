@@ -19,6 +19,7 @@ from routespace.errors import DataError
 from routespace.preprocess import Preprocess
 from routespace.train.data.augment import Transform, augmentation, needed_px, seeded
 from routespace.train.data.catalogue import Catalogue, Entry, Listed, Reader, Split, examples, hold_out
+from routespace.train.data.check import quick_check
 from routespace.train.data.record import DataRecord, Summary, summarise
 from routespace.train.recipe.data import PicturesSpec
 
@@ -161,6 +162,12 @@ class PictureSource:
             for kind, count in listed.left_out.items():
                 left_out[kind] = left_out.get(kind, 0) + count
         return summarise(self.parts, self.classes, left_out)
+
+    def quick_check(self) -> tuple[str, ...]:
+        """Read the headers of training and validation pictures; see `Source`."""
+        entries = [entry for part in self.parts.values() for entry in part]
+        where = self.spec.root or "PATH"
+        return quick_check(self.catalogue.reader, entries, where=where, skip_bad=self.spec.skip_bad)
 
     @property
     def record(self) -> DataRecord:

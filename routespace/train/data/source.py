@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset
@@ -27,10 +26,17 @@ from routespace.train.data.record import DataRecord, Summary
 from routespace.train.data.shards import ShardCatalogue
 from routespace.train.data.table import TableCatalogue
 from routespace.train.data.timm_data import TimmCatalogue
-from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, PicturesSpec, TimmSpec, WebDatasetSpec
+from routespace.train.recipe.data import (
+    LOCATIONS,
+    CsvSpec,
+    DigitsSpec,
+    FolderSpec,
+    PicturesSpec,
+    TimmSpec,
+    WebDatasetSpec,
+    absolute,
+)
 from routespace.train.recipe.recipe import Recipe
-
-TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
 
 
 class Source(Protocol):
@@ -66,6 +72,14 @@ class Source(Protocol):
     @property
     def summary(self) -> Summary:
         """What training is about to see."""
+        ...
+
+    def quick_check(self) -> tuple[str, ...]:
+        """Look at each training and validation image for a moment: a line for each that cannot be read.
+
+        Raises:
+            DataError: more cannot be read than the recipe allows to leave out.
+        """
         ...
 
     @property
@@ -156,12 +170,6 @@ def located(recipe: Recipe) -> Recipe:
     data = recipe.data
     if not isinstance(data, PicturesSpec):
         return recipe
-    paths = {"data.root": data.root, "data.images": data.images if isinstance(data, CsvSpec) else None}
-    changes = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path is not None}
+    paths = {f"data.{name}": getattr(data, name, None) for name in LOCATIONS}
+    changes = {name: absolute(path) for name, path in paths.items() if path is not None}
     return recipe.override(changes) if changes else recipe
-
-
-def data_at(path: str | Path) -> dict[str, Any]:
-    """The recipe fields that `--data PATH` stands for: a folder of pictures, or a table (.csv, .tsv)."""
-    kind = "csv" if Path(path).suffix.lower() in TABLES else "folder"
-    return {"data.kind": kind, "data.root": str(Path(path).expanduser().absolute())}

@@ -11,6 +11,7 @@ A new kind is a spec here, in `DataSpec`, and its source in `train/data/source.p
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -226,6 +227,8 @@ class TimmSpec(PicturesSpec):
         return name
 
 
+LOCATIONS = ("root", "images")  # fields that say where the data lies: they are no part of what is trained
+TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
 KINDS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec)
 DataSpec = DigitsSpec | FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec
 SPECS: dict[str, type[Normalised]] = {get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in KINDS}
@@ -244,6 +247,23 @@ _OF_FOLDER = {
     "crop_pct",
 }
 _FORMER = _BOTH | _OF_DIGITS | _OF_FOLDER
+
+
+def spec_at(path: str | Path) -> FolderSpec | CsvSpec:
+    """What `--data PATH` stands for: a folder of pictures, or a table by its ending."""
+    kind = CsvSpec if Path(path).suffix.lower() in TABLES else FolderSpec
+    return kind(root=absolute(path))
+
+
+def data_at(path: str | Path) -> dict[str, Any]:
+    """The recipe fields that `--data PATH` stands for, for `Recipe.override`."""
+    spec = spec_at(path)
+    return {"data.kind": spec.kind, "data.root": spec.root}
+
+
+def absolute(path: str | Path) -> str:
+    """A path that means the same in every folder; `~` is the home folder."""
+    return str(Path(path).expanduser().absolute())
 
 
 def settled(data: Any) -> Any:

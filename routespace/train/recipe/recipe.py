@@ -25,7 +25,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
-from routespace.train.recipe.data import DataSpec, DigitsSpec, of_kind, of_other_kind, settled
+from routespace.train.recipe.data import LOCATIONS, DataSpec, DigitsSpec, of_kind, of_other_kind, settled
 from routespace.train.recipe.parts import BudgetSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec
@@ -186,7 +186,7 @@ class Recipe(Value):
     def hash(self) -> str:
         """Twelve hex digits, equal for equal recipes on every machine: where the data lies does not count."""
         data = self.to_data()
-        return content_hash(data | {"data": {**data["data"], "root": None}})
+        return content_hash(data | {"data": {**data["data"], **dict.fromkeys(LOCATIONS)}})
 
 
 def _base_spec(grid: GridSpec) -> GridSpec:

@@ -1,0 +1,226 @@
+"""Checking pictures before they are trained on.
+
+    check_pictures   every file of a folder or table, read as a whole, in several processes
+    quick_check      headers alone, before the first epoch
+
+No torch here, so that a checking process starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from routespace.errors import DataError
+from routespace.pictures import header, quiet_pillow, why_unreadable
+from routespace.train.data.catalogue import Catalogue, Entry, Listed, Reader, Split
+from routespace.train.data.folder import FolderCatalogue, told_left_out
+from routespace.train.data.table import TableCatalogue
+from routespace.train.recipe.data import CsvSpec, spec_at
+
+Problem = Literal["unreadable", "truncated", "huge", "duplicate", "wrong ending"]
+PROBLEMS: dict[Problem, str] = {
+    "unreadable": "cannot be read",
+    "truncated": "cannot be read to the end",
+    "huge": "so large that they slow training down",
+    "duplicate": "of the same content as another",
+    "wrong ending": "of another format than their name says",
+}
+BAD: tuple[Problem, ...] = ("unreadable", "truncated")  # what training stops at, or skips
+HUGE_PX = 50_000_000  # pixels: about half a second to decode
+QUICK = 20_000  # headers read before a training, two seconds of a local disk: of more, as many by chance
+THREADS = 8
+CHUNK = 16  # files that a checking process is given at a time
+SAME_FORMAT = (frozenset({"JPEG", "MPO"}), frozenset({"BMP", "DIB"}))  # MPO: a camera's JPEG with a second picture
+
+
+class Finding(NamedTuple):
+    """Something about a picture.
+
+    Attributes:
+        path: of the file.
+        problem: what kind.
+        detail: what exactly.
+    """
+
+    path: str
+    problem: Problem
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        counts: part → class → pictures.
+        left_out: what is no picture, such as ".heic" → 3.
+        findings: by kind of problem, then by path.
+    """
+
+    counts: dict[str, dict[str, int]]
+    left_out: dict[str, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every picture can be read."""
+        return not any(finding.problem in BAD for finding in self.findings)
+
+    @property
+    def text(self) -> str:
+        """One line: how many pictures of how many classes in which part."""
+        classes = {name for found in self.counts.values() for name in found}
+        parts = ", ".join(f"{part} {sum(found.values())}" for part, found in self.counts.items())
+        total = sum(sum(found.values()) for found in self.counts.values())
+        told = f"; left out: {told_left_out(self.left_out)}" if self.left_out else ""
+        return f"{len(classes)} classes, {total} images ({parts}){told}"
+
+
+class _File(NamedTuple):
+    """What reading a file showed."""
+
+    digest: str | None
+    problem: Problem | None
+    detail: str
+
+
+def check_pictures(
+    root: Path | str, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> CheckReport:
+    """Read every picture of a folder or table.
+
+    Args:
+        root: a folder with train/<class>/ (and val/, test/) or <class>/, or a table (.csv, .tsv).
+        workers: processes; 1 reads in this one.
+        progress: called with how many of how many are done.
+
+    Raises:
+        DataError: no pictures, or an empty class folder.
+    """
+    parts = _parts(root)
+    places = [str(entry.place) for listed in parts.values() for entry in listed.entries]
+    found = []
+    for file in _examined(places, workers):
+        found.append(file)
+        if progress is not None:
+            progress(len(found), len(places))
+    files = dict(zip(places, found, strict=True))
+    findings = [Finding(path, file.problem, file.detail) for path, file in files.items() if file.problem]
+    findings += _duplicates(parts, files)
+    order = list(PROBLEMS)
+    left_out: dict[str, int] = defaultdict(int)
+    counts: dict[str, dict[str, int]] = {}
+    for part, listed in parts.items():
+        counts[part] = defaultdict(int)
+        for entry in listed.entries:
+            counts[part][entry.name] += 1
+        for kind, count in listed.left_out.items():
+            left_out[kind] += count
+    return CheckReport(
+        {part: dict(found) for part, found in counts.items()},
+        dict(left_out),
+        tuple(sorted(findings, key=lambda finding: (order.index(finding.problem), finding.path))),
+    )
+
+
+def _parts(root: Path | str) -> dict[str, Listed]:
+    spec = spec_at(root)
+    catalogue: Catalogue = TableCatalogue(spec) if isinstance(spec, CsvSpec) else FolderCatalogue(spec)
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    return {split: listed for split in splits if (listed := catalogue.part(split)) is not None}
+
+
+def _examined(places: Sequence[str], workers: int) -> Iterator[_File]:
+    if workers <= 1:
+        yield from map(examine, places)
+        return
+    # Fresh processes: a copy of one with threads may wait for ever for a lock that was held while it was copied.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(examine, places, chunksize=CHUNK)
+
+
+def examine(path: str) -> _File:
+    """Read one file as a whole."""
+    digest = None
+    try:
+        content = Path(path).read_bytes()
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        with quiet_pillow(), header(io.BytesIO(content)) as image:
+            form, size = str(image.format), image.size
+            try:
+                image.load()
+            except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+                return _File(digest, "truncated", why_unreadable(error, path))
+    except Exception as error:
+        return _File(digest, "unreadable", why_unreadable(error, path))
+    named = Image.registered_extensions().get(Path(path).suffix.lower())
+    if named != form and not any({named, form} <= same for same in SAME_FORMAT):
+        return _File(digest, "wrong ending", f"is {form}")
+    if size[0] * size[1] > HUGE_PX:
+        return _File(digest, "huge", f"{size[0]} × {size[1]} pixels")
+    return _File(digest, None, "")
+
+
+def _duplicates(parts: dict[str, Listed], files: dict[str, _File]) -> Iterator[Finding]:
+    """Each file whose content was there before, with what that means: another class, or another part."""
+    first: dict[str, tuple[str, Entry]] = {}
+    for part, listed in parts.items():
+        for entry in listed.entries:
+            path, digest = str(entry.place), files[str(entry.place)].digest
+            if digest is None or files[path].problem == "unreadable":
+                continue
+            before, other = first.setdefault(digest, (part, entry))
+            if other.place == entry.place and before == part:
+                continue
+            notes = [f"the same as {other.place}"]
+            if other.name != entry.name:
+                notes.append(f"of another class ({other.name}, {entry.name})")
+            if before != part:
+                notes.append(f"in {before} and {part}")
+            yield Finding(path, "duplicate", ", ".join(notes))
+
+
+def quick_check(reader: Reader, entries: Sequence[Entry], *, where: str, skip_bad: int) -> tuple[str, ...]:
+    """Read the headers of all pictures, or of `QUICK` of very many.
+
+    Args:
+        reader: reads them.
+        entries: the pictures of a training.
+        where: what to call the data, for the message.
+        skip_bad: how many unreadable ones may be left out.
+
+    Returns:
+        A line for each unreadable picture.
+
+    Raises:
+        DataError: more are unreadable than may be left out.
+    """
+    some = entries if len(entries) <= QUICK else random.Random(0).sample(list(entries), QUICK)
+    with quiet_pillow(), ThreadPoolExecutor(THREADS) as pool:
+        bad = [word for word in pool.map(lambda entry: reader.trouble(entry.place), some) if word is not None]
+    if len(bad) > skip_bad:
+        others = f" ({len(bad)} of {len(some)} images)" if len(bad) > 1 else ""
+        raise DataError(
+            f"{bad[0]}{others}; replace or remove what cannot be read (`routespace data check {where}` "
+            f"lists it), or leave it out with data.skip_bad={len(bad)}"
+        )
+    return tuple(f"{word}; it will be left out" for word in bad)
+
+
+def by_problem(findings: Iterable[Finding]) -> dict[Problem, list[Finding]]:
+    """Findings of each kind that there is, the worst kinds first."""
+    found: dict[Problem, list[Finding]] = {}
+    for finding in findings:
+        found.setdefault(finding.problem, []).append(finding)
+    return {problem: found[problem] for problem in PROBLEMS if problem in found}
