@@ -50,7 +50,7 @@ def run(
     init = None if start is None else load_artifact(start).net
     try:
         with watching(budget=budget_ratio(chosen)) as progress:
-            result = train(chosen, folder, init=init, resume=resume, progress=progress)
+            result = train(chosen, folder, init=init, resume=resume, progress=progress, tell=progress.say)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
         again = command_line("train", folder, "--resume")
         raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error

@@ -1,6 +1,8 @@
 """train(recipe, out): from a recipe to a run folder.
 
 recipe.yaml          the recipe, every field
+preprocess.json      how images go in, and the class names in the order of the outputs
+data.json            names of the images that it began with, where they are not rendered
 architecture.json    what is trained: the recipe's architecture, or that of the network it started from
 metrics.jsonl        a line per epoch
 checkpoint/state.pt  for --resume: weights, optimiser, generators; whole or not there
@@ -35,7 +37,9 @@ from routespace.nn.weights import load_net
 from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate_threshold
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint
+from routespace.train.data.kept import keep, look_at
 from routespace.train.data.loaders import Part, make_loaders
+from routespace.train.data.source import located
 from routespace.train.evaluate import evaluate
 from routespace.train.loop import Trainer
 from routespace.train.progress import Progress
@@ -80,6 +84,7 @@ def train(
     init: TaskNet | None = None,
     resume: bool = False,
     progress: Report | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Train a recipe into a run folder.
 
@@ -91,6 +96,7 @@ def train(
         resume: go on with the run in `out`, exactly where its checkpoint stands; a finished run is returned as
             it is.
         progress: called with a Progress after each step.
+        tell: called with a line on what is about to be trained on: classes and images.
 
     Raises:
         BundleError: `out` holds something else, cannot be written, or is a run of another recipe.
@@ -99,7 +105,7 @@ def train(
         TrainingStoppedError: SIGTERM or SIGINT came; the checkpoint is saved.
     """
     out = Path(out)
-    recipe, architecture = with_init(recipe, init)
+    recipe, architecture = with_init(located(recipe), init)
     if resume:
         recipe, architecture = resumable(out, recipe, architecture, from_init=init is not None)
         if (out / RESULT).exists():
@@ -111,12 +117,15 @@ def train(
     if first and not resume:
         refuse_existing(out)
     loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
+    if first:
+        look_at(loaders.source, out, tell or (lambda _: None))
     task = recipe.task.make(recipe.grid, recipe.train)
     net = _make_net(recipe, architecture, task, init).to(accelerator.device)
     begins = first and not resume
     with undone(out, unless=checkpoint_path(out)) if begins else contextlib.nullcontext():
-        if begins:
-            start_folder(out, recipe, architecture, given=init is not None)
+        if first:
+            start_folder(out, recipe, architecture, given=init is not None, anew=begins)
+            keep(loaders.source, out)
         accelerator.wait_for_everyone()  # nobody reads the folder before it is there
         report: Report = progress if progress is not None else lambda _: None
         options: dict[str, Any] = {"accelerator": accelerator, "target_macs": target, "report": report}

@@ -14,6 +14,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import USAGE_FORMAT
+from routespace.train.recipe.data import LOCATIONS
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -69,18 +70,25 @@ def resumable(
     trained = Architecture.from_json(data)
     if data.get(GIVEN) and not from_init:
         recipe, architecture = fine_tuning(recipe, saved.grid, saved.gates), trained
-    old, new = saved.to_data(), recipe.to_data()
+    old, new = _without_places(saved), _without_places(recipe)
     differing = [key for key in old if old[key] != new[key]]
     if trained != architecture:
         differing.append("architecture")
     if differing:
         raise BundleError(f"{out}: is a run of another recipe ({', '.join(differing)}); choose another --out")
-    return saved, trained
+    return recipe, trained
 
 
-def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given: bool) -> None:
-    """Make the folder with recipe.yaml and architecture.json."""
-    write_json(out / "architecture.json", architecture.to_json() | {GIVEN: given})
+def _without_places(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's fields, but for where its data lies: that may have been moved."""
+    data = recipe.to_data()
+    return data | {"data": {name: value for name, value in data["data"].items() if name not in LOCATIONS}}
+
+
+def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given: bool, anew: bool) -> None:
+    """Make the folder with recipe.yaml and architecture.json; a resumed run's recipe may tell of moved data."""
+    if anew:
+        write_json(out / "architecture.json", architecture.to_json() | {GIVEN: given})
     write_text(out / "recipe.yaml", recipe.to_yaml())
 
 

@@ -79,6 +79,7 @@ def test_validation_is_cut_from_train_and_test_is_left_alone(folder):
     assert all("/test/" in path for path in tested)
 
 
+@pytest.mark.filterwarnings("ignore:fewer than 5 validation images")
 def test_folder_training_runs_and_learns_labels_of_the_folders(folder, tmp_path):
     result = train(folder_recipe(folder, train__epochs=1, data__scale=0.9), tmp_path / "run")
     assert result.metrics["images"] == len(make_source(folder_recipe(folder)).val())

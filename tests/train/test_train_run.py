@@ -42,7 +42,8 @@ def test_what_a_run_folder_holds(finished):
     result, seen = finished
     folder = result.folder
     assert {path.name for path in folder.iterdir()} == {
-        "recipe.yaml", "architecture.json", "metrics.jsonl", "checkpoint", "net", "usage.json", "result.json",
+        "recipe.yaml", "architecture.json", "preprocess.json", "metrics.jsonl", "checkpoint", "net", "usage.json",
+        "result.json",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result.metrics
     assert [record["epoch"] for record in records(folder)] == [1, 2]
