@@ -151,17 +151,25 @@ def check_budget(recipe: Recipe, architecture: Architecture) -> int | None:
     """The target in MACs, or None.
 
     Raises:
-        BudgetError: the gates cannot reach it; the message names the least possible.
+        BudgetError: the gates cannot reach it, or need not: it is more than everything computed takes. The message
+            names the least and the most possible.
     """
     target = recipe.budget_macs()
     if target is None or architecture.is_static:
         return None
-    least, base = least_macs(architecture, recipe.gates), recipe.base_macs()
+    base = recipe.base_macs()
+    field = "budget.macs" if recipe.budget.macs is not None else "budget.ratio"
+    asked = f"{field}: {target / 1e6:.4g} MMACs ({target / base:.3f} of the {recipe.budget.of})"
+    least, most = (limit(architecture, recipe.gates) for limit in (least_macs, most_macs))
     if target < least:
-        field = "budget.macs" if recipe.budget.macs is not None else "budget.ratio"
         raise BudgetError(
-            f"{field}: {target / 1e6:.4g} MMACs ({target / base:.3f} of the {recipe.budget.of}) is impossible; "
-            f"with every gate closed this grid still takes {least / 1e6:.4g} MMACs (ratio {least / base:.3f})"
+            f"{asked} is impossible; with every gate closed this grid still takes {least / 1e6:.4g} MMACs (ratio "
+            f"{least / base:.3f})"
+        )
+    if target > most:
+        raise BudgetError(
+            f"{asked} leaves nothing to save; with every gate open this grid takes {most / 1e6:.4g} MMACs (ratio "
+            f"{most / base:.3f}); give less, or no budget: budget.ratio=null"
         )
     return target
 

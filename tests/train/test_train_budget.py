@@ -132,6 +132,12 @@ def test_an_impossible_budget_names_the_least_possible():
         check_budget(recipe, recipe.architecture())
     with pytest.raises(BudgetError, match=r"budget.macs"):
         check_budget(tiny(budget__macs=10), recipe.architecture())
+    most = most_macs(recipe.architecture(), recipe.gates)
+    assert check_budget(tiny(budget__macs=int(most)), recipe.architecture()) == int(most)
+    with pytest.raises(BudgetError, match=r"budget.macs.*every gate open.*\(ratio \d+\.\d+\).*budget\.ratio=null"):
+        check_budget(tiny(budget__macs=int(most) + 1), recipe.architecture())
+    with pytest.raises(BudgetError, match=r"budget.ratio.*leaves nothing to save"):
+        check_budget(tiny(budget__ratio=5), recipe.architecture())
     assert check_budget(recipe, Architecture.staircase(recipe.architecture().grid)) is None
 
 

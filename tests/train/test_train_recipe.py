@@ -57,6 +57,7 @@ def test_imagenet_networks_can_be_built(name):
         ({"train.lr": -1}, ["train.lr", "greater than 0", "-1"]),
         ({"train.lr": float("nan")}, ["train.lr"]),
         ({"train.min_lr": 1}, ["train.min_lr", "lr"]),
+        ({"train.epochs": 8, "train.warmup_epochs": 50}, ["train.warmup_epochs", "50", "8 epochs"]),
         ({"train.precision": "fp8"}, ["train.precision", "bf16"]),
         ({"train": {"epochz": 1}}, ["train.epochz", "epochs"]),
         ({"train.mixup": 0.5, "train.batch_size": 15}, ["train.batch_size", "15"]),

@@ -151,6 +151,11 @@ class TrainSpec(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.warmup_epochs > self.epochs > 0:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs:g} is more than the {self.epochs} epochs of which it is a "
+                f"part; give fewer"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}; give at most that")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
