@@ -177,7 +177,7 @@ def gated_rows(architecture: Architecture) -> Architecture:
 def passes_of(bench: Bench, architecture: Architecture) -> list[Pass]:
     """A network with decisions replayed, and with its own gates at thresholds that let about a share through."""
     net, images = bench.net(architecture), bench.images()
-    net.gate_spec = bench.gates.model_copy(update={"threshold": 0.0})
+    net.decide(gates=bench.gates.model_copy(update={"threshold": 0.0}))
     chances = [r.chance.flatten() for r in net(images).routes.values() if r.chance is not None]
     found = []
     for share in SHARES:
@@ -192,8 +192,7 @@ def passes_of(bench: Bench, architecture: Architecture) -> list[Pass]:
 
 def run_at(net: TaskNet, images: torch.Tensor, gates: GateSpec) -> TaskOutput:
     """A pass with the gates at another threshold."""
-    net.gate_spec = gates
-    return net(images)
+    return net.decide(gates=gates)(images)
 
 
 def timeless_gates(table: LatencyTable) -> LatencyTable:

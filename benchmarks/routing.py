@@ -235,7 +235,7 @@ def net_runs(architecture: Architecture, batch: int, train: bool) -> tuple[Runs,
 
         def forward() -> torch.Tensor:
             compile_blocks(model, on)
-            model.execution = "auto" if auto else "packed" if packed else "dense"
+            model.decide(execution="auto" if auto else "packed" if packed else "dense")
             return model(images, routes=next(routes)).logits
 
         return stepped(model, forward, train)

@@ -33,7 +33,6 @@ from routespace.grid.spec import GridSpec
 from routespace.memory import keep_freed_memory
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import TaskNet
-from routespace.train.step_loss import held_routes
 
 
 class Alive(TorchDispatchMode):
@@ -120,7 +119,9 @@ def main() -> None:
         megabytes[checkpointing] = kept_megabytes(net, images, everything)
     chosen = sample_static(grid, args.subnets, seed=0)
     runs = {"whole": step(everything), "checkpointed": step(everything, checkpointing=True)}
-    runs |= {f"subnet {i}": step(held_routes(net, path, images)) for i, path in enumerate(chosen)}
+    places, size = net.gate_places(images.shape[-2:]), len(images)
+    held = [Routes.following(path, places, images=size, device=device) for path in chosen]
+    runs |= {f"subnet {i}": step(routes) for i, routes in enumerate(held)}
     seconds = medians(runs, args.rounds, device)
     whole = seconds["whole"]
     report = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from routespace.deploy.latency.profiling import median_ms
+from routespace.nn.running import evaluating
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,17 +37,16 @@ def image_ms(net: TaskNet, images: Sequence[Tensor], *, device: str = "cpu") -> 
     place = torch.device(device)
     with _timed_mode(net, place), torch.inference_mode():
         works = [partial(net, image.to(place)) for image in images]
-        times = median_ms(works, rounds=ROUNDS, clock="wall", cuda=place.type == "cuda")
+        times = median_ms(works, rounds=ROUNDS, clock="wall", device=place)
     return sum(times) / len(times)
 
 
 @contextmanager
 def _timed_mode(net: TaskNet, place: torch.device) -> Iterator[None]:
-    execution, training, home = net.execution, net.training, next(net.parameters()).device
-    try:
-        net.execution = "auto"
-        net.eval().to(place)
-        yield
-    finally:
-        net.execution = execution
-        net.train(training).to(home)
+    home = next(net.parameters()).device
+    with evaluating(net), net.deciding_as(held=None, execution="auto"):
+        try:
+            net.to(place)
+            yield
+        finally:
+            net.to(home)

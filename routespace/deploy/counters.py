@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.route_net import RouteNet
+from routespace.nn.running import evaluating
 from routespace.nn.task_net import TaskNet
 
 FLOPS_PER_MAC = 2
@@ -145,6 +147,17 @@ def _image(net: nn.Module, image_size: tuple[int, int] | int | None) -> tuple[in
     return channels, height, width
 
 
+@contextmanager
+def _computing_all(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every token of every edge computed, whatever gates decide."""
+    with evaluating(net):
+        if not isinstance(net, TaskNet | RouteNet):
+            yield
+            return
+        with net.deciding_as(held=None, execution="dense"):
+            yield
+
+
 def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, *, meta: bool = True) -> Count:
     """MACs of one image through a module as it is, by torch's counter.
 
@@ -159,14 +172,9 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
         tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     some = next((t for t in tensors.values() if t.is_floating_point()), torch.empty(0))
     images = torch.zeros(1, *_image(net, image_size), dtype=some.dtype, device=some.device)
-    training = net.training
-    net.eval()
-    try:
-        count = FlopCounterMode(display=False, custom_mapping=_added_formulas())
-        with torch.no_grad(), count as counter, _Operators() as operators:
-            torch.func.functional_call(net, tensors, (images,))
-    finally:
-        net.train(training)
+    count = FlopCounterMode(display=False, custom_mapping=_added_formulas())
+    with _computing_all(net), torch.no_grad(), count as counter, _Operators() as operators:
+        torch.func.functional_call(net, tensors, (images,))
     counted = counter.get_flop_counts()["Global"]
     by_operator = {str(name).removeprefix("aten."): int(n) // FLOPS_PER_MAC for name, n in counted.items()}
     return Count(counter.get_total_flops() // FLOPS_PER_MAC, by_operator, dict(operators.unknown))
@@ -189,19 +197,17 @@ def fvcore_macs(
         attention: register a handle for fused attention. Without it fvcore drops it, and `unknown` says so.
     """
     images = torch.zeros(1, *_image(net, image_size), dtype=next(net.parameters()).dtype)
-    training = net.training
-    module = net.eval().as_module() if isinstance(net, RouteNet | TaskNet) else net.eval()
-    with torch.no_grad(), warnings.catch_warnings():
+    module = net.as_module() if isinstance(net, RouteNet | TaskNet) else net
+    with _computing_all(net), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore's own, and the tracer's about constants of the fixed image size
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(module, images)
+        analysis = FlopCountAnalysis(module.eval(), images)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         if attention:
             analysis.set_op_handle(ATTENTION, _attention_macs)
         counted = {name: int(number) for name, number in analysis.by_operator().items() if name not in _NORMS}
         missing = {name.removeprefix("aten::"): count for name, count in analysis.unsupported_ops().items()}
-    net.train(training)
     unknown = {name: count for name, count in missing.items() if name.strip("_") not in _FREE}
     return Count(sum(counted.values()), counted, unknown)
 

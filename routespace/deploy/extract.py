@@ -7,7 +7,7 @@ import copy
 from routespace.grid.architecture import Architecture
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.task_net import TaskNet, backbone_of
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import Net, filled
 
 
@@ -29,8 +29,6 @@ def extract(net: Net, architecture: Architecture) -> Net:
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     part = net.restrict(architecture)
     made = filled(lambda: _fresh(part), part.state_dict())
-    theirs, mine = backbone_of(net), backbone_of(made)
-    mine.execution, mine.temperature, mine.noise = theirs.execution, theirs.temperature, theirs.noise
     return made.train(net.training)
 
 
@@ -38,4 +36,8 @@ def _fresh(net: Net) -> Net:
     """A network like the given one, with weights of its own."""
     if isinstance(net, TaskNet):
         return TaskNet(_fresh(net.backbone), copy.deepcopy(net.head))
-    return RouteNet(net.architecture, net.gate_spec)
+    made = RouteNet(net.architecture, net.gate_spec)
+    deciding = net.deciding
+    return made.decide(
+        temperature=deciding.temperature, noise=deciding.noise, held=deciding.held, execution=deciding.execution
+    )

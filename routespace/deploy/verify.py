@@ -21,7 +21,8 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Node
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routing.routes import EdgeRoute, Routes
+from routespace.nn.routing.routes import Routes
+from routespace.nn.running import evaluating
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
 
 BATCH = 2
@@ -123,7 +124,7 @@ def verify(
     height, width = (size, size) if isinstance(size, int) else size
     images = torch.randn(
         (BATCH, subnet.spec.in_channels, height, width), generator=torch.Generator().manual_seed(seed)
-    )
+    ).to(next(supernet.parameters()).device)
     routes = static_routes(supernet, architecture, images) if architecture.is_static else None
     small = outputs(subnet, images)
     same = difference(outputs(reference, images), small)
@@ -152,12 +153,8 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 def outputs(net: AnyNet, images: Tensor, routes: Routes | None = None) -> dict[str, Tensor]:
     """What the head gives and the maps, by name; in evaluation mode, the net's own type and device."""
     weight, whole = next(net.parameters()), as_task_net(net)
-    training = net.training
-    net.eval()
-    try:
+    with evaluating(whole):
         out = whole(images.to(weight.device, weight.dtype), routes=routes, features=True)
-    finally:
-        net.train(training)
     found = dict(zip(whole.head.names, whole.head.tensors(out.outputs), strict=True))
     return found | {f"r{rate:02d}": feature for rate, feature in (out.features or {}).items()}
 
@@ -183,12 +180,8 @@ def static_routes(supernet: AnyNet, architecture: Architecture, images: Tensor) 
     """
     if supernet.gate_spec.early_stop or not _expressible(supernet.architecture, architecture):
         return None
-    edges = {}
-    for name, places in supernet.gate_places(images.shape[-2:]).items():
-        chosen = torch.full((images.shape[0], places.decisions), name in architecture.edges, dtype=torch.bool)
-        kept = places.spread(chosen)
-        edges[name] = EdgeRoute(kept, kept.float())
-    return Routes(edges)
+    places = supernet.gate_places(images.shape[-2:])
+    return Routes.following(architecture, places, images=images.shape[0], device=images.device)
 
 
 def _expressible(supernet: Architecture, architecture: Architecture) -> bool:

@@ -87,6 +87,21 @@ class GateSpec(Value):
         return self
 
     @property
+    def scales_edge(self) -> bool:
+        """Whether a decision is a number that the edge's result is multiplied by, not just open or shut."""
+        return self.kind == "tanh"
+
+    @property
+    def can_start_shut(self) -> bool:
+        """Whether a gate can begin nearly shut and still learn to open."""
+        return self.kind != "tanh"
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether each decision compares a probability with a threshold that can be moved while training."""
+        return self.kind != "tanh" and not self.capacity and self.selection == "learned"
+
+    @property
     def logits(self) -> int:
         """Outputs of a gate's linear layer."""
         return 2 if self.kind == "gumbel" else 1

@@ -203,13 +203,8 @@ class GridSpec(Value):
         return self.shape.widths[self.index(rate)]
 
     def map_size(self, rate: int) -> tuple[int, int]:
-        """Height and width in tokens of the map at `rate`.
-
-        The stem and every patch embedding halve with rounding up (padded strided convolutions), so odd sizes
-        and images that the rate does not divide are allowed.
-        """
-        height, width = self.image_size
-        return -(-height // rate), -(-width // rate)
+        """Height and width in tokens of the map at `rate`."""
+        return map_size(self.image_size, rate)
 
     @cached_property
     def embed_columns(self) -> frozenset[int]:
@@ -244,6 +239,15 @@ class GridSpec(Value):
     def field_names(cls) -> list[str]:
         """What a mapping may hold: the fields, and `preset` for those of a named grid."""
         return [*super().field_names(), "preset"]
+
+
+def map_size(image_size: tuple[int, int], rate: int) -> tuple[int, int]:
+    """Height and width in tokens of the map at `rate`, of an image of (H, W) pixels; or of a coarser map of a map.
+
+    The stem and every patch embedding halve with rounding up (padded strided convolutions), so odd sizes and
+    images that the rate does not divide are allowed.
+    """
+    return -(-image_size[0] // rate), -(-image_size[1] // rate)
 
 
 def content_hash(data: Any) -> str:

@@ -36,6 +36,9 @@ class Embed:
         name: the edge's name, and its gate's.
         gated: whether a gate decides.
         last_chance: no later patch embedding leaves this row, so an image that has not gone down yet must.
+        spared_by: nodes of this column; an image that has arrived at one of them need not go down here, as it
+            reaches every output without. With one output, at the coarsest rate, that is any coarser row; with a
+            pyramid it is the next one.
     """
 
     source: Node
@@ -43,6 +46,7 @@ class Embed:
     name: str
     gated: bool
     last_chance: bool
+    spared_by: tuple[Node, ...]
 
 
 Step = Row | Embed
@@ -57,13 +61,21 @@ def compile_plan(architecture: Architecture) -> tuple[Step, ...]:
         gated = state == "gated"
         if edge.kind == "patch_embed":
             last = not _goes_down_later(architecture, edge)
-            steps.append(Embed(edge.source, edge.target, name, gated, last))
+            steps.append(Embed(edge.source, edge.target, name, gated, last, _coarser(architecture, edge)))
         elif edge.kind == "transformer":
             steps.append(Row(edge.source, edge.target, name, gated))
         elif not gated:  # a gated identity is the other choice of its transformer's step
             steps.append(Row(edge.source, edge.target, None, False))
     # A node's patch embedding comes before its row: an image's last chance is known when its column is done.
     return tuple(sorted(steps, key=lambda step: (step.source, isinstance(step, Row))))
+
+
+def _coarser(architecture: Architecture, embed: Edge) -> tuple[Node, ...]:
+    """The nodes that spare an image this patch embedding; see `Embed.spared_by`."""
+    column, rate = embed.source
+    spec = architecture.spec
+    rates = [embed.target[1]] if spec.outputs == "pyramid" else [r for r in spec.rates if r > rate]
+    return tuple((column, coarser) for coarser in rates)
 
 
 def _goes_down_later(architecture: Architecture, embed: Edge) -> bool:

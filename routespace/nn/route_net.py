@@ -14,25 +14,30 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, get_args
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.gate_spec import GateSpec, gate_places
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.spec import map_size
 from routespace.nn.families.base import Block, Stage
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.module import PlainModule
 from routespace.nn.plan import Embed, Row, compile_plan
-from routespace.nn.routing.execution import Execution, make_compute
+from routespace.nn.routing.deciding import Changes, Deciding, Execution
+from routespace.nn.routing.execution import make_compute
 from routespace.nn.routing.gates import Gate
-from routespace.nn.routing.routes import GatePlaces, Routes
+from routespace.nn.routing.places import GatePlaces, places_of
+from routespace.nn.routing.routes import Routes
 from routespace.nn.routing.state import NodeState
 from routespace.nn.routing.steps import ForwardState, run_embed, run_row
 from routespace.nn.trees import register_namedtuple
+from routespace.nn.views import view_of
 
 
 class RouteOutput(NamedTuple):
@@ -61,11 +66,6 @@ class RouteNet(nn.Module):
         execution: `dense` computes everything and masks (the reference); `packed` computes the kept tokens
             alone; `auto` chooses per edge by the share kept in the batch. Can be set later.
         drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
-
-    Attributes:
-        temperature: of the gates' relaxation while training; the training loop moves it.
-        noise: factor of the gates' Gumbel noise while training; the training loop moves it.
-        held_open: while training, every gate decides for its edge ("masks start as all ones").
     """
 
     stem: nn.Module
@@ -82,22 +82,17 @@ class RouteNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self._assemble(architecture, gates or GateSpec(), drop_path, source=None)
-        self.execution = execution
+        self._assemble(architecture, Deciding.at_start(gates or GateSpec(), execution), drop_path, source=None)
 
     def _assemble(
-        self, architecture: Architecture, gates: GateSpec, drop_path: float, source: RouteNet | None
+        self, architecture: Architecture, deciding: Deciding, drop_path: float, source: RouteNet | None
     ) -> None:
         """Make the modules, or take those of `source`."""
         spec = architecture.spec
         self.architecture = architecture
         self.spec = spec
-        self.gate_spec = gates
-        self.temperature = gates.temperature
-        self.noise = gates.noise
-        self.held_open = False
+        self._deciding = deciding
         self.plan = compile_plan(architecture)
-        self._execution: Execution = "dense"
         parts = spec.block_family.modules()
         self.stem = source.stem if source else parts.Stem(spec)
         self.edges = nn.ModuleDict()
@@ -130,15 +125,47 @@ class RouteNet(nn.Module):
         return Gate(self.gate_spec, granularity, self.spec.width(step.source[1]), rows=rows)
 
     @property
-    def execution(self) -> Execution:
-        """`dense`, `packed` or `auto`."""
-        return self._execution
+    def deciding(self) -> Deciding:
+        """How gates decide, and how what they decide is computed; `decide` changes it."""
+        return self._deciding
 
-    @execution.setter
-    def execution(self, mode: Execution) -> None:
-        if mode not in get_args(Execution):
-            raise SpecError(f"execution: {mode!r} is not allowed; give one of {', '.join(get_args(Execution))}")
-        self._execution = mode
+    @property
+    def gate_spec(self) -> GateSpec:
+        """How the gated edges decide; `decide(gates=…)` changes it."""
+        return self._deciding.gates
+
+    @property
+    def execution(self) -> Execution:
+        """`dense`, `packed` or `auto`; `decide(execution=…)` changes it."""
+        return self._deciding.execution
+
+    def decide(self, **changes: Unpack[Changes]) -> Self:
+        """Decide otherwise from the next call on; returns self.
+
+        Args:
+            changes: fields of `Deciding`: gates, temperature, noise, held, execution.
+
+        Raises:
+            SpecError: a value that is not allowed, or gates that need other modules than this network has.
+            GridError: `held` is of another grid.
+        """
+        deciding = self._deciding.changed(**changes)
+        if deciding.held is not None and deciding.held.spec.hash != self.spec.hash:
+            raise GridError(
+                f"held: architecture {deciding.held.hash} is of another grid; give one of this network's grid"
+            )
+        self._deciding = deciding
+        return self
+
+    @contextmanager
+    def deciding_as(self, **changes: Unpack[Changes]) -> Iterator[Self]:
+        """`decide` for the length of a block; afterwards, on errors too, all is as it was."""
+        before = self._deciding
+        self.decide(**changes)
+        try:
+            yield self
+        finally:
+            self._deciding = before
 
     def compile_blocks(self, on: bool = True) -> RouteNet:
         """Run transformer blocks compiled from the next call on, dense and packed ones alike; returns self.
@@ -184,20 +211,36 @@ class RouteNet(nn.Module):
         sizes = self._map_sizes(images)
         if routes is not None:
             self._check_routes(routes, images.shape[0], sizes)
-        stem = NodeState(self.stem(images))
-        run = ForwardState(make_compute(self._execution, images), {self.architecture.grid.stem: stem}, {}, routes)
+        run = ForwardState(
+            spec=self.spec,
+            edges=self.edges,
+            gates=self.gates,
+            deciding=self._deciding,
+            compute=make_compute(self._deciding.execution, images),
+            replay=self._held_routes(images) if routes is None else routes,
+            nodes={self.architecture.grid.stem: NodeState(self.stem(images))},
+            taken={},
+        )
         for step in self.plan:
             hw = sizes[step.source[1]]
             if isinstance(step, Row):
-                run_row(self, step, hw, run)
+                run_row(step, hw, run)
             else:
-                run_embed(self, step, hw, run)
+                run_embed(step, hw, run)
         ends = {rate: run.nodes[self.spec.layers, rate] for rate in self.spec.output_rates}
         maps = {}
         for rate, end in ends.items():
             x = self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype)
             maps[rate] = x.transpose(1, 2).unflatten(2, sizes[rate])
-        return RouteOutput(maps, Routes(run.taken), {rate: end.present() for rate, end in ends.items()})
+        return RouteOutput(maps, Routes(run.taken), {rate: end.arrived() for rate, end in ends.items()})
+
+    def _held_routes(self, images: Tensor) -> Routes:
+        """The decisions of gates that are held; none where they decide for themselves."""
+        held = self._deciding.held
+        if held is None:
+            return Routes({})
+        places = self.gate_places(images.shape[-2:])
+        return Routes.following(held, places, images=images.shape[0], device=images.device)
 
     def as_module(self) -> PlainModule:
         """A plain module over the same weights: images → a tuple of maps (B, C, H, W), fine to coarse."""
@@ -214,7 +257,7 @@ class RouteNet(nn.Module):
                 f"images: {tuple(images.shape)} does not fit; give (B, {self.spec.in_channels}, H, W) with "
                 f"H and W of at least {self.spec.max_down}"
             )
-        return {rate: (-(-height // rate), -(-width // rate)) for rate in self.spec.rates}
+        return {rate: map_size((height, width), rate) for rate in self.spec.rates}
 
     def _check_routes(self, routes: Routes, batch: int, sizes: Mapping[int, tuple[int, int]]) -> None:
         for name, route in routes.items():
@@ -231,6 +274,9 @@ class RouteNet(nn.Module):
     def restrict(self, architecture: Architecture) -> RouteNet:
         """A RouteNet over the same weights for a part of this one's architecture.
 
+        Weights, buffers and hooks are shared. Everything else is the part's own: its mode, how it decides,
+        compiled blocks and checkpointing; whatever is set on the part leaves this network as it is.
+
         Raises:
             GridError: `architecture` is not a part of this network's.
         """
@@ -241,28 +287,13 @@ class RouteNet(nn.Module):
             )
         part = RouteNet.__new__(RouteNet)
         nn.Module.__init__(part)
-        part._assemble(architecture, self.gate_spec, 0.0, source=self)
-        part._execution, part.temperature, part.noise = self._execution, self.temperature, self.noise
-        part.train(self.training)
+        part._assemble(architecture, self._deciding, 0.0, source=view_of(self))
+        part.training = self.training
         return part
 
-    def gate_places(self, image_size: tuple[int, int] | torch.Size) -> Mapping[str, GatePlaces]:
+    def gate_places(self, image_size: tuple[int, int] | torch.Size) -> dict[str, GatePlaces]:
         """Edge name → where its gate decides, for images of (H, W) pixels."""
-        found = {}
-        for step in self.plan:
-            if not step.gated:
-                continue
-            rows = isinstance(step, Row)
-            name = step.transformer if isinstance(step, Row) else step.name
-            granularity = self.gate_spec.rows if rows else self.gate_spec.columns
-            rate = step.target[1]
-            hw = (-(-image_size[0] // rate), -(-image_size[1] // rate))
-            whole = granularity in ("layer", "image")
-            decisions = 1 if whole else gate_places(granularity, hw, self.gate_spec.window)
-            side = self.gate_spec.window if granularity == "window" else 1
-            assert name is not None
-            found[name] = GatePlaces(decisions, (1, 1) if whole else hw, side)
-        return found
+        return places_of(self.plan, self.gate_spec, (image_size[0], image_size[1]))
 
     def update_gate_ema(self) -> None:
         """Move the EMA copies of all gate weights; call it after each optimiser step."""

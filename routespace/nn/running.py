@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from routespace.errors import SpecError
 
+Module = TypeVar("Module", bound=nn.Module)
 WORDS = "auto, cpu, cuda or a numbered one such as cuda:1"
 
 
@@ -52,15 +54,21 @@ def as_input(net: nn.Module, images: Tensor) -> Tensor:
     return images.to(device, dtype, non_blocking=True)
 
 
+def evaluating(net: Module) -> AbstractContextManager[Module]:
+    """A module in evaluation mode; afterwards, on errors too, each of its modules is in the mode it was in."""
+    return in_mode(net, training=False)
+
+
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the mode before it again afterwards, after an error too."""
-    training = net.training
-    net.eval()
+def in_mode(net: Module, *, training: bool) -> Iterator[Module]:
+    """A module in training or evaluation mode; afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.train(training)
     try:
-        yield
+        yield net
     finally:
-        net.train(training)
+        for module, before in modes:
+            module.training = before
 
 
 def now(device: torch.device) -> float:

@@ -12,8 +12,9 @@ Shape legend: B images · K classes · C channels · H, W pixels, or of a rate's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,11 @@ from routespace.nn.heads.base import NO_COST, Head, Maps
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import PlainModule
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routing.execution import Execution
-from routespace.nn.routing.routes import GatePlaces, Routes
+from routespace.nn.routing.deciding import Changes, Deciding, Execution
+from routespace.nn.routing.places import GatePlaces
+from routespace.nn.routing.routes import Routes
 from routespace.nn.trees import register_namedtuple
+from routespace.nn.views import view_of
 
 BACKBONE, HEAD = "backbone.", "head."
 
@@ -80,7 +83,8 @@ class TaskNet(nn.Module):
         self.backbone = backbone
         self.head = head
         self.register_load_state_dict_pre_hook(_from_flat_keys)  # type: ignore[no-untyped-call]
-        self.train(backbone.training)
+        self.training = backbone.training
+        head.train(backbone.training)
 
     @classmethod
     def classifier(
@@ -159,22 +163,30 @@ class TaskNet(nn.Module):
         return self.backbone.gates
 
     @property
+    def deciding(self) -> Deciding:
+        """How gates decide, and how what they decide is computed; `decide` changes it."""
+        return self.backbone.deciding
+
+    def decide(self, **changes: Unpack[Changes]) -> Self:
+        """`RouteNet.decide` of the backbone; returns self."""
+        self.backbone.decide(**changes)
+        return self
+
+    @contextmanager
+    def deciding_as(self, **changes: Unpack[Changes]) -> Iterator[Self]:
+        """`RouteNet.deciding_as` of the backbone."""
+        with self.backbone.deciding_as(**changes):
+            yield self
+
+    @property
     def gate_spec(self) -> GateSpec:
         """How the gated edges decide."""
         return self.backbone.gate_spec
-
-    @gate_spec.setter
-    def gate_spec(self, spec: GateSpec) -> None:
-        self.backbone.gate_spec = spec
 
     @property
     def execution(self) -> Execution:
         """`dense`, `packed` or `auto`."""
         return self.backbone.execution
-
-    @execution.setter
-    def execution(self, mode: Execution) -> None:
-        self.backbone.execution = mode
 
     @property
     def compiled(self) -> bool:
@@ -196,7 +208,9 @@ class TaskNet(nn.Module):
         Raises:
             GridError: `architecture` is not a part of this network's.
         """
-        return TaskNet(self.backbone.restrict(architecture), self.head)
+        part = TaskNet(self.backbone.restrict(architecture), view_of(self.head))
+        part.training, part.head = self.training, view_of(self.head)
+        return part
 
     def gate_places(self, image_size: tuple[int, int] | torch.Size) -> Mapping[str, GatePlaces]:
         """Edge name → where its gate decides, for images of (H, W) pixels."""

@@ -18,6 +18,7 @@ from routespace.grid.usage import EdgeUsage
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
+from routespace.nn.running import evaluating
 from routespace.nn.task_net import AnyNet, TaskNet
 
 Batch = Tensor | Sequence[Tensor]  # images, or images first: (images, labels)
@@ -157,16 +158,12 @@ def measure_usage(net: AnyNet, batches: Iterable[Batch]) -> dict[str, EdgeUsage]
         SpecError: the module is neither a TaskNet nor a RouteNet.
     """
     net = unwrap(net, wanted=(TaskNet, RouteNet))
-    meter, device, training, seen = UsageMeter(), next(net.parameters()).device, net.training, 0
-    net.eval()
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                images = batch if isinstance(batch, Tensor) else batch[0]
-                meter.update(net(images.to(device)).routes, images.shape[0], size=images.shape[-2:])
-                seen += images.shape[0]
-    finally:
-        net.train(training)
+    meter, device, seen = UsageMeter(), next(net.parameters()).device, 0
+    with evaluating(net), torch.inference_mode():
+        for batch in batches:
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            meter.update(net(images.to(device)).routes, images.shape[0], size=images.shape[-2:])
+            seen += images.shape[0]
     if not seen:
         raise DataError("batches: no images to measure usage on; give at least one batch")
     return meter.usage()

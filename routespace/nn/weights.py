@@ -22,7 +22,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.nn.heads.kinds import head_data, make_head
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.routing.execution import Execution
+from routespace.nn.routing.deciding import Execution
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, present_keys
 
 FORMAT = "routespace.network/2"

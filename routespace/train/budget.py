@@ -126,7 +126,6 @@ def least_macs(architecture: Architecture, gates: GateSpec) -> float:
     """MACs with every gate closed: rows pass, images go down at the last chance, open edges run where reached."""
     reached = {architecture.grid.stem}
     usage: dict[str, EdgeUsage] = {}
-    rates = architecture.spec.rates
     for step in compile_plan(architecture):
         here = step.source in reached
         if isinstance(step, Row):
@@ -136,10 +135,7 @@ def least_macs(architecture: Architecture, gates: GateSpec) -> float:
                 open_here = here and not step.gated
                 usage[step.transformer] = ALL_USED if open_here else UNUSED._replace(asked=int(here))
             continue
-        column, rate = step.source
-        pyramid = architecture.spec.outputs == "pyramid"
-        coarser = [2 * rate] if pyramid else [r for r in rates if r > rate]
-        stranded = step.last_chance and not any((column, r) in reached for r in coarser)
+        stranded = step.last_chance and not any(node in reached for node in step.spared_by)
         taken = here and (not step.gated or stranded)
         usage[step.name] = EdgeUsage(tokens=int(taken), images=int(taken), asked=int(here))
         if taken:

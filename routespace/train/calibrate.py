@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from routespace.nn.task_net import AnyNet, backbone_of
+from routespace.grid.gate_spec import GateSpec
+from routespace.nn.running import evaluating
+from routespace.nn.task_net import AnyNet
 from routespace.train.evaluate import mean_macs
 
 TOLERANCE_FRAC = 0.0025
@@ -55,24 +57,15 @@ def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Ca
     """Set `net.gate_spec.threshold` so that the counted MACs meet `target`.
 
     Args:
-        net: a network with gates; its gate spec is replaced.
+        net: a network with gates; its threshold is replaced, and nothing else, nor that on an error.
         loader: batches that training has not seen, the same in every pass, a pass for each of about six trials.
             Labels are not used.
         target: MACs of one image.
     """
-    training, before = net.training, net.gate_spec
-    net.eval()
-    batches = _held(loader)
-    best = None
-    try:
-        tried = _search(
-            lambda logit: Trial(logit, _macs_at(net, logit, batches)), _logit(net.gate_spec.open_above), target
-        )
-        best = min(tried, key=lambda trial: abs(trial.macs - target))
-    finally:
-        net.train(training)
-        if best is None:  # an image that cannot be read, or no images
-            backbone_of(net).gate_spec = before
+    start, batches = _logit(net.gate_spec.open_above), _held(loader)
+    with evaluating(net):
+        tried = _search(lambda logit: Trial(logit, _macs_at(net, logit, batches)), start, target)
+    best = min(tried, key=lambda trial: abs(trial.macs - target))
     set_threshold(net, best.logit)
     met = abs(best.macs - target) <= WORST_FRAC * target
     return Calibration(_sigmoid(best.logit), best.macs, target, met, "" if met else _why(target, tried))
@@ -117,15 +110,18 @@ def _why(target: float, tried: list[Trial]) -> str:
 
 
 def _macs_at(net: AnyNet, logit: float, batches: Iterable[Any]) -> float:
-    set_threshold(net, logit)
-    return mean_macs(net, batches)
+    with net.deciding_as(gates=_with_threshold(net.gate_spec, logit), held=None, execution="auto"):
+        return mean_macs(net, batches)
 
 
 def set_threshold(net: AnyNet, logit: float) -> None:
     """Replace the network's gate spec by one with the threshold sigmoid(logit), inside ±LOGIT_RANGE."""
+    net.decide(gates=_with_threshold(net.gate_spec, logit))
+
+
+def _with_threshold(gates: GateSpec, logit: float) -> GateSpec:
     threshold = _sigmoid(max(-LOGIT_RANGE, min(LOGIT_RANGE, logit)))
-    backbone = backbone_of(net)
-    backbone.gate_spec = backbone.gate_spec.model_copy(update={"threshold": threshold})
+    return gates.model_copy(update={"threshold": threshold})
 
 
 def _logit(probability: float) -> float:

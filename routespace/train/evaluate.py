@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ import torch
 
 from routespace.errors import DataError, RoutespaceError
 from routespace.grid.usage import shares_to_json
+from routespace.nn.running import evaluating, in_mode, now
 from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter
 from routespace.train.budget import metered_macs
@@ -52,7 +52,7 @@ def evaluate(
     """Measure a network.
 
     Args:
-        net: it is put into eval mode for the pass, and back.
+        net: it is in evaluation mode and decides by `auto` for the pass, and is then as it was before.
         loader: the task's batches; for a classifier images (B, C, H, W) and labels (B,).
         task: how it is measured; None for that of the network's head, a classifier's accuracy.
         expected: also run each batch with sampling gates, for the expected MACs; without it they are None.
@@ -69,12 +69,8 @@ def evaluate(
     """
     task = task or task_of_head(net.head.kind, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
-    training = net.training
-    net.eval()
-    try:
+    with evaluating(net), net.deciding_as(held=None, execution="auto"):
         seen = _pass(net, loader, task, sampling if expected and net.gates else None)
-    finally:
-        net.train(training)
     total = seen.usage.gathered()
     if not total.images:
         raise DataError("data: no images to evaluate with")
@@ -110,7 +106,7 @@ def _pass(net: TaskNet, loader: Iterable[Any], task: Task, sampling: Sampling | 
     """Run every batch, and again with sampling gates where that is asked for."""
     device = next(net.parameters()).device
     seen = _Seen(task.meter(device), UsageMeter(), UsageMeter())
-    start = _now(device)
+    start = now(device)
     for number, batch in enumerate(loader):
         images, targets = task.prepare(batch, device, training=False)
         size = images.shape[-2:]
@@ -118,41 +114,26 @@ def _pass(net: TaskNet, loader: Iterable[Any], task: Task, sampling: Sampling | 
         seen.meter.update(output.outputs, targets)
         seen.usage.update(output.routes, len(images), size=size)
         if sampling is not None:
-            paused = _now(device)
+            paused = now(device)
             with sampling_gates(net, sampling, NOISE_SEED + number):
                 seen.sampled.update(net(images).routes, len(images), size=size)
-            start += _now(device) - paused
-    seen.seconds = _now(device) - start
+            start += now(device) - paused
+    seen.seconds = now(device) - start
     return seen
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @contextlib.contextmanager
 def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None]:
     """Gates in training mode; everything else, the global random numbers too, is as before afterwards."""
-    backbone = net.backbone
-    temperature, noise = backbone.temperature, backbone.noise
     devices = [torch.cuda.current_device()] if next(net.parameters()).is_cuda else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), in_mode(net.gates, training=True), net.deciding_as(**sampling._asdict()):
         torch.manual_seed(seed)
-        net.gates.train()
-        backbone.temperature, backbone.noise = sampling
-        try:
-            yield
-        finally:
-            net.gates.eval()
-            backbone.temperature, backbone.noise = temperature, noise
+        yield
 
 
 @torch.no_grad()
 def mean_macs(net: AnyNet, loader: Iterable[Any]) -> float:
-    """Counted MACs of one image over batches of images, alone or first; the network is in eval mode already."""
+    """Counted MACs of one image over batches of images, alone or first, by the network as it is."""
     usage, device = UsageMeter(), next(net.parameters()).device
     for batch in loader:
         images = batch if isinstance(batch, torch.Tensor) else batch[0]

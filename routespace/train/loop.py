@@ -84,6 +84,7 @@ class Trainer:
         self._names = tuple(task.metric.name if name == "score" else name for name in Losses._fields)
         self._sums = dict.fromkeys(self._names, 0.0)
         self._epoch_rate = 0.0
+        self._start: Architecture | None = None
 
     @property
     def final_net(self) -> TaskNet:
@@ -127,10 +128,10 @@ class Trainer:
         """One optimiser step; returns the numbers of Losses."""
         done = self.epoch * self.loaders.steps + self.step
         progress = done / (self.spec.epochs * self.loaders.steps)
-        self.net.backbone.temperature, self.net.backbone.noise = self._sampling(progress)
-        self._hold(progress < self.recipe.budget.open_frac)
+        self.net.decide(**self._sampling(progress)._asdict())
         self.schedule.step_update(done)
-        losses = self.step_loss(images, targets, progress)
+        with self.net.deciding_as(held=self._held(progress)):
+            losses = self.step_loss(images, targets, progress)
         self.accelerator.backward(losses.loss)
         if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
             for group in self.optimizer.param_groups:
@@ -177,12 +178,15 @@ class Trainer:
         for net in (self.net, *([self.ema.module] if self.ema is not None else [])):
             set_threshold(net, threshold_logit(self.recipe.gates.open_above) + self.budget.shift)
 
-    def _hold(self, held: bool) -> None:
-        """Hold the gates while the blocks learn: all open, or as the staircase has them."""
-        stairs = self.spec.start == "staircase"
-        self.net.backbone.held_open = held and not stairs
-        unwrapped = self.accelerator.unwrap_model(self.step_loss)
-        unwrapped.held = Architecture.staircase(self.net.architecture.grid) if held and stairs else None
+    def _held(self, progress: float) -> Architecture | None:
+        """What decides instead of the gates while the blocks learn: everything, or the staircase."""
+        if progress >= self.recipe.budget.open_frac:
+            return None
+        if self._start is None:
+            whole = self.net.architecture
+            stairs = self.spec.start == "staircase"
+            self._start = Architecture.staircase(whole.grid) if stairs else whole.opened()
+        return self._start
 
     def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
         save()

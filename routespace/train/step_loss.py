@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from routespace.grid.architecture import Architecture
-from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
 from routespace.train.budget import BudgetLoss, expected_macs
 from routespace.train.tasks.base import Task
@@ -28,21 +26,15 @@ class Losses(NamedTuple):
 
 
 class StepLoss(nn.Module):
-    """Network and losses as one module, so that a distributed wrapper sees every gradient's way.
-
-    Attributes:
-        held: a path whose gates are held open while all others are held shut; None lets the gates decide.
-    """
+    """Network and losses as one module, so that a distributed wrapper sees every gradient's way."""
 
     def __init__(self, net: TaskNet, task: Task, budget: BudgetLoss | None) -> None:
         super().__init__()
         self.net, self.task, self.budget = net, task, budget
-        self.held: Architecture | None = None
 
     def forward(self, images: Tensor, targets: Any, progress: float) -> Losses:
         """Images (B, C, H, W) and their targets → losses."""
-        routes = held_routes(self.net, self.held, images) if self.held is not None else None
-        output = self.net(images, routes=routes)
+        output = self.net(images)
         task_loss = self.task.loss(output.outputs, targets)
         score = self.task.score(output.outputs, targets)
         macs = expected_macs(self.net, output.routes, image_size=(images.shape[-2], images.shape[-1]))
@@ -54,13 +46,3 @@ class StepLoss(nn.Module):
             score.detach() if score is not None else torch.full_like(task_loss, torch.nan),
             macs.detach(),
         )
-
-
-def held_routes(net: TaskNet, path: Architecture, images: Tensor) -> Routes:
-    """Decisions that open the gates of `path`'s edges and shut all others, for images (B, C, H, W)."""
-    edges = {}
-    for name, places in net.gate_places(images.shape[-2:]).items():
-        decided = torch.full((len(images), places.decisions), name in path.edges, device=images.device)
-        kept = places.spread(decided)
-        edges[name] = EdgeRoute(kept, kept.float())
-    return Routes(edges)

@@ -37,11 +37,13 @@ def routed_times(
         `dense` and `routed` → median seconds.
     """
     images = as_input(net, images)
-    everything = net.restrict(net.architecture.opened())
-    taken: dict[str, list[float]] = {"dense": [], "routed": []}
-    with _timed_mode(net, compiled=compiled), torch.inference_mode():
+    models = {"dense": net.restrict(net.architecture.opened()), "routed": net.restrict(net.architecture)}
+    for model in models.values():  # views with settings of their own
+        model.eval().compile_blocks(compiled).decide(held=None, execution="auto")
+    taken: dict[str, list[float]] = {mode: [] for mode in models}
+    with _one_thread(), torch.inference_mode():
         for turn in range(-WARM_UP, rounds):
-            for mode, model in (("dense", everything.eval()), ("routed", net)):
+            for mode, model in models.items():
                 start = now(images.device)
                 model(images)
                 seconds = now(images.device) - start
@@ -51,17 +53,11 @@ def routed_times(
 
 
 @contextmanager
-def _timed_mode(net: TaskNet, *, compiled: bool) -> Iterator[None]:
-    """Evaluation, `auto`, one thread, blocks compiled or not; all as before afterwards."""
-    training, execution, was_compiled, threads = net.training, net.execution, net.compiled, torch.get_num_threads()
+def _one_thread() -> Iterator[None]:
+    """One thread for torch; as many as before afterwards."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        net.eval()
-        net.execution = "auto"
-        net.compile_blocks(compiled)
         yield
     finally:
-        net.train(training)
-        net.execution = execution
-        net.compile_blocks(was_compiled)
         torch.set_num_threads(threads)

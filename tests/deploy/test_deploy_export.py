@@ -62,7 +62,7 @@ def test_swin_v2(tmp_path, writer):
 def test_onnx_of_a_supernet(tmp_path):
     pytest.importorskip("onnxruntime")
     net = make_net("full")
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert export_onnx(net, tmp_path / "net.onnx").max_difference < 1e-4
     assert net.execution == "packed"
 

@@ -113,7 +113,7 @@ def test_networks_agree_dense_and_packed(rows):
     images = torch.randn(2, 3, 64, 64)
     routes = Routes.random(net, images, keep=0.4, columns=0.6)
     dense = net(images, routes=routes).logits
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert torch.allclose(net(images, routes=routes).logits, dense, atol=1e-4)
 
 

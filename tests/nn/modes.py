@@ -23,7 +23,7 @@ def outputs(net: TaskNet, images: torch.Tensor, routes: Routes | None):
 
 def outcome(net: TaskNet, execution: str, images: torch.Tensor, routes: Routes | None):
     """Logits and maps, a row an image, the gradients of a loss on all of them, and the routes."""
-    net.execution = execution
+    net.decide(execution=execution)
     net.zero_grad()
     values, taken = outputs(net, images, routes)
     if values.requires_grad:  # not where hooks or frozen parts leave nothing to learn
@@ -74,7 +74,8 @@ def used_macs(net: TaskNet, taken: Routes, images: int) -> tuple[dict[str, list[
 def assert_same_usage(net: TaskNet, images: torch.Tensor, routes: Routes | None, modes=("packed", "auto")):
     """Usage and counted MACs are alike in every mode."""
     found = []
-    for net.execution in ("dense", *modes):
+    for mode in ("dense", *modes):
+        net.decide(execution=mode)
         with torch.no_grad():
             found.append(used_macs(net, outputs(net, images, routes)[1], len(images)))
     (usage, macs), *others = found
@@ -88,7 +89,8 @@ def assert_same_usage(net: TaskNet, images: torch.Tensor, routes: Routes | None,
 @torch.no_grad()
 def assert_alone_is_among_others(net: TaskNet, images: torch.Tensor, routes: Routes | None, modes):
     """An image's outputs and decisions do not depend on the other images of its batch."""
-    for net.execution in modes:
+    for mode in modes:
+        net.decide(execution=mode)
         values, taken = outputs(net, images, routes)
         for i in range(len(images)):
             alone = None if routes is None else only(routes, i)

@@ -11,6 +11,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
@@ -60,7 +61,7 @@ def per_image(routes: Routes, name: str) -> set[int]:
 )
 def test_a_staircase_keeps_known_counts(family, execution, size, keep, counts):
     net = make_net(family=family, keep=keep)
-    net.execution = execution
+    net.decide(execution=execution)
     for training in (True, False):
         routes = net.train(training)(torch.randn(3, 3, *size)).routes
         for name, count in zip(STAIRS, counts, strict=True):
@@ -121,7 +122,7 @@ class NoWaiting(TorchDispatchMode):
 )
 def test_static_shapes_wait_for_nothing(routing, gates, execution, monkeypatch):
     net = make_net(routing, **gates)
-    net.execution = execution
+    net.decide(execution=execution)
     images = torch.randn(3, 3, *ODD)
     monkeypatch.setattr(torch.Tensor, "tolist", None)  # no operation on a CPU, but a wait elsewhere
     with NoWaiting():
@@ -132,7 +133,7 @@ def test_static_shapes_wait_for_nothing(routing, gates, execution, monkeypatch):
 
 def test_what_waits_is_noticed():
     net = make_net(capacity=False).eval()
-    net.execution = "packed"
+    net.decide(execution="packed")
     with NoWaiting(), pytest.raises(AssertionError, match="aten"):
         net(torch.randn(3, 3, *EVEN))
 
@@ -158,7 +159,7 @@ def test_rows_choose_among_what_several_arrivals_brought():
 @pytest.mark.parametrize("routing", ["stairs", "both"])
 def test_recorded_decisions_replay(routing, execution, training):
     net = make_net(routing).train(training)
-    net.execution = execution
+    net.decide(execution=execution)
     images = torch.randn(3, 3, *ODD)
     taken = assert_replays(net, images, atol=1e-5)
     part = {name: route for name, route in taken.detach().items() if name.endswith("transformer")}
@@ -170,7 +171,7 @@ def test_recorded_decisions_replay(routing, execution, training):
 @pytest.mark.parametrize("execution", ["dense", "packed"])
 def test_nobody_is_stranded_unless_a_replay_sends_nothing(execution):
     net = make_net().eval()
-    net.execution = execution
+    net.decide(execution=execution)
     with torch.no_grad():
         for gate in net.gates.values():
             gate.ema_bias.copy_(torch.tensor([-50.0, 50.0]))  # a rank does not mind
@@ -187,9 +188,9 @@ def test_nobody_is_stranded_unless_a_replay_sends_nothing(execution):
 
 def test_gates_that_are_held_open_send_everything():
     net = make_net().train()
-    net.backbone.held_open = True
+    net.decide(held=net.architecture.opened())
     for execution in ("dense", "packed"):
-        net.execution = execution
+        net.decide(execution=execution)
         out = net(torch.randn(2, 3, *ODD))
         assert all(route.kept.all() and route.per_image is None for route in out.routes.values())
 
@@ -202,12 +203,12 @@ def test_a_gate_counts_on_the_device_as_on_the_host(rows):
     x = torch.randn(5, 42, 4)
     for count in (1, 2, 10, 20, 41, 42):
         present = torch.rand(5, 42).argsort(1) < count
-        told = gate(x, hw, spec, 1.0, present=present, count=count)
-        asked = gate(x, hw, spec, 1.0, present=present)
+        told = gate(x, hw, Deciding.at_start(spec), present=present, count=count)
+        asked = gate(x, hw, Deciding.at_start(spec), present=present)
         assert torch.equal(told.value, asked.value)
         assert asked.per_image is None
         wanted = math.ceil(0.3 * count) if rows else min(math.ceil(0.3 * 12), math.ceil(count / 4))
         assert told.per_image == wanted
         assert told.value.sum(1).tolist() == [wanted] * 5
     nobody = torch.zeros(5, 42, dtype=torch.bool)
-    assert not gate(x, hw, spec, 1.0, present=nobody).value.any()
+    assert not gate(x, hw, Deciding.at_start(spec), present=nobody).value.any()

@@ -54,7 +54,7 @@ def test_other_programs_keep_their_recompile_limit():
 @pytest.mark.slow
 def test_one_graph_serves_every_keep_ratio_and_mask():
     net = small_net().eval()
-    net.execution = "packed"
+    net.decide(execution="packed")
     with torch.no_grad():
         for batch, keep in [(2, 0.5), (3, 0.25), (5, 0.8), (2, 0.1)]:
             images = torch.randn(batch, 3, 64, 64)
@@ -81,7 +81,7 @@ def test_gradients(keys):
     found = []
     for execution, on in (("dense", False), ("packed", True), ("dense", True)):
         net.compile_blocks(on)
-        net.execution = execution
+        net.decide(execution=execution)
         net.zero_grad()
         net(images, routes=routes).logits.square().sum().backward()
         found.append({k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None})
@@ -97,7 +97,7 @@ def test_capacity_compiled():
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         want = net(images).logits
-        net.execution = "packed"
+        net.decide(execution="packed")
         assert (net.compile_blocks()(images).logits - want).abs().max() < 1e-4
 
 
@@ -106,7 +106,7 @@ def test_again_in_another_process(tmp_path):
     """What torch remembers on disk of a first process (graphs, sizes that varied) must not break a second one."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_compiled as test;"
-        "net = test.small_net(); net.execution = 'packed'; images = torch.randn(3, 3, 64, 64);"
+        "net = test.small_net().decide(execution='packed'); images = torch.randn(3, 3, 64, 64);"
         "routes = test.Routes.random(net, images, keep=.4);"
         "net.compile_blocks()(images, routes=routes).logits.square().sum().backward()"
     )

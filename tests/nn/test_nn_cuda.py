@@ -61,7 +61,7 @@ def test_same_as_on_the_cpu(family, execution, keys):
     routes = Routes.random(net, images, keep=0.4, seed=1)
     logits, expected = grads(net, images, routes)
     there = copy.deepcopy(net).to(DEVICE)
-    there.execution = execution
+    there.decide(execution=execution)
     found, got = grads(there, images.to(DEVICE), Routes.random(there, images.to(DEVICE), keep=0.4, seed=1))
     assert (logits - found).abs().max() < 1e-4
     largest = max(grad.norm() for grad in expected.values())
@@ -75,7 +75,7 @@ def test_half_precision_attends_to_packed_queries():
     images = torch.randn(5, 3, *SIZE, device=DEVICE, dtype=torch.bfloat16)
     routes = Routes.random(net, images, keep=0.4, seed=1)
     dense = net(images, routes=routes).logits
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert (net(images, routes=routes).logits - dense).abs().max() < 0.05 * dense.abs().max()
 
 
@@ -86,7 +86,7 @@ def test_compiled_blocks():
     routes = Routes.random(net, images, keep=0.4, seed=1)
     dense = net(images, routes=routes).logits
     net.compile_blocks()
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert (net(images, routes=routes).logits - dense).abs().max() < 1e-3
 
 
@@ -96,7 +96,7 @@ def test_capacity_is_captured_as_a_graph():
     net = make_net(capacity=True, keep=0.4).eval().to(DEVICE)
     for gate in net.gates.values():
         torch.nn.init.normal_(gate.ema_weight)
-    net.execution = "packed"
+    net.decide(execution="packed")
     first, second = torch.randn(2, 5, 3, *SIZE, device=DEVICE)
     fixed = first.clone()
     side = torch.cuda.Stream()

@@ -50,26 +50,26 @@ def test_dense_export(gates):
 
 def test_auto_exports_as_dense():
     net = small_net("depth")
-    net.execution = "auto"
+    net.decide(execution="auto")
     assert_exports(net)
 
 
 @pytest.mark.parametrize("keys", ["all", "kept"])
 def test_packed_export(keys):
     net = small_net("depth", keys=keys)
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert_exports(net)
 
 
 def test_packed_export_of_per_token_scaling():
     net = small_net(columns="token")
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert_exports(net)
 
 
 def test_capacity_export():
     net = small_net("depth", capacity=True, keep=0.4)
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert_exports(net)
 
 
@@ -79,5 +79,5 @@ def test_capacity_export_of_a_gated_staircase(execution):
     rows = [f"{place}_{kind}" for place in ("l00_r04", "l01_r08") for kind in ("transformer", "identity")]
     stairs = dict.fromkeys([*rows, "l01_r04_patch_embed"], "gated")
     net = net.restrict(Architecture(net.spec, stairs))
-    net.execution = execution
+    net.decide(execution=execution)
     assert_exports(net)

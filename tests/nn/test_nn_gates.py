@@ -5,6 +5,7 @@ import torch
 
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.routing import gates
+from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.gates import Gate
 
 HW = (5, 6)
@@ -21,6 +22,10 @@ def make_gate(*, rows: bool = True, granularity: str = "token", **fields) -> tup
         torch.nn.init.normal_(gate.weight, std=0.5)
         gate.ema_weight.copy_(gate.weight.detach())
     return gate, spec
+
+
+def at(spec: GateSpec, temperature: float = 1.0) -> Deciding:
+    return Deciding(spec, temperature, noise=1.0)
 
 
 def places(granularity: str, rows: bool) -> int:
@@ -48,7 +53,7 @@ def test_gradient_of_the_relaxation_by_finite_differences(kind, granularity, row
     start = torch.randn(2, HW[0] * HW[1], WIDTH, dtype=torch.double, requires_grad=True)
 
     def value(x, *_):
-        return gate(x, HW, spec, 0.7).value
+        return gate(x, HW, at(spec, 0.7)).value
 
     assert value(start).shape == (2, places(granularity, rows))
     assert torch.autograd.gradcheck(value, (start, *parameters), check_undefined_grad=False)
@@ -62,24 +67,24 @@ def test_straight_through_is_hard_forward_and_soft_backward(kind):
     grads = []
     for chosen in (spec, soft_spec):
         torch.manual_seed(5)  # the same noise
-        decision = gate(x, HW, chosen, 1.0)
+        decision = gate(x, HW, at(chosen))
         grads.append(torch.autograd.grad(decision.value.square().sum() / 2 + decision.value.sum(), gate.bias)[0])
         if chosen is spec:
             hard = decision.value
             assert set(hard.unique().tolist()) == {0.0, 1.0}
-            (got,) = torch.autograd.grad((gate(x, HW, spec, 1.0).value * 0).sum(), gate.bias)
+            (got,) = torch.autograd.grad((gate(x, HW, at(spec)).value * 0).sum(), gate.bias)
             assert not got.any()
         else:
             assert torch.equal((decision.value > 0.5).float(), hard.detach())
     torch.manual_seed(5)
-    soft = gate(x, HW, soft_spec, 1.0).value
+    soft = gate(x, HW, at(soft_spec)).value
     (want,) = torch.autograd.grad((soft * (hard.detach() + 1)).sum(), gate.bias)
     assert torch.allclose(grads[0], want, rtol=1e-5)
 
 
 def test_tanh_multiplies_and_counts_what_is_open():
     gate, spec = make_gate(kind="tanh", openness=0.2)
-    decision = gate(torch.randn(2, HW[0] * HW[1], WIDTH), HW, spec, 1.0)
+    decision = gate(torch.randn(2, HW[0] * HW[1], WIDTH), HW, at(spec))
     assert ((decision.value >= 0) & (decision.value < 1)).all()
     assert torch.equal(decision.counted.detach(), (decision.value > 0).float())
     assert torch.autograd.grad(decision.counted.sum(), gate.bias)[0].abs() > 0
@@ -90,7 +95,7 @@ def test_tanh_multiplies_and_counts_what_is_open():
 def test_untrained_gate_opens_as_often_as_asked(kind, openness):
     gate, spec = make_gate(kind=kind, openness=openness)
     torch.nn.init.zeros_(gate.weight)
-    decision = gate.train()(torch.randn(200, 100, WIDTH), (10, 10), spec, 1.0)
+    decision = gate.train()(torch.randn(200, 100, WIDTH), (10, 10), at(spec))
     if kind == "gumbel":
         assert decision.value.mean().item() == pytest.approx(openness, abs=0.02)
     else:
@@ -100,7 +105,7 @@ def test_untrained_gate_opens_as_often_as_asked(kind, openness):
 def test_a_low_temperature_hardens_the_relaxation():
     gate, spec = make_gate(relaxation="soft", openness=0.5)
     x = torch.randn(4, HW[0] * HW[1], WIDTH)
-    soft = [gate(x, HW, spec, t).value for t in (5.0, 0.01)]
+    soft = [gate(x, HW, at(spec, t)).value for t in (5.0, 0.01)]
     assert (soft[0] - 0.5).abs().mean() < 0.25 < 0.4 < (soft[1] - 0.5).abs().mean()
 
 
@@ -108,18 +113,18 @@ def test_inference_uses_the_ema_and_no_noise():
     gate, spec = make_gate(openness=0.5)
     x = torch.randn(2, HW[0] * HW[1], WIDTH)
     gate.eval()
-    before = gate(x, HW, spec, 1.0)
-    assert torch.equal(before.value, gate(x, HW, spec, 1.0).value)
+    before = gate(x, HW, at(spec))
+    assert torch.equal(before.value, gate(x, HW, at(spec)).value)
     with torch.no_grad():
         gate.weight.neg_()
         gate.bias.add_(3.0)
-    assert torch.equal(before.chance, gate(x, HW, spec, 1.0).chance)
+    assert torch.equal(before.chance, gate(x, HW, at(spec)).chance)
     first = gate.ema_bias.clone()
     gate.update_ema(0.9)
     assert torch.allclose(gate.ema_bias, 0.9 * first + 0.1 * gate.bias)
     for _ in range(300):
         gate.update_ema(0.9)
-    assert not torch.allclose(gate(x, HW, spec, 1.0).chance, before.chance, atol=0.1)
+    assert not torch.allclose(gate(x, HW, at(spec)).chance, before.chance, atol=0.1)
     assert torch.allclose(gate.ema_weight, gate.weight, atol=1e-5)
 
 
@@ -130,7 +135,7 @@ def test_a_higher_threshold_opens_less(kind):
     x = torch.randn(2, HW[0] * HW[1], WIDTH)
     shares = []
     for threshold in (0.05, 0.5, 0.9):
-        decision = gate(x, HW, spec.model_copy(update={"threshold": threshold}), 1.0)
+        decision = gate(x, HW, at(spec.model_copy(update={"threshold": threshold})))
         assert torch.equal(decision.value > 0, decision.chance > threshold)
         shares.append((decision.value > 0).float().mean().item())
     assert shares[0] > shares[1] > shares[2]
@@ -147,7 +152,7 @@ def test_capacity_needs_hard_decisions_by_rank(fields):
 @pytest.mark.parametrize("training", [True, False])
 def test_capacity_takes_the_best_places_exactly(training):
     gate, spec = make_gate(capacity=True, keep=0.3)
-    decision = gate.train(training)(torch.randn(4, HW[0] * HW[1], WIDTH), HW, spec, 1.0)
+    decision = gate.train(training)(torch.randn(4, HW[0] * HW[1], WIDTH), HW, at(spec))
     assert decision.per_image == 9
     kept = decision.value > 0
     assert (kept.sum(1) == 9).all()
@@ -158,14 +163,14 @@ def test_capacity_takes_the_best_places_exactly(training):
 def test_random_selection_keeps_its_share_and_has_no_weights():
     gate, spec = make_gate(selection="random", keep=0.3)
     assert not list(gate.parameters())
-    value = gate(torch.randn(100, 100, WIDTH), (10, 10), spec, 1.0).value
+    value = gate(torch.randn(100, 100, WIDTH), (10, 10), at(spec)).value
     assert value.mean().item() == pytest.approx(0.3, abs=0.02)
 
 
 def test_attention_selection_keeps_what_the_mean_attends_to():
     gate, spec = make_gate(selection="attention", keep=0.2)
     x = torch.randn(3, 25, WIDTH)
-    decision = gate(x, (5, 5), spec, 1.0)
+    decision = gate(x, (5, 5), at(spec))
     assert decision.per_image == 5
     scores = torch.einsum("bnc,bc->bn", x, x.mean(1))
     for image in range(3):
@@ -174,7 +179,7 @@ def test_attention_selection_keeps_what_the_mean_attends_to():
 
 def test_windows_decide_together():
     gate, spec = make_gate(granularity="window", window=2, openness=0.5)
-    value = gate(torch.randn(2, HW[0] * HW[1], WIDTH), HW, spec, 1.0).value.view(2, *HW)
+    value = gate(torch.randn(2, HW[0] * HW[1], WIDTH), HW, at(spec)).value.view(2, *HW)
     for y in range(0, HW[0], 2):
         for x in range(0, HW[1], 2):
             square = value[:, y : y + 2, x : x + 2].flatten(1)
@@ -184,6 +189,6 @@ def test_windows_decide_together():
 def test_layer_gate_is_one_number_for_the_batch():
     gate, spec = make_gate(granularity="layer", openness=0.5)
     for _ in range(5):
-        value = gate(torch.randn(6, HW[0] * HW[1], WIDTH), HW, spec, 1.0).value
+        value = gate(torch.randn(6, HW[0] * HW[1], WIDTH), HW, at(spec)).value
         assert value.shape == (6, 1)
         assert value.unique().numel() == 1

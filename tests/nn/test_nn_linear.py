@@ -320,7 +320,7 @@ def test_exported_graphs_hold_torchs_operators(onednn):
     traced = torch.jit.trace(Two(), torch.randn(4, 6))
     assert "routespace::" not in str(traced.inlined_graph)
     net = net_of("pvt_v2")
-    net.execution = "packed"
+    net.decide(execution="packed")
     images = torch.randn(2, 3, 32, 32)
     assert calls(lambda: net(images))
     program = torch.export.export(net.as_module(), (images,))
@@ -347,7 +347,7 @@ def outcome(net: TaskNet, images: torch.Tensor, routes: Routes) -> list[torch.Te
 @pytest.mark.parametrize("execution", ["dense", "packed"])
 def test_networks(onednn, family, execution):
     net, images = net_of(family), torch.randn(3, 3, 32, 32)
-    net.execution = execution
+    net.decide(execution=execution)
     routes = Routes.random(net, images, keep=0.4)
     mine = outcome(net, images, routes)
     assert calls(lambda: net(images, routes=routes))
@@ -362,7 +362,7 @@ def test_networks(onednn, family, execution):
 def test_compiled_steps(onednn):
     torch.compiler.reset()
     net, images = net_of("pvt_v2"), torch.randn(3, 3, 32, 32)
-    net.execution = "packed"
+    net.decide(execution="packed")
     routes = Routes.random(net, images, keep=0.4)
     net.compile_blocks()
     mine = outcome(net, images, routes)

@@ -162,7 +162,7 @@ def test_a_batch_of_nothing(family, gates, mode, training):
     """Filters, cascades and detectors make such batches: an answer of no rows, in every mode."""
     grid = grid_of(family, outputs="pyramid")
     net = network(Architecture.full(grid), GateSpec(**gates)).train(training)
-    net.execution = mode
+    net.decide(execution=mode)
     out = net(torch.empty(0, 3, 33, 44), features=True)
     assert out.logits.shape == (0, 5)
     assert {rate: tuple(x.shape) for rate, x in out.features.items()} == {
@@ -205,7 +205,7 @@ def test_compiled_blocks_agree(data):
     images = torch.randn(data.draw(st.sampled_from([0, 1, 3])), 3, 32, 32)
     with torch.no_grad():
         expected, taken = outputs(net, images, None)
-        for net.execution in MODES:
-            values, routes = outputs(net.compile_blocks(), images, None)
+        for mode in MODES:
+            values, routes = outputs(net.decide(execution=mode).compile_blocks(), images, None)
             assert_close(expected, values)
             assert_same_routes(taken, routes)

@@ -57,7 +57,7 @@ def test_every_granularity(family, rows, columns, keys, early_stop):
 @pytest.mark.parametrize("gates", [{}, {"keys": "kept"}, {"early_stop": True}, {"capacity": True}])
 def test_images_and_channels_in_parts_change_nothing(monkeypatch, family, execution, gates):
     net = small_net(family=family, **gates).eval()
-    net.execution = execution
+    net.decide(execution=execution)
     images = torch.randn(5, 3, 36, 40)
     with torch.no_grad():
         whole = net(images)
@@ -250,7 +250,7 @@ def count_calls(net: TaskNet) -> dict[str, list[int]]:
 @torch.no_grad()
 def test_nodes_that_nobody_reaches_are_not_computed():
     net = small_net(rows="image").eval()
-    net.execution = "packed"
+    net.decide(execution="packed")
     images = torch.randn(4, 3, 32, 32)
     routes = Routes.random(net, images, keep=1.0, columns=0.0)  # forced down at the last chance alone
     gates = []
@@ -272,7 +272,7 @@ def test_nodes_that_nobody_reaches_are_not_computed():
 @torch.no_grad()
 def test_images_that_skip_an_edge_are_not_in_its_batch():
     net = small_net(rows="image").eval()
-    net.execution = "packed"
+    net.decide(execution="packed")
     images = torch.randn(4, 3, 32, 32)
     routes = dict(Routes.full(net, images))
     kept = torch.tensor([[True], [False], [False], [True]])
@@ -306,7 +306,7 @@ def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
     block = type(next(iter(net.edges["l00_r04_transformer"].blocks)))
     plain = block.masked
     monkeypatch.setattr(block, "masked", lambda *args: (calls.append(1), plain(*args))[1])
-    net.execution = "auto"
+    net.decide(execution="auto")
     net(images, routes=routes)
     assert bool(calls) == masked
 
@@ -319,7 +319,7 @@ def test_inputs_are_not_written_to(family):
     routes = Routes.random(net, images, keep=0.5)
     seen = []
     net.backbone.stem.register_forward_hook(lambda *args: seen.append((args[2], args[2].clone())))
-    net.execution = "packed"
+    net.decide(execution="packed")
     net(images, routes=routes)
     assert torch.equal(*seen[0])
 

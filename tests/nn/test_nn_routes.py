@@ -47,7 +47,7 @@ def close_gates(net: TaskNet, ending: str = "") -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_an_image_that_would_miss_the_output_is_sent_down(execution, columns, training):
     net = small_net(columns=columns).train(training)
-    net.execution = execution
+    net.decide(execution=execution)
     close_gates(net)
     images = torch.randn(3, 3, SIZE, SIZE)
     out = net(images)
@@ -92,7 +92,7 @@ def test_a_stopped_token_stays_stopped_in_its_row(execution):
     images = torch.randn(2, 3, SIZE, SIZE)
     for early_stop in (True, False):
         net = small_net(early_stop=early_stop).eval()
-        net.execution = execution
+        net.decide(execution=execution)
         routes = stopping_routes(net, images)
         taken = net(images, routes=routes).routes
         first, second = taken["l00_r04_transformer"].kept, taken["l01_r04_transformer"]
@@ -117,7 +117,7 @@ def test_a_patch_embedding_refreshes_stopped_tokens():
 
 def test_a_row_whose_tokens_have_all_stopped_asks_no_gate():
     net = small_net(layers=3, early_stop=True).eval()
-    net.execution = "packed"
+    net.decide(execution="packed")
     images = torch.randn(2, 3, SIZE, SIZE)
     nothing = torch.zeros(2, 64, dtype=torch.bool)
     routes = Routes({"l00_r04_transformer": EdgeRoute(nothing, nothing.float())})
@@ -157,7 +157,7 @@ def test_a_coarse_node_holds_only_the_groups_that_went_down():
 )
 def test_recorded_decisions_replay_to_the_same_output(gates, execution, training):
     net = small_net(columns="token", **gates).train(training)
-    net.execution = execution
+    net.decide(execution=execution)
     images = torch.randn(3, 3, SIZE, SIZE)
     assert_replays(net, images, atol=1e-6)
 

@@ -142,7 +142,7 @@ def test_a_supernet_with_a_window_for_each_rate_is_routed():
     images = torch.randn(2, 3, 64, 80)
     routes = Routes.random(net, images, keep=0.4, columns=0.6)
     dense = net(images, routes=routes).logits
-    net.execution = "packed"
+    net.decide(execution="packed")
     assert relative(net(images, routes=routes).logits, dense) < 1e-4
 
 

@@ -184,7 +184,7 @@ def test_networks_agree_in_every_mode(gates, keep):
     routes = Routes.random(net, images, keep=keep, columns=0.5, seed=4)
     results = {}
     for mode in ("dense", "packed", "auto"):
-        net.execution = mode
+        net.decide(execution=mode)
         results[mode] = net(images, routes=routes).logits
     assert close(results["packed"], results["dense"], 1e-4)
     assert close(results["auto"], results["dense"], 1e-4)

@@ -31,7 +31,7 @@ def routed_net() -> TaskNet:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[GPU, pytest.mark.gpu])])
 def test_a_routed_network_is_timed_as_it_saves_and_left_as_it_was(device: str) -> None:
     net, seen = routed_net(), set()
-    net.execution = "dense"
+    net.decide(execution="dense")
     net.register_forward_pre_hook(lambda net, args: seen.add((net.execution, net.training, args[0].device.type)))
     assert image_ms(net, IMAGES, device=device) > 0
     assert seen == {("auto", False, device)}
@@ -40,7 +40,7 @@ def test_a_routed_network_is_timed_as_it_saves_and_left_as_it_was(device: str) -
 
 def test_a_network_is_left_as_it_was_when_timing_fails() -> None:
     net = routed_net()
-    net.execution = "dense"
+    net.decide(execution="dense")
     with pytest.raises(Exception, match="images"):
         image_ms(net, [torch.zeros(1, 5, 32, 32)])
     assert (net.execution, net.training) == ("dense", True)

@@ -69,7 +69,7 @@ def test_capacity_fixes_the_cost():
     usage["l01_r08_transformer"] = EdgeUsage(0.25, 1, 0.5)  # asked where something arrived
     cost = counted_macs(net, usage)
     for execution in ("dense", "packed"):
-        net.execution = execution
+        net.decide(execution=execution)
         for training in (True, False):
             batch = torch.randn(5, 3, 32, 32)
             net.train(training)
@@ -85,7 +85,7 @@ def test_capacity_fixes_the_cost():
 def test_sampling_gates_compute_what_the_budget_loss_sees(relaxation, kind, execution):
     """Evaluation's expected MACs: the same decisions of the same features as a training step's."""
     net = network(tiny(gates__relaxation=relaxation, gates__kind=kind, gates__noise=0.0, gates__openness=0.6))
-    net.execution = execution
+    net.decide(execution=execution)
     learning = net.train()(images())
     with torch.no_grad(), sampling_gates(net.eval(), Sampling(net.gate_spec.temperature, 0.0), 0):
         sampled = net(images())

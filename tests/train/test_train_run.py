@@ -244,7 +244,7 @@ def test_temperature_and_noise_follow_their_schedules(tmp_path):
     last = [3 / 8, 7 / 8]  # progress at the last step of each epoch: four steps, two epochs
     found = [record["temperature"] for record in records(tmp_path / "run")]
     assert found == pytest.approx([4.0 * 0.25**progress for progress in last])
-    assert result.net.backbone.noise == pytest.approx(1 - last[1])
+    assert result.net.deciding.noise == pytest.approx(1 - last[1])
 
 
 def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
@@ -253,9 +253,8 @@ def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
     assert metrics["expected_macs"] == pytest.approx(metrics["counted_macs"], rel=0.01)
     noisy = finished[0].net
     spec = noisy.gate_spec
-    noisy.gate_spec = spec.model_copy(update={"final_noise": 1.0})
-    found = evaluate(noisy, make_loaders(tiny()).val)
-    noisy.gate_spec = spec
+    with noisy.deciding_as(gates=spec.model_copy(update={"final_noise": 1.0})):
+        found = evaluate(noisy, make_loaders(tiny()).val)
     assert found["counted_macs"] == metrics["counted_macs"]
     assert found["expected_macs"] != metrics["expected_macs"]
 
@@ -276,13 +275,13 @@ def test_every_epoch_reports_both_costs_of_the_validation_images(tmp_path, noise
 
 def test_expected_costs_are_of_the_live_gates_and_leave_no_trace(finished):
     net, loader = finished[0].net, make_loaders(tiny()).val
-    before = net.backbone.temperature, net.backbone.noise, torch.get_rng_state(), net.training
+    before = net.deciding, torch.get_rng_state(), net.training
     calm = evaluate(net, loader, sampling=Sampling(1.0, 0.0))
     loud = evaluate(net, loader, sampling=Sampling(1.0, 3.0))
     assert loud["expected_macs"] != calm["expected_macs"]
     assert loud == {**calm, "expected_macs": loud["expected_macs"], "images_per_s": loud["images_per_s"]}
-    assert (net.backbone.temperature, net.backbone.noise, net.training) == (before[0], before[1], before[3])
-    assert torch.equal(torch.get_rng_state(), before[2])
+    assert (net.deciding, net.training) == (before[0], before[2])
+    assert torch.equal(torch.get_rng_state(), before[1])
     gate = net.gates["l00_r04_transformer"]
     bias = gate.bias.detach().clone()
     with torch.no_grad():

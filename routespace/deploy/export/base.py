@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from routespace.errors import MissingDependencyError, RoutespaceError, SpecError
 from routespace.files import replaced
 from routespace.nn.module import PlainModule
+from routespace.nn.running import evaluating
 from routespace.nn.task_net import AnyNet, as_task_net
 
 TOLERANCE = 1e-4  # of the greatest output, in float32
@@ -218,10 +219,5 @@ def _listed(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 @contextmanager
 def _deployed(net: AnyNet) -> Iterator[PlainModule]:
     """The network as a plain module, dense and in evaluation mode; its own settings return afterwards."""
-    training, execution = net.training, net.execution
-    net.execution = "dense"
-    try:
-        yield as_task_net(net.eval()).as_module().eval()
-    finally:
-        net.execution = execution
-        net.train(training)
+    with evaluating(net), net.deciding_as(held=None, execution="dense"):
+        yield as_task_net(net).as_module().eval()

@@ -21,6 +21,7 @@ from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.packing.maps import spread
+from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.execution import EdgeInput, Packed
 from routespace.nn.routing.gates import Gate, share_count, top_share
 from routespace.nn.routing.state import NodeState
@@ -120,8 +121,7 @@ class Bench:
     def net(self, architecture: Architecture) -> TaskNet:
         """A network as it is measured whole; one with gates computes packed."""
         net = self._ready(TaskNet.classifier(architecture, self.gates))
-        net.execution = "dense" if architecture.is_static else "packed"
-        return net
+        return net.decide(execution="dense" if architecture.is_static else "packed")
 
     def images(self) -> Tensor:
         """(B, C, H, W) random pixels."""
@@ -131,9 +131,10 @@ class Bench:
     def _decisions(self, rate: int, *, rows: bool) -> Work:
         """Asking gates, and marking what they keep."""
         spec, x, hw = self.gates, self._map(rate), self.spec.map_size(rate)
+        deciding = Deciding.at_start(spec)
         granularity, width = spec.rows if rows else spec.columns, self.spec.width(rate)
         gates = [self._ready(Gate(spec, granularity, width, rows=rows)) for _ in range(CHAIN)]
-        return lambda: [gate(x, hw, spec, spec.temperature).counted > 0 for gate in gates]
+        return lambda: [gate(x, hw, deciding).counted > 0 for gate in gates]
 
     def _kept(self, rate: int, keep: float, seed: int) -> Tensor:
         """(B, N) bool: the share `keep` of each image's tokens, or of its windows where rows decide by these."""
@@ -172,9 +173,9 @@ def _chain(stages: Sequence[nn.Module], x: Tensor, hw: tuple[int, int]) -> Tenso
 
 def _packed_chain(stages: Sequence[nn.Module], works: Sequence[EdgeInput]) -> Tensor:
     """Each stage keeps tokens of its own, as each row of a network decides for itself."""
-    compute, x = Packed(), works[0].here.x
+    compute, x = Packed(), works[0].node.x
     for stage, work in zip(stages, works, strict=True):
-        x = compute.row(stage, replace(work, here=NodeState(x)))
+        x = compute.row(stage, replace(work, node=NodeState(x)))
     return x
 
 

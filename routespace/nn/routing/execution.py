@@ -9,19 +9,21 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from routespace.grid.spec import map_size
 from routespace.nn.families.base import Stage, TokenEmbed
 from routespace.nn.kernels.linear import onednn_is_used
 from routespace.nn.packing.keep import KeptTokens, kept_rows
 from routespace.nn.packing.rows import spread_rows, take
+from routespace.nn.routing.deciding import Execution
 from routespace.nn.routing.state import NodeState
 
-Execution = Literal["dense", "packed", "auto"]
 Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
 # … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that
@@ -36,7 +38,7 @@ class EdgeInput:
     """What is to be computed on one edge.
 
     Attributes:
-        here: the node that it reads.
+        node: the node that it reads.
         hw: height and width of that node's map.
         kept: (B, P) bool, the tokens to compute: of the map for a row, of the coarser map for a patch embedding.
         scale: (B, P), what the result is multiplied by; None for 1.
@@ -45,7 +47,7 @@ class EdgeInput:
         width: channels of the result (patch embeddings).
     """
 
-    here: NodeState
+    node: NodeState
     hw: tuple[int, int]
     kept: Tensor
     scale: Tensor | None = None
@@ -62,66 +64,66 @@ class EdgeInput:
 
     def only(self, images: Tensor) -> EdgeInput:
         """The same for some images of the batch."""
-        reach = None if self.here.reach is None else self.here.reach.index_select(0, images)
+        reach = None if self.node.reach is None else self.node.reach.index_select(0, images)
         scale = None if self.scale is None else self.scale.index_select(0, images)
-        here = NodeState(take(self.here.x, images), reach)
-        return replace(self, here=here, kept=self.kept.index_select(0, images), scale=scale)
+        node = NodeState(take(self.node.x, images), reach)
+        return replace(self, node=node, kept=self.kept.index_select(0, images), scale=scale)
 
 
 class Compute(Protocol):
     """A way to compute edges of which only some tokens or images were kept."""
 
-    def absent(self, here: NodeState) -> bool:
+    def finds_nothing(self, node: NodeState) -> bool:
         """True when nothing of a node is there to be computed, so that its gates need not be asked."""
 
-    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
+    def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """(B, N, C): scale·T(x) + (1 − scale)·x at kept tokens, x elsewhere."""
 
-    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
+    def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """(B, N', C'): scale·P(x) at kept coarse tokens, zero elsewhere."""
 
 
 class Dense:
     """Compute everything and mask."""
 
-    def absent(self, here: NodeState) -> bool:
+    def finds_nothing(self, node: NodeState) -> bool:
         """See Compute; a dense pass never looks."""
         return False
 
-    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
+    def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        x = work.here.x
-        y = blend(x, stage(x, work.hw, kept_tokens(work)), work.scale)
-        return torch.where(work.kept.unsqueeze(-1), y, x)
+        x = edge.node.x
+        y = blend(x, stage(x, edge.hw, kept_tokens(edge)), edge.scale)
+        return torch.where(edge.kept.unsqueeze(-1), y, x)
 
-    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
+    def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        x = work.here.x
-        y = scaled(embed(x, work.hw, work.here.visible(x.dtype)), work.scale)
-        return torch.where(work.kept.unsqueeze(-1), y, torch.zeros_like(y))
+        x = edge.node.x
+        y = scaled(embed(x, edge.hw, edge.node.visible(x.dtype)), edge.scale)
+        return torch.where(edge.kept.unsqueeze(-1), y, torch.zeros_like(y))
 
 
 class Packed:
     """Compute the kept tokens of the whole batch, and nothing for images of which nothing was kept."""
 
-    def absent(self, here: NodeState) -> bool:
+    def finds_nothing(self, node: NodeState) -> bool:
         """See Compute."""
-        if torch.compiler.is_exporting() or (here.count is not None and here.active is None):
+        if torch.compiler.is_exporting() or (node.count is not None and node.active is None):
             return False
-        there = here.there()
-        return there is not None and not bool(there.any())
+        undecided = node.undecided()
+        return undecided is not None and not bool(undecided.any())
 
-    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
+    def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        x, scale, keep = work.here.x, work.scale, kept_tokens(work)
-        images = _chosen(work.kept) if keep is None else keep.occupied
+        x, scale, keep = edge.node.x, edge.scale, kept_tokens(edge)
+        images = _chosen(edge.kept) if keep is None else keep.occupied
         if images is None:
-            return self._rows(stage, work.hw, x, keep, scale)
+            return self._rows(stage, edge.hw, x, keep, scale)
         if not images.shape[0] and not torch.compiler.is_exporting():
             return x
         part = None if scale is None else scale.index_select(0, images)
         chosen = None if keep is None else keep.only(images)
-        return x.index_copy(0, images, self._rows(stage, work.hw, take(x, images), chosen, part))
+        return x.index_copy(0, images, self._rows(stage, edge.hw, take(x, images), chosen, part))
 
     def _rows(
         self, stage: nn.Module, hw: tuple[int, int], x: Tensor, keep: KeptTokens | None, scale: Tensor | None
@@ -130,28 +132,28 @@ class Packed:
         y = stage(x, hw) if keep is None or keep.is_everything else stage(x, hw, keep, packed=True)
         return blend(x, y, scale)
 
-    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
+    def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        x, (h, w) = work.here.x, work.hw
-        images = None if work.per_image is not None else _chosen(work.kept)
+        x = edge.node.x
+        images = None if edge.per_image is not None else _chosen(edge.kept)
         if images is None:
-            return self._patches(embed, work)
+            return self._patches(embed, edge)
         if not images.shape[0] and not torch.compiler.is_exporting():
-            return x.new_zeros(x.shape[0], -(-h // 2) * -(-w // 2), work.width)
-        return spread_rows(self._patches(embed, work.only(images)), images, x.shape[0])
+            return x.new_zeros(x.shape[0], math.prod(map_size(edge.hw, 2)), edge.width)
+        return spread_rows(self._patches(embed, edge.only(images)), images, x.shape[0])
 
-    def _patches(self, embed: nn.Module, work: EdgeInput) -> Tensor:
+    def _patches(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """(B, N', C'), where something is kept of every image."""
-        x, hw, kept = work.here.x, work.hw, work.kept
-        visible, (b, tokens) = work.here.visible(x.dtype), kept.shape
+        x, hw, kept = edge.node.x, edge.hw, edge.kept
+        visible, (b, tokens) = edge.node.visible(x.dtype), kept.shape
         if tokens == 1:
-            return scaled(embed(x, hw, visible), work.scale)
+            return scaled(embed(x, hw, visible), edge.scale)
         if not isinstance(embed, TokenEmbed):
-            y = scaled(embed(x, hw, visible), work.scale)
+            y = scaled(embed(x, hw, visible), edge.scale)
             return torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
-        rows = kept_rows(kept, work.per_image)
+        rows = kept_rows(kept, edge.per_image)
         part = embed.packed(x, hw, rows, visible)
-        return scaled(spread_rows(part, rows, b * tokens).view(b, tokens, part.shape[1]), work.scale)
+        return scaled(spread_rows(part, rows, b * tokens).view(b, tokens, part.shape[1]), edge.scale)
 
 
 class Auto:
@@ -161,20 +163,20 @@ class Auto:
         self.dense = Dense()
         self.packed = Packed()
 
-    def absent(self, here: NodeState) -> bool:
+    def finds_nothing(self, node: NodeState) -> bool:
         """See Compute."""
-        return self.packed.absent(here)
+        return self.packed.finds_nothing(node)
 
-    def row(self, stage: nn.Module, work: EdgeInput) -> Tensor:
+    def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        below = _pack_below(work.here.x, compiled=isinstance(stage, Stage) and stage.compiled)
-        dense = work.kept.shape[1] > 1 and max(below, 0) < work.share < 1  # keeping nothing costs nothing packed
-        return (self.dense if dense else self.packed).row(stage, work)
+        below = _pack_below(edge.node.x, compiled=isinstance(stage, Stage) and stage.compiled)
+        dense = edge.kept.shape[1] > 1 and max(below, 0) < edge.share < 1  # keeping nothing costs nothing packed
+        return (self.dense if dense else self.packed).row(stage, edge)
 
-    def embed(self, embed: nn.Module, work: EdgeInput) -> Tensor:
+    def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        dense = work.kept.shape[1] > 1 and work.share >= PACK_BELOW
-        return (self.dense if dense else self.packed).embed(embed, work)
+        dense = edge.kept.shape[1] > 1 and edge.share >= PACK_BELOW
+        return (self.dense if dense else self.packed).embed(embed, edge)
 
 
 def _pack_below(x: Tensor, *, compiled: bool) -> float:
@@ -207,18 +209,16 @@ def make_compute(execution: Execution, images: Tensor) -> Compute:
     return Auto() if execution == "auto" and not exporting and images.shape[0] else Dense()
 
 
-def kept_tokens(work: EdgeInput) -> KeptTokens | None:
+def kept_tokens(edge: EdgeInput) -> KeptTokens | None:
     """What a stage has to know about its tokens; None when images are computed whole."""
-    here, kept, hw = work.here, work.kept, work.hw
-    partial = here.reach is not None and here.reach.shape[1] > 1
-    if kept.shape[1] == 1 and not partial:
+    arrived, kept, hw = edge.node.arrived(), edge.kept, edge.hw
+    if kept.shape[1] == 1 and arrived is None:
         return None
-    n = here.x.shape[1]
+    n = edge.node.x.shape[1]
     kept = kept.expand(-1, n)
-    if work.keys == "kept":
-        return KeptTokens(kept, hw, per_image=work.per_image, sees_kept=True)
-    visible = (here.reach > 0).expand(-1, n) if partial and here.reach is not None else None
-    return KeptTokens(kept, hw, visible, per_image=work.per_image)
+    if edge.keys == "kept":
+        return KeptTokens(kept, hw, per_image=edge.per_image, sees_kept=True)
+    return KeptTokens(kept, hw, arrived, per_image=edge.per_image)
 
 
 def _chosen(kept: Tensor) -> Tensor | None:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.gate_spec import GateSpec, Granularity
+from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
+from routespace.nn.routing.deciding import Deciding
 
 GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
 INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
@@ -80,13 +82,16 @@ class Gate(nn.Module):
             nn.init.trunc_normal_(self.weight, std=INIT_STD)
             self.register_buffer("ema_weight", self.weight.detach().clone())
 
+    @property
+    def decides_for_images(self) -> bool:
+        """Whether a decision is about whole images."""
+        return self.granularity in ("layer", "image")
+
     def forward(
         self,
         x: Tensor,
         hw: tuple[int, int],
-        spec: GateSpec,
-        temperature: float,
-        noise: float = 1.0,
+        deciding: Deciding,
         *,
         present: Tensor | None = None,
         count: int | None = None,
@@ -96,14 +101,12 @@ class Gate(nn.Module):
         Args:
             x: the map that the gated edge reads.
             hw: its height and width.
-            spec: thresholds and kind (the net's, so that a calibrated threshold reaches every gate).
-            temperature: of the relaxation, training only.
-            noise: factor of the Gumbel noise, training only.
+            deciding: how (the net's, so that a calibrated threshold reaches every gate).
             present: (B, N) bool, the tokens that are there; None for all. What is chosen by rank is chosen among
                 them.
             count: how many of every image `present` holds, where that is known beforehand.
         """
-        places, coarse = self._places(x, hw)
+        spec, (places, coarse) = deciding.gates, self._places(x, hw)
         best = partial(self._best, keep=spec.keep, hw=hw, present=present, count=count)
         if self.selection == "random":
             scores = torch.rand(places.shape[:2], device=x.device) - 1 + spec.keep
@@ -114,16 +117,15 @@ class Gate(nn.Module):
             decision = Decision(value, value, value, per_image)
         else:
             ranked = best if self.capacity else None
-            decision = self._decide(self._logits(places), spec, temperature, noise, ranked)
+            decision = self._decide(self._logits(places), deciding, ranked)
         value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
         return Decision(value, counted, chance, decision.per_image if self.window == 1 else None)
 
     def _places(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """(B, N, C) → (B, P, C) and the height and width of the map over which decisions are spread."""
-        if self.granularity in ("layer", "image"):
+        if self.decides_for_images:
             return x.mean(1, keepdim=True), (1, 1)
-        coarse = (-(-hw[0] // self.group), -(-hw[1] // self.group))
-        return pool(x, hw, self.group * self.window), coarse
+        return pool(x, hw, self.group * self.window), map_size(hw, self.group)
 
     def _logits(self, places: Tensor) -> Tensor:
         """(B, P, C) → (B, P, 1 or 2), with the EMA copy of the weights at inference."""
@@ -154,9 +156,8 @@ class Gate(nn.Module):
         wanted = torch.ceil(keep * counts.double()) if rows else (-(-counts // GROUP_TOKENS)).clamp(max=most)
         return top_places(scores, wanted), None
 
-    def _decide(
-        self, logits: Tensor, spec: GateSpec, temperature: float, noise: float, ranked: Ranked | None
-    ) -> Decision:
+    def _decide(self, logits: Tensor, deciding: Deciding, ranked: Ranked | None) -> Decision:
+        spec = deciding.gates
         if spec.kind == "tanh":
             value = F.relu(torch.tanh(logits[..., 0]))
             if not self.training:
@@ -170,9 +171,9 @@ class Gate(nn.Module):
         elif self.training:
             # The threshold shifts the margin, so that a calibrated gate samples around the same decision.
             margin = margin - threshold_logit(spec.open_above)
-            if spec.kind == "gumbel" and noise:
-                margin = margin + noise * logistic_noise(margin, shared=self.granularity == "layer")
-            soft = torch.sigmoid(margin / temperature)
+            if spec.kind == "gumbel" and deciding.noise:
+                margin = margin + deciding.noise * logistic_noise(margin, shared=self.granularity == "layer")
+            soft = torch.sigmoid(margin / deciding.temperature)
             hard = (soft > 0.5).float()
         else:
             hard, soft = (chance > spec.open_above).float(), chance

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from routespace.errors import GridError
+from routespace.grid.architecture import Architecture
 from routespace.grid.usage import EdgeUsage
-from routespace.nn.packing.maps import spread
 from routespace.nn.routing.gates import share_count, top_share
+from routespace.nn.routing.places import GatePlaces, HasGates
 from routespace.nn.trees import register_dataclass, register_mapping
-
-if TYPE_CHECKING:
-    from routespace.nn.route_net import RouteNet
 
 
 @dataclass(frozen=True)
@@ -73,25 +70,6 @@ def share_of(counted: Tensor) -> Tensor:
     return counted.mean() if counted.numel() else counted.sum()
 
 
-@dataclass(frozen=True)
-class GatePlaces:
-    """Where one gate decides: how many decisions, and how they are laid over the tokens.
-
-    Attributes:
-        decisions: independent decisions of one image.
-        hw: height and width of the map over which they are spread; (1, 1) for whole images.
-        side: side of one decision's square.
-    """
-
-    decisions: int
-    hw: tuple[int, int]
-    side: int
-
-    def spread(self, decided: Tensor) -> Tensor:
-        """(B, decisions) → (B, P)."""
-        return spread(decided, self.hw, self.side)
-
-
 class Routes(Mapping[str, EdgeRoute]):
     """Edge name → EdgeRoute, for each edge that did not simply compute everything."""
 
@@ -125,12 +103,36 @@ class Routes(Mapping[str, EdgeRoute]):
         return Routes({name: route.detach() for name, route in self._edges.items()})
 
     @classmethod
-    def full(cls, net: RouteNet, images: Tensor) -> Routes:
+    def following(
+        cls,
+        architecture: Architecture,
+        places: Mapping[str, GatePlaces],
+        *,
+        images: int,
+        device: torch.device | str | None = None,
+    ) -> Routes:
+        """Decisions that follow an architecture: gates of its edges open, all others shut.
+
+        Args:
+            architecture: whose edges are to be computed, and no others that have a gate.
+            places: where the network's gates decide, from its `gate_places`.
+            images: B, how many images the decisions are for.
+            device: where the decisions are made, torch's default without it.
+        """
+        edges = {}
+        for name, where in places.items():
+            made = torch.ones if name in architecture.edges else torch.zeros  # `full` of bools cannot be traced
+            kept = where.spread(made((images, where.decisions), dtype=torch.bool, device=device))
+            edges[name] = EdgeRoute(kept, kept.float())
+        return cls(edges)
+
+    @classmethod
+    def full(cls, net: HasGates, images: Tensor) -> Routes:
         """Decisions that keep everything: each gated transformer and patch_embed edge computes all."""
         return cls.random(net, images, keep=1.0)
 
     @classmethod
-    def random(cls, net: RouteNet, images: Tensor, *, keep: float, columns: float = 1.0, seed: int = 0) -> Routes:
+    def random(cls, net: HasGates, images: Tensor, *, keep: float, columns: float = 1.0, seed: int = 0) -> Routes:
         """Random decisions at a known keep ratio, to compare execution modes and to measure speed.
 
         Args:
@@ -145,10 +147,10 @@ class Routes(Mapping[str, EdgeRoute]):
         generator = torch.Generator().manual_seed(seed)
         edges = {}
         for name, places in net.gate_places(images.shape[-2:]).items():
-            share = columns if name.endswith("patch_embed") else keep
+            share = columns if places.down else keep
             draw = torch.rand((images.shape[0], places.decisions), generator=generator)
             per_image = None
-            if net.gates[name].capacity and share > 0:
+            if places.ranked and share > 0:
                 per_image = share_count(share, places.decisions)
                 draw, share = -top_share(draw, share), 0.0
             kept = places.spread((draw < share).to(images.device))

@@ -32,27 +32,27 @@ class NodeState:
         self.count = count
 
     def mask(self, dtype: torch.dtype) -> Tensor | float:
-        """(B, P, 1) of what is there, or 1.0."""
+        """(B, P, 1) of what arrived, or 1.0."""
         return 1.0 if self.reach is None else (self.reach > 0).to(dtype).unsqueeze(-1)
 
     def unstopped(self) -> NodeState:
         """The same for an edge that asks no gate: it computes all that arrived, also what has stopped."""
         return NodeState(self.x, self.reach, count=self.count)
 
-    def there(self) -> Tensor | None:
+    def undecided(self) -> Tensor | None:
         """(B, P) bool of the tokens that a gate can decide about: arrived and not stopped; None for all."""
         if self.reach is None or self.active is None:
             return self.active if self.reach is None else self.reach > 0
         return (self.reach > 0) & self.active
 
-    def present(self) -> Tensor | None:
-        """(B, N) bool of the tokens that are there, or None when images are there whole or not at all."""
+    def arrived(self) -> Tensor | None:
+        """(B, N) bool of the tokens that arrived, or None when images are there whole or not at all."""
         return None if self.reach is None or self.reach.shape[1] == 1 else self.reach > 0
 
     def visible(self, dtype: torch.dtype) -> Tensor | None:
-        """(B, N, 1) of the tokens that are there, or None when images are there whole or not at all."""
-        present = self.present()
-        return None if present is None else present.to(dtype).unsqueeze(-1)
+        """(B, N, 1) of the tokens that arrived, or None when images are there whole or not at all."""
+        arrived = self.arrived()
+        return None if arrived is None else arrived.to(dtype).unsqueeze(-1)
 
     def plus(self, other: NodeState) -> NodeState:
         """The element-wise sum of two arrivals at one node; nobody counts which tokens both brought."""

@@ -76,10 +76,9 @@ class Recipe(Value):
     def _check(self) -> Self:
         if self.split is not None and self.routing != "static":
             raise ValueError(f"split: it needs routing 'static' (given: {self.routing!r})")
-        if self.train.start == "staircase" and self.gates.kind == "tanh":
+        if self.train.start == "staircase" and not self.gates.can_start_shut:
             raise ValueError("train.start: 'staircase' needs gates that can be nearly closed; kind 'tanh' cannot")
-        ranked = self.gates.capacity or self.gates.selection != "learned"
-        if self.budget.control and (self.gates.kind == "tanh" or ranked):
+        if self.budget.control and not self.gates.has_threshold:
             raise ValueError(
                 f"budget.control: {self.budget.control} moves a threshold; gates of kind 'tanh', with capacity or "
                 f"without a learned selection have none, leave control at 0"
