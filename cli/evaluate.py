@@ -48,17 +48,18 @@ def run(
     if picture is not None:
         require_place(picture)
     with loading():
-        from routespace.train.data.loaders import make_loaders
+        from routespace.train.data.evaluation import evaluation_loaders
         from routespace.workflow import evaluation
         from routespace.workflow.artifacts import load_artifact
     found = load_artifact(source, recipe=given, device=device)
     chosen = found.require_recipe()
-    if data is not None:
-        chosen = chosen.override({"data.kind": "folder", "data.root": str(data)})
     if picture is not None:
         evaluation.require_paintable(found.net, picture)
     found.net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
-    loaders, part = make_loaders(chosen), evaluation.require_split(split)
+    loaders = evaluation_loaders(
+        chosen, found.net.spec, preprocess=found.preprocess, classes=found.classes, data=data
+    )
+    part = evaluation.require_split(split)
     with busy("evaluating"):
         report = evaluation.evaluate_network(found.net, loaders, split=part, speed=speed, compiled=compiled)
         if picture is not None:

@@ -16,6 +16,7 @@ from routespace.grid.usage import Usage
 from routespace.nn.running import pick_device
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
+from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.recipe.recipe import Recipe
 from routespace.workflow.subjects import load_usage, net_folder
 
@@ -32,6 +33,7 @@ class Artifact:
         recipe: what it was trained with; None for a bundle that came without.
         card: a bundle's; None for a run.
         usage: what the run measured on validation; empty for a static network, None when not measured.
+        preprocess, classes: how images go in, and the names of the outputs; None for one of before they were kept.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class Artifact:
     recipe: Recipe | None
     card: Card | None
     usage: Usage | None
+    preprocess: Preprocess | None = None
+    classes: tuple[str, ...] | None = None
 
     def require_recipe(self) -> Recipe:
         """The recipe; raises BundleError when there is none."""
@@ -63,11 +67,12 @@ def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: s
     own = folder / RECIPE_FILE
     if recipe is None and own.exists():
         recipe = Recipe.read(own)
+    fed = load_preprocess(folder) or (None, None)
     if is_bundle(folder):
         net, card = load_bundle(folder)
-        return Artifact(folder, net.eval().to(place), recipe, card, None)
+        return Artifact(folder, net.eval().to(place), recipe, card, None, *fed)
     net = load_net(net_folder(folder)).eval().to(place)
-    return Artifact(folder, net, recipe, None, load_usage(folder, net.architecture.grid))
+    return Artifact(folder, net, recipe, None, load_usage(folder, net.architecture.grid), *fed)
 
 
 def load_run(folder: Path | str, *, device: str = "cpu") -> Artifact:

@@ -131,6 +131,7 @@ def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Spl
     with torch.inference_mode():
         out = net(images)
     answers = out.logits.argmax(1).tolist()
-    words = [f"{label} → {answer}" for label, answer in zip(labels.tolist(), answers, strict=False)]
+    names = loaders.source.classes
+    words = [f"{names[label]} → {names[answer]}" for label, answer in zip(labels.tolist(), answers, strict=False)]
     shown = torch.from_numpy(loaders.source.preprocess.shown(images.cpu().numpy()))
     return draw_tokens(net.architecture, shown, out.routes, path=path, labels=words)

@@ -20,6 +20,7 @@ from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import write_text
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
+from routespace.preprocess import save_preprocess
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
@@ -158,6 +159,8 @@ def take(
     card = save_bundle(small, out, card, overwrite=overwrite)
     if artifact.recipe is not None:  # so that `evaluate` finds the bundle's data
         write_text(Path(out) / RECIPE_FILE, artifact.recipe.to_yaml())
+    if artifact.preprocess is not None:
+        save_preprocess(out, artifact.preprocess, artifact.classes or ())
     accuracies = {"accuracy_whole": whole.get(metric), "accuracy": part.get(metric)}
     return Extraction(small, card, report.max_difference, **accuracies, images=part.get("images", 0))
 

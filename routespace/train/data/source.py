@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
-from routespace.train.data.catalogue import Catalogue
+from routespace.train.data.catalogue import Catalogue, examples
 from routespace.train.data.digits_source import DigitsSource
 from routespace.train.data.folder import FolderCatalogue
 from routespace.train.data.pictures import PictureSource
@@ -121,8 +121,16 @@ def _pictures(catalogue: Callable[[Any], Catalogue]) -> Callable[[Wanted], Sourc
     return make
 
 
+def _digits(wanted: Wanted) -> Source:
+    source = DigitsSource(wanted.spec, wanted.preprocess, seed=wanted.seed)
+    if wanted.classes not in (None, source.classes):
+        named = examples(wanted.classes or (), most=10)
+        raise DataError(f"data.kind: the digits 0 to 9 are not the network's classes ({named}); give its images")
+    return source
+
+
 SOURCES: dict[type, Callable[[Wanted], Source]] = {
-    DigitsSpec: lambda wanted: DigitsSource(wanted.spec, wanted.preprocess, seed=wanted.seed),
+    DigitsSpec: _digits,
     FolderSpec: _pictures(FolderCatalogue),
     CsvSpec: _pictures(TableCatalogue),
     WebDatasetSpec: _pictures(ShardCatalogue),
