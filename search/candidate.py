@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import content_hash
-from routespace.search.latency import missing_table, planned_ms
+from routespace.search.latency import missing_table, planned_ms, planned_usage
 from routespace.search.space import require_search
 from routespace.train.recipe.recipe import Recipe
 
@@ -66,8 +67,9 @@ class RecipeCandidate:
     Attributes:
         recipe: the trial's own recipe; it has no search of its own.
         architecture: the part of the grid that it trains.
-        planned: `macs` of one image it aims at: the budget, or the whole architecture where there is none;
-            `params` of the trained network, gates included; by a latency table the `latency_ms` of an image.
+        planned: resource → what one image will take, gates included: of `macs` the budget, where there is one;
+            of the others what they are at these MACs if all gates let the same share through. `latency_ms` by a
+            latency table only.
         key: content hash of all that the outcome depends on: equal keys are trained once.
         violations: limit's name → by which share it is passed: 0.1 is ten per cent above, 0 and less within.
     """
@@ -95,22 +97,41 @@ class RecipeCandidate:
         search = require_search(recipe)
         own = recipe.override({**search.overrides, **changes, "search": None})
         architecture = own.architecture()
-        cost = architecture_cost(architecture, gates=own.gates)
         target = check_budget(own, architecture)
-        macs = int(cost.macs) if target is None else target
-        limits = search.limits.given
-        if table is None and "latency_ms" in limits:
-            raise missing_table(limits["latency_ms"])
-        planned: dict[str, float] = {"macs": macs, "params": int(cost.params)}
-        if table is not None:
-            planned["latency_ms"] = planned_ms(table, own, architecture, macs=macs)
+        planned = _planned(own, architecture, target, limits=search.limits, table=table)
         found = cls(own, architecture, planned, _key(own, architecture), violations={})
-        return replace(found, violations={name: excess(planned[name], limit) for name, limit in limits.items()})
+        return replace(
+            found, violations={name: excess(planned[name], limit) for name, limit in search.limits.items()}
+        )
 
     @property
     def feasible(self) -> bool:
         """Whether it keeps every hard limit."""
         return all(share <= 0 for share in self.violations.values())
+
+
+def _planned(
+    recipe: Recipe,
+    architecture: Architecture,
+    target: int | None,
+    *,
+    limits: Mapping[str, float],
+    table: LatencyTable | None,
+) -> dict[str, float]:
+    """Resource → amount for one image; raises SpecError for a limit of one that nothing tells beforehand."""
+    planned: dict[str, float] = dict(architecture_cost(architecture, gates=recipe.gates).totals)
+    if target is not None:
+        usage = planned_usage(architecture, recipe.gates, macs=target)
+        some = architecture_cost(architecture, gates=recipe.gates, usage=usage).totals
+        planned = {**some, "macs": target, "params": planned["params"]}
+    if table is not None:
+        planned["latency_ms"] = planned_ms(table, recipe, architecture, macs=int(planned["macs"]))
+    unknown = [name for name in limits if name not in planned]
+    if "latency_ms" in unknown:
+        raise missing_table(limits["latency_ms"])
+    if unknown:
+        raise SpecError(f"search.limits.{unknown[0]}: is known by measuring alone; limit {', '.join(planned)}")
+    return planned
 
 
 def excess(value: float, limit: float) -> float:

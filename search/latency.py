@@ -46,7 +46,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
         GridError: it is of another grid than the trials'.
     """
     search = require_search(recipe)
-    limit = search.limits.latency_ms
+    limit = search.limits.get("latency_ms")
     if search.latency_table is None:
         if limit is None:
             return None
@@ -97,20 +97,26 @@ def planned_ms(table: LatencyTable, recipe: Recipe, architecture: Architecture, 
         table: of the architecture's grid.
         recipe: the trial's own.
         architecture: what it trains.
-        macs: what it aims at for one image; the gates let the share through with which it pays just that.
+        macs: what it aims at for one image.
 
     Raises:
         GridError: the table is of another grid.
     """
     from routespace.deploy.latency.table import sum_ms
 
+    return sum_ms(table, architecture, planned_usage(architecture, recipe.gates, macs=macs)) / table.batch
+
+
+def planned_usage(architecture: Architecture, gates: GateSpec, *, macs: int) -> Usage:
+    """Usage of an architecture whose gates let the same share through: that with which an image takes `macs`."""
+
     def cost(share: float) -> float:
-        usage = even_usage(architecture, share, recipe.gates)
-        return float(architecture_cost(architecture, gates=recipe.gates, usage=usage).macs)
+        usage = even_usage(architecture, share, gates)
+        return float(architecture_cost(architecture, gates=gates, usage=usage).macs)
 
     least, most = cost(0.0), cost(1.0)
     share = 1.0 if most <= least else min(1.0, max(0.0, (macs - least) / (most - least)))
-    return sum_ms(table, architecture, even_usage(architecture, share, recipe.gates)) / table.batch
+    return even_usage(architecture, share, gates)
 
 
 def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usage:
@@ -132,14 +138,16 @@ def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usa
     return usage
 
 
+def read_usage(folder: Path, grid: RoutingGrid) -> Usage:
+    """What the run of `folder` measured on validation."""
+    return usage_from_json(read_json(folder / "usage.json", wanted="the folder of a finished run"), grid)
+
+
 def used_ms(table: LatencyTable, net: TaskNet, folder: Path) -> float:
     """Milliseconds of one image, by the share of each edge that ran on validation in the run of `folder`."""
     from routespace.deploy.latency.table import sum_ms
 
-    usage = usage_from_json(
-        read_json(folder / "usage.json", wanted="the folder of a finished run"), net.architecture.grid
-    )
-    return sum_ms(table, net.architecture, usage) / table.batch
+    return sum_ms(table, net.architecture, read_usage(folder, net.architecture.grid)) / table.batch
 
 
 def timed_ms(recipe: Recipe, result: RunResult) -> float:

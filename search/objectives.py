@@ -1,7 +1,7 @@
 """What a study can ask for: one table, name → direction, unit, and where the number comes from.
 
-A new objective is one more line here. Beside the table, the metric of the recipe's task is an objective under its
-own name: `accuracy` for classification.
+Every resource (grid/resources.py) is an objective, and so is the metric of the recipe's task under its own name:
+`accuracy` for classification. Another one is one more line of `OBJECTIVES`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from routespace.errors import SpecError
-from routespace.search.latency import timed_ms, used_ms
+from routespace.grid.resources import RESOURCES
+from routespace.search.latency import read_usage, timed_ms, used_ms
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.tasks.base import Metric
+from routespace.train.tasks.kinds import TASKS
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
@@ -43,7 +46,7 @@ class SearchObjective:
 
     Attributes:
         direction: whether more or less of it is better.
-        unit: `share` (0…1), `MACs`, `parameters`, `ms`, or empty for a bare number.
+        unit: `%` for a share 0…1 that is shown as a percentage, else what follows the number.
         source: the key in a run's result.json, or a function that measures a trained run.
     """
 
@@ -59,22 +62,48 @@ def _latency_ms(run: TrainedRun) -> float:
     return timed_ms(run.recipe, run.result)
 
 
-OBJECTIVES: Mapping[str, SearchObjective] = {
-    "loss": SearchObjective("minimize", "", "loss"),
-    "macs": SearchObjective("minimize", "MACs", "counted_macs"),
-    "params": SearchObjective("minimize", "parameters", "params"),
-    "latency_ms": SearchObjective("minimize", "ms", _latency_ms),
+def _resource(name: str) -> Callable[[TrainedRun], float]:
+    """What one validation image takes of a resource, by the measured usage."""
+
+    def amount(run: TrainedRun) -> float:
+        from routespace.nn.task_net import network_cost
+
+        net = run.result.net
+        usage = read_usage(run.result.folder, net.architecture.grid)
+        return float(network_cost(net, usage=usage).totals[name])
+
+    return amount
+
+
+# Of some resources the run's own result tells more than prices do: MACs of images as large as they were.
+_MEASURED: Mapping[str, str | Callable[[TrainedRun], float]] = {
+    "macs": "counted_macs",
+    "params": "params",
+    "latency_ms": _latency_ms,
 }
-_TASK_METRICS = {"classify": ("accuracy", SearchObjective("maximize", "share", "accuracy"))}
+
+OBJECTIVES: Mapping[str, SearchObjective] = {
+    **{
+        name: SearchObjective(resource.direction, resource.unit, _MEASURED.get(name) or _resource(name))
+        for name, resource in RESOURCES.items()
+    },
+    "loss": SearchObjective("minimize", "", "loss"),
+}
+
+
+def _of_metric(metric: Metric) -> SearchObjective:
+    direction: Direction = "maximize" if metric.direction == "maximise" else "minimize"
+    return SearchObjective(direction, metric.unit, metric.name)
 
 
 def objective(name: str) -> SearchObjective:
-    """The objective of that name, whatever the task.
+    """The objective of that name: a task's metric, or one of the table.
 
     Raises:
         SpecError: there is none.
     """
-    known = dict(_TASK_METRICS.values()) | dict(OBJECTIVES)
+    metrics = {spec.metric.name: _of_metric(spec.metric) for spec in TASKS.values()}
+    known = metrics | dict(OBJECTIVES)
     if name not in known:
         raise SpecError(f"search.objectives: {name!r:.60} is not known; allowed: {', '.join(known)}")
     return known[name]
@@ -86,13 +115,12 @@ def objectives_of(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         SpecError: no such objective, or another task's metric.
     """
-    metric, _ = _TASK_METRICS[recipe.task]
-    allowed = [metric, *OBJECTIVES]
-    wanted = (recipe.search.objectives if recipe.search else None) or (metric, "macs")
+    allowed = [recipe.task.metric.name, *OBJECTIVES]
+    wanted = (recipe.search.objectives if recipe.search else None) or (allowed[0], "macs")
     for name in wanted:
         if name not in allowed:
             raise SpecError(
-                f"search.objectives: {name!r:.60} is not measured for task {recipe.task!r}; "
+                f"search.objectives: {name!r:.60} is not measured for task {recipe.task.kind!r}; "
                 f"allowed: {', '.join(allowed)}"
             )
     return tuple(wanted)
@@ -110,11 +138,10 @@ def measured(run: TrainedRun, objectives: Sequence[str]) -> dict[str, float]:
     """
     result = run.result.metrics
     found = {name: float(value) for name, value in result.items() if _is_number(value)}
-    metric, _ = _TASK_METRICS[run.recipe.task]
-    for name in dict.fromkeys([*objectives, metric, *OBJECTIVES]):
+    for name in dict.fromkeys([*objectives, *OBJECTIVES]):
         source = objective(name).source
         if callable(source):
-            if name in objectives or run.table is not None:  # else it would be timed, which takes its time
+            if name != "latency_ms" or run.table is not None or name in objectives:  # timing takes its time
                 found[name] = source(run)
         elif _is_number(result.get(source)):
             found[name] = float(result[source])

@@ -68,5 +68,5 @@ def recipe_problem(
         decode=lambda changes: RecipeCandidate.of(recipe, changes, table),
         evaluate=chosen,
         objectives=objectives,
-        limits=search.limits.given,
+        limits=search.limits,
     )

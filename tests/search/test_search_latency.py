@@ -146,12 +146,15 @@ def test_a_limit_is_a_number_above_zero(study: Callable[..., Recipe]) -> None:
         with pytest.raises(SpecError, match=r"search\.limits\.latency_ms"):
             study(limits={"latency_ms": value})
     with pytest.raises(
-        SpecError, match=r"search\.limits\.watts: unknown field; allowed: macs, params, latency_ms"
+        SpecError, match=r"search\.limits\.watts: unknown field; allowed: params, macs, bytes, latency_ms"
     ):
         study(limits={"watts": 1})
-    limits = study().override({"search.limits.latency_ms": 2.5, "search.limits.macs": "1M"}).search
-    assert limits is not None
-    assert limits.limits.given == {"macs": 1_000_000, "latency_ms": 2.5}
+    made = study(limits={"bytes": 9}).override(
+        {"search.limits.latency_ms": 2.5, "search.limits.macs": "1M", "search.limits.bytes": None}
+    )
+    assert made.search is not None
+    assert made.search.limits == {"macs": 1_000_000, "latency_ms": 2.5}
+    assert Recipe.from_yaml(made.to_yaml()) == made
 
 
 def test_a_point_without_a_table_says_so(study: Callable[..., Recipe]) -> None:

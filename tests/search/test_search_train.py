@@ -18,6 +18,7 @@ from routespace.errors import GridError, SpecError
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
+from routespace.nn.task_net import network_cost
 from routespace.nn.weights import load_net
 from routespace.search import load_study, run_study, trial_folder
 from routespace.search.candidate import RecipeCandidate
@@ -61,6 +62,7 @@ def test_a_study_from_first_trial_to_resume(tmp_path: Path, monkeypatch: pytest.
         usage = usage_from_json(json.loads((folder / "usage.json").read_text()), net.architecture.grid)
         counted = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage).macs
         assert trial.metrics["macs"] == pytest.approx(counted, rel=1e-6)
+        assert trial.metrics["bytes"] == network_cost(net, usage=usage).bytes
         assert not (folder / "checkpoint").exists()
         ran = Recipe.from_yaml((folder / "recipe.yaml").read_text())
         assert ran == recipe.override({**trial.changes, "search": None})

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from routespace.grid.resources import RESOURCES
 from routespace.values import Value
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -206,23 +208,18 @@ def _kind_of_space(value: Any) -> str:
 Values = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES)], Discriminator(_kind_of_space)]
 
 
-class Limits(Part):
-    """The most that a trial may take, with its gates; None for as much as it likes.
-
-    Args:
-        macs: of one image: the trial's budget, or the whole network where it has none.
-        params: of the trained network.
-        latency_ms: of one image, as the search's latency table predicts it.
-    """
-
-    macs: Count | None = None
-    params: Count | None = None
-    latency_ms: Above0 | None = None
-
-    @property
-    def given(self) -> dict[str, float]:
-        """Name → limit, of those that are not None."""
-        return {name: limit for name in type(self).model_fields if (limit := getattr(self, name)) is not None}
+def _read_limit(name: str, most: Any) -> int | float:
+    """The most of a resource: a number above 0, and of what is counted also 12M or 1.2G."""
+    if name not in RESOURCES:
+        raise ValueError(f"{name}: unknown field; allowed: {', '.join(RESOURCES)}")
+    counted = RESOURCES[name].terms is not None
+    try:
+        number = parse_count(most) if counted and isinstance(most, str) else most
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+        raise ValueError(f"{name}: {most!r:.40} is not allowed; give a number greater than 0")
+    return number
 
 
 class SearchSpec(Part):
@@ -232,7 +229,9 @@ class SearchSpec(Part):
         space: dotted recipe field → a list of choices, or {low, high, log, step}.
         objectives: names of what counts: the task's metric (accuracy), or one of the table in
             `routespace/search/objectives.py` (macs, params, latency_ms, loss). None: the metric and macs.
-        limits: hard limits, checked analytically before anything is trained; a trial beyond one is not trained.
+        limits: resource → the most that one image, or the trained network, may take of it, gates included:
+            `params`, `macs` (the trial's budget, or the whole network where it has none), `bytes`, `latency_ms`
+            (as the latency table predicts it). Checked before anything is trained: a trial beyond one is not.
         trials: how many, when the command line does not say.
         sampler: optuna's.
         overrides: dotted recipe field → value of every trial, such as fewer epochs.
@@ -242,11 +241,18 @@ class SearchSpec(Part):
 
     space: dict[str, Values]
     objectives: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    limits: Limits = Limits()
+    limits: dict[str, int | float] = {}
     trials: Natural = 20
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"
     overrides: dict[str, Any] = {}
     latency_table: str | None = None
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _read_limits(cls, limits: Any) -> Any:
+        if not isinstance(limits, Mapping):
+            return limits  # pydantic says what is allowed
+        return {name: _read_limit(str(name), most) for name, most in limits.items() if most is not None}
 
     @field_validator("objectives")
     @classmethod

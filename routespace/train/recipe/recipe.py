@@ -23,6 +23,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
+from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
 from routespace.train.recipe.data import LOCATIONS, DataSpec, DigitsSpec, of_kind, of_other_kind, settled
@@ -203,6 +204,8 @@ def _check_field(where: str, dotted: str) -> None:
     """Raise SpecError unless `dotted` names a field of a recipe."""
     head, _, name = dotted.rpartition(".")
     allowed = fields_at(Recipe, tuple(head.split(".")) if head else ())
+    if head == "search.limits":  # a mapping, no section of fixed fields
+        allowed = list(RESOURCES)
     if allowed is None or name not in allowed:
         known = "; a recipe has " + ", ".join(Recipe.model_fields) if allowed is None else ""
         known = f"; allowed: {', '.join(allowed)}" if allowed else known
