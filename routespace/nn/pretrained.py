@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.nn.checkpoints import adapted_input, shown, state_dict_of
 from routespace.nn.families.base import StateDict, TimmWeights
 from routespace.nn.heads.classify import Classifier
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, backbone_of
 
 
 def load_timm_weights(
-    net: AnyNet, state_dict: Mapping[str, Tensor], *, path: Architecture | None = None
+    net: AnyNet, weights: nn.Module | Mapping[str, Any], *, path: Architecture | None = None
 ) -> list[str]:
     """Load the weights of timm's network of the same family and widths (`pvt_v2_b2`, `swinv2_…`).
 
@@ -25,7 +28,9 @@ def load_timm_weights(
 
     Args:
         net: the network to fill, in place.
-        state_dict: timm's, for example `timm.create_model("pvt_v2_b2", pretrained=True).state_dict()`.
+        weights: timm's network, for example `timm.create_model("pvt_v2_b2", pretrained=True)`; its state dict; or
+            a checkpoint that holds one, see `state_dict_of`. The names of the authors' own files are known, too.
+            Networks of features alone (`features_only=True`) have everything but a head.
         path: the staircase; without it the network's own architecture when that is static, else the equal
             staircase of its grid.
 
@@ -37,6 +42,7 @@ def load_timm_weights(
         SpecError: the family has no timm counterpart.
         BundleError: shapes or keys do not fit this grid.
     """
+    net = unwrap(net, wanted=(TaskNet, RouteNet))
     head = net.head if isinstance(net, TaskNet) else None
     net = backbone_of(net)
     parts = net.spec.block_family.modules()
@@ -44,12 +50,18 @@ def load_timm_weights(
         raise SpecError(f"family: {net.spec.family} has no weights in timm; train from scratch")
     if path is None:
         path = net.architecture if net.architecture.is_static else Architecture.staircase(net.architecture.grid)
-    weights: TimmWeights = parts.from_timm(state_dict)
-    if len(weights.blocks) < len(net.spec.rates):
-        raise BundleError(
-            f"weights: {len(weights.blocks)} stages for rates {list(net.spec.rates)}; not this family"
-        )
-    _fill(net.stem, weights.stem, "stem")
+    state = state_dict_of(weights)
+    sorted_weights: TimmWeights = parts.from_timm(state)
+    return _load(net, head, sorted_weights, path, told=shown(state))
+
+
+def _load(
+    net: RouteNet, head: nn.Module | None, weights: TimmWeights, path: Architecture, *, told: str
+) -> list[str]:
+    """See `load_timm_weights`; `told` are some of the keys, for messages."""
+    _check_stages(net, weights, told)
+    stem = adapted_stem(weights.stem, net.spec.in_channels)
+    _fill(net.stem, stem, "stem")
     for name, blocks in _assign_blocks(net, weights, path).items():
         _fill(net.edges[name], blocks, name)
     for name, module in net.edges.items():
@@ -72,6 +84,22 @@ def load_timm_weights(
         else:
             kept.append("head")
     return kept
+
+
+def _check_stages(net: RouteNet, weights: TimmWeights, told: str) -> None:
+    """Raise BundleError unless there is something for each rate and each step between two."""
+    rates = list(net.spec.rates)
+    if not weights.blocks:
+        raise BundleError(f"weights: no weights of {net.spec.family} in it ({told}); give those of such a network")
+    if len(weights.blocks) < len(rates):
+        raise BundleError(f"weights: {len(weights.blocks)} stages for rates {rates}; not this family")
+    if len(weights.embeds) < len(rates) - 1 or not weights.stem:
+        raise BundleError(f"weights: a part of a {net.spec.family} network ({told}); give all of its state dict")
+
+
+def adapted_stem(stem: StateDict, channels: int) -> StateDict:
+    """A stem's weights for images of `channels` channels."""
+    return {key: adapted_input(weight, channels) if weight.dim() == 4 else weight for key, weight in stem.items()}
 
 
 def _assign_blocks(net: RouteNet, weights: TimmWeights, path: Architecture) -> dict[str, StateDict]:

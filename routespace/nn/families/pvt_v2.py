@@ -22,7 +22,8 @@ from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock
 from routespace.nn.kernels.linear import linear
 from routespace.nn.packing.maps import as_map, as_tokens
 
-_TIMM_STAGE = re.compile(r"stages\.(\d+)\.(.+)")
+_TIMM_STAGE = re.compile(r"stages[._](\d+)\.(.+)")  # `stages_0` in timm's networks of features alone
+_OFFICIAL = re.compile(r"(patch_embed|block|norm)(\d)\.(.+)")
 
 
 class Stage(stage.Stage):
@@ -124,11 +125,24 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def _timm_key(key: str) -> str:
+    """timm's name of a tensor of the authors' own files; every other name as it is."""
+    key = key.replace("dwconv.dwconv", "dwconv")
+    match = _OFFICIAL.fullmatch(key)
+    if match is None:
+        return key
+    part, stage, name = match[1], int(match[2]) - 1, match[3]
+    if part == "patch_embed":
+        return f"patch_embed.{name}" if stage == 0 else f"stages.{stage}.downsample.{name}"
+    return f"stages.{stage}.{'blocks' if part == 'block' else part}.{name}"
+
+
 def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
-    """timm's `pvt_v2_*` state dict, sorted by the part of a grid that each tensor belongs to."""
+    """A `pvt_v2_*` state dict by timm's or its authors' names, sorted by the part of a grid that it belongs to."""
     blocks: dict[int, dict[int, StateDict]] = {}
     embeds: dict[int, StateDict] = {}
     outputs: dict[int, StateDict] = {}
+    state = {_timm_key(key): tensor for key, tensor in state.items()}
     for key, tensor in state.items():
         match = _TIMM_STAGE.fullmatch(key)
         if match is None:
@@ -143,7 +157,7 @@ def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
         elif part == "norm":
             outputs.setdefault(i, {})[f"norm.{tail}"] = tensor
             embeds.setdefault(i, {})[f"norm_in.{tail}"] = tensor
-    embeds.pop(max(blocks), None)  # nothing leaves the last stage
+    embeds.pop(max(blocks, default=0), None)  # nothing leaves the last stage
     return TimmWeights(
         stem=prefixed(state, "patch_embed."),
         blocks=[[found[k] for k in sorted(found)] for _, found in sorted(blocks.items())],

@@ -27,7 +27,8 @@ from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.rows import put, take
 
-_TIMM_LAYER = re.compile(r"layers\.(\d+)\.(blocks\.(\d+)|downsample)\.(.+)")
+_TIMM_LAYER = re.compile(r"layers[._](\d+)\.(blocks\.(\d+)|downsample)\.(.+)")  # `layers_0`: features alone
+_MADE_ANEW = ("relative_position_index", "relative_coords_table", "attn_mask", "k_bias")  # tables in older files
 
 
 class Mlp(nn.Module):
@@ -214,16 +215,20 @@ def init_weights(module: nn.Module) -> None:
 
 
 def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
-    """timm's `swinv2_*` state dict, sorted by the part of a grid that each tensor belongs to."""
+    """A `swinv2_*` state dict by timm's or its authors' names, sorted by the part of a grid that it belongs to.
+
+    The authors' patch merging ends a stage, timm's begins the next one.
+    """
     blocks: dict[int, dict[int, StateDict]] = {}
     embeds: dict[int, StateDict] = {}
+    official = "layers.0.downsample.reduction.weight" in state
     for key, tensor in state.items():
         match = _TIMM_LAYER.fullmatch(key)
-        if match is None:
+        if match is None or key.endswith(_MADE_ANEW):
             continue
         i, part, number, name = int(match[1]), match[2], match[3], match[4]
         if part == "downsample":
-            embeds.setdefault(i - 1, {})[name] = tensor
+            embeds.setdefault(i if official else i - 1, {})[name] = tensor
         else:
             blocks.setdefault(i, {}).setdefault(int(number), {})[name] = tensor
     outputs: list[StateDict] = [{} for _ in blocks]
@@ -234,5 +239,5 @@ def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
         blocks=[[found[k] for k in sorted(found)] for _, found in sorted(blocks.items())],
         embeds=[embeds[i] for i in sorted(embeds)],
         outputs=outputs,
-        head=prefixed(state, "head.fc."),
+        head=prefixed(state, "head.fc.") or prefixed(state, "head."),
     )

@@ -1,0 +1,165 @@
+"""What counts as weights: modules, wrapped and not; state dicts, checkpoints; timm's and the authors' names."""
+
+import re
+
+import pytest
+import timm
+import torch
+from timm.models import adapt_input_conv, pvt_v2, swin_transformer_v2
+from torch import nn
+
+from routespace.errors import BundleError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
+from routespace.nn.checkpoints import adapted_input
+from routespace.nn.pretrained import load_timm_weights
+from routespace.nn.task_net import TaskNet
+
+MODELS = {"pvt_v2": "pvt_v2_b0", "swin_v2": "swinv2_tiny_window8_256"}
+IMAGE = 64
+
+
+def oracle(family: str = "pvt_v2", **options) -> nn.Module:
+    torch.manual_seed(0)
+    size = {"img_size": IMAGE} if family == "swin_v2" else {}
+    return timm.create_model(MODELS[family], **size, **options).eval()
+
+
+def ours(family: str = "pvt_v2", **fields) -> TaskNet:
+    preset = {"pvt_v2": "pvt_v2_b0", "swin_v2": "swin_v2_t"}[family]
+    spec = GridSpec.preset(preset, image_size=IMAGE, num_classes=10, **fields)
+    return TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()
+
+
+@torch.no_grad()
+def assert_same(net: TaskNet, model: nn.Module, channels: int = 3) -> None:
+    images = torch.randn(1, channels, IMAGE, IMAGE)
+    assert torch.allclose(net(images).logits, model(images), atol=1e-5)
+
+
+def prefixed(prefix: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    return {prefix + key: tensor for key, tensor in model.state_dict().items()}
+
+
+FORMS = {
+    "module": lambda m: m,
+    "DataParallel": nn.DataParallel,
+    "compiled": lambda m: torch.compile(m, backend="eager"),
+    "state dict": lambda m: m.state_dict(),
+    "DDP's": lambda m: prefixed("module.", m),
+    "compiled one's": lambda m: prefixed("_orig_mod.", m),
+    "both": lambda m: prefixed("module._orig_mod.", m),
+    "checkpoint": lambda m: {"epoch": 3, "state_dict": prefixed("module.", m), "optimizer": {"lr": 1}},
+    "Swin's": lambda m: {"model": m.state_dict(), "epoch": torch.tensor(3)},
+    "averaged": lambda m: {"model": oracle(num_classes=10).state_dict(), "model_ema": m.state_dict()},
+    "timm's average": lambda m: {"state_dict": {}, "state_dict_ema": m.state_dict()},
+    "module in a checkpoint": lambda m: {"model": m},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_every_form_of_weights(form):
+    model, net = oracle(num_classes=10), ours()
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    assert load_timm_weights(net, form(model)) == []
+    assert_same(net, model)
+
+
+def test_a_wrapped_network_is_filled():
+    model, net = oracle(num_classes=10), ours()
+    assert load_timm_weights(nn.DataParallel(net), model) == []
+    assert_same(net, model)
+
+
+NO_WEIGHTS = {
+    "empty": ({}, r"no weights of pvt_v2 in it \(it is empty\)"),
+    "no tensors": ({"epoch": 3}, r"no weights of pvt_v2 in it \(it is empty\)"),
+    "resnet18": (None, r"no weights of pvt_v2 in it \(keys: conv1.weight, bn1.weight, bn1.bias, …\)"),
+    "a part": ({"stages.0.blocks.0.norm1.weight": torch.ones(32)}, "1 stages for rates"),
+}
+
+
+@pytest.mark.parametrize(("weights", "told"), NO_WEIGHTS.values(), ids=list(NO_WEIGHTS))
+def test_other_weights_are_refused_in_one_line(weights, told):
+    with pytest.raises(BundleError, match=told) as caught:
+        load_timm_weights(ours(), timm.create_model("resnet18") if weights is None else weights)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_half_a_network_is_refused(family):
+    state = {k: v for k, v in oracle(family).state_dict().items() if "downsample" not in k}
+    with pytest.raises(BundleError, match="a part of a swin_v2 network|l01_r04_patch_embed does not fit"):
+        load_timm_weights(ours(family), state)
+
+
+@pytest.mark.parametrize("weights", ["b0.pth", None, [1]])
+def test_what_is_no_weights_at_all_is_refused(weights):
+    with pytest.raises(SpecError, match=f"a {type(weights).__name__} was given; give a module or its state dict"):
+        load_timm_weights(ours(), weights)
+
+
+@pytest.mark.parametrize(("family", "kept"), [("pvt_v2", ["head"]), ("swin_v2", ["outputs.r32", "head"])])
+def test_networks_of_features_alone_have_all_but_a_head(family, kept):
+    model, net = oracle(family, features_only=True), ours(family, outputs="pyramid")
+    assert load_timm_weights(net, model) == kept
+    images = torch.randn(1, 3, IMAGE, IMAGE)
+    with torch.no_grad():
+        maps, wanted = net(images, features=True).features, model(images)
+    if family == "swin_v2":  # the last map is normed here, and (B, H, W, C) is timm's layout of them
+        maps, wanted = dict(list(maps.items())[:-1]), [x.permute(0, 3, 1, 2) for x in wanted[:-1]]
+    for found, other in zip(maps.values(), wanted, strict=True):
+        assert torch.allclose(found, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_other_channels_are_adapted_as_timm_does(family, channels):
+    model, net = oracle(family, num_classes=10), ours(family, in_channels=channels)
+    load_timm_weights(net, model)
+    conv = model.patch_embed.proj
+    adapted = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    adapted.weight, adapted.bias = nn.Parameter(adapt_input_conv(channels, conv.weight.detach())), conv.bias
+    model.patch_embed.proj = adapted
+    assert_same(net, model, channels)
+
+
+def test_adapted_kernels_keep_their_type_and_sum():
+    weight = torch.randn(5, 3, 2, 2, dtype=torch.float16)
+    found = adapted_input(weight, 6)
+    assert found.dtype == torch.float16
+    assert torch.allclose(found.float().sum(1), weight.float().sum(1), atol=1e-2)
+
+
+def authors_pvt(key: str) -> str:
+    """The authors' name of a tensor of timm's PVTv2."""
+    key = re.sub(r"stages\.(\d)\.downsample", lambda m: f"patch_embed{int(m[1]) + 1}", key)
+    key = re.sub(r"stages\.(\d)\.blocks", lambda m: f"block{int(m[1]) + 1}", key)
+    key = re.sub(r"^stages\.(\d)\.norm", lambda m: f"norm{int(m[1]) + 1}", key)
+    return key.replace("patch_embed.", "patch_embed1.").replace(".dwconv.", ".dwconv.dwconv.")
+
+
+def authors_swin(key: str) -> str:
+    """The authors' name of a tensor of timm's SwinV2."""
+    key = re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
+    return key.replace("head.fc.", "head.")
+
+
+def test_the_authors_names_of_pvt_v2():
+    model, net = oracle(num_classes=10), ours()
+    state = {authors_pvt(key): tensor for key, tensor in model.state_dict().items()}
+    assert "patch_embed1.proj.weight" in state
+    assert set(pvt_v2.checkpoint_filter_fn(state, model)) == set(model.state_dict())  # timm takes them for such
+    assert load_timm_weights(net, state) == []
+    assert_same(net, model)
+
+
+def test_the_authors_names_of_swin_v2():
+    model, net = oracle("swin_v2", num_classes=10), ours("swin_v2")
+    state = {authors_swin(key): tensor for key, tensor in model.state_dict().items()}
+    state["layers.0.blocks.1.attn_mask"] = state["layers.0.blocks.0.attn.relative_coords_table"] = torch.zeros(1)
+    assert set(swin_transformer_v2.checkpoint_filter_fn(state, model)) == set(model.state_dict())
+    assert load_timm_weights(net, {"model": state}) == []
+    assert_same(net, model)
