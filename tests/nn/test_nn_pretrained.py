@@ -91,7 +91,7 @@ def test_other_weights_are_refused_in_one_line(weights, told):
 @pytest.mark.parametrize("family", MODELS)
 def test_half_a_network_is_refused(family):
     state = {k: v for k, v in oracle(family).state_dict().items() if "downsample" not in k}
-    with pytest.raises(BundleError, match="a part of a swin_v2 network|l01_r04_patch_embed does not fit"):
+    with pytest.raises(BundleError, match=r"a part of a swin_v2 network|l01_r04_patch_embed does not fit"):
         load_timm_weights(ours(family), state)
 
 
