@@ -64,9 +64,6 @@ class TaskOutput(NamedTuple):
 register_namedtuple(TaskOutput, "routespace.TaskOutput")
 
 
-register_namedtuple(TaskOutput, "routespace.TaskOutput")
-
-
 class TaskNet(nn.Module):
     """A network for a task.
 
