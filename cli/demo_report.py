@@ -86,14 +86,14 @@ def _print(rows: list[Row]) -> None:
 
 def _export(journey: Journey, net: TaskNet) -> list[str]:
     """ONNX, checked; where the extra is not installed, .pt2 instead."""
-    from routespace.deploy.export.base import export_onnx, export_pt2
+    from routespace.deploy.export.write import export
     from routespace.errors import MissingDependencyError
 
     try:
-        report = export_onnx(net, journey.out / "model.onnx")
+        report = export(net, journey.out / "model.onnx")
     except MissingDependencyError as error:
         print(f"{error}; writing .pt2 instead")
-        report = export_pt2(net, journey.out / "model.pt2")
+        report = export(net, journey.out / "model.pt2")
     return [f"{report.path}  checked, largest difference {report.max_difference:.1e}"]
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from routespace.cli.interrupts import imports
 
 
 @contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Show `what …` while the block runs."""
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """Show `what …` while the block runs; it is given a function that shows something else from then on."""
     from rich.console import Console
 
     screen = Console(stderr=True)
     if not screen.is_terminal:
-        yield
+        yield lambda _: None
         return
-    with screen.status(f"{what} …"):
-        yield
+    with screen.status(f"{what} …") as status:
+        yield lambda more: status.update(f"{more} …")
 
 
 @contextmanager

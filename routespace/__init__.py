@@ -39,7 +39,7 @@ _PUBLIC = {
     "routespace.deploy.extract": ("extract",),
     "routespace.deploy.verify": ("verify",),
     "routespace.deploy.bundle": ("Card", "save_bundle", "load_bundle"),
-    "routespace.deploy.export.base": ("export_onnx",),
+    "routespace.deploy.export.write": ("export", "load_exported"),
     "routespace.deploy.latency.profiling": ("profile",),
     # looking at it
     "routespace.draw.grid": ("draw_grid",),
@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     from routespace.deploy.bundle import load_bundle as load_bundle
     from routespace.deploy.bundle import save_bundle as save_bundle
     from routespace.deploy.derive import derive as derive
-    from routespace.deploy.export.base import export_onnx as export_onnx
+    from routespace.deploy.export.write import export as export
+    from routespace.deploy.export.write import load_exported as load_exported
     from routespace.deploy.extract import extract as extract
     from routespace.deploy.latency.profiling import profile as profile
     from routespace.deploy.verify import verify as verify

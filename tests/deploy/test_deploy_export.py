@@ -1,18 +1,22 @@
-"""ONNX and pt2 files give the network's numbers, for any batch, or are not written."""
+"""Exported files give the network's numbers, for any batch and in any type, or are not written."""
 
-import builtins
-import sys
+import copy
+import importlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from routespace.deploy.export import base as export
-from routespace.deploy.export.base import example_images, export_onnx, export_pt2
+from routespace.deploy.export.formats import EXPORTERS
+from routespace.deploy.export.onnx import onnx_exporter
+from routespace.deploy.export.write import example_images, export, export_as, load_exported
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 
 FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_ratios": (2.0, 2.0),
@@ -28,81 +32,239 @@ def names_in(folder):
     return [path.name for path in folder.iterdir()]
 
 
-def test_onnx_of_a_static_network(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    net = make_net()
-    report = export_onnx(net, tmp_path / "net.onnx")
+@pytest.fixture(params=list(EXPORTERS), scope="module")
+def form(request):
+    """Each format whose packages are there."""
+    for package in EXPORTERS[request.param].needs:
+        pytest.importorskip(package)
+    return request.param
+
+
+class Exported:
+    """A network, its file, and what was said on the way."""
+
+    def __init__(self, net, path, **more) -> None:
+        self.net, self.path, self.said = net, path, []
+        self.report = export(net, path, say=self.said.append, **more)
+
+
+@pytest.fixture(scope="module")
+def exported(form, tmp_path_factory):
+    """One file of each format, of one network."""
+    path = tmp_path_factory.mktemp(form) / f"net{EXPORTERS[form].suffix}"
+    return Exported(make_net(), path, image_size=(40, 48), metadata={"classes": '["Äpfel", "☕", "pears"]'})
+
+
+def assert_gives_the_nets_numbers(net, path, image_size=None, atol=1e-4):
+    """For batches that were never traced or checked, the tensors of the plain module under their names."""
+    loaded = load_exported(path)
+    module = net.eval().as_module()
+    assert loaded.names == module.names
+    for batch in (1, 5, 7):
+        images = example_images(net, batch, image_size)
+        with torch.no_grad():
+            expected = module(images)
+        given = loaded(images)
+        assert isinstance(given, torch.Tensor) == isinstance(expected, torch.Tensor)
+        for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (expected, given)), strict=True):
+            assert one.shape == other.shape
+            assert (one.double() - other.double().cpu()).abs().max() <= atol * max(1, one.abs().max())
+    assert torch.equal(torch.as_tensor(loaded(images.numpy())[0]), loaded(images)[0])
+
+
+def test_every_format_gives_the_logits(exported):
+    report = exported.report
     assert report.max_difference < 1e-5
-    assert report.operators["Conv"] == 5  # stem, reduction of the keys, two depth-wise, patch embedding
-    assert names_in(tmp_path) == ["net.onnx"]
-    assert net.training
-    session = onnxruntime.InferenceSession(str(report.path))
-    images = example_images(net, 7)
-    (given,) = session.run(["logits"], {"images": images.numpy()})
-    np.testing.assert_allclose(given, net.eval()(images).logits.detach().numpy(), atol=1e-4)
+    assert report.dtype == "float32"
+    assert names_in(report.path.parent) == [report.path.name]
+    assert report.bytes == report.path.stat().st_size
+    assert exported.net.training
+    assert len(exported.said) == 3
+    assert_gives_the_nets_numbers(copy.deepcopy(exported.net), report.path, image_size=(40, 48))
+
+
+def test_the_file_tells_what_it_is(exported):
+    metadata = load_exported(exported.path).metadata
+    assert metadata["architecture"] == exported.net.architecture.hash
+    assert metadata["grid"] == exported.net.spec.hash
+    assert json.loads(metadata["image_size"]) == [40, 48]
+    assert json.loads(metadata["classes"]) == ["Äpfel", "☕", "pears"]
+
+
+def test_others_read_the_files_without_us(exported):
+    net = copy.deepcopy(exported.net).eval()
+    images = example_images(net, 7, (40, 48))
+    expected = net(images).logits.detach().numpy()
+    if exported.path.suffix == ".pt2":
+        given = torch.export.load(exported.path).module()(images).detach()
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(exported.path))
+        (given,) = session.run(["logits"], {"images": images.numpy()})
+        assert "☕" in session.get_modelmeta().custom_metadata_map["classes"]
+        assert exported.report.operators["Conv"] == 5  # stem, keys' reduction, two depth-wise, patch embedding
+    np.testing.assert_allclose(given, expected, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_onnx_of_a_pyramid(tmp_path):
-    pytest.importorskip("onnxruntime")
-    export_onnx(make_net(num_classes=0, outputs="pyramid"), tmp_path / "net.onnx", image_size=(40, 48))
-    assert names_in(tmp_path) == ["net.onnx"]
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_networks_of_other_types(form, dtype, tmp_path):
+    net, path = make_net().to(getattr(torch, dtype)), tmp_path / f"net{EXPORTERS[form].suffix}"
+    if dtype not in EXPORTERS[form].types:
+        with pytest.raises(
+            SpecError, match=rf"{form}: the network is in {dtype}, .* give one in float32"
+        ) as caught:
+            export(net, path)
+        assert "\n" not in str(caught.value)
+        assert names_in(tmp_path) == []
+        return
+    report = export(net, path)
+    assert report.dtype == dtype
+    assert report.max_difference <= report.tolerance
+    assert (report.tolerance > 1e-4) == (dtype == "float16" or dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_onnx_of_what_its_runtime_does_not_compute_is_refused_at_once(dtype, tmp_path):
+    with pytest.raises(SpecError, match=r"onnx: the network is in b?float\d\d, .* give one in float32"):
+        export(make_net().to(dtype), tmp_path / "net.onnx")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_networks_are_exported_as_themselves(wrap, tmp_path):
+    net = make_net()
+    export(wrap(net), tmp_path / "net.pt2")
+    assert_gives_the_nets_numbers(net, tmp_path / "net.pt2")
+
+
+def test_a_bare_backbone_gives_its_maps(tmp_path):
+    backbone = RouteNet(make_net(outputs="pyramid").architecture)
+    export(backbone, tmp_path / "net.pt2")
+    found = load_exported(tmp_path / "net.pt2")(example_images(backbone, 4))
+    assert [tuple(x.shape) for x in found] == [(4, 8, 8, 8), (4, 16, 4, 4)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("writer", [export_onnx, export_pt2])
-def test_swin_v2(tmp_path, writer):
-    pytest.importorskip("onnxruntime")
+def test_a_pyramid(form, tmp_path):
+    net, path = make_net(num_classes=0, outputs="pyramid"), tmp_path / f"net{EXPORTERS[form].suffix}"
+    export(net, path, image_size=(40, 48))
+    assert names_in(tmp_path) == [path.name]
+    assert_gives_the_nets_numbers(net, path, image_size=(40, 48))
+
+
+@pytest.mark.slow
+def test_swin_v2(form, tmp_path):
     net = make_net(family="swin_v2", sr_ratios=None, window=4, image_size=(40, 56))
-    ending = "onnx" if writer is export_onnx else "pt2"
-    assert writer(net, tmp_path / f"net.{ending}").max_difference < 1e-5
+    assert export(net, tmp_path / f"net{EXPORTERS[form].suffix}").max_difference < 1e-5
 
 
 @pytest.mark.slow
-def test_onnx_of_a_supernet(tmp_path):
-    pytest.importorskip("onnxruntime")
+def test_a_supernet_keeps_its_execution(form, tmp_path):
     net = make_net("full")
     net.decide(execution="packed")
-    assert export_onnx(net, tmp_path / "net.onnx").max_difference < 1e-4
+    assert export(net, tmp_path / f"net{EXPORTERS[form].suffix}").max_difference < 1e-4
     assert net.execution == "packed"
 
 
-@pytest.mark.parametrize("kind", ["staircase", pytest.param("full", marks=pytest.mark.slow)])
-def test_pt2(tmp_path, kind):
-    net = make_net(kind)
-    report = export_pt2(net, tmp_path / "net.pt2")
-    assert report.max_difference < 1e-5
-    images = example_images(net, 5)
-    given = torch.export.load(report.path).module()(images)
-    assert torch.allclose(given, net.eval()(images).logits, atol=1e-5)
-    assert names_in(tmp_path) == ["net.pt2"]
+@pytest.mark.slow
+def test_another_operator_set(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    export_as(onnx_exporter(opset=20), make_net(), tmp_path / "net.onnx")
+    assert [entry.version for entry in onnx.load(tmp_path / "net.onnx").opset_import if not entry.domain] == [20]
 
 
-def test_a_wrong_export_is_not_kept(tmp_path):
-    with pytest.raises(RoutespaceError, match="differs from the original"):
-        export_pt2(make_net(), tmp_path / "net.pt2", tolerance=-1.0)
+def with_load(change):
+    """The .pt2 format with outputs that differ from what the file holds."""
+    pt2 = EXPORTERS["pt2"]
+
+    def load(path):
+        loaded = pt2.load(path)
+        return replace(loaded, run=lambda images: tuple(change(x) for x in loaded.run(images)))
+
+    return replace(pt2, load=load)
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1e-3, lambda x: x * float("nan")], ids=["shifted", "NaN"])
+def test_a_wrong_export_is_not_kept(change, tmp_path):
+    with pytest.raises(RoutespaceError, match=r"differs from the original by .* \(allowed in float32: 1e-04\)"):
+        export_as(with_load(change), make_net(), tmp_path / "deep" / "net.pt2")
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf")])
+def test_a_tolerance_that_nothing_can_meet_or_miss_is_refused(tolerance, tmp_path):
+    with pytest.raises(SpecError, match="tolerance"):
+        export(make_net(), tmp_path / "net.pt2", tolerance=tolerance)
+
+
+def without_onnx(monkeypatch, error):
+    real = importlib.import_module
+
+    def import_other(name, *rest):
+        if name.split(".")[0] == "onnx":
+            raise error
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", import_other)
 
 
 def test_missing_packages_name_the_install_command(tmp_path, monkeypatch):
-    real, net = builtins.__import__, make_net()
-
-    def without_onnx(name, *args, **kwargs):
-        if name.split(".")[0] == "onnx":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_onnx)
-    monkeypatch.setattr(export.importlib, "import_module", without_onnx)
-    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    net = make_net()
+    without_onnx(monkeypatch, ImportError("onnx"))
     with pytest.raises(MissingDependencyError, match=r"pip install .routespace\[export\]"):
-        export_onnx(net, tmp_path / "net.onnx")
+        export(net, tmp_path / "net.onnx")
     assert names_in(tmp_path) == []
 
 
-def test_bad_places(tmp_path):
-    with pytest.raises(SpecError, match="does not end in"):
-        export_pt2(make_net(), tmp_path / "net.pt")
+def raised_from(error, cause):
+    """An error that a library makes of another one."""
+    error.__cause__ = cause
+    return error
+
+
+def test_an_interrupt_stays_one_whatever_libraries_make_of_it(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise raised_from(RuntimeError("Failed to export the model"), KeyboardInterrupt())
+
+    exporter = replace(EXPORTERS["pt2"], write=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_as(exporter, make_net(), tmp_path / "net.pt2")
+    without_onnx(monkeypatch, raised_from(ImportError("no module"), KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        export(make_net(), tmp_path / "net.onnx")
+    assert names_in(tmp_path) == []
+
+
+def test_what_torch_cannot_export_is_one_line(tmp_path):
+    def refuse(*_):
+        raise RuntimeError("first line\nand a page of others")
+
+    with pytest.raises(RoutespaceError, match=r"cannot export this network \(first line\)") as caught:
+        export_as(replace(EXPORTERS["pt2"], write=refuse), make_net(), tmp_path / "net.pt2")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_places_and_sizes(tmp_path):
+    with pytest.raises(SpecError, match=r"no known format; give one of \.onnx, \.pt2"):
+        export(make_net(), tmp_path / "net.pt")
+    with pytest.raises(SpecError, match=r"does not end in \.pt2"):
+        export_as(EXPORTERS["pt2"], make_net(), tmp_path / "net.onnx")
+    for suffix in ("onnx", "pt2"):  # before anything is traced or made
+        with pytest.raises(SpecError, match="images"):
+            export(make_net(), tmp_path / "deep" / f"net.{suffix}", image_size=7)
+    assert names_in(tmp_path) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="cannot be written"):
-        export_pt2(make_net(), tmp_path / "file" / "net.pt2")
+        export(make_net(), tmp_path / "file" / "net.pt2")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(BundleError, match="no such file"):
+        load_exported(tmp_path / "net.pt2")
+    for suffix in ("onnx", "pt2"):
+        (tmp_path / f"net.{suffix}").write_bytes(b"nothing of the kind")
+        with pytest.raises(BundleError, match="cannot be read") as caught:
+            load_exported(tmp_path / f"net.{suffix}")
+        assert "\n" not in str(caught.value)

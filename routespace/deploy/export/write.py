@@ -1,0 +1,248 @@
+"""Writing a network to a file of any format, and the check that every file passes.
+
+Whatever the format, a network without a task gives its feature maps, fine to coarse, and a gated network computes
+densely: every decision is taken, nothing is saved. A file is written next to its place and moved there once it
+gives, loaded again, the network's own numbers.
+
+Shape legend: N images · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
+from routespace.deploy.export.formats import exporter_of
+from routespace.deploy.tolerance import EXPORTED, coarsest_type, difference, tolerance_for, type_name
+from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
+from routespace.files import json_text, replaced
+from routespace.nn.module import PlainModule, unwrap
+from routespace.nn.route_net import RouteNet
+from routespace.nn.running import evaluating, place_of
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
+
+TRACED_BATCH = 2  # a batch of one would be taken for a constant
+CHECKED_BATCHES = (1, 3)
+INSTALL = 'pip install "routespace[export]"'
+
+Say = Callable[[str], None]  # is told what is being done, a few words at a time
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        max_difference: greatest absolute difference to the network over the checked batches, over its greatest
+            output where that is above 1.
+        operators: operator → how often it stands in the graph.
+        bytes: size of the file.
+        dtype: element type of the network.
+        tolerance: the difference that was allowed.
+    """
+
+    path: Path
+    max_difference: float
+    operators: Mapping[str, int]
+    bytes: int
+    dtype: str
+    tolerance: float
+
+
+def export(
+    net: AnyNet,
+    path: Path | str,
+    *,
+    image_size: tuple[int, int] | int | None = None,
+    tolerance: float | None = None,
+    metadata: Mapping[str, str] | None = None,
+    say: Say | None = None,
+) -> ExportReport:
+    """Write a network in the format that the file's ending names, and check it.
+
+    Arguments and errors are those of `export_as`.
+    """
+    return export_as(
+        exporter_of(path), net, path, image_size=image_size, tolerance=tolerance, metadata=metadata, say=say
+    )
+
+
+def load_exported(path: Path | str) -> LoadedNet:
+    """An exported network, to be called with images: (N, C, H, W) → logits (N, classes).
+
+    Raises:
+        SpecError: a file of no known format.
+        MissingDependencyError: a package that the format needs is not installed.
+        BundleError: the file cannot be read.
+    """
+    path, exporter = Path(path), exporter_of(path)
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file; give one that `export` wrote")
+    require(exporter)
+    try:
+        return exporter.load(path)
+    except Exception as error:  # each runtime has exceptions of its own
+        _pass_interrupts(error)
+        raise BundleError(
+            f"{path}: cannot be read ({_first_line(error)}); it is damaged or another file"
+        ) from error
+
+
+def export_as(
+    exporter: Exporter,
+    net: AnyNet,
+    path: Path | str,
+    *,
+    image_size: tuple[int, int] | int | None = None,
+    tolerance: float | None = None,
+    metadata: Mapping[str, str] | None = None,
+    say: Say | None = None,
+) -> ExportReport:
+    """Write a file of one format with a free batch size, and check it as loaded again.
+
+    Args:
+        exporter: the format.
+        net: a static network, or a gated one, which then computes densely; or a wrapper such as torch.compile's.
+            It is left in the mode in which it came.
+        path: the file; its ending must be the format's.
+        image_size: height and width in pixels of the images, or one number; the spec's own by default.
+        tolerance: greatest difference allowed, over the greatest output where that is above 1; by default that of
+            the network's element type.
+        metadata: what the file shall tell beside grid, architecture, image size and outputs: key → text.
+        say: is called with what is being done.
+
+    Raises:
+        SpecError: another ending, an image size that the network cannot take, a type that the format cannot hold.
+        MissingDependencyError: a package that the format needs is not installed.
+        BundleError: the file cannot be written.
+        RoutespaceError: torch cannot export the network, or the file does not give its numbers.
+    """
+    path, net = Path(path), as_task_net(unwrap(net, wanted=(TaskNet, RouteNet)))
+    if path.suffix != exporter.suffix:
+        raise SpecError(f"path: {path.name!r:.80} does not end in {exporter.suffix}; rename it")
+    dtype = coarsest_type(net)
+    if type_name(dtype) not in exporter.types:
+        raise SpecError(
+            f"{exporter.name}: the network is in {type_name(dtype)}, which this format's runtime does not "
+            f"compute; give one in {' or '.join(exporter.types)}, such as net.float()"
+        )
+    allowed, say = tolerance_for(dtype, EXPORTED, tolerance), say or _silent
+    say("running the network")
+    with _dense(net) as module, torch.no_grad():
+        pairs = []
+        for batch in CHECKED_BATCHES:  # an image size that does not fit ends here
+            images = example_images(net, batch, image_size)
+            pairs.append((images, _by_name(module, module(images))))
+        require(exporter)
+        traced = example_images(net, TRACED_BATCH, image_size)
+        prepared = Prepared(module, traced, _about(net, traced, metadata or {}))
+        with replaced(path) as partial:
+            say(f"writing {path.name}")
+            with _explained(path):
+                operators = exporter.write(prepared, partial)
+                say(f"checking {path.name}")
+                worst = _difference(exporter.load(partial), pairs)
+            if worst > allowed:
+                raise RoutespaceError(
+                    f"{path}: the exported network differs from the original by {worst:.1e} (allowed in "
+                    f"{type_name(dtype)}: {allowed:.0e}); nothing was written, please report recipe and versions"
+                )
+            size = partial.stat().st_size
+    return ExportReport(path, worst, dict(sorted(operators.items())), size, type_name(dtype), allowed)
+
+
+def _difference(loaded: LoadedNet, pairs: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> float:
+    """The greatest difference of what a file gives to what the network gave, over images and outputs."""
+    found = [dict(zip(loaded.names, loaded.run(images), strict=True)) for images, _ in pairs]
+    return max(difference(expected, given) for (_, expected), given in zip(pairs, found, strict=True))
+
+
+def example_images(net: AnyNet, batch: int, image_size: tuple[int, int] | int | None = None) -> Tensor:
+    """(batch, C, H, W) random images that fit the network, of its type and on its device."""
+    size = net.spec.image_size if image_size is None else image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(
+        (batch, net.spec.in_channels, height, width), generator=torch.Generator().manual_seed(batch)
+    )
+    return images.to(*place_of(net))
+
+
+def require(exporter: Exporter) -> None:
+    """Raise MissingDependencyError, with the install command, for a format whose packages are not there.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C while they were imported, which libraries take for a missing part of theirs.
+    """
+    for name in exporter.needs:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            _pass_interrupts(error)
+            raise MissingDependencyError(
+                f"export to {exporter.name} needs {name}; install it with: {INSTALL}"
+            ) from error
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
+
+
+def _by_name(module: PlainModule, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+    given = outputs if isinstance(outputs, tuple) else (outputs,)
+    return dict(zip(module.names, given, strict=True))
+
+
+def _about(net: TaskNet, images: Tensor, metadata: Mapping[str, str]) -> dict[str, str]:
+    """What every file tells, and what else it shall tell."""
+    return {
+        "format": "routespace.export/1",
+        "grid": net.spec.hash,
+        "architecture": net.architecture.hash,
+        "image_size": json_text(list(images.shape[2:]), indent=None),
+        "outputs": json_text(list(net.head.names), indent=None),
+        **metadata,
+    }
+
+
+@contextmanager
+def _dense(net: TaskNet) -> Iterator[PlainModule]:
+    """The network as a plain module, dense and in evaluation mode; its own settings return afterwards."""
+    with evaluating(net), net.deciding_as(held=None, execution="dense"):
+        yield net.as_module()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What a tracer, a writer or a runtime raises, as one line; each has exceptions of its own."""
+    try:
+        yield
+    except (RoutespaceError, OSError):  # a full disk is told by whoever moves the file to its place
+        raise
+    except Exception as error:
+        _pass_interrupts(error)
+        raise RoutespaceError(
+            f"{path}: torch {torch.__version__} cannot export this network ({_first_line(error)}); "
+            f"nothing was written"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{next((line for line in str(error).splitlines() if line.strip()), type(error).__name__):.200}"
+
+
+def _pass_interrupts(error: BaseException) -> None:
+    """Raise KeyboardInterrupt where an error is what a library made of one."""
+    seen: Any = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        seen = seen.__cause__ or seen.__context__
