@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from routespace.deploy.latency.profiling import median_ms
-from routespace.nn.running import evaluating
+from routespace.nn.running import as_input, evaluating
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def image_ms(net: TaskNet, images: Sequence[Tensor], *, device: str = "cpu") -> 
     """
     place = torch.device(device)
     with _timed_mode(net, place), torch.inference_mode():
-        works = [partial(net, image.to(place)) for image in images]
+        works = [partial(net, as_input(net, image)) for image in images]
         times = median_ms(works, rounds=ROUNDS, clock="wall", device=place)
     return sum(times) / len(times)
 

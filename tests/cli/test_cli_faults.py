@@ -166,6 +166,12 @@ def test_the_same_command_is_told_with_all_its_options(cli, monkeypatch, tmp_pat
     assert result.err == f"error: interrupted; the same command goes on: {told}\n"
 
 
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_an_image_size_that_the_network_cannot_take_is_refused_before_anything_is_exported(cli, bundle, form):
+    cli("export", bundle, "-o", bundle.parent / "x", "--format", form, "--image-size", 7).assert_refused("7, 7")
+    assert not (bundle.parent / "x").exists()
+
+
 def test_a_device_that_is_not_there(cli, bundle):
     for args in (["export", bundle, "-o", bundle.parent / "x"], ["verify", bundle, "--against", bundle]):
         cli(*args, "--device", "tpu").assert_refused("device", "cuda")
