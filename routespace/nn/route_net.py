@@ -82,7 +82,8 @@ class RouteNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self._assemble(architecture, Deciding.at_start(gates or GateSpec(), execution), drop_path, source=None)
+        with torch.inference_mode(False):  # whoever makes it at inference may train it later
+            self._assemble(architecture, Deciding.at_start(gates or GateSpec(), execution), drop_path, source=None)
 
     def _assemble(
         self, architecture: Architecture, deciding: Deciding, drop_path: float, source: RouteNet | None

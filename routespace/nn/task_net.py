@@ -98,7 +98,8 @@ class TaskNet(nn.Module):
         """
         backbone = RouteNet(architecture, gates, execution=execution, drop_path=drop_path)
         kind = Classifier if architecture.spec.num_classes else Maps
-        return cls(backbone, kind.build(architecture.spec, {}))
+        with torch.inference_mode(False):
+            return cls(backbone, kind.build(architecture.spec, {}))
 
     def forward(self, images: Tensor, *, routes: Routes | None = None, features: bool = False) -> TaskOutput:
         """Run the network.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from routespace.errors import BundleError, SpecError
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head, Maps
@@ -22,7 +24,9 @@ def make_head(spec: GridSpec, data: Any) -> Head:
     if not isinstance(data, Mapping) or data.get("kind") not in HEADS:
         kind = data.get("kind") if isinstance(data, Mapping) else data
         raise SpecError(f"head.kind: {kind!r:.40} is not known; this version knows {', '.join(HEADS)}")
-    return HEADS[data["kind"]].build(spec, {name: value for name, value in data.items() if name != "kind"})
+    settings = {name: value for name, value in data.items() if name != "kind"}
+    with torch.inference_mode(False):  # whoever loads it at inference may train it later
+        return HEADS[data["kind"]].build(spec, settings)
 
 
 def head_data(head: Head) -> dict[str, Any]:
