@@ -142,7 +142,7 @@ def test_bad_folders_are_explained(folder, tmp_path):
     for changes, words in [
         ({"data__root": None}, "data.root: missing"),
         ({"data__root": str(tmp_path / "no")}, "no such folder"),
-        ({"grid__num_classes": 4}, r"grid.num_classes: 4, .*has 10 class folders"),
+        ({"grid__num_classes": 4}, r"grid.num_classes: 4, .*has 10 classes"),
     ]:
         with pytest.raises(DataError, match=words):
             make_loaders(folder_recipe(folder, **changes))

@@ -79,7 +79,7 @@ def test_another_number_of_classes_is_refused(place, tmp_path):
     net, english = tiny().grid, photo_recipe(place / "english")
     with pytest.raises(DataError, match="is about 3 classes, the network has 10 outputs"):
         evaluation_loaders(english, net)
-    with pytest.raises(DataError, match=r"grid.num_classes: 10, but .*english has 3 class folders"):
+    with pytest.raises(DataError, match=r"grid.num_classes: 10, but .*english has 3 classes"):
         evaluation_loaders(tiny(), net, data=place / "english")
     with pytest.raises(SpecError, match="classes: 3 names for 10 outputs"):
         evaluation_loaders(tiny(), net, data=place / "english", classes=tuple(COLOURS))

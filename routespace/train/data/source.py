@@ -167,8 +167,8 @@ def make_source(
     if len(source.classes) != recipe.grid.num_classes:
         where = recipe.data.root if isinstance(recipe.data, PicturesSpec) else recipe.data.kind
         raise DataError(
-            f"grid.num_classes: {recipe.grid.num_classes}, but {where} has {len(source.classes)} class folders; "
-            f"set grid.num_classes={len(source.classes)}"
+            f"grid.num_classes: {recipe.grid.num_classes}, but {where} has {len(source.classes)} classes "
+            f"({examples(source.classes, most=6)}); set grid.num_classes={len(source.classes)}"
         )
     return source
 
