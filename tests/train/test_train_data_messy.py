@@ -1,4 +1,4 @@
-"""A folder as people have it: twelve formats, odd modes, files that are none; from photographs of other packages."""
+"""A folder as people have it: twelve formats, odd modes, files that are none; photographs of other packages."""
 
 import json
 import random
