@@ -97,6 +97,9 @@ class CheckReport:
     params: tuple[int, int]
     ok: bool
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """The report as text."""
         analytic, built = self.params

@@ -68,6 +68,9 @@ class VerifyReport:
         exact = self.params[0] == self.params[1] and self.macs[0] == self.macs[1] and not self.unknown
         return self.equal and owned and exact
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """The report as text, one finding a line."""
         replay = "not expressible by routing"

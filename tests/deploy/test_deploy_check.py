@@ -27,6 +27,7 @@ def test_four_counts_of_a_supernet(gates):
     assert alone.macs < analytic.macs
     assert "scaled_dot_product_attention" in alone.note
     assert len(report.lines()) == 5
+    assert str(report).splitlines() == report.lines()
 
 
 def test_four_counts_of_swin_v2():

@@ -107,6 +107,7 @@ def test_extract_of_a_routed_part_keeps_its_gates():
     assert len(subnet.gates) == 4
     report = verify(supernet, architecture, subnet)
     assert report.ok, report.lines()
+    assert str(report).startswith("outputs      difference 0")
     assert report.replay_difference is None
 
 
