@@ -24,6 +24,7 @@ from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import Node
 from routespace.grid.resources import NO_GATE, RESOURCES, Terms
 from routespace.grid.usage import ALL_USED, EdgeUsage, Usage
 from routespace.nn.plan import Row, compile_plan
@@ -123,23 +124,31 @@ def most_macs(architecture: Architecture, gates: GateSpec) -> float:
 
 
 def least_macs(architecture: Architecture, gates: GateSpec) -> float:
-    """MACs with every gate closed: rows pass, images go down at the last chance, open edges run where reached."""
-    reached = {architecture.grid.stem}
+    """MACs with every gate closed: rows pass, images go down at the last chance, open edges run where reached.
+
+    With early stopping a row's first closed gate is the last that is asked there, until a patch embedding
+    refreshes its tokens.
+    """
+    going = {architecture.grid.stem: True}  # reached nodes, and whether their tokens have not stopped
     usage: dict[str, EdgeUsage] = {}
+
+    def arrive(node: Node, active: bool) -> None:
+        going[node] = going.get(node, False) or active
+
     for step in compile_plan(architecture):
-        here = step.source in reached
+        here, active = step.source in going, going.get(step.source, False)
         if isinstance(step, Row):
             if here:
-                reached.add(step.target)
+                arrive(step.target, active and not (step.gated and gates.early_stop))
             if step.transformer is not None:
                 open_here = here and not step.gated
-                usage[step.transformer] = ALL_USED if open_here else UNUSED._replace(asked=int(here))
+                usage[step.transformer] = ALL_USED if open_here else UNUSED._replace(asked=int(active))
             continue
-        stranded = step.last_chance and not any(node in reached for node in step.spared_by)
+        stranded = step.last_chance and not any(node in going for node in step.spared_by)
         taken = here and (not step.gated or stranded)
         usage[step.name] = EdgeUsage(tokens=int(taken), images=int(taken), asked=int(here))
         if taken:
-            reached.add(step.target)
+            arrive(step.target, True)
     return float(architecture_cost(architecture, gates=gates, usage=usage).macs)
 
 

@@ -109,6 +109,8 @@ def _pass(net: TaskNet, loader: Iterable[Any], task: Task, sampling: Sampling | 
     start = now(device)
     for number, batch in enumerate(loader):
         images, targets = task.prepare(batch, device, training=False)
+        if not len(images):  # of a loader that filters: nothing to measure
+            continue
         size = images.shape[-2:]
         output = net(images)
         seen.meter.update(output.outputs, targets)

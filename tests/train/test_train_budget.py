@@ -2,12 +2,16 @@ import json
 
 import pytest
 import torch
+from grid.grid_strategies import mixed_architectures
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from train_tiny import tiny
 
 from routespace.deploy.counters import torch_macs
-from routespace.errors import BudgetError, SpecError
+from routespace.errors import BudgetError, DataError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter
@@ -20,7 +24,7 @@ from routespace.train.budget import (
     most_macs,
 )
 from routespace.train.calibrate import calibrate_threshold, set_threshold
-from routespace.train.evaluate import Sampling, sampling_gates
+from routespace.train.evaluate import Sampling, evaluate, sampling_gates
 from routespace.train.recipe.recipe import BudgetSpec
 from routespace.train.run import train
 
@@ -115,6 +119,38 @@ def test_gradient_of_expected_macs_by_finite_differences(columns):
                 gate.bias -= step
         assert (ends[1] - ends[0]) / 0.04 == pytest.approx(slope, rel=0.02, abs=1e-4), name
         assert slope > 0 or name.startswith("l02"), name  # the last chance down is not a choice
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_least_macs_of_any_architecture_is_what_closed_gates_cost(data):
+    spec = tiny().grid.model_copy(update={"outputs": data.draw(st.sampled_from(["coarsest", "pyramid"]))})
+    architecture = data.draw(mixed_architectures(RoutingGrid(spec)))
+    granularity = st.sampled_from(["token", "window", "image", "layer"])
+    gates = GateSpec(
+        rows=data.draw(granularity), columns=data.draw(granularity), early_stop=data.draw(st.booleans())
+    )
+    net = TaskNet.classifier(architecture, gates).eval()
+    least = least_macs(architecture, gates)
+    for mode in ("dense", "packed"):
+        with net.deciding_as(gates=gates.model_copy(update={"threshold": 0.9999999}), execution=mode):
+            assert counted_macs(net, used(net, images(2))) == least
+
+
+def test_a_batch_of_nothing_changes_no_measurement():
+    net = network(tiny()).eval()
+    some = [(images(3), torch.tensor([0, 1, 2]))]
+    nothing = [(images(3)[:0], torch.empty(0, dtype=torch.long))]
+    alone, mixed = evaluate(net, some), evaluate(net, nothing + some + nothing)
+    assert mixed == alone | {"images_per_s": mixed["images_per_s"]}
+    with pytest.raises(DataError, match="no images"):
+        evaluate(net, nothing)
+
+
+def test_a_batch_of_nothing_has_an_expected_cost():
+    net = network(tiny())
+    macs = expected_macs(net, net(images(1)[:0]).routes)
+    assert 0 < float(macs.detach()) <= least_macs(net.architecture, net.gate_spec)
 
 
 @pytest.mark.parametrize("routing", ["both", "depth", "scale"])
