@@ -1,0 +1,134 @@
+"""Golden losses: a short routed training gives the losses that it gave before, to 1e-4.
+
+Whoever changes what training computes changes these numbers, on purpose or not. On purpose: print the new ones
+with `PYTHONPATH=.:tests python tests/train/test_golden_losses.py`, and say in the commit why they moved.
+
+Images, noise and weights come from torch's generators on a CPU, which give the same numbers everywhere. The seeds
+are such that no gate decides by a hair, so that another processor's rounding flips no decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_grid import TINY_GRID
+
+from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
+from routespace.train.loop import Trainer
+from routespace.train.progress import Progress
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.stopping import StopSignal
+
+SEEDS = {"pvt_v2": 3, "swin_v2": 6}
+STEPS, BATCH = 4, 8
+SWIN = {name: value for name, value in TINY_GRID.items() if name != "sr_ratios"} | {
+    "family": "swin_v2",
+    "window": 4,
+}
+GRIDS = {"pvt_v2": TINY_GRID, "swin_v2": SWIN}
+# The gates are held open in the first half of the first epoch; then noise, temperature, budget and control are on.
+RECIPE = {
+    "name": "golden",
+    "gates": {"temperature": 2.0, "final_temperature": 1.0, "openness": 0.7, "columns": "token"},
+    "budget": {"ratio": 0.8, "weight": 3.0, "open_frac": 0.25, "warmup_frac": 0.25, "control": 0.5},
+    "data": {"digit_px": [16, 30]},  # not read: see Batches
+    "train": {
+        "epochs": 2,
+        "batch_size": BATCH,
+        "lr": 1e-3,
+        "gate_lr": 1e-2,
+        "warmup_epochs": 0,
+        "drop_path": 0.1,
+        "ema_decay": 0.9,
+        "device": "cpu",
+    },
+}
+
+
+@dataclass
+class Batches:
+    """Fixed batches in place of a recipe's data: random images, and the class of each by its brightest colour."""
+
+    seed: int
+    classes: int = 10
+    steps: int = STEPS
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Every epoch is the same."""
+
+    @cached_property
+    def train(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        images = [torch.randn(BATCH, 3, 32, 32, generator=generator) for _ in range(STEPS)]
+        return [(batch, batch.mean((2, 3)).argmax(1)) for batch in images]
+
+    @property
+    def val(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return self.train[:2]
+
+
+def run(family: str) -> dict[str, list[float]]:
+    """Losses and MACs, as means since the epoch's beginning at each step, and what validation found."""
+    recipe = Recipe.parse(RECIPE | {"grid": GRIDS[family]})
+    task = recipe.task.make(recipe.grid, recipe.train)
+    seed = SEEDS[family]
+    torch.manual_seed(seed)
+    backbone = RouteNet(recipe.architecture(), recipe.gates, drop_path=recipe.train.drop_path)
+    net = TaskNet(backbone, task.head(recipe.grid))
+    if family == "swin_v2":  # its branches start at zero: nothing of a block would be in a loss
+        with torch.no_grad():
+            for name, parameter in net.backbone.edges.named_parameters():
+                if "norm" in name:
+                    parameter += 0.3 * torch.randn_like(parameter)
+    found: dict[str, list[float]] = {"loss": [], "macs": []}
+
+    def note(progress: Progress) -> None:
+        if progress.stage == "train":
+            found["loss"].append(progress.loss)
+            found["macs"].append(progress.macs_ratio)
+
+    accelerator = Accelerator(cpu=True)
+    target = int(0.8 * recipe.base_macs())
+    options = {"accelerator": accelerator, "target_macs": target, "report": note}
+    trainer = Trainer(recipe, net, Batches(seed), task=task, **options)
+    torch.manual_seed(seed + 1)
+    with StopSignal() as stop:
+        trainer.fit(stop, lambda: None)
+    for name in ("val_loss", "expected_ratio", "counted_ratio"):
+        found[name] = [record[name] for record in trainer.records]
+    return found
+
+
+GOLDEN = {
+    "pvt_v2": {
+        "loss": [2.308388, 2.308209, 2.70594, 2.813301, 2.828811, 2.661941, 2.55035, 2.492605],
+        "macs": [1.728462, 1.728462, 1.630565, 1.554811, 1.223404, 1.138538, 1.060555, 0.974132],
+        "val_loss": [2.304137, 2.292035],
+        "expected_ratio": [1.198887, 0.8518933],
+        "counted_ratio": [1.724732, 0.6169946],
+    },
+    "swin_v2": {
+        "loss": [2.269924, 2.241807, 3.227003, 3.582936, 3.8691, 3.193343, 2.884785, 2.898288],
+        "macs": [1.957463, 1.957463, 1.904617, 1.853862, 1.541278, 1.317248, 1.134875, 0.9342086],
+        "val_loss": [2.287807, 2.282382],
+        "expected_ratio": [1.569002, 0.6446145],
+        "counted_ratio": [0.6240759, 0.1196828],
+    },
+}
+
+
+@pytest.mark.parametrize("family", list(GRIDS))
+def test_losses_are_what_they_were(family):
+    found = run(family)
+    for name, golden in GOLDEN[family].items():
+        assert found[name] == pytest.approx(golden, rel=1e-4), name
+
+
+if __name__ == "__main__":
+    for chosen in GRIDS:
+        print(f'"{chosen}":', {name: [float(f"{x:.7g}") for x in values] for name, values in run(chosen).items()})
