@@ -29,18 +29,20 @@ class Windows(NamedTuple):
         hw: height and width of the map in tokens.
         sides: height and width of a window, no larger than the map.
         shift: tokens by which the map is rolled up and left before it is cut.
+        trained: side of the windows that the weights were first trained in; 0: of these.
     """
 
     hw: tuple[int, int]
     sides: tuple[int, int]
     shift: tuple[int, int]
+    trained: int = 0
 
     @classmethod
-    def of(cls, hw: tuple[int, int], window: int, *, shifted: bool) -> Windows:
+    def of(cls, hw: tuple[int, int], window: int, *, shifted: bool, trained: int = 0) -> Windows:
         """The windows of a map; a side that one window spans is not shifted (as in timm)."""
         sides = window_sides(hw, window)
         shift = [window // 2 if shifted and length > side else 0 for length, side in zip(hw, sides, strict=True)]
-        return cls(hw, sides, (shift[0], shift[1]))
+        return cls(hw, sides, (shift[0], shift[1]), trained)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -115,7 +117,7 @@ def _build_table(windows: Windows, device: torch.device) -> WindowTable:
         places=at,
         kinds=_kinds(windows, device) if windows.shifted else None,
         penalty=_penalty(windows, device) if windows.shifted else None,
-        positions=position_table(windows.sides, device),
+        positions=position_table(windows.sides, device, trained=windows.trained),
         pairs=_pairs(windows.sides, device),
     )
 
@@ -149,12 +151,14 @@ def _penalty(windows: Windows, device: torch.device) -> Tensor:
     return APART * (regions[:, None, :] != regions[:, :, None]).float().unsqueeze(1)
 
 
-def position_table(sides: tuple[int, int], device: torch.device) -> Tensor:
-    """(places, 2) log-spaced relative positions inside a window, each in −1…1 (SwinV2, equation 4).
+def position_table(sides: tuple[int, int], device: torch.device, *, trained: int = 0) -> Tensor:
+    """(places, 2) log-spaced relative positions inside a window (SwinV2, equation 4).
 
-    The distance as a share of the window goes to −8…8, then to sign · log2(1 + |·|) / log2(8).
+    The distance as a share of the window goes to −8…8, then to sign · log2(1 + |·|) / log2(8). Weights that were
+    trained in windows of another side know distances as shares of those: with `trained` they are measured so, and
+    larger windows reach beyond ±1.
     """
-    axes = [torch.arange(1.0 - side, side, device=device) / max(side - 1, 1) for side in sides]
+    axes = [torch.arange(1.0 - side, side, device=device) / max((trained or side) - 1, 1) for side in sides]
     y, x = torch.meshgrid(*axes, indexing="ij")
     far = 8 * torch.stack((y, x), -1).flatten(0, 1)
     return far.sign() * (far.abs() + 1).log2() / math.log2(8)
@@ -188,6 +192,6 @@ def unit(x: Tensor) -> Tensor:
     a gradient of its inverse, which is past the end of half precision.
     """
     x = x.contiguous()  # a CPU measures vectors that stand far apart five times slower
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # (promote_types would be an operator)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     return (x / length.masked_fill(length == 0, math.inf)).to(x.dtype)
