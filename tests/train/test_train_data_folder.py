@@ -9,15 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.datasets import ImageFolder
 from train_photos import COLOURS, photo_recipe, photo_source, photos, picture, places
 
 from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
+from routespace.train.data.augment import needed_px
 from routespace.train.data.catalogue import Entry, hold_out
 from routespace.train.data.folder import list_folder
 from routespace.train.data.source import located, make_source
-from routespace.train.recipe.data import data_at
+from routespace.train.recipe.data import FolderSpec, data_at
 
 # -- classes --------------------------------------------------------------------------------------------
 
@@ -335,3 +338,15 @@ def test_hidden_names_inside_a_listing(tmp_path):
     listed = list_folder(tmp_path / "test")
     assert listed.classes == ("ant", "cat", "dog")
     assert len(listed.entries) == 6
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [(0.08, (3 / 4, 4 / 3)), (0.3, (0.5, 2.0)), (1.0, (1.0, 1.0))])
+def test_photos_are_decoded_large_enough_for_every_crop(scale, ratio):
+    """What timm's random crop cuts out of a picture of that size is never enlarged."""
+    spec, preprocess = FolderSpec(scale=scale, ratio=ratio), Preprocess(size=(32, 32))
+    side = needed_px(spec, preprocess)
+    random.seed(0)
+    for image in (Image.new("L", (side, side)), Image.new("L", (2 * side, side))):
+        for _ in range(300):
+            _, _, height, width = RandomResizedCropAndInterpolation.get_params(image, (scale, 1.0), ratio)
+            assert min(height, width) >= 31

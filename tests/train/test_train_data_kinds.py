@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import pickle
 import struct
 import sys
 import tarfile
@@ -36,6 +37,22 @@ def source_of(kind, root, classes=3, **fields):
 
 def test_every_spec_has_a_source():
     assert set(SOURCES) == set(SPECS.values())
+
+
+@pytest.mark.parametrize("kind", ["digits", "folder", "csv", "webdataset", "timm"])
+def test_datasets_travel_to_processes_that_start_afresh(tmp_path, kind):
+    photos(tmp_path, count=4)
+    rows = [(f"train/{name}/{i}.png", name, "train") for name in NAMES for i in range(4)]
+    shard(tmp_path / "train.tar", [{"png": encoded(i), "cls": b"%d" % (i % 3)} for i in range(12)])
+    fields = {
+        "digits": {}, "folder": {"root": tmp_path}, "csv": {"root": table(tmp_path / "list.csv", rows)},
+        "webdataset": {"root": tmp_path}, "timm": {"root": tmp_path, "name": "torch/image_folder"},
+    }[kind]  # fmt: skip
+    changes = {f"data.{name}": str(value) for name, value in fields.items()} | {"routing": "static"}
+    source = make_source(tiny().override({"data.kind": kind, "grid.num_classes": 3 if fields else 10, **changes}))
+    for dataset in (source.train(), source.val()):
+        copied = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(copied[1][0], dataset[1][0])
 
 
 # -- tables ---------------------------------------------------------------------------------------------

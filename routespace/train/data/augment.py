@@ -62,8 +62,9 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def needed_px(spec: PicturesSpec, preprocess: Preprocess) -> int:
-    """Pixels of a picture's side beyond which even the smallest crop loses nothing."""
-    return math.ceil(max(preprocess.size) / math.sqrt(spec.scale))
+    """Pixels of a picture's shorter side with which even the smallest, narrowest crop is not enlarged."""
+    narrowest = min(spec.ratio[0], 1 / spec.ratio[1])
+    return math.ceil(max(preprocess.size) / math.sqrt(spec.scale * narrowest))
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from routespace.train.data.catalogue import (
     Listed,
     Split,
     examples,
-    plain_key,
     plain_name,
     require_root,
 )
@@ -109,7 +108,7 @@ def list_folder(folder: Path) -> Listed:
     entries: list[Entry] = []
     for path in _folders(folder):
         name, others = plain_name(path.name), Counter[str]()
-        found = [Entry(str(file), name, plain_key(file.relative_to(path))) for file in _pictures(path, others)]
+        found = [Entry(file, name, _key(file, path)) for file in _pictures(str(path), others)]
         if not found:
             told = f" (left out: {told_left_out(others)})" if others else ""
             raise DataError(f"{path}: the class folder holds no pictures{told}; put some in, or remove it")
@@ -130,7 +129,7 @@ def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
     return examples((f"{kind} {count}" for kind, count in ordered), most=8)
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
     """What a folder holds, by name, without hidden and left-behind things.
 
     Raises:
@@ -153,15 +152,21 @@ def _folders(folder: Path) -> Iterator[Path]:
     return (Path(item.path) for item in _visible(folder) if item.is_dir())
 
 
-def _pictures(folder: Path, others: Counter[str], inside: tuple[str, ...] = ()) -> Iterator[Path]:
+def _key(file: str, folder: Path) -> str:
+    """A picture's own path below its class folder."""
+    return plain_name(file[len(str(folder)) + 1 :].replace(os.sep, "/"))
+
+
+def _pictures(folder: str, others: Counter[str], inside: tuple[str, ...] = ()) -> Iterator[str]:
     """Every picture below a folder; files of other kinds are counted in `others`. Linked folders are followed."""
     real = os.path.realpath(folder)
     if real in inside:
         raise DataError(f"{folder}: is a link to a folder around it; remove the link")
     for item in _visible(folder):
+        ending = os.path.splitext(item.name)[1].lower()
         if item.is_dir():
-            yield from _pictures(Path(item.path), others, (*inside, real))
-        elif Path(item.name).suffix.lower() in picture_suffixes():
-            yield Path(item.path)
+            yield from _pictures(item.path, others, (*inside, real))
+        elif ending in picture_suffixes():
+            yield item.path
         else:
-            others[Path(item.name).suffix.lower() or "files without an ending"] += 1
+            others[ending or "files without an ending"] += 1

@@ -169,7 +169,7 @@ class PictureSource:
         where = self.spec.root or "PATH"
         return quick_check(self.catalogue.reader, entries, where=where, skip_bad=self.spec.skip_bad)
 
-    @property
+    @cached_property
     def record(self) -> DataRecord:
         """What a run remembers of its pictures."""
         return DataRecord.of(self.parts, self.classes)
