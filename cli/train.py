@@ -52,6 +52,8 @@ def run(
         with watching(budget=budget_ratio(chosen)) as progress:
             result = train(chosen, folder, init=init, resume=resume, progress=progress, tell=progress.say)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
+        if not (folder / "recipe.yaml").exists():
+            raise KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left") from error
         again = command_line("train", folder, "--resume")
         raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error
     show_result(result.metrics, folder)
