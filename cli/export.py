@@ -35,16 +35,15 @@ def run(
 
     formats, size = several_of("format", form, tuple(EXPORTERS)), size_pair(image_size)
     net_folder(source)
-    files = [folder / f"model{EXPORTERS[name].suffix}" for name in formats]
-    for file in files:
-        require_place(file)
+    for name in formats:
+        require_place(folder / f"model{EXPORTERS[name].suffix}")
     with loading():
-        from routespace.deploy.export.write import export
         from routespace.workflow.artifacts import load_artifact
-    net = load_artifact(source, device=device).net
-    for file in files:
-        with busy(f"exporting {file.name}") as say:
-            report = export(net, file, image_size=size, say=say)
+        from routespace.workflow.exporting import export_artifact
+    artifact = load_artifact(source, device=device)
+    with busy("exporting") as say:
+        reports = export_artifact(artifact, folder, formats, image_size=size, say=say)
+    for report in reports:
         print(
             f"{report.path}  {mega(report.bytes)}B, {sum(report.operators.values())} operators, "
             f"largest difference {report.max_difference:.1e} in {report.dtype}"

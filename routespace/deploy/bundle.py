@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from routespace.deploy.folder import CARD_FILE, is_bundle, require_bundle_place
 from routespace.errors import BundleError, SpecError
-from routespace.files import read_json, replaced_folder, write_json
+from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
@@ -72,6 +72,7 @@ class Card(Value):
         expected_macs: the measured average, for a routed network.
         accuracy_before: of the network as extracted, 0…1.
         accuracy_after: after fine-tuning, or the final one, 0…1.
+        accuracy_on: the images that these were measured on.
         provenance: where it comes from.
         files: file name → SHA-256; `save_bundle` fills it in.
     """
@@ -84,6 +85,7 @@ class Card(Value):
     expected_macs: Amount | None = None
     accuracy_before: Share | None = None
     accuracy_after: Share | None = None
+    accuracy_on: str | None = None
     provenance: Provenance = Field(default_factory=Provenance)
     files: dict[str, str] = Field(default_factory=dict)
 
@@ -121,6 +123,7 @@ class Card(Value):
         *,
         accuracy_before: float | None = None,
         accuracy_after: float | None = None,
+        accuracy_on: str | None = None,
         expected_macs: float | None = None,
         provenance: Provenance | None = None,
     ) -> Self:
@@ -135,6 +138,7 @@ class Card(Value):
             expected_macs=expected_macs,
             accuracy_before=accuracy_before,
             accuracy_after=accuracy_after,
+            accuracy_on=accuracy_on,
             provenance=provenance or Provenance(),
         )
 
@@ -146,7 +150,14 @@ class Bundle(NamedTuple):
     card: Card
 
 
-def save_bundle(net: AnyNet, folder: Path | str, card: Card, *, overwrite: bool = False) -> Card:
+def save_bundle(
+    net: AnyNet,
+    folder: Path | str,
+    card: Card,
+    *,
+    overwrite: bool = False,
+    texts: Mapping[str, str] | None = None,
+) -> Card:
     """Write a bundle: everything is made next to the target and moved there in one step.
 
     Args:
@@ -154,6 +165,7 @@ def save_bundle(net: AnyNet, folder: Path | str, card: Card, *, overwrite: bool 
         folder: where to; it is made, and must not exist, be empty, or be a bundle to overwrite.
         card: of this network.
         overwrite: replace an existing bundle. Never replaces a folder that is not one.
+        texts: file name → content, of what shall lie beside the network: its recipe, for example.
 
     Returns:
         The card as written, with the files' checksums.
@@ -176,6 +188,8 @@ def save_bundle(net: AnyNet, folder: Path | str, card: Card, *, overwrite: bool 
         save_net(net, partial)
         card = card.model_copy(update={"files": {f: _sha256(partial / f) for f in (WEIGHTS_FILE, NETWORK_FILE)}})
         write_json(partial / CARD_FILE, card.model_dump(mode="json"))
+        for name, text in (texts or {}).items():
+            write_text(partial / name, text)
     return card
 
 

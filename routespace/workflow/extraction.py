@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from routespace.deploy.bundle import Card, Provenance, save_bundle
 from routespace.deploy.derive import derive
@@ -17,10 +17,10 @@ from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
 from routespace.deploy.verify import VerifyReport, verify
 from routespace.errors import BundleError, RoutespaceError, SpecError
-from routespace.files import write_text
+from routespace.files import json_text
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
-from routespace.preprocess import save_preprocess
+from routespace.preprocess import PREPROCESS_FILE, preprocess_to_json
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
@@ -148,21 +148,9 @@ def take(
     require_bundle_place(out, overwrite=overwrite)
     small = extract(artifact.net, chosen).eval()
     report = _verified(artifact.net, chosen, small)
-    whole: dict[str, Any] = {}
-    part: dict[str, Any] = {}
-    if evaluated:
-        loader = make_loaders(artifact.require_recipe()).val
-        whole = evaluate(artifact.net, loader, expected=False)
-        part = whole if chosen == artifact.net.architecture else evaluate(small, loader, expected=False)
-    metric = task_of_head(small.head.kind, small.spec).metric.name if evaluated else ""
-    card = _card(artifact, small, part.get(metric))
-    card = save_bundle(small, out, card, overwrite=overwrite)
-    if artifact.recipe is not None:  # so that `evaluate` finds the bundle's data
-        write_text(Path(out) / RECIPE_FILE, artifact.recipe.to_yaml())
-    if artifact.preprocess is not None:
-        save_preprocess(out, artifact.preprocess, artifact.classes or ())
-    accuracies = {"accuracy_whole": whole.get(metric), "accuracy": part.get(metric)}
-    return Extraction(small, card, report.max_difference, **accuracies, images=part.get("images", 0))
+    found = _measured(artifact, small) if evaluated else Measured()
+    card = save_bundle(small, out, _card(artifact, small, found), overwrite=overwrite, texts=_papers(artifact))
+    return Extraction(small, card, report.max_difference, found.whole, found.part, found.images)
 
 
 def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
@@ -179,14 +167,49 @@ def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyRepor
     return report
 
 
-def _card(artifact: Artifact, small: TaskNet, accuracy: float | None) -> Card:
+class Measured(NamedTuple):
+    """The task's metric of a network and of its part on validation images, how many these are, and which."""
+
+    whole: float | None = None
+    part: float | None = None
+    images: int = 0
+    on: str | None = None
+
+
+def _measured(artifact: Artifact, small: TaskNet) -> Measured:
+    loaders = make_loaders(artifact.require_recipe())
+    metric = task_of_head(small.head.kind, small.spec).metric.name
+    whole = evaluate(artifact.net, loaders.val, expected=False)
+    same = small.architecture == artifact.net.architecture
+    part = whole if same else evaluate(small, loaders.val, expected=False)
+    record = loaders.source.record
+    listed = "" if record is None else f", data {record.digest}"
+    on = f"{part['images']} validation images of {loaders.recipe.data.kind}{listed}"
+    return Measured(whole[metric], part[metric], part["images"], on)
+
+
+def _papers(artifact: Artifact) -> dict[str, str]:
+    """What a bundle keeps beside its network: how images go in, and the recipe that tells of its data."""
+    papers = {}
+    if artifact.recipe is not None:
+        papers[RECIPE_FILE] = artifact.recipe.to_yaml()
+    if artifact.preprocess is not None:
+        data = preprocess_to_json(artifact.preprocess, artifact.classes or ())
+        papers[PREPROCESS_FILE] = json_text(data) + "\n"
+    return papers
+
+
+def _card(artifact: Artifact, small: TaskNet, found: Measured) -> Card:
     """The bundle's card: of a part its accuracy before fine-tuning, of what was trained as it is the final one."""
+    earlier = artifact.card
     whole = small.architecture == artifact.net.architecture
-    earlier = artifact.card.accuracy_before if artifact.card is not None else None
+    trained = whole and (earlier is None or earlier.accuracy_after is not None)
+    before = earlier.accuracy_before if trained and earlier is not None else None
     return Card.of(
         small,
-        accuracy_before=earlier if whole else accuracy,
-        accuracy_after=accuracy if whole else None,
+        accuracy_before=before if trained else found.part,
+        accuracy_after=found.part if trained else None,
+        accuracy_on=found.on,
         provenance=_provenance(artifact),
     )
 

@@ -1,5 +1,10 @@
 """Runs and bundles from Python: loading, extracting, evaluating, and what is refused before any work."""
 
+import errno
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,7 +21,9 @@ from routespace import (
     verify,
 )
 from routespace.nn.running import pick_device
+from routespace.preprocess import load_preprocess, preprocess_from_json
 from routespace.workflow.artifacts import load_artifact
+from routespace.workflow.exporting import export_artifact
 
 TINY = [
     *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
@@ -98,3 +105,46 @@ def test_devices_by_their_words():
             pick_device(word)
     with pytest.raises(SpecError, match=f"device: 'cuda:{there}' is not there"):
         pick_device(f"cuda:{there}")
+
+
+def test_a_card_tells_before_and_after_fine_tuning_and_on_which_images(run, tmp_path):
+    part = extract_bundle(run, tmp_path / "part", macs=round(0.6 * load_recipe(run).base_macs()))
+    assert part.card.accuracy_before == part.accuracy
+    assert part.card.accuracy_after is None
+    assert part.card.accuracy_on == "40 validation images of digits"
+    init = load_bundle(tmp_path / "part").net
+    train_recipe(load_recipe("digits_tiny", TINY), tmp_path / "tuned", init=init)
+    tuned = extract_bundle(tmp_path / "tuned", tmp_path / "whole")
+    assert tuned.card.architecture == part.card.architecture
+    assert tuned.card.accuracy_after == tuned.accuracy == tuned.accuracy_whole
+    assert tuned.card.accuracy_before is None  # of other weights
+    copied = extract_bundle(tmp_path / "part", tmp_path / "copied")  # a bundle of a bundle: its card goes on
+    assert (copied.card.accuracy_before, copied.card.accuracy_after) == (part.accuracy, None)
+    unknown = extract_bundle(run, tmp_path / "unknown", evaluated=False)
+    assert (unknown.card.accuracy_before, unknown.card.accuracy_on) == (None, None)
+
+
+def test_a_bundle_without_room_for_its_papers_is_none(run, tmp_path, monkeypatch):
+    def full(path, *args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(BundleError, match="No space left"):
+        extract_bundle(run, tmp_path / "small", evaluated=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_carry_preprocess_and_class_names(run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    extract_bundle(run, tmp_path / "small", evaluated=False)
+    bundle = load_artifact(tmp_path / "small")
+    reports = export_artifact(bundle, tmp_path / "out", ["onnx", "pt2"])
+    assert [report.path.name for report in reports] == ["model.onnx", "model.pt2"]
+    beside = load_preprocess(tmp_path / "out")
+    assert beside == (bundle.preprocess, bundle.classes)
+    told = {entry.key: entry.value for entry in onnx.load(str(reports[0].path)).metadata_props}
+    assert preprocess_from_json(json.loads(told["preprocess"])) == beside
+    assert bundle.classes == tuple("0123456789")
+    with pytest.raises(SpecError, match="at least"):
+        export_artifact(bundle, tmp_path / "tiny", ["onnx"], image_size=(7, 7))
+    assert not (tmp_path / "tiny").exists()

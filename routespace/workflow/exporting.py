@@ -1,0 +1,52 @@
+"""Exporting a run or bundle: files of several formats, which tell how images go in and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from routespace.deploy.export.formats import EXPORTERS
+from routespace.deploy.export.write import ExportReport, Say, export
+from routespace.files import json_text
+from routespace.preprocess import preprocess_to_json, save_preprocess
+from routespace.workflow.artifacts import Artifact
+
+
+def export_artifact(
+    artifact: Artifact,
+    folder: Path | str,
+    formats: Sequence[str],
+    *,
+    image_size: tuple[int, int] | None = None,
+    say: Say | None = None,
+) -> list[ExportReport]:
+    """Write a network as `model.<suffix>` of each format, and `preprocess.json` beside them where it is known.
+
+    Each file also carries the content of `preprocess.json`, as metadata of that name: sizes, mean, standard
+    deviation, and the class names in the order of the outputs.
+
+    Args:
+        artifact: a run or bundle.
+        folder: where to.
+        formats: names in EXPORTERS.
+        image_size: (H, W) in pixels; None for the spec's own.
+        say: is told what is being done.
+
+    Raises:
+        SpecError: an image size that the network does not take.
+        MissingDependencyError: a package that a format needs is not installed.
+        BundleError: a file cannot be written.
+        RoutespaceError: an exported network does not give the network's numbers.
+    """
+    told: dict[str, str] = {}
+    preprocess = artifact.preprocess
+    if preprocess is not None:
+        if image_size is not None:
+            preprocess = preprocess.model_copy(update={"size": image_size})
+        data = preprocess_to_json(preprocess, artifact.classes or ())
+        told = {"preprocess": json_text(data, indent=None)}
+    files = [Path(folder) / f"model{EXPORTERS[name].suffix}" for name in formats]
+    reports = [export(artifact.net, file, image_size=image_size, metadata=told, say=say) for file in files]
+    if preprocess is not None:
+        save_preprocess(folder, preprocess, artifact.classes or ())
+    return reports
