@@ -264,7 +264,7 @@ def test_half_precision_trains_padded_windows(window, image):
 @pytest.mark.parametrize("execution", ["dense", "packed", "auto"])
 def test_half_precision_trains_invisible_tokens(execution):
     net, images = padded_net(5, 64, routed=True).eval(), torch.randn(2, 3, 64, 64)
-    net.execution = execution
+    net.decide(execution=execution)
     routes = Routes.random(net, images, keep=0.5, columns=0.5)
     with torch.autocast("cpu", dtype=torch.float16):
         net(images, routes=routes).logits.float().square().mean().backward()
@@ -276,7 +276,7 @@ def test_half_precision_trains_invisible_tokens(execution):
 @pytest.mark.parametrize("execution", ["dense", "packed"])
 def test_double_precision(execution):
     net, images = padded_net(5, 64, routed=True).eval(), torch.randn(2, 3, 64, 64)
-    net.execution = execution
+    net.decide(execution=execution)
     routes = Routes.random(net, images, keep=0.5)
     with torch.no_grad():
         single = net(images, routes=routes).logits
