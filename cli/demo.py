@@ -135,17 +135,17 @@ def _train_supernet(journey: Journey) -> RunResult:
 
 
 def _search(journey: Journey, *, quick: bool) -> None:
-    from routespace.cli.search import FRONT_FILE, TrialWatch, draw_front, show_front
+    from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
     from routespace.cli.watch import watching
     from routespace.search import run_study
 
     heading(3, f"the search: {journey.trials} short trainings of other budgets and grids")
     recipe = journey.recipe.override({"search.overrides": QUICK} if quick else {})
     with watching() as watcher:
-        watch = TrialWatch(watcher, recipe)
+        watch = TrialWatch(watcher)
         record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=watch)
-    show_front(record)
-    draw_front(record, journey.out / FRONT_FILE)
+    show_study(record)
+    draw_study(record, journey.out / FRONT_FILE)
 
 
 def _extract(journey: Journey) -> TaskNet:

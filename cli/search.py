@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from routespace.cli.options import Changes, Data, Latency
 
-if TYPE_CHECKING:
-    from routespace.cli.watch import Watcher
-    from routespace.search import StudyProgress, StudyRecord, TrialRecord
-    from routespace.train.recipe.recipe import Recipe
-
 NAME = "search"
 EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
-FRONT_FILE = "front.png"
 
 
 def run(
@@ -30,6 +24,9 @@ def run(
     study: Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
     latency: Latency = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="First try again what failed in earlier calls; else it counts as done.")
+    ] = True,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder; else runs/RECIPE-search.")] = None,
     changes: Changes = None,
 ) -> None:
@@ -41,6 +38,7 @@ def run(
     from routespace.cli.app import same_command
     from routespace.cli.arguments import command_line
     from routespace.cli.status import loading
+    from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
     from routespace.cli.train import with_changes
     from routespace.cli.watch import watching
     from routespace.search.space import require_search
@@ -62,89 +60,15 @@ def run(
                 storage=storage,
                 study_name=study,
                 seed=seed,
-                progress=TrialWatch(watcher, chosen),
+                retry_failed=retry_failed,
+                progress=TrialWatch(watcher),
             )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
-    show_front(record)
-    picture = draw_front(record, folder / FRONT_FILE)
-    drawn = f"front drawn in {picture}\n" if picture else ""
-    take = command_line("extract", folder, "--trial", next((trial.number for trial in record.best), "N"))
-    print(f"\n{drawn}take one: {take} -o DIR")
-
-
-class TrialWatch:
-    """Tells when a trial starts and how it ended, and hands what its training tells to a watcher."""
-
-    def __init__(self, watcher: Watcher, recipe: Recipe) -> None:
-        self.watcher, self.recipe = watcher, recipe
-        self.started: int | None = None
-
-    def __call__(self, news: StudyProgress) -> None:
-        """Print what is new."""
-        if news.trial is not None:
-            self.watcher.say(trial_line(news))
-            return
-        if news.number != self.started:
-            self.started = news.number
-            self.watcher.begin(f"trial {news.number} ", None)
-            self.watcher.say(f"trial {news.number} [{news.ended + 1}/{news.trials}] starts: {_changes(news)}")
-        if news.training is not None:
-            self.watcher(news.training)
-
-
-def trial_line(news: StudyProgress) -> str:
-    """One line for a trial that ended."""
-    trial = news.trial
-    assert trial is not None
-    found = trial.reason or ", ".join(shown(name, value) for name, value in (trial.values or {}).items())
-    took = f" ({trial.seconds:.0f} s)" if trial.seconds is not None else ""
-    return f"trial {trial.number} [{news.ended}/{news.trials}] {trial.state}: {found}{took}  {_changes(news)}"
-
-
-def _changes(news: StudyProgress) -> str:
-    return ", ".join(f"{field}={short(value)}" for field, value in news.changes.items())
-
-
-def shown(name: str, value: float) -> str:
-    """An objective with its unit."""
-    from routespace.cli.render import giga, mega, percent
-
-    units = {"accuracy": percent, "macs": giga, "params": mega}
-    return f"{name} {units[name](value)}" if name in units else f"{name} {value:.4g}"
-
-
-def short(value: object) -> str:
-    """A field's value, floats with four digits."""
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def show_front(record: StudyRecord) -> None:
-    """Print the Pareto front and how many trials there were."""
-    from routespace.cli.render import table
-
-    names = record.objectives
-    fields = sorted({field for trial in record.best for field in trial.changes})
-
-    def row(trial: TrialRecord) -> tuple[str, ...]:
-        found = trial.values or {}  # none where it was not trained
-        values = [shown(name, found[name]).split(" ", 1)[1] if name in found else "–" for name in names]
-        return str(trial.number), *values, *(short(trial.changes.get(field)) for field in fields)
-
-    counts = {state: record.count(state) for state in ("finished", "pruned", "failed", "running", "waiting")}
-    print(f"\n{record.name}: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number))
-    if record.best and not record.best[0].feasible:
-        print("no trial keeps the limits; the closest one:")
-    table(("trial", *names, *fields), [row(trial) for trial in record.best], title="Pareto front")
-
-
-def draw_front(record: StudyRecord, path: Path) -> Path | None:
-    """Draw all finished trials and the front; None where there is nothing to draw: no accuracy, no MACs."""
-    from routespace.draw import front
-
-    points = [
-        front.Point(f"trial {trial.number}", trial.values["macs"], trial.values["accuracy"])
-        for trial in record.trials
-        if trial.values is not None and {"macs", "accuracy"} <= set(trial.values)
-    ]
-    return front.draw_front(points, path=path, title=f"{record.name}: accuracy on validation") if points else None
+    show_study(record)
+    picture = draw_study(record, folder / FRONT_FILE)
+    if picture is not None:
+        print(f"\nfront drawn in {picture}")
+    finished = [trial.number for trial in record.best if trial.state == "finished"]
+    if finished:
+        print(f"take one: {command_line('extract', folder, '--trial', finished[0])} -o DIR")

@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from routespace.deploy.latency.profiling import median_ms
-from routespace.nn.running import as_input, evaluating
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from routespace.nn.task_net import TaskNet
+from routespace.nn.running import as_input, evaluating, place_of
+from routespace.nn.task_net import TaskNet
 
 ROUNDS = 9  # turns of each image; the median counts
 
@@ -35,18 +31,18 @@ def image_ms(net: TaskNet, images: Sequence[Tensor], *, device: str = "cpu") -> 
         device: where to measure; a GPU is waited for.
     """
     place = torch.device(device)
-    with _timed_mode(net, place), torch.inference_mode():
+    with _at(net, place), evaluating(net), net.deciding_as(execution="auto"), torch.inference_mode():
         works = [partial(net, as_input(net, image)) for image in images]
         times = median_ms(works, rounds=ROUNDS, clock="wall", device=place)
     return sum(times) / len(times)
 
 
 @contextmanager
-def _timed_mode(net: TaskNet, place: torch.device) -> Iterator[None]:
-    home = next(net.parameters()).device
-    with evaluating(net), net.deciding_as(held=None, execution="auto"):
-        try:
-            net.to(place)
-            yield
-        finally:
-            net.to(home)
+def _at(net: TaskNet, place: torch.device) -> Iterator[None]:
+    """A network on a device, and on its own again afterwards."""
+    home, _ = place_of(net)
+    try:
+        net.to(place)
+        yield
+    finally:
+        net.to(home)

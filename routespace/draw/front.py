@@ -1,4 +1,4 @@
-"""Accuracy against MACs: every candidate, and the Pareto front with its points named.
+"""What networks score against what they cost: every candidate, and the Pareto front with its points named.
 
 draw_front([Point("trial 3", 12e6, .71), …], path="front.png")
 """
@@ -18,6 +18,19 @@ from routespace.errors import SpecError
 FRONT, OTHER, REFERENCE = "#1b3a6b", "#b8c4d6", "#c8553d"
 GIGA, MEGA = 1e9, 1e6
 LABELLED = 24  # more names than this hide the points
+COUNTED = ("MACs", "parameters", "bytes")  # units that take G and M before them
+
+
+class Axis(NamedTuple):
+    """What is drawn along a side.
+
+    Attributes:
+        name: of the quantity.
+        unit: `%` for a share 0…1, MACs, parameters or bytes for counts, else what follows the number.
+    """
+
+    name: str
+    unit: str
 
 
 class Point(NamedTuple):
@@ -25,20 +38,23 @@ class Point(NamedTuple):
 
     Attributes:
         label: its name in the picture.
-        macs: for one image.
-        accuracy: share of images, 0…1.
+        cost: in the unit of the lower side: MACs for one image, if nothing else is said.
+        score: in the unit of the left side: the share of images that are right, 0…1, if nothing else is said.
     """
 
     label: str
-    macs: float
-    accuracy: float
+    cost: float
+    score: float
+
+
+MACS, ACCURACY = Axis("MACs", "MACs"), Axis("accuracy", "%")
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other point beats in both MACs and accuracy, by rising MACs; of equals the first."""
+    """The points that no other point beats in both cost and score, by rising cost; of equals the first."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.macs, -p.accuracy)):
-        if not front or point.accuracy > front[-1].accuracy:
+    for point in sorted(points, key=lambda p: (p.cost, -p.score)):
+        if not front or point.score > front[-1].score:
             front.append(point)
     return front
 
@@ -49,14 +65,17 @@ def draw_front(
     path: Path | str,
     references: Sequence[Point] = (),
     title: str = "Accuracy against cost",
+    cost: Axis = MACS,
+    score: Axis = ACCURACY,
 ) -> Path:
-    """Draw networks by MACs and accuracy.
+    """Draw networks by what they cost and how good they are.
 
     Args:
         points: the candidates; those on the front are joined and named.
         path: where to; the ending chooses the format.
         references: networks to compare with; not part of the front, always named.
         title: above the picture.
+        cost, score: what the two numbers of a point are; less cost is better, and more score.
 
     Returns:
         The path.
@@ -68,35 +87,42 @@ def draw_front(
     if not points:
         raise SpecError("points: none to draw; finish at least one trial")
     for point in [*points, *references]:
-        if not (math.isfinite(point.macs) and math.isfinite(point.accuracy)):
-            raise SpecError(f"points: {point.label!r} has {point.macs} MACs and accuracy {point.accuracy}")
+        if not (math.isfinite(point.cost) and math.isfinite(point.score)):
+            raise SpecError(f"points: {point.label!r} has {cost.name} {point.cost} and {score.name} {point.score}")
     front = pareto(points)
-    scale, unit = (GIGA, "GMACs") if max(p.macs for p in points) >= GIGA else (MEGA, "MMACs")
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    rest = [point for point in points if point not in front]
-    axes.scatter(
-        [p.macs / scale for p in rest], [100 * p.accuracy for p in rest], s=26, color=OTHER, label="others"
-    )
-    axes.plot([p.macs / scale for p in front], [100 * p.accuracy for p in front], color=FRONT, linewidth=1.4,
-              marker="o", markersize=5.5, drawstyle="steps-post", label="Pareto front", zorder=3)  # fmt: skip
+    across, below = _scaled(cost, [p.cost for p in points])
+    up, beside = _scaled(score, [p.score for p in points])
+
+    def places(some: Sequence[Point]) -> tuple[list[float], list[float]]:
+        return [p.cost * across for p in some], [p.score * up for p in some]
+
+    axes.scatter(*places([point for point in points if point not in front]), s=26, color=OTHER, label="others")
+    axes.plot(*places(front), color=FRONT, linewidth=1.4, marker="o", markersize=5.5, drawstyle="steps-post",
+              label="Pareto front", zorder=3)  # fmt: skip
     if references:
-        axes.scatter([p.macs / scale for p in references], [100 * p.accuracy for p in references], s=64,
-                     marker="*", color=REFERENCE, label="for comparison", zorder=4)  # fmt: skip
-    for place, point in enumerate([*references, *(front if len(front) <= LABELLED else [])]):
-        below = place % 2 == 0  # neighbours on the front are named on opposite sides of it
-        axes.annotate(
-            point.label,
-            (point.macs / scale, 100 * point.accuracy),
-            xytext=(5, -9) if below else (-5, 5),
-            textcoords="offset points",
-            ha="left" if below else "right",
-            fontsize=7,
-        )
-    axes.set_xlabel(f"{unit} of one image")
-    axes.set_ylabel("accuracy, %")
+        axes.scatter(*places(references), s=64, marker="*", color=REFERENCE, label="for comparison", zorder=4)
+    named = [*references, *(front if len(front) <= LABELLED else [])]
+    for number, (point, place) in enumerate(zip(named, zip(*places(named), strict=True), strict=True)):
+        right = number % 2 == 0  # neighbours on the front are named on opposite sides of it
+        axes.annotate(point.label, place, xytext=(5, -9) if right else (-5, 5), textcoords="offset points",
+                      ha="left" if right else "right", fontsize=7)  # fmt: skip
+    axes.set_xlabel(below)
+    axes.set_ylabel(beside)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return save_figure(figure, path)
+
+
+def _scaled(axis: Axis, values: Sequence[float]) -> tuple[float, str]:
+    """What to multiply values with for reading, and how the side is then called."""
+    if axis.unit == "%":
+        return 100.0, f"{axis.name}, %"
+    if axis.unit in COUNTED:
+        prefix, size = ("G", GIGA) if max(values) >= GIGA else ("M", MEGA)
+        unit = f"{prefix}{axis.unit}" if axis.unit == "MACs" else f"{prefix} {axis.unit}"
+        return 1 / size, unit if axis.unit in ("MACs", axis.name) else f"{axis.name}, {unit}"
+    return 1.0, f"{axis.name}, {axis.unit}" if axis.unit else axis.name

@@ -163,7 +163,7 @@ def test_search_under_a_latency_limit(cli, tmp_path):
     assert "latency_ms: " in out
     assert "is above the limit 1e-06" in out
     assert "2 pruned" in out
-    assert out.split("budget.ratio")[-1].split()[:4] == ["0", "–", "–", "0.5"]  # untrained: no accuracy, no MACs
+    assert "no front: no trial keeps the limits" in " ".join(out.split())
 
 
 def test_export(cli, tmp_path):

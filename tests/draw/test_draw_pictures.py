@@ -81,7 +81,7 @@ def test_pareto_is_what_nothing_beats():
     beaten = {
         p.label
         for p in points
-        if any(q.macs <= p.macs and q.accuracy >= p.accuracy and (q.macs, q.accuracy) != (p.macs, p.accuracy)
+        if any(q.cost <= p.cost and q.score >= p.score and (q.cost, q.score) != (p.cost, p.score)
                for q in points)
     }  # fmt: skip
     assert {p.label for p in front} == {p.label for p in points} - beaten == {"a", "c", "e"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICES
 from fake_evaluator import fresh
 from tiny_grid import TINY_GRID
 
@@ -21,14 +22,13 @@ from routespace.search.timing import image_ms
 from routespace.train.recipe.recipe import Recipe
 
 IMAGES = [torch.zeros(1, 3, 32, 32)] * 2
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def routed_net() -> TaskNet:
     return TaskNet.classifier(Architecture.full(RoutingGrid(GridSpec.parse(TINY_GRID))), GateSpec()).train()
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[GPU, pytest.mark.gpu])])
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_routed_network_is_timed_as_it_saves_and_left_as_it_was(device: str) -> None:
     net, seen = routed_net(), set()
     net.decide(execution="dense")
