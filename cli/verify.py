@@ -19,7 +19,9 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="The extracted network.")],
     against: Annotated[Path, typer.Option(help="The run or bundle that it was taken from.")],
     image_size: ImageSize = None,
-    tolerance: Annotated[float, typer.Option(help="Largest difference of outputs.")] = 1e-6,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest difference of outputs; else by their element type.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Compare an extracted network with the one it came from: outputs, weights, parameters and MACs.
@@ -31,7 +33,7 @@ def run(
     from routespace.workflow.subjects import net_folder
 
     size = size_pair(image_size)
-    if not 0 <= tolerance < float("inf"):  # nan is neither
+    if tolerance is not None and not 0 <= tolerance < float("inf"):  # nan is neither
         raise SpecError(f"tolerance: {tolerance} is not allowed; give a number from 0 up, such as 1e-6")
     for folder in (bundle, against):
         net_folder(folder)

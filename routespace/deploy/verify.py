@@ -9,20 +9,20 @@ Shape legend: B images · H, W image height and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from routespace.deploy.counters import torch_macs
-from routespace.errors import GridError
+from routespace.deploy.tolerance import VERIFIED, coarsest_type, difference, tolerance_for, type_name
+from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Node
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
-from routespace.nn.running import evaluating
+from routespace.nn.running import as_input, evaluating, place_of, placed
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
 
 BATCH = 2
@@ -37,6 +37,7 @@ class VerifyReport:
             greatest output where that is above 1.
         replay_difference: the same against the supernet under replayed decisions; None where not expressible.
         tolerance: the most allowed of both.
+        dtype: the coarser element type of the two networks.
         foreign_keys: keys of the subnet's state dict that the supernet lacks.
         shared_weights: keys whose memory the subnet shares with the supernet.
         keys: number of keys of the subnet and of the supernet.
@@ -48,6 +49,7 @@ class VerifyReport:
     max_difference: float
     replay_difference: float | None
     tolerance: float
+    dtype: str
     foreign_keys: tuple[str, ...]
     shared_weights: tuple[str, ...]
     keys: tuple[int, int]
@@ -58,8 +60,7 @@ class VerifyReport:
     @property
     def equal(self) -> bool:
         """Outputs agree."""
-        differences = [self.max_difference, self.replay_difference or 0.0]
-        return all(difference <= self.tolerance for difference in differences)  # NaN is not
+        return max(self.max_difference, self.replay_difference or 0.0) <= self.tolerance
 
     @property
     def ok(self) -> bool:
@@ -73,12 +74,12 @@ class VerifyReport:
 
     def lines(self) -> list[str]:
         """The report as text, one finding a line."""
-        replay = "not expressible by routing"
+        allowed, replay = f"(allowed {self.tolerance:.0e} in {self.dtype})", "not expressible by routing"
         if self.replay_difference is not None:
-            replay = f"{self.replay_difference:.2e} (allowed {self.tolerance:.0e})"
+            replay = f"difference {self.replay_difference:.2e} {allowed}"
         lines = [
-            f"outputs      difference {self.max_difference:.2e} (allowed {self.tolerance:.0e})",
-            f"replayed     {'difference ' if self.replay_difference is not None else ''}{replay}",
+            f"outputs      difference {self.max_difference:.2e} {allowed}",
+            f"replayed     {replay}",
             f"state dict   {self.keys[0]} keys of {self.keys[1]}",
             f"parameters   {self.params[1]:,d} (analytic {self.params[0]:,d})",
             f"MACs         {self.macs[1]:,d} (analytic {self.macs[0]:,d})",
@@ -95,22 +96,26 @@ def verify(
     subnet: AnyNet,
     *,
     image_size: tuple[int, int] | int | None = None,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
     seed: int = 0,
+    device: str | torch.device | None = None,
 ) -> VerifyReport:
     """Compare an extracted network with the network it came from, on random images.
 
     Args:
-        supernet: where the weights came from. Both networks are left in the modes in which they came.
+        supernet: where the weights came from. Both networks are left as they came.
         architecture: the part that was taken.
-        subnet: what `extract` made of it.
+        subnet: what `extract` made of it; its weights may be of another element type since.
         image_size: height and width in pixels, or one number; the spec's own by default.
-        tolerance: greatest difference of outputs, in units of the greatest output when that is above 1.
+        tolerance: greatest difference of outputs, in units of the greatest output when that is above 1; by default
+            that of the coarser element type of the two.
         seed: of the images.
+        device: where to compare; None where both networks are.
 
     Raises:
         GridError: `architecture` is no part of the supernet's, or `subnet` is of another architecture.
-        SpecError: a module is neither a TaskNet nor a RouteNet, nor one in a wrapper such as torch.compile's.
+        SpecError: a module is neither a TaskNet nor a RouteNet, nor one in a wrapper such as torch.compile's; or a
+            tolerance that is no number of 0 or more, no such device, or two devices and none to compare on.
     """
     wanted = TaskNet, RouteNet
     supernet, subnet = unwrap(supernet, wanted=wanted), unwrap(subnet, wanted=wanted)
@@ -122,30 +127,42 @@ def verify(
     if type(subnet) is not type(supernet):
         kinds = type(subnet).__name__, type(supernet).__name__
         raise GridError(f"subnet: a {kinds[0]} is no part of a {kinds[1]}; give both with a head or none")
-    reference = supernet.restrict(architecture)
+    places = place_of(subnet)[0], place_of(supernet)[0]
+    if device is None and places[0] != places[1]:
+        raise SpecError(f"device: the networks are on {places[0]} and {places[1]}; say where to compare them")
+    dtype = coarsest_type(supernet, subnet)
+    allowed = tolerance_for(dtype, VERIFIED, tolerance)
+    whole, part = supernet.state_dict(), subnet.state_dict()
+    shared = tuple(key for key in part if key in whole and _same_memory(part[key], whole[key]))
     size = subnet.spec.image_size if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
-    images = torch.randn(
-        (BATCH, subnet.spec.in_channels, height, width), generator=torch.Generator().manual_seed(seed)
-    ).to(next(supernet.parameters()).device)
-    routes = static_routes(supernet, architecture, images) if architecture.is_static else None
-    small = outputs(subnet, images)
-    same = difference(outputs(reference, images), small)
-    replayed = None if routes is None else difference(outputs(supernet, images, routes), small)
+    shape = BATCH, subnet.spec.in_channels, height, width
+    with placed(supernet, device), placed(subnet, device):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(place_of(subnet)[0])
+        same, replayed = _differences(supernet, subnet, images)
+        counted = torch_macs(subnet, (height, width), meta=False)
     cost = network_cost(subnet, image_size=(height, width))
-    counted = torch_macs(subnet, (height, width), meta=False)
-    whole, part = supernet.state_dict(), subnet.state_dict()
     return VerifyReport(
         max_difference=same,
         replay_difference=replayed,
-        tolerance=tolerance,
+        tolerance=allowed,
+        dtype=type_name(dtype),
         foreign_keys=tuple(key for key in part if key not in whole),
-        shared_weights=tuple(key for key in part if key in whole and _same_memory(part[key], whole[key])),
+        shared_weights=shared,
         keys=(len(part), len(whole)),
         params=(cost.params, sum(parameter.numel() for parameter in subnet.parameters())),
         macs=(int(cost.macs), counted.macs),
         unknown=tuple(sorted(counted.unknown)),
     )
+
+
+def _differences(supernet: AnyNet, subnet: AnyNet, images: Tensor) -> tuple[float, float | None]:
+    """To the restricted supernet; and to the whole one under replayed decisions, where these can express it."""
+    architecture = subnet.architecture
+    routes = static_routes(supernet, architecture, images) if architecture.is_static else None
+    small = outputs(subnet, images)
+    same = difference(outputs(supernet.restrict(architecture), images), small)
+    return same, None if routes is None else difference(outputs(supernet, images, routes), small)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -155,22 +172,11 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 @torch.no_grad()
 def outputs(net: AnyNet, images: Tensor, routes: Routes | None = None) -> dict[str, Tensor]:
     """What the head gives and the maps, by name; in evaluation mode, the net's own type and device."""
-    weight, whole = next(net.parameters()), as_task_net(net)
+    whole = as_task_net(net)
     with evaluating(whole):
-        out = whole(images.to(weight.device, weight.dtype), routes=routes, features=True)
+        out = whole(as_input(whole, images), routes=routes, features=True)
     found = dict(zip(whole.head.names, whole.head.tensors(out.outputs), strict=True))
     return found | {f"r{rate:02d}": feature for rate, feature in (out.features or {}).items()}
-
-
-def difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> float:
-    """Greatest absolute difference over all outputs, over the greatest value of each where that is above 1."""
-    worst = 0.0
-    for name, tensor in expected.items():
-        other = given[name].to(tensor.device).double()
-        scale = max(1.0, float(tensor.abs().max()))
-        gap = float((tensor.double() - other).abs().max()) / scale
-        worst = gap if gap != gap else max(worst, gap)
-    return worst
 
 
 def static_routes(supernet: AnyNet, architecture: Architecture, images: Tensor) -> Routes | None:

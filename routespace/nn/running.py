@@ -54,6 +54,21 @@ def as_input(net: nn.Module, images: Tensor) -> Tensor:
     return images.to(device, dtype, non_blocking=True)
 
 
+@contextmanager
+def placed(net: Module, device: str | torch.device | None) -> Iterator[Module]:
+    """A network on a device; afterwards, on errors too, it is where it was. None leaves it where it is.
+
+    Raises:
+        SpecError: no such device; see `pick_device`.
+    """
+    home = place_of(net)[0]
+    there = home if device is None else pick_device(device)
+    try:
+        yield net.to(there)
+    finally:
+        net.to(home)
+
+
 def evaluating(net: Module) -> AbstractContextManager[Module]:
     """A module in evaluation mode; afterwards, on errors too, each of its modules is in the mode it was in."""
     return in_mode(net, training=False)

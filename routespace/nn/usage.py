@@ -18,7 +18,7 @@ from routespace.grid.usage import EdgeUsage
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
-from routespace.nn.running import evaluating
+from routespace.nn.running import as_input, evaluating, placed
 from routespace.nn.task_net import AnyNet, TaskNet
 
 Batch = Tensor | Sequence[Tensor]  # images, or images first: (images, labels)
@@ -139,15 +139,18 @@ class UsageMeter:
         return found
 
 
-def measure_usage(net: AnyNet, batches: Iterable[Batch]) -> dict[str, EdgeUsage]:
+def measure_usage(
+    net: AnyNet, batches: Iterable[Batch], *, device: str | torch.device | None = None
+) -> dict[str, EdgeUsage]:
     """Run a network on images and average what its edges computed.
 
     Decisions are the ones of inference: evaluation mode, hard, EMA gate weights. Each image counts the same,
     also those of a smaller last batch. The network is left in the mode in which it came.
 
     Args:
-        net: the network, or a wrapper of one such as torch.compile's; images are moved to its device.
+        net: the network, or a wrapper of one such as torch.compile's; images are moved to its device and type.
         batches: images (B, C, H, W), alone or first of a tuple.
+        device: where to run; None where the network is.
 
     Returns:
         Edge name → shares, as floats, for each transformer and patch_embed edge that did not simply compute
@@ -155,14 +158,14 @@ def measure_usage(net: AnyNet, batches: Iterable[Batch]) -> dict[str, EdgeUsage]
 
     Raises:
         DataError: there is no batch.
-        SpecError: the module is neither a TaskNet nor a RouteNet.
+        SpecError: the module is neither a TaskNet nor a RouteNet, or no such device.
     """
     net = unwrap(net, wanted=(TaskNet, RouteNet))
-    meter, device, seen = UsageMeter(), next(net.parameters()).device, 0
-    with evaluating(net), torch.inference_mode():
+    meter, seen = UsageMeter(), 0
+    with placed(net, device), evaluating(net), torch.inference_mode():
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else batch[0]
-            meter.update(net(images.to(device)).routes, images.shape[0], size=images.shape[-2:])
+            meter.update(net(as_input(net, images)).routes, images.shape[0], size=images.shape[-2:])
             seen += images.shape[0]
     if not seen:
         raise DataError("batches: no images to measure usage on; give at least one batch")

@@ -23,7 +23,7 @@ import torch
 
 from routespace.errors import DataError, RoutespaceError
 from routespace.grid.usage import shares_to_json
-from routespace.nn.running import evaluating, in_mode, now
+from routespace.nn.running import as_input, evaluating, in_mode, now, place_of, placed
 from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter
 from routespace.train.budget import metered_macs
@@ -48,15 +48,18 @@ def evaluate(
     task: Task | None = None,
     expected: bool = True,
     sampling: Sampling | None = None,
+    device: str | torch.device | None = None,
 ) -> dict[str, Any]:
     """Measure a network.
 
     Args:
-        net: it is in evaluation mode and decides by `auto` for the pass, and is then as it was before.
+        net: it is in evaluation mode and decides by `auto` for the pass, and is then as it was before. Images are
+            moved to its device and element type.
         loader: the task's batches; for a classifier images (B, C, H, W) and labels (B,).
         task: how it is measured; None for that of the network's head, a classifier's accuracy.
         expected: also run each batch with sampling gates, for the expected MACs; without it they are None.
         sampling: how they sample; None as at the end of training.
+        device: where to run; None where the network is.
 
     Returns:
         The task's metric by its name (`accuracy`, 0…1), loss, images, images_per_s (this process's, data included,
@@ -69,7 +72,7 @@ def evaluate(
     """
     task = task or task_of_head(net.head.kind, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
-    with evaluating(net), net.deciding_as(held=None, execution="auto"):
+    with placed(net, device), evaluating(net), net.deciding_as(held=None, execution="auto"):
         seen = _pass(net, loader, task, sampling if expected and net.gates else None)
     total = seen.usage.gathered()
     if not total.images:
@@ -104,13 +107,14 @@ class _Seen:
 
 def _pass(net: TaskNet, loader: Iterable[Any], task: Task, sampling: Sampling | None) -> _Seen:
     """Run every batch, and again with sampling gates where that is asked for."""
-    device = next(net.parameters()).device
+    device, _ = place_of(net)
     seen = _Seen(task.meter(device), UsageMeter(), UsageMeter())
     start = now(device)
     for number, batch in enumerate(loader):
         images, targets = task.prepare(batch, device, training=False)
         if not len(images):  # of a loader that filters: nothing to measure
             continue
+        images = as_input(net, images)
         size = images.shape[-2:]
         output = net(images)
         seen.meter.update(output.outputs, targets)
@@ -127,7 +131,8 @@ def _pass(net: TaskNet, loader: Iterable[Any], task: Task, sampling: Sampling | 
 @contextlib.contextmanager
 def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None]:
     """Gates in training mode; everything else, the global random numbers too, is as before afterwards."""
-    devices = [torch.cuda.current_device()] if next(net.parameters()).is_cuda else []
+    place, _ = place_of(net)
+    devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices), in_mode(net.gates, training=True), net.deciding_as(**sampling._asdict()):
         torch.manual_seed(seed)
         yield
@@ -136,10 +141,10 @@ def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None
 @torch.no_grad()
 def mean_macs(net: AnyNet, loader: Iterable[Any]) -> float:
     """Counted MACs of one image over batches of images, alone or first, by the network as it is."""
-    usage, device = UsageMeter(), next(net.parameters()).device
+    usage = UsageMeter()
     for batch in loader:
         images = batch if isinstance(batch, torch.Tensor) else batch[0]
-        usage.update(net(images.to(device, non_blocking=True)).routes, len(images), size=images.shape[-2:])
+        usage.update(net(as_input(net, images)).routes, len(images), size=images.shape[-2:])
     total = usage.gathered()
     if not total.images:
         raise DataError("data: no images to count MACs on")

@@ -13,6 +13,7 @@ import torch
 from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
+from routespace.nn.running import as_input, evaluating
 from routespace.nn.task_net import TaskNet, network_cost
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.skipping import Batches
@@ -127,11 +128,11 @@ def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Spl
     require_paintable(net, path)
     loaders = make_loaders(data) if isinstance(data, Recipe) else data
     images, labels = next(iter(split_loader(loaders, split)))
-    images = images[:PAINTED_IMAGES].to(next(net.parameters()).device)
-    with torch.inference_mode():
-        out = net(images)
+    images = images[:PAINTED_IMAGES]
+    with evaluating(net), torch.inference_mode():
+        out = net(as_input(net, images))
     answers = out.logits.argmax(1).tolist()
     names = loaders.source.classes
     words = [f"{names[label]} → {names[answer]}" for label, answer in zip(labels.tolist(), answers, strict=False)]
-    shown = torch.from_numpy(loaders.source.preprocess.shown(images.cpu().numpy()))
+    shown = torch.from_numpy(loaders.source.preprocess.shown(images.numpy()))
     return draw_tokens(net.architecture, shown, out.routes, path=path, labels=words)
