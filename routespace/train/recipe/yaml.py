@@ -32,6 +32,10 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"line {line}: {key!r} stands twice")
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A decimal number; PyYAML's own reads 1.1's octal ones: 0100 would be 64."""
+        return int(self.construct_scalar(node))
+
 
 class _Dumper(yaml.SafeDumper):
     """Mappings as blocks, lists on one line."""
@@ -45,8 +49,7 @@ for _tag, _pattern, _first in (
 ):
     _whole = re.compile(f"^(?:{_pattern.pattern})$")
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, list(_first))
-# PyYAML's own reads 1.1's octal numbers: 0100 would be 64.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Dumper.add_representer(
     list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )
