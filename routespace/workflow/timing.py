@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from routespace.nn.running import as_input, now
+from routespace.nn.running import as_input, evaluating, now
 from routespace.nn.task_net import TaskNet
 
 ROUNDS = 9
@@ -38,10 +38,10 @@ def routed_times(
     """
     images = as_input(net, images)
     models = {"dense": net.restrict(net.architecture.opened()), "routed": net.restrict(net.architecture)}
-    for model in models.values():  # views with settings of their own
-        model.eval().compile_blocks(compiled).decide(held=None, execution="auto")
+    for model in models.values():  # views with settings of their own, but for the mode: the modules are the same
+        model.compile_blocks(compiled).decide(held=None, execution="auto")
     taken: dict[str, list[float]] = {mode: [] for mode in models}
-    with _one_thread(), torch.inference_mode():
+    with evaluating(models["dense"]), evaluating(models["routed"]), _one_thread(), torch.inference_mode():
         for turn in range(-WARM_UP, rounds):
             for mode, model in models.items():
                 start = now(images.device)

@@ -179,3 +179,20 @@ def test_a_device_that_is_not_there(cli, bundle):
     with pytest.raises(SpecError, match=r"train\.device"):
         load_recipe("digits_tiny", ["train.device=tpu"])
     cli("train", "digits_tiny", "--device", "tpu", "--out", bundle.parent / "x").assert_refused("train.device")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_training_says_what_is_left(begun, cli, monkeypatch, tmp_path):
+    def interrupted(recipe, out, **options):
+        if begun:
+            out.mkdir()
+            (out / "recipe.yaml").write_text(recipe.to_yaml())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("routespace.train.run.train", interrupted)
+    result = cli("train", "digits_tiny", "--out", tmp_path / "a b")
+    assert result.code == 130
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: interrupted; ")
+    assert (f"routespace train '{tmp_path / 'a b'}' --resume" in line) == begun
+    assert ("nothing is left" in line) == (not begun)

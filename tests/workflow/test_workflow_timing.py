@@ -16,10 +16,14 @@ def test_a_timed_network_is_left_as_it_was():
     assert times.keys() == {"dense", "routed"}
     assert all(seconds > 0 for seconds in times.values())
     assert (net.execution, net.compiled, torch.get_num_threads()) == ("packed", False, threads)
-    net.train()
+    net.train().backbone.stem.eval()  # frozen, as some fine-tuning wants it
+    modes = [module.training for module in net.modules()]
+    routed_times(net, torch.randn(2, 3, 32, 32), rounds=1)
+    assert [module.training for module in net.modules()] == modes
     with pytest.raises(routespace.SpecError):
         routed_times(net, torch.randn(2, 5, 32, 32), rounds=1)
-    assert (net.training, net.execution, torch.get_num_threads()) == (True, "packed", threads)
+    assert [module.training for module in net.modules()] == modes
+    assert (net.execution, torch.get_num_threads()) == ("packed", threads)
 
 
 def test_what_it_is_compared_with_computes_everything():
