@@ -51,7 +51,7 @@ def open_study(
         study_name=name, storage=storage, directions=directions(problem.objectives), load_if_exists=True
     )
     if "recipe" in study.user_attrs:
-        _check_same(study, recipe, times, out)
+        _check_same(study, recipe, times, out=out)
     elif study.get_trials(deepcopy=False):
         raise SpecError(f"study: {name!r} was not made by routespace's search; choose another name")
     else:
@@ -67,7 +67,7 @@ def open_study(
     return study
 
 
-def _check_same(study: optuna.Study, recipe: Recipe, times: str, out: Path) -> None:
+def _check_same(study: optuna.Study, recipe: Recipe, times: str, *, out: Path) -> None:
     before, now = signature(Recipe.from_yaml(study.user_attrs["recipe"])), signature(recipe)
     if before != now:
         raise SpecError(_difference(study.study_name, before, now, out=out))

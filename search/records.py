@@ -206,14 +206,14 @@ def snapshot(study: optuna.Study, *, storage: str, out: Path | None) -> StudyRec
         raise BundleError(f"study: {study.study_name!r} was not made by routespace's search")
     recipe = Recipe.from_yaml(attrs["recipe"])
     out = Path(attrs["out"]) if out is None else out
-    trials = study.get_trials(deepcopy=False)
-    return StudyRecord(study.study_name, shown(storage), out, recipe, records(trials, recipe, out))
+    trials = records(study.get_trials(deepcopy=False), objectives_of(recipe), out)
+    return StudyRecord(study.study_name, shown(storage), out, recipe, trials)
 
 
-def records(trials: Sequence[FrozenTrial], recipe: Recipe, out: Path) -> tuple[TrialRecord, ...]:
+def records(trials: Sequence[FrozenTrial], objectives: Sequence[str], out: Path) -> tuple[TrialRecord, ...]:
     """Optuna's trials as values."""
-    lost, names = retried(trials), objectives_of(recipe)
-    return tuple(_record(trial, names, out, lost=trial.number in lost) for trial in trials)
+    lost = retried(trials)
+    return tuple(_record(trial, objectives, out, lost=trial.number in lost) for trial in trials)
 
 
 def _record(trial: FrozenTrial, objectives: Sequence[str], out: Path, *, lost: bool) -> TrialRecord:

@@ -19,11 +19,9 @@ from routespace.errors import DataError, RoutespaceError
 from routespace.search.problem import Problem
 from routespace.search.records import TrialRecord, TrialStatus, pareto, records
 from routespace.search.rescue import queue_again, recover, retry_failed
-from routespace.search.sampler import Points, make_sampler, retried
-from routespace.search.space import require_search
+from routespace.search.sampler import Points, Sampler, make_sampler, retried
 from routespace.search.storage import Turn, Worker
 from routespace.search.trial import TrialRunner
-from routespace.train.recipe.recipe import Recipe
 
 FAILURES_TO_STOP = 3  # trials that all fail from the first on: the recipe or its data is at fault
 
@@ -61,12 +59,16 @@ class Wanted:
 
     Attributes:
         trials: how many, those of earlier calls included.
+        sampler: Optuna's.
+        planned: how many the study itself plans, which NSGA-II divides into generations.
         seed: of the sampler.
         retry_failed: take up again what failed in earlier calls.
         progress: told when a trial starts, trains and ends.
     """
 
     trials: int
+    sampler: Sampler
+    planned: int
     seed: int
     retry_failed: bool
     progress: Watch | None
@@ -77,16 +79,13 @@ class Loop:
 
     Args:
         study: Optuna's.
-        recipe: what is searched, for the records.
-        problem: what is searched, for the trials.
+        problem: what is searched.
         wanted: how much of it.
         out: the study's folder.
     """
 
-    def __init__(
-        self, study: optuna.Study, recipe: Recipe, problem: Problem[Any], *, wanted: Wanted, out: Path
-    ) -> None:
-        self.study, self.recipe, self.problem, self.wanted, self.out = study, recipe, problem, wanted, out
+    def __init__(self, study: optuna.Study, problem: Problem[Any], *, wanted: Wanted, out: Path) -> None:
+        self.study, self.problem, self.wanted, self.out = study, problem, wanted, out
         self.points = Points(problem)
         self.failed: list[TrialRecord] = []  # in this call
         self.any_finished = False  # in this call
@@ -144,16 +143,16 @@ class Loop:
             return False
         if not states.count(TrialState.WAITING) and not self.points.left(trials):
             return False
-        search = require_search(self.recipe)
+        wanted = self.wanted
         self.study.sampler = make_sampler(
-            search.sampler, self.points, seed=self.wanted.seed, number=len(trials), trials=search.trials
+            wanted.sampler, self.points, seed=wanted.seed, number=len(trials), trials=wanted.planned
         )
         self._look()
         return True
 
     def _look(self) -> tuple[TrialRecord, ...]:
         """Read the study's trials, and keep what progress tells: a front for each step would be dear."""
-        found = records(self.study.get_trials(deepcopy=False), self.recipe, self.out)
+        found = records(self.study.get_trials(deepcopy=False), self.problem.objectives, self.out)
         self.ended = sum(trial.state in ("finished", "pruned", "failed") for trial in found)
         self.best = pareto(found)
         return found

@@ -21,6 +21,7 @@ from routespace.errors import RoutespaceError
 from routespace.search.problem import Problem
 from routespace.search.space import short
 
+Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's, as a recipe names them
 DRAWS = 32  # of Optuna's sampler for one trial; each takes a few milliseconds for each field
 LISTED = 512  # points of a space that is small enough to be searched through for what is left …
 FEW_DRAWS = 8  # … after so many draws
@@ -146,9 +147,7 @@ class DistinctSampler(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
-def make_sampler(
-    kind: Literal["tpe", "nsga2", "random"], points: Points, *, seed: int, number: int, trials: int
-) -> DistinctSampler:
+def make_sampler(kind: Sampler, points: Points, *, seed: int, number: int, trials: int) -> DistinctSampler:
     """The sampler of one trial.
 
     Args:

@@ -10,7 +10,11 @@ is tried again by the next call, from its start.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from optuna.storages import BaseStorage
 
 from routespace.errors import SpecError
 from routespace.search.candidate import RecipeCandidate
@@ -44,8 +48,7 @@ def run_study(
         recipe: with a `search` section.
         out: the study's folder; workers on one machine share it.
         trials: wanted in all, those of earlier calls included; without it `search.trials`. Finished and pruned
-            ones count, and those that failed in this call; interrupted ones do not. A small space may run out
-            earlier.
+            ones count, and those that failed in this call. A small space may run out earlier.
         storage: `sqlite:///…`, `postgresql://…`, `redis://…` or the path of a journal file; without it
             `study.db` in `out`. SQLite does not work on network file systems.
         study_name: within the storage; without it the recipe's name.
@@ -61,25 +64,38 @@ def run_study(
         RoutespaceError: the first trials all failed, or no trial finished.
         KeyboardInterrupt: also upon SIGTERM; the trial in hand is queued again.
     """
-    table = study_table(recipe)
+    table, search = study_table(recipe), require_search(recipe)
     problem = recipe_problem(recipe, table, evaluator)
-    number = require_search(recipe).trials if trials is None else trials
+    number = search.trials if trials is None else trials
     if number < 1:
         raise SpecError(f"trials: {number} is not allowed; give at least 1")
+    draws = recipe.seed if seed is None else seed
+    wanted = Wanted(number, search.sampler, search.trials, draws, retry_failed, progress)
     out = Path(out).resolve()
     url = default_url(out) if storage is None else absolute(storage)
     check_storage(url)
     check_folder(out, url)
-    wanted = Wanted(number, recipe.seed if seed is None else seed, retry_failed, progress)
-    with left_clean(out), quiet(), usable(url), Worker(out) as worker, sigterm_interrupts():
-        with Turn(out):  # two workers that create one SQLite file at a time fail
-            opened = open_storage(url)
-        try:
-            with Turn(out):
-                study = open_study(
-                    recipe, problem, table, out=out, name=study_name or recipe.name, storage=opened, url=url
-                )
-            Loop(study, recipe, problem, wanted=wanted, out=out).run(worker)
-            return snapshot(study, storage=url, out=out)
-        finally:
-            close(opened)
+    with (
+        left_clean(out),
+        quiet(),
+        usable(url),
+        Worker(out) as worker,
+        sigterm_interrupts(),
+        _opened(url, out) as db,
+    ):
+        with Turn(out):
+            name = study_name or recipe.name
+            study = open_study(recipe, problem, table, out=out, name=name, storage=db, url=url)
+        Loop(study, problem, wanted=wanted, out=out).run(worker)
+        return snapshot(study, storage=url, out=out)
+
+
+@contextmanager
+def _opened(url: str, out: Path) -> Iterator[BaseStorage]:
+    """A study's storage; workers that share a folder open it in turn, as two that create an SQLite file fail."""
+    with Turn(out):
+        storage = open_storage(url)
+    try:
+        yield storage
+    finally:
+        close(storage)
