@@ -79,7 +79,7 @@ def with_changes(
         SpecError: no such recipe, or a field that is not allowed.
     """
     from routespace.recipes import load_recipe
-    from routespace.train.recipe.data import data_at
+    from routespace.train.recipe.data_kinds import data_at
     from routespace.train.recipe.recipe import parse_assignments
 
     recipe, more = load_recipe(name), parse_assignments(changes)

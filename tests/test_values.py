@@ -16,12 +16,12 @@ from routespace.errors import RoutespaceError, SpecError
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.preprocess import Preprocess
-from routespace.train.recipe.data import SPECS
-from routespace.train.recipe.parts import BudgetSpec, Limits, Range, SearchSpec, TrainSpec
+from routespace.train.recipe.data_kinds import SPECS
+from routespace.train.recipe.parts import BudgetSpec, Range, SearchSpec, TrainSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.values import Value, fields_at
 
-RECIPE_PARTS = (BudgetSpec, *SPECS.values(), TrainSpec, SearchSpec, Range, Limits)
+RECIPE_PARTS = (BudgetSpec, *SPECS.values(), TrainSpec, SearchSpec, Range)
 VALUES = (
     *(GridSpec, GateSpec, Recipe, *RECIPE_PARTS),
     *(Card, Provenance, LatencyTable, Subnet, PartTime, Device, Preprocess),
@@ -123,7 +123,7 @@ def test_values_are_copied_pickled_and_compared_as_pydantic_does():
 
 def test_sections_tell_their_fields():
     assert fields_at(Recipe, ()) == list(Recipe.model_fields)
-    assert fields_at(Recipe, ("search", "limits")) == list(Limits.model_fields)
+    assert fields_at(Recipe, ("budget",)) == list(BudgetSpec.model_fields)
     assert "preset" in fields_at(Recipe, ("grid",))
     assert fields_at(Recipe, ("grid", "layers")) is None
     assert fields_at(Drawing, ("shape",)) == ["kind", "side", "radius"]

@@ -14,7 +14,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import USAGE_FORMAT
-from routespace.train.recipe.data import LOCATIONS
+from routespace.train.recipe.data_kinds import LOCATIONS
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:

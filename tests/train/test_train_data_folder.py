@@ -20,7 +20,8 @@ from routespace.train.data.augment import needed_px
 from routespace.train.data.catalogue import Entry, hold_out
 from routespace.train.data.folder import list_folder
 from routespace.train.data.source import located, make_source
-from routespace.train.recipe.data import FolderSpec, data_at
+from routespace.train.recipe.data import FolderSpec
+from routespace.train.recipe.data_kinds import data_at
 
 # -- classes --------------------------------------------------------------------------------------------
 

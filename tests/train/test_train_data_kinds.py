@@ -22,7 +22,7 @@ from train_tiny import tiny
 from routespace.errors import DataError, MissingDependencyError
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.source import SOURCES, located, make_source
-from routespace.train.recipe.data import SPECS
+from routespace.train.recipe.data_kinds import SPECS
 from routespace.train.run import train
 
 NAMES = tuple(COLOURS)
@@ -231,6 +231,7 @@ def mnist(root, count=30):
     return root
 
 
+@pytest.mark.filterwarnings("ignore:fewer than 5 validation images")
 def test_a_torchvision_dataset_trains(tmp_path):
     mnist(tmp_path / "data", 60)
     changes = {"data.kind": "timm", "data.name": "torch/mnist", "data.root": str(tmp_path / "data")}

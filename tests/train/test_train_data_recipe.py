@@ -13,7 +13,8 @@ from routespace.preprocess import Preprocess
 from routespace.recipes import load_recipe, recipe_names
 from routespace.search.space import Space
 from routespace.train.recipe.augment import check_augment
-from routespace.train.recipe.data import SPECS, CsvSpec, DigitsSpec, FolderSpec
+from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec
+from routespace.train.recipe.data_kinds import SPECS
 from routespace.train.recipe.recipe import Recipe
 
 FOLDER = {"data.kind": "folder", "data.root": "/photos"}

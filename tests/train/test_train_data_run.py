@@ -96,6 +96,7 @@ def test_moved_data_is_given_anew(here):
         train(recipe.override({"data.hflip": 0.1}), here / "run", resume=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*it will be left out")
 def test_what_is_refused_leaves_no_folder(here):
     Path("photos/train/cat/0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/0.png: is empty .*; replace or remove what cannot be read"):

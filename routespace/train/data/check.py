@@ -26,7 +26,8 @@ from routespace.pictures import header, quiet_pillow, why_unreadable
 from routespace.train.data.catalogue import Catalogue, Entry, Listed, Reader, Split
 from routespace.train.data.folder import FolderCatalogue, told_left_out
 from routespace.train.data.table import TableCatalogue
-from routespace.train.recipe.data import CsvSpec, spec_at
+from routespace.train.recipe.data import CsvSpec
+from routespace.train.recipe.data_kinds import spec_at
 
 Problem = Literal["unreadable", "truncated", "huge", "duplicate", "wrong ending"]
 PROBLEMS: dict[Problem, str] = {

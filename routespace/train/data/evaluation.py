@@ -10,7 +10,8 @@ from routespace.grid.spec import GridSpec
 from routespace.preprocess import Preprocess
 from routespace.train.data.loaders import Loaders
 from routespace.train.data.source import make_source
-from routespace.train.recipe.data import PicturesSpec, data_at
+from routespace.train.recipe.data import PicturesSpec
+from routespace.train.recipe.data_kinds import data_at
 from routespace.train.recipe.recipe import Recipe
 
 

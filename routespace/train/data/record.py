@@ -59,10 +59,14 @@ def summarise(
     if held := counts.get("val"):
         warnings += _few(held, classes)
     if "train" in counts and (unseen := [name for name in classes if name not in counts["train"]]):
-        warnings.append(f"no training images of {len(unseen)} classes ({examples(unseen)})")
+        warnings.append(f"no training images of {_classes(len(unseen))} ({examples(unseen)})")
     if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
         warnings.append("class names are numbers, in the order of their text: 10 comes before 2")
     return Summary(counts, dict(left_out), tuple(warnings))
+
+
+def _classes(count: int) -> str:
+    return f"{count} {'class' if count == 1 else 'classes'}"
 
 
 def _few(held: Mapping[str, int], classes: Sequence[str]) -> list[str]:
@@ -72,7 +76,7 @@ def _few(held: Mapping[str, int], classes: Sequence[str]) -> list[str]:
     total = sum(held.values())
     each = examples(f"{name} {held.get(name, 0)}" for name in few)
     return [
-        f"fewer than {FEW} validation images of {len(few)} classes ({each}): accuracy moves in steps of "
+        f"fewer than {FEW} validation images of {_classes(len(few))} ({each}): accuracy moves in steps of "
         f"{100 / total:.2g} % (all classes) and says little of these, and the gates' threshold is set by what "
         f"{total} images cost; hold out more (data.val_fraction, or val/<class>/ folders)"
     ]

@@ -26,16 +26,8 @@ from routespace.train.data.record import DataRecord, Summary
 from routespace.train.data.shards import ShardCatalogue
 from routespace.train.data.table import TableCatalogue
 from routespace.train.data.timm_data import TimmCatalogue
-from routespace.train.recipe.data import (
-    LOCATIONS,
-    CsvSpec,
-    DigitsSpec,
-    FolderSpec,
-    PicturesSpec,
-    TimmSpec,
-    WebDatasetSpec,
-    absolute,
-)
+from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, PicturesSpec, TimmSpec, WebDatasetSpec
+from routespace.train.recipe.data_kinds import LOCATIONS, absolute
 from routespace.train.recipe.recipe import Recipe
 
 

@@ -6,13 +6,13 @@
     webdataset  .tar shards on this machine
     timm        Hugging Face and torchvision datasets, through timm's `create_dataset`
 
-A new kind is a spec here, in `DataSpec`, and its source in `train/data/source.py`. Reading one imports no torch.
+A new kind is a spec here, a member of `KINDS` in `data_kinds.py`, and its source in `train/data/source.py`.
+Reading one imports no torch.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,7 +20,7 @@ from routespace.preprocess import Interpolation, Preprocess
 from routespace.train.recipe.augment import check_augment
 from routespace.train.recipe.parts import AtLeast0, Natural, Part, Share, Whole
 
-__all__ = ["CsvSpec", "DataSpec", "DigitsSpec", "FolderSpec", "PicturesSpec", "TimmSpec", "WebDatasetSpec"]
+__all__ = ["CsvSpec", "DigitsSpec", "FolderSpec", "Normalised", "PicturesSpec", "TimmSpec", "WebDatasetSpec"]
 
 DIGIT_CLASSES = 10
 MIN_DIGIT_PX = 8
@@ -225,78 +225,3 @@ class TimmSpec(PicturesSpec):
                 f"resumed exactly (shards on this machine: data.kind webdataset)"
             )
         return name
-
-
-LOCATIONS = ("root", "images")  # fields that say where the data lies: they are no part of what is trained
-TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
-KINDS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec)
-DataSpec = DigitsSpec | FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec
-SPECS: dict[str, type[Normalised]] = {get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in KINDS}
-
-# One spec once had the fields of both kinds, and a run's recipe kept all of them.
-_BOTH = {"kind", "root", "workers"}
-_OF_DIGITS = {"train_size", "val_size", "test_size", "digit_px", "digits_per_scene"}
-_OF_FOLDER = {
-    "val_fraction",
-    "scale",
-    "hflip",
-    "color_jitter",
-    "auto_augment",
-    "erasing",
-    "interpolation",
-    "crop_pct",
-}
-_FORMER = _BOTH | _OF_DIGITS | _OF_FOLDER
-
-
-def spec_at(path: str | Path) -> FolderSpec | CsvSpec:
-    """What `--data PATH` stands for: a folder of pictures, or a table by its ending."""
-    kind = CsvSpec if Path(path).suffix.lower() in TABLES else FolderSpec
-    return kind(root=absolute(path))
-
-
-def data_at(path: str | Path) -> dict[str, Any]:
-    """The recipe fields that `--data PATH` stands for, for `Recipe.override`."""
-    spec = spec_at(path)
-    return {"data.kind": spec.kind, "data.root": spec.root}
-
-
-def absolute(path: str | Path) -> str:
-    """A path that means the same in every folder; `~` is the home folder."""
-    return str(Path(path).expanduser().absolute())
-
-
-def settled(data: Any) -> Any:
-    """The data section with its kind said, and without what a former recipe kept for the other kind.
-
-    Raises:
-        ValueError: an unknown kind, or a field that its kind does not have.
-    """
-    if not isinstance(data, dict):
-        return data
-    data = {"kind": "digits", **data}
-    spec = SPECS.get(data["kind"]) if isinstance(data["kind"], str) else None
-    if spec is None:
-        raise ValueError(f"kind: {data['kind']!r:.60} is not known; give {', '.join(SPECS)}")
-    if set(data) == _FORMER:
-        return {name: value for name, value in data.items() if name in spec.model_fields}
-    for name in data:
-        if name not in spec.model_fields:
-            raise ValueError(of_other_kind(str(name), data["kind"]))
-    return data
-
-
-def of_kind(data: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """The data section turned to another kind: what both have stays."""
-    spec = SPECS.get(kind) if isinstance(kind, str) else None
-    fields = spec.model_fields if spec is not None else {}
-    return {name: value for name, value in data.items() if name in fields} | {"kind": kind}
-
-
-def of_other_kind(name: str, kind: str) -> str:
-    """One line for a field of the data section that its kind does not have."""
-    owners = [other for other, spec in SPECS.items() if name in spec.model_fields]
-    known = ", ".join(SPECS[kind].model_fields)
-    if not owners:
-        return f"{name}: unknown field; allowed: {known}"
-    return f"{name}: means nothing with data.kind {kind!r} (it is of {', '.join(owners)}); allowed: {known}"

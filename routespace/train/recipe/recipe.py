@@ -26,7 +26,8 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
-from routespace.train.recipe.data import LOCATIONS, DataSpec, DigitsSpec, of_kind, of_other_kind, settled
+from routespace.train.recipe.data import DigitsSpec
+from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_kind, of_other_kind, settled
 from routespace.train.recipe.parts import BudgetSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec
