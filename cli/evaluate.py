@@ -15,20 +15,21 @@ EXAMPLE = "routespace evaluate runs/digits_tiny --json"
 SPLITS = ("test", "val")
 
 
+Source = Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or an extracted network.")]
+SplitName = Annotated[str, typer.Option(help="test, or val: what training and search looked at.")]
+Speed = Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw which tokens of the first images were computed.")]
+
+
 def run(
-    source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or an extracted network.")],
-    split: Annotated[
-        str, typer.Option(help="test (default), or val: what training and search looked at.")
-    ] = "test",
+    source: Source,
+    split: SplitName = "test",
     recipe: DataRecipe = None,
     data: Data = None,
-    speed: Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")] = True,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")
-    ] = False,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw which tokens of the first images were computed.")
-    ] = None,
+    speed: Speed = True,
+    compiled: Compiled = False,
+    picture: Picture = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -64,10 +65,7 @@ def run(
         report = evaluation.evaluate_network(found.net, loaders, split=part, speed=speed, compiled=compiled)
         if picture is not None:
             evaluation.paint_tokens(found.net, loaders, picture, split=part)
-    if as_json:
-        print(json_text(report))
-    else:
-        show(report)
+    print(json_text(report)) if as_json else show(report)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -21,24 +21,35 @@ DTYPES = ("float32", "bfloat16", "float16")
 CLOCKS = ("wall", "cpu")
 
 
+GridName = Annotated[str, typer.Argument(metavar="GRID|RUN|BUNDLE", help="A preset or grid file, or a folder.")]
+Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
+Type = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="With compiled blocks.")]
+Routed = Annotated[
+    bool, typer.Option("--routed", help="Default gates for a GRID; a run or bundle brings its own.")
+]
+Keeps = Annotated[
+    str | None, typer.Option(help="Shares of tokens to measure edges at; else 1, with gates 0.25,0.5,0.75,1.")
+]
+Rounds = Annotated[int | None, typer.Option(help="Measurements behind each median.")]
+Subnets = Annotated[int | None, typer.Option(help="Whole subnets to calibrate with; 0 for none.")]
+Threads = Annotated[int, typer.Option(help="Threads of torch on a CPU.")]
+ClockName = Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")]
+
+
 def run(
-    grid: Annotated[str, typer.Argument(metavar="GRID|RUN|BUNDLE", help="A preset or grid file, or a folder.")],
+    grid: GridName,
     table_file: Annotated[Path, out("The table.")],
     device: Device = "cpu",
-    batch: Annotated[int, typer.Option(help="Images of a forward pass.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    compiled: Annotated[bool, typer.Option("--compile", help="With compiled blocks.")] = False,
-    routed: Annotated[
-        bool, typer.Option("--routed", help="Default gates for a GRID; a run or bundle brings its own.")
-    ] = False,
-    keeps: Annotated[
-        str | None,
-        typer.Option(help="Shares of tokens at which edges are measured; else 1, with gates .25,.5,.75,1."),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Measurements behind each median.")] = None,
-    subnets: Annotated[int | None, typer.Option(help="Whole subnets to calibrate with; 0 for none.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch on a CPU.")] = 1,
-    clock: Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")] = "wall",
+    batch: Batch = 1,
+    dtype: Type = "float32",
+    compiled: Compiled = False,
+    routed: Routed = False,
+    keeps: Keeps = None,
+    rounds: Rounds = None,
+    subnets: Subnets = None,
+    threads: Threads = 1,
+    clock: ClockName = "wall",
 ) -> None:
     """Measure how long each kind of edge takes, warm, as medians; `build --latency` and search use the table.
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from routespace.cli.options import Changes, Data, Latency
 
+if TYPE_CHECKING:
+    from routespace.search import StudyRecord
+
 NAME = "search"
 EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
 
 
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name or YAML file, with a `search` section.")]
+Trials = Annotated[int | None, typer.Option(help="Trials wanted in all; else the recipe's number.")]
+Storage = Annotated[str | None, typer.Option(help="Database URL or journal file; else study.db in --out.")]
+StudyName = Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampler.")]
+RetryFailed = Annotated[bool, typer.Option(help="First try again what failed earlier; else it counts as done.")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder; else runs/RECIPE-search.")]
+
+
 def run(
     ctx: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file, with a `search` section.")],
-    trials: Annotated[int | None, typer.Option(help="Trials wanted in all; else the recipe's number.")] = None,
+    recipe: RecipeName,
+    trials: Trials = None,
     data: Data = None,
-    storage: Annotated[
-        str | None, typer.Option(help="Database URL or journal file; else study.db in --out.")
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampler.")] = None,
+    storage: Storage = None,
+    study: StudyName = None,
+    seed: Seed = None,
     latency: Latency = None,
-    retry_failed: Annotated[
-        bool, typer.Option(help="First try again what failed in earlier calls; else it counts as done.")
-    ] = True,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder; else runs/RECIPE-search.")] = None,
+    retry_failed: RetryFailed = True,
+    out: Out = None,
     changes: Changes = None,
 ) -> None:
     """Search any fields of a recipe with Optuna; the same command resumes or joins a study.
@@ -36,9 +44,8 @@ def run(
     the --latency table, which also checks their limit.
     """
     from routespace.cli.app import same_command
-    from routespace.cli.arguments import command_line
     from routespace.cli.status import loading
-    from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
+    from routespace.cli.study_view import TrialWatch
     from routespace.cli.train import with_changes
     from routespace.cli.watch import watching
     from routespace.search.space import require_search
@@ -65,6 +72,14 @@ def run(
             )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
+    conclude(record, folder)
+
+
+def conclude(record: StudyRecord, folder: Path) -> None:
+    """Print and draw the front, and say how to take a trial of it."""
+    from routespace.cli.arguments import command_line
+    from routespace.cli.study_view import FRONT_FILE, draw_study, show_study
+
     show_study(record)
     picture = draw_study(record, folder / FRONT_FILE)
     if picture is not None:
