@@ -45,6 +45,7 @@ from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
 from routespace.memory import keep_freed_memory
+from routespace.nn.families.base import modules_of
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.kernels.linear import onednn_is_used, products
 from routespace.nn.packing.keep import KeptTokens
@@ -150,7 +151,7 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
 
 def square(spec: GridSpec) -> int:
     """Side of the squares of tokens that are decided together."""
-    window = spec.shape.window
+    window = spec.shape.own.get("window")
     return 1 if ARGS.rows == "token" else window if isinstance(window, int) else TILE
 
 
@@ -166,7 +167,7 @@ def random_mask(spec: GridSpec, rate: int, batch: int, keep: float, *, capacity:
 def block_runs(spec: GridSpec, rate: int, depth: int, batch: int, train: bool) -> tuple[Runs, Counted]:
     """`depth` blocks of a rate in every mode; index tables are made anew in each call."""
     hw, width = spec.map_size(rate), spec.width(rate)
-    stage = spec.block_family.modules().Stage(spec, rate, depth).to(DEVICE, DTYPE).train(train)
+    stage = modules_of(spec.family).stage(spec, rate, depth).to(DEVICE, DTYPE).train(train)
     x = torch.randn(batch, hw[0] * hw[1], width, device=DEVICE, dtype=DTYPE, requires_grad=train)
     masks = {keep: random_mask(spec, rate, batch, keep, capacity=False) for keep in ARGS.keep}
 
@@ -183,7 +184,7 @@ def block_runs(spec: GridSpec, rate: int, depth: int, batch: int, train: bool) -
 
         return stepped(stage, forward, train)
 
-    cost = spec.block_family.block_cost(spec, rate)
+    cost = spec.family.block_cost(spec, rate)
     macs = RESOURCES["macs"]
     used = {keep: macs.used(EdgeRoute(kept, kept.float()).usage(), cost) for keep, kept in masks.items()}
     return variants(run), {keep: float(macs) / cost.macs for keep, macs in used.items()}

@@ -32,6 +32,7 @@ from routespace.cli import (
     verify,
 )
 from routespace.cli.arguments import command_line
+from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import INTERRUPTED, Interrupts
 from routespace.errors import RoutespaceError, reason
 from routespace.memory import keep_freed_memory
@@ -134,7 +135,7 @@ app = typer.Typer(
     epilog="Start with `routespace demo`: the whole journey on real handwritten digits in a few minutes.",
 )
 for module in (build, train, evaluate, search, extract, verify, recipes, cost, profile, export, demo):
-    app.command(module.NAME, epilog=f"Example:  {module.EXAMPLE}")(module.run)
+    app.command(module.NAME, epilog=f"Example:  {module.EXAMPLE}")(allowing_families(module.run))
 app.add_typer(data.app, name=data.NAME)
 
 

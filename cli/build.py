@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from routespace.cli.families import family_parameters, single_numbers
 from routespace.errors import BudgetError, GridError, SpecError
+from routespace.grid.presets import FAMILIES
 
 if TYPE_CHECKING:
     from routespace.grid.graph import RoutingGrid
@@ -17,27 +19,32 @@ EXAMPLE = "routespace build --layers 24 --max-down 32 --macs 4G -o grid.json"
 LONGEST = 4000  # digits of an integer that JSON readers still take
 
 
+@family_parameters
 def run(
     layers: Annotated[int | None, typer.Option(help="Number of layers (columns).")] = None,
     max_down: Annotated[int | None, typer.Option(help="Coarsest downsampling rate, a power of two.")] = None,
     preset: Annotated[str | None, typer.Option(help="Start from a named grid, such as dit_b2.")] = None,
-    family: Annotated[str | None, typer.Option(help="pvt_v2, swin_v2, or package.module:FAMILY.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help=f"{', '.join(FAMILIES)}, or one that --family-module allows.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Named size of the family, such as b2.")] = None,
     depths: Annotated[str | None, typer.Option(help="Blocks per layer: one number, or 3,4,6,3.")] = None,
     widths: Annotated[str | None, typer.Option(help="Channels per rate, such as 32,64,160,256.")] = None,
     heads: Annotated[str | None, typer.Option(help="Attention heads per rate.")] = None,
     mlp_ratios: Annotated[str | None, typer.Option(help="MLP ratios per rate.")] = None,
-    sr_ratios: Annotated[str | None, typer.Option(help="Spatial reduction ratios per rate.")] = None,
-    window: Annotated[str | None, typer.Option(help="Window side in tokens (swin_v2): one, or per rate.")] = None,
     embed_layers: Annotated[str | None, typer.Option(help="Columns of patch embeddings: all, or 0,1,2.")] = None,
     outputs: Annotated[str | None, typer.Option(help="coarsest or pyramid.")] = None,
     image_size: Annotated[str | None, typer.Option(help="Side in pixels, or HxW.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; 0 for none.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Set any field of the grid: --set window=8. Repeatable.")
+    ] = None,
     macs: Annotated[str | None, typer.Option(help="A budget to check, such as 12M or 1.2G.")] = None,
     latency: Annotated[Path | None, typer.Option(help="A table of `profile`: adds milliseconds.")] = None,
     ms: Annotated[float | None, typer.Option(help="Milliseconds to check, by the --latency table.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the grid as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the drawing.")] = False,
+    **own: str | None,
 ) -> None:
     """Build a routing grid, draw it, and count what is in it.
 
@@ -48,10 +55,11 @@ def run(
     from routespace.files import json_text, write_json
     from routespace.grid.count import require_satisfiable
     from routespace.grid.graph import RoutingGrid
-    from routespace.grid.presets import preset_fields
     from routespace.grid.spec import GridSpec
+    from routespace.train.recipe.yaml import parse_assignments
 
     plain = {
+        "preset": preset,
         "layers": layers,
         "max_down": max_down,
         "family": family,
@@ -64,13 +72,11 @@ def run(
         "widths": widths,
         "heads": heads,
         "mlp_ratios": mlp_ratios,
-        "sr_ratios": sr_ratios,
-        "window": window,
         "embed_layers": embed_layers,
         "image_size": image_size,
     }
-    given = {name: value for name, value in plain.items() if value is not None} | _parsed(texts)
-    grid = RoutingGrid(GridSpec.parse((preset_fields(preset) if preset else {}) | given))
+    given = {name: value for name, value in plain.items() if value is not None} | _parsed(texts | own)
+    grid = RoutingGrid(GridSpec.parse(given | parse_assignments(changes or [])))
     budget = None if macs is None else parse_macs(macs)
     report = summary(grid, budget)
     if latency is not None:
@@ -106,7 +112,8 @@ def _parsed(texts: dict[str, str | None]) -> dict[str, Any]:
             fields[name] = text
         else:
             numbers = parse_numbers(text, name, float if name == "mlp_ratios" else int)
-            fields[name] = numbers[0] if name in ("depths", "window") and len(numbers) == 1 else numbers
+            single = len(numbers) == 1 and name in {"depths", *single_numbers()}
+            fields[name] = numbers[0] if single else numbers
     return fields
 
 
@@ -146,7 +153,7 @@ def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
         "log10_static_architectures": round(log10(count), 3),
         "paths": count_paths(grid) if log10(count_paths(grid)) < LONGEST else None,
         "image_size": list(grid.spec.image_size),
-        "family": grid.spec.family,
+        "family": grid.spec.family.name,
         "hash": grid.hash,
     }
     if budget is not None:

@@ -6,11 +6,13 @@ Part of the package: import it as `routespace.recipes`, never as `recipes`.
 if __name__ != "routespace.recipes":
     raise ImportError("import routespace.recipes, not recipes: the top-level folder is mapped into the package")
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from routespace.errors import RoutespaceError, SpecError
+from routespace.grid.families.base import Family
+from routespace.grid.families.lookup import allow_families
 from routespace.train.recipe.recipe import Recipe, parse_assignments
 
 __all__ = ["load_recipe", "recipe_names"]
@@ -22,22 +24,26 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, families: Iterable[Family] = ()
+) -> Recipe:
     """A recipe by its name, by the path of a YAML file, or by that of a run folder.
 
     Args:
         name_or_path: such as "digits_tiny", "my/recipe.yaml" or "runs/7".
         overrides: assignments such as "train.epochs=5".
+        families: of your own, which the recipe may name.
 
     Raises:
         SpecError: no such recipe or file, or a field that is not allowed.
     """
     text, origin = _read(name_or_path)
-    try:
-        recipe = Recipe.from_yaml(text)
-    except RoutespaceError as error:
-        raise SpecError(f"{origin}: {error}") from error
-    return recipe.override(parse_assignments(overrides)) if overrides else recipe
+    with allow_families(*families):
+        try:
+            recipe = Recipe.from_yaml(text)
+        except RoutespaceError as error:
+            raise SpecError(f"{origin}: {error}") from error
+        return recipe.override(parse_assignments(overrides)) if overrides else recipe
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:

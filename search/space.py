@@ -126,13 +126,20 @@ def _check_field(recipe: Recipe, field: str, values: Any) -> None:
         raise SpecError(f"search.overrides.{field}: is in search.space too; keep one of them")
     if field == PRESET:
         return  # an unknown preset is named by the trial that draws it
+    values = (values.low, values.high) if isinstance(values, Range) else values
+    parameter = recipe.grid.family.parameters.get(field.removeprefix("grid."))
+    if parameter is not None and field.startswith("grid."):
+        for value in values:
+            if value is not None:
+                parameter.read(f"search.space.{field}", value)
+        return
     info = _field_info(recipe, field)
     if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
         allowed = ", ".join(f"{field}.{name}" for name in info.annotation.model_fields)
         raise SpecError(f"search.space.{field}: is a section; name one of its fields: {allowed}")
     annotated: Any = Annotated[info.annotation, info]
     adapter: TypeAdapter[Any] = TypeAdapter(annotated)
-    for value in (values.low, values.high) if isinstance(values, Range) else values:
+    for value in values:
         try:
             adapter.validate_python(value)
         except ValidationError as error:
@@ -152,6 +159,8 @@ def _field_info(recipe: Recipe, field: str) -> FieldInfo:
         annotation = model.model_fields[section].annotation
         candidates = (annotation, *get_args(annotation))
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    if name not in model.model_fields:
+        raise SpecError(f"search.space.{field}: family {recipe.grid.family} has none; search a field that it has")
     return model.model_fields[name]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from routespace.errors import SpecError
+from routespace.grid.families.lookup import allow_families
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Evaluator
 from routespace.search.latency import study_table
@@ -77,6 +78,7 @@ def run_study(
     check_folder(out, url)
     with (
         left_clean(out),
+        allow_families(recipe.grid.family),  # the storage holds its name
         quiet(),
         usable(url),
         Worker(out) as worker,

@@ -19,9 +19,10 @@ from routespace.preprocess import Preprocess
 from routespace.train.recipe.data_kinds import SPECS
 from routespace.train.recipe.parts import BudgetSpec, Range, SearchSpec, TrainSpec
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.tasks.kinds import ClassifySpec
 from routespace.values import Value, fields_at
 
-RECIPE_PARTS = (BudgetSpec, *SPECS.values(), TrainSpec, SearchSpec, Range)
+RECIPE_PARTS = (BudgetSpec, *SPECS.values(), TrainSpec, SearchSpec, Range, ClassifySpec)
 VALUES = (
     *(GridSpec, GateSpec, Recipe, *RECIPE_PARTS),
     *(Card, Provenance, LatencyTable, Subnet, PartTime, Device, Preprocess),

@@ -1,8 +1,8 @@
 """A block family of one's own in one file: plain ViT blocks (Dosovitskiy et al., arXiv 2010.11929).
 
-Use it as `family: vit_family:VIT`, with this file's folder on PYTHONPATH. A block is attention over the whole map
-and a feed-forward layer, with norms before each; positions are fixed sines, so any image size works. Block
-weights have the names of timm's `vit_*` blocks.
+In Python pass `VIT`; on the command line allow it with `--family-module vit_family:VIT`, with this file's folder
+on PYTHONPATH. Files call it `vit`. A block is attention over the whole map and a feed-forward layer, with norms
+before each; positions are fixed sines, so any image size works. Block weights have the names of timm's `vit_*`.
 
 Shape legend: B images · N tokens · n kept tokens of the batch · C channels · R hidden · h heads · d = C/h.
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.errors import SpecError
-from routespace.grid.families.base import EdgeCost, Family, Shape
+from routespace.grid.families.base import EdgeCost, Family, GridNumbers, Shape
 from routespace.grid.spec import GridSpec
-from routespace.nn.families import base as stage
-from routespace.nn.families.base import Block, drop_paths
+from routespace.nn.families import base
+from routespace.nn.families.base import Block, FamilyModules, drop_paths
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
@@ -31,23 +31,23 @@ FLOAT_BYTES = 4
 
 
 class Vit(Family):
-    """Plain ViT blocks at every rate; `check` and the costs are all that a grid asks."""
+    """Plain ViT blocks at every rate: what a grid asks."""
 
     name = "vit"
-    nn_module = __name__  # the torch side stands below, in this file
+    nn_module = __name__  # the torch side stands below, in this file, as MODULES
     sizes = {"ti": Shape((32, 64, 128, 256), (1, 2, 4, 8), (4.0, 4.0, 4.0, 4.0))}
     depths = {"ti": (1, 1, 2, 1)}
     image_size = 64
 
-    def stem_cost(self, spec: GridSpec) -> EdgeCost:
+    def stem_cost(self, spec: GridNumbers) -> EdgeCost:
         """4×4 convolution of stride 4."""
         return patch_cost(spec, spec.in_channels, spec.stem_down, spec.stem_down)
 
-    def patch_embed_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def patch_embed_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """2×2 convolution of stride 2."""
         return patch_cost(spec, spec.width(rate), 2 * rate, 2)
 
-    def block_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def block_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """Keys and values are fixed: they are paid as soon as one token of the image is computed."""
         i, c, (h, w) = spec.index(rate), spec.width(rate), spec.map_size(rate)
         n, r = h * w, int(c * spec.shape.mlp_ratios[i])
@@ -56,23 +56,25 @@ class Vit(Family):
         moved = n * (10 * c + 2 * r)
         return EdgeCost(params, 2 * n * c * c, routed, FLOAT_BYTES * (params + 3 * n * c), FLOAT_BYTES * moved)
 
-    def output_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def output_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """The LayerNorm before the heads."""
         c, (h, w) = spec.width(rate), spec.map_size(rate)
         return EdgeCost(2 * c, 0, 0, FLOAT_BYTES * 2 * c, FLOAT_BYTES * 2 * h * w * c)
 
-    def check(self, spec: GridSpec) -> None:
+    def check(self, spec: GridNumbers) -> None:
         """Say in one line what the blocks below could not be built from."""
-        if spec.window is not None or spec.sr_ratios is not None:
-            raise SpecError("family: vit has neither window nor sr_ratios; leave them out")
         for width, heads in zip(spec.shape.widths, spec.shape.heads, strict=True):
             if width % heads:
                 raise SpecError(f"heads: {heads} does not divide width {width}; give a divisor")
             if width % 4:
                 raise SpecError(f"widths: {width} is no multiple of 4, which the sine positions need; give one")
 
+    def least_tokens(self, spec: GridNumbers, rate: int) -> int:
+        """A map may be of any size."""
+        return 1
 
-def patch_cost(spec: GridSpec, c_in: int, rate: int, side: int) -> EdgeCost:
+
+def patch_cost(spec: GridNumbers, c_in: int, rate: int, side: int) -> EdgeCost:
     """A convolution of `side`×`side` patches into the map at `rate`."""
     c, (h, w) = spec.width(rate), spec.map_size(rate)
     weights = c_in * side * side * c
@@ -83,7 +85,7 @@ def patch_cost(spec: GridSpec, c_in: int, rate: int, side: int) -> EdgeCost:
 VIT = Vit()
 
 
-# What it computes: the four classes that routespace.nn.families.base names. ------------------------------------
+# What it computes: the four classes that routespace.nn.families.base asks for. -----------------------------------
 
 
 class Attention(nn.Module):
@@ -105,7 +107,7 @@ class Attention(nn.Module):
     def queries(self, x: Tensor) -> Tensor:
         """(…, C) → (…, h, d)."""
         c = x.shape[-1]
-        return F.linear(x, self.qkv.weight[:c], self.qkv.bias[:c]).unflatten(-1, (self.heads, -1))
+        return F.linear(x, self.qkv.weight[:c], self.qkv.bias[:c]).view(*x.shape[:-1], self.heads, -1)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """Queries from x, keys and values from `seen`, both (B, N, C)."""
@@ -129,8 +131,8 @@ class Mlp(nn.Module):
 class VitBlock(Block):
     """x + attention(norm1(x)), then x + mlp(norm2(x)): for all tokens, under a mask, or for the kept ones."""
 
-    def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0, *, index: int = 0) -> None:
+        super().__init__()  # `index` is of use to blocks that alternate; these do not
         i, width = spec.index(rate), spec.width(rate)
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, spec.shape.heads[i])
@@ -168,56 +170,37 @@ class VitBlock(Block):
 
     def _drops(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Stochastic depth: a factor per image for each branch, 1.0 where nothing is dropped."""
-        drops = [drop_paths(x, self.drop_path, self.training) for _ in range(2)]
-        return tuple(1.0 if drop is None else drop for drop in drops)
+        first, second = (drop_paths(x, self.drop_path, self.training) for _ in range(2))
+        return 1.0 if first is None else first, 1.0 if second is None else second
 
 
-class Stage(stage.Stage):
-    """A transformer edge: `depth` blocks in a row. `first` matters to blocks that alternate; these do not."""
-
-    def __init__(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> None:
-        super().__init__([VitBlock(spec, rate, drop_path) for _ in range(depth)])
-
-
-class Patches(nn.Module):
-    """A convolution of whole patches; the map is padded on the right and at the bottom to hold them."""
-
-    def __init__(self, c_in: int, c_out: int, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.proj = nn.Conv2d(c_in, c_out, side, side)
-
-    def forward(self, grid: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C', ceil(H/side), ceil(W/side))."""
-        h, w = grid.shape[-2:]
-        return self.proj(F.pad(grid, (0, -w % self.side, 0, -h % self.side)))
-
-
-class Stem(Patches):
+class Stem(base.Stem):
     """Image → finest map, with positions added."""
 
     def __init__(self, spec: GridSpec) -> None:
-        super().__init__(spec.in_channels, spec.width(spec.stem_down), spec.stem_down)
+        super().__init__()
+        self.proj = nn.Conv2d(spec.in_channels, spec.width(spec.stem_down), spec.stem_down, spec.stem_down)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) pixels → (B, N, C)."""
-        grid = super().forward(images)
+        grid = patches(self.proj, images)
         return as_tokens(grid) + sine_positions(grid.shape[-2], grid.shape[-1], grid.shape[1]).to(grid)
 
 
-class PatchEmbed(Patches):
+class PatchEmbed(base.PatchEmbed):
     """Map of `rate` → map of 2·`rate`."""
 
     def __init__(self, spec: GridSpec, rate: int) -> None:
-        super().__init__(spec.width(rate), spec.width(2 * rate), 2)
+        super().__init__()
+        self.proj = nn.Conv2d(spec.width(rate), spec.width(2 * rate), 2, 2)
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
         x = x if visible is None else x * visible
-        return as_tokens(super().forward(as_map(x, hw)))
+        return as_tokens(patches(self.proj, as_map(x, hw)))
 
 
-class Output(nn.Module):
+class Output(base.Output):
     """What stands between the last node of a rate and the heads."""
 
     def __init__(self, spec: GridSpec, rate: int) -> None:
@@ -229,6 +212,12 @@ class Output(nn.Module):
         return self.norm(x)
 
 
+def patches(proj: nn.Conv2d, grid: Tensor) -> Tensor:
+    """A convolution of whole patches, (B, C, H, W) → (B, C', ceil(H/side), ceil(W/side)), padded to hold them."""
+    (h, w), side = grid.shape[-2:], proj.stride[0]
+    return proj(F.pad(grid, (0, -w % side, 0, -h % side)))
+
+
 def sine_positions(height: int, width: int, channels: int) -> Tensor:
     """(H·W, C): sines and cosines of row and column, a quarter of the channels each."""
     quarter = channels // 4
@@ -237,3 +226,6 @@ def sine_positions(height: int, width: int, channels: int) -> Tensor:
     y = torch.cat((rows.sin(), rows.cos()), 1)[:, None, :].expand(height, width, -1)
     x = torch.cat((columns.sin(), columns.cos()), 1)[None, :, :].expand(height, width, -1)
     return torch.cat((y, x), 2).flatten(0, 1)
+
+
+MODULES = FamilyModules(stem=Stem, block=VitBlock, patch_embed=PatchEmbed, output=Output)

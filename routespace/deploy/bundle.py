@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from routespace.deploy.folder import CARD_FILE, is_bundle, require_bundle_place
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, replaced_folder, write_json, write_text
+from routespace.grid.families.base import Family
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
@@ -193,8 +194,12 @@ def save_bundle(
     return card
 
 
-def load_bundle(folder: Path | str) -> Bundle:
+def load_bundle(folder: Path | str, *, families: Iterable[Family] = ()) -> Bundle:
     """The network, in evaluation mode on the CPU, and the card that `save_bundle` wrote.
+
+    Args:
+        folder: the bundle.
+        families: block families of your own that it may be made of; a file alone imports none.
 
     Raises:
         BundleError: not a bundle, or a file is missing, truncated, changed or of another bundle.
@@ -204,7 +209,7 @@ def load_bundle(folder: Path | str) -> Bundle:
     card = _read_card(folder / CARD_FILE)
     for name in (NETWORK_FILE, WEIGHTS_FILE):
         _check_file(folder / name, card.files.get(name))
-    net = load_net(folder)
+    net = load_net(folder, families=families)
     if (card.grid, card.architecture) != (net.spec.hash, net.architecture.hash):
         raise BundleError(
             f"{folder / CARD_FILE}: it is of architecture {card.architecture}, the network of "

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from routespace.errors import GridError
+from routespace.grid.families.base import Family
 from routespace.grid.graph import Edge, RoutingGrid, grid_of, live_edges
 from routespace.grid.spec import GridSpec, content_hash
 
@@ -191,8 +192,8 @@ class Architecture:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> Architecture:
-        """Rebuild what `to_json` wrote.
+    def from_json(cls, data: Any, *, families: Iterable[Family] = ()) -> Architecture:
+        """Rebuild what `to_json` wrote; `families` of your own may be named in it.
 
         Raises:
             GridError: not an architecture file, or one that was changed by hand into an illegal one.
@@ -203,7 +204,7 @@ class Architecture:
         edges = data.get("edges")
         if not isinstance(edges, dict):
             raise GridError("edges: missing; an architecture file maps edge names to 'open' or 'gated'")
-        architecture = cls(GridSpec.parse(data.get("spec")), edges)
+        architecture = cls(GridSpec.parse(data.get("spec"), families=families), edges)
         if data.get("hash", architecture.hash) != architecture.hash:
             raise GridError("hash: it does not match the edges; the file was changed, or is of another grid")
         return architecture
@@ -212,7 +213,7 @@ class Architecture:
         return Architecture, (self.spec, dict(self.edges))  # copies and pickles: a mapping proxy has neither
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Architecture) and self.hash == other.hash
+        return isinstance(other, Architecture) and self.hash == other.hash and self.grid == other.grid
 
     def __hash__(self) -> int:
         return hash(self.hash)

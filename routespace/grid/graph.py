@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import networkx as nx
 
 from routespace.errors import GridError
+from routespace.grid.families.base import Family
 from routespace.grid.spec import GridSpec
 
 Kind = Literal["transformer", "identity", "patch_embed"]
@@ -160,8 +161,8 @@ class RoutingGrid:
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> RoutingGrid:
-        """Rebuild a grid that `to_json` wrote.
+    def from_json(cls, data: Any, *, families: Iterable[Family] = ()) -> RoutingGrid:
+        """Rebuild a grid that `to_json` wrote; `families` of your own may be named in it.
 
         Raises:
             GridError: not a grid file, or its edges do not follow from its spec.
@@ -169,13 +170,14 @@ class RoutingGrid:
         """
         if not isinstance(data, dict) or data.get("format") != "routespace.grid/1":
             raise GridError("format: not a grid file; write one with `routespace build … -o grid.json`")
-        grid = cls(GridSpec.parse(data.get("spec")))
+        grid = cls(GridSpec.parse(data.get("spec"), families=families))
         if data.get("edges") != list(grid.edges) or data.get("hash", grid.hash) != grid.hash:
             raise GridError("edges: they do not follow from the spec; the file was changed, build it again")
         return grid
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RoutingGrid) and self.hash == other.hash
+        # The hash knows families by name; one that was defined again under its old name is another.
+        return isinstance(other, RoutingGrid) and (self.hash, self.spec.family) == (other.hash, other.spec.family)
 
     def __hash__(self) -> int:
         return hash(self.hash)

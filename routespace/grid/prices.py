@@ -30,9 +30,9 @@ def edge_cost(spec: GridSpec, edge: Edge) -> EdgeCost:
     if edge.kind == "identity":
         return NO_EDGE
     if edge.kind == "patch_embed":
-        return spec.block_family.patch_embed_cost(spec, edge.rate)
+        return spec.family.patch_embed_cost(spec, edge.rate)
     depth = spec.depth(edge.layer)
-    return EdgeCost(*(depth * number for number in spec.block_family.block_cost(spec, edge.rate)))
+    return EdgeCost(*(depth * number for number in spec.family.block_cost(spec, edge.rate)))
 
 
 def head_cost(spec: GridSpec) -> EdgeCost:
@@ -80,11 +80,11 @@ class CostTable:
     def __init__(self, grid: RoutingGrid, image_size: tuple[int, int] | int | None = None) -> None:
         spec = grid.spec
         if image_size is not None:
-            spec = GridSpec.parse(spec.model_dump(exclude_none=True) | {"image_size": image_size})
+            spec = spec.at(image_size)
         self.spec = spec
-        self.stem = spec.block_family.stem_cost(spec)
+        self.stem = spec.family.stem_cost(spec)
         self.edges = _grid_prices(grid, spec)
-        self.outputs = {rate: spec.block_family.output_cost(spec, rate) for rate in spec.output_rates}
+        self.outputs = {rate: spec.family.output_cost(spec, rate) for rate in spec.output_rates}
         self.head = head_cost(spec)
         self.paid = (self.stem, *self.outputs.values(), self.head)
         self._amounts: dict[str, dict[str, float]] = {}

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from routespace.errors import SpecError
-from routespace.grid.families.base import Family, Shape, get_family
+from routespace.grid.families.base import Family, PerRate, Shape
+from routespace.grid.families.lookup import allow_families, find_family, known_families
+from routespace.grid.families.pvt_v2 import PVT_V2
+from routespace.grid.families.shape import read_parameters, resolve_shape
 from routespace.grid.presets import preset_fields
 from routespace.values import Value
 
@@ -34,27 +46,25 @@ def _square(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _sides(value: Any) -> Any:
-    """One window side, or one per rate."""
-    if value is None:
-        return None
-    sides = value if isinstance(value, list | tuple) else [value]
-    if not all(type(side) is int and side >= 1 for side in sides):
-        raise ValueError("give one side in tokens from 1 up, or one per rate")
-    return value
-
-
-Window = Annotated[int | tuple[int, ...] | None, BeforeValidator(_sides)]
 ImageSize = Annotated[
     tuple[Annotated[Positive, Field(le=MAX_IMAGE_PX)], Annotated[Positive, Field(le=MAX_IMAGE_PX)]],
     BeforeValidator(_square),
 ]
+_IMAGE_SIZE: TypeAdapter[tuple[int, int]] = TypeAdapter(ImageSize)
+# A file holds a family's name; in Python the object stays, so that a spec can be made from another's fields.
+FamilyField = Annotated[
+    Family, PlainValidator(find_family), PlainSerializer(str, return_type=str, when_used="json")
+]
+# Hashes of grids hold these two whatever the family: they were fields of every grid once.
+_ALWAYS_HASHED = {"sr_ratios": None, "window": None}
 
 
 class GridSpec(Value):
     """The routing grid as a frozen value: layers × downsampling rates, and what stands on each edge.
 
-    A mapping that is parsed may also hold `preset`, the name of a grid whose fields the others replace.
+    Beside the fields below a grid has the parameters of its family, such as `sr_ratios` of pvt_v2 (one per rate)
+    and `window` of swin_v2 (one for all rates, or one per rate); see `Family.parameters`. It may also be given
+    `preset`, the name of a grid whose fields the others replace.
 
     Args:
         layers: number of columns L; nodes stand at columns 0…L.
@@ -62,11 +72,9 @@ class GridSpec(Value):
         stem_down: input pixels per token side after the stem.
         depths: blocks per transformer edge, one number for all layers or one per layer.
         embed_layers: columns in which patch embeddings stand: "all" (0…L) or a list.
-        family: `pvt_v2`, `swin_v2`, or your own as "package.module:FAMILY".
+        family: `pvt_v2`, `swin_v2`, or a Family of your own.
         size: named size of the family; its widths serve up to four rates.
-        widths, heads, mlp_ratios, sr_ratios: per rate, fine to coarse; each overrides the size's own.
-        window: window side in tokens (swin_v2), one for all rates or one per rate, fine to coarse. A map that is
-            smaller than its window has one window of its own size.
+        widths, heads, mlp_ratios: per rate, fine to coarse; each overrides the size's own.
         outputs: `coarsest` (one map, for classification) or `pyramid` (the last map of each rate).
         image_size: input height and width in pixels, or one number for a square.
         in_channels: image channels.
@@ -76,18 +84,18 @@ class GridSpec(Value):
         SpecError: naming the field and what is allowed.
     """
 
+    model_config = ConfigDict(extra="allow")  # the family's parameters, which `_read` has checked
+
     layers: Annotated[Positive, Field(le=MAX_LAYERS)]
     max_down: Positive = 32
     stem_down: Literal[4] = 4
     depths: Positive | tuple[Positive, ...] = 1
     embed_layers: Literal["all"] | tuple[Annotated[int, Field(strict=True, ge=0)], ...] = "all"
-    family: str = "pvt_v2"
+    family: FamilyField = PVT_V2
     size: str | None = None
     widths: tuple[Annotated[Positive, Field(le=MAX_WIDTH)], ...] | None = None
     heads: tuple[Positive, ...] | None = None
     mlp_ratios: tuple[Annotated[float, Field(gt=0, le=64)], ...] | None = None
-    sr_ratios: tuple[Positive, ...] | None = None
-    window: Window = None
     outputs: Literal["coarsest", "pyramid"] = "coarsest"
     image_size: ImageSize = (224, 224)
     in_channels: Positive = 3
@@ -95,10 +103,16 @@ class GridSpec(Value):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_preset(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "preset" not in data:
+    def _read(cls, data: Any) -> Any:
+        """Put a preset's fields in its place, and check the names and values of the family's parameters."""
+        if not isinstance(data, Mapping):
             return data
-        return preset_fields(str(data["preset"])) | {key: data[key] for key in data if key != "preset"}
+        fields = {name: value for name, value in data.items() if name != "preset"}
+        if "preset" in data:
+            fields = preset_fields(str(data["preset"])) | fields
+        family = find_family(fields.get("family", PVT_V2))
+        own = {name: fields.pop(name) for name in list(fields) if name not in cls.model_fields}
+        return fields | read_parameters(family, own, known=known_families().values(), fields=cls.field_names())
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,8 +139,17 @@ class GridSpec(Value):
                 f"{self.max_down}; give at least {self.max_down} px a side or a smaller max_down"
             )
         _ = self.shape  # resolves and checks widths and their companions
-        self.block_family.check(self)
+        self.family.check(self)
+        self._require_image(self.image_size)
         return self
+
+    def _require_image(self, size: tuple[int, int]) -> None:
+        """Raise SpecError for images that are too small for some map."""
+        if min(size) < self.least_image_px:
+            raise SpecError(
+                f"image_size: {size[0]}x{size[1]} px is too small for this grid of family {self.family}; "
+                f"give at least {self.least_image_px} px a side"
+            )
 
     @cached_property
     def rates(self) -> tuple[int, ...]:
@@ -134,10 +157,10 @@ class GridSpec(Value):
         count = (self.max_down // self.stem_down).bit_length()
         return tuple(self.stem_down << i for i in range(count))
 
-    @cached_property
-    def block_family(self) -> Family:
-        """The family object that `family` names."""
-        return get_family(self.family)
+    @property
+    def given(self) -> Mapping[str, PerRate]:
+        """The family's own parameters that were given for this grid, rather than by its size."""
+        return self.model_extra or {}
 
     @cached_property
     def shape(self) -> Shape:
@@ -146,45 +169,14 @@ class GridSpec(Value):
         Raises:
             SpecError: a size that the family lacks, or too few numbers for the rates.
         """
-        family, n = self.block_family, len(self.rates)
-        size = self.size
-        if size is None and self.widths is None:
-            size = next(iter(family.sizes))
-        if size is not None and size not in family.sizes:
-            raise SpecError(f"size: family {family.name} has no size {size!r}; allowed: {', '.join(family.sizes)}")
-        base = family.sizes[size] if size is not None else None
-        return Shape(
-            widths=self._per_rate("widths", self.widths, base and base.widths, n),
-            heads=self._per_rate("heads", self.heads, base and base.heads, n),
-            mlp_ratios=self._per_rate("mlp_ratios", self.mlp_ratios, base and base.mlp_ratios, n),
-            sr_ratios=self._sr_ratios(base, n),
-            window=self._window(base and base.window, n),
-        )
+        given = {"widths": self.widths, "heads": self.heads, "mlp_ratios": self.mlp_ratios, **self.given}
+        return resolve_shape(self.family, self.size, given, self.rates)
 
-    def _window(self, base: int | tuple[int, ...] | None, n: int) -> int | tuple[int, ...] | None:
-        """One number where all rates have the same, so that both ways to write it are the same grid."""
-        window = base if self.window is None else self.window
-        if not isinstance(window, tuple):
-            return window
-        sides: tuple[int, ...] = self._per_rate("window", self.window, base, n)
-        return sides[0] if len(set(sides)) == 1 else sides
-
-    def _sr_ratios(self, base: Shape | None, n: int) -> tuple[int, ...] | None:
-        default = next(iter(self.block_family.sizes.values())).sr_ratios
-        if self.sr_ratios is None and default is None:
-            return None
-        return self._per_rate("sr_ratios", self.sr_ratios, base and base.sr_ratios, n)
-
-    def _per_rate(self, field: str, given: Any, base: Any, n: int) -> Any:
-        values = given if given is not None else base
-        if values is None:
-            raise SpecError(f"{field}: missing; without a size give {n} numbers, one per rate {list(self.rates)}")
-        if len(values) < n or (given is not None and len(values) != n):
-            origin = "given" if given is not None else f"in size {self.size or 'default'}"
-            raise SpecError(
-                f"{field}: {len(values)} numbers {origin} for {n} rates {list(self.rates)}; give {n}, one per rate"
-            )
-        return tuple(values[:n])
+    def own(self, name: str, rate: int) -> int:
+        """The family's own parameter `name` at `rate`."""
+        value = self.shape.own.get(name, self.family.parameters[name].default)
+        assert value is not None  # `shape` refuses a parameter that is missing
+        return value if isinstance(value, int) else value[self.index(rate)]
 
     def depth(self, layer: int) -> int:
         """Blocks of a transformer edge in column `layer`."""
@@ -207,6 +199,31 @@ class GridSpec(Value):
         return map_size(self.image_size, rate)
 
     @cached_property
+    def least_image_px(self) -> int:
+        """The shortest side of an image that all maps of the grid can be computed from."""
+        tokens = ((rate, self.family.least_tokens(self, rate)) for rate in self.rates)
+        return max(self.max_down, *((least - 1) * rate + 1 for rate, least in tokens))
+
+    def at(self, image_size: tuple[int, int] | int) -> GridSpec:
+        """The same grid for images of another size, all other numbers as they are.
+
+        Args:
+            image_size: height and width in pixels, or one number for a square.
+
+        Raises:
+            SpecError: no such size, or one that is too small for some map.
+        """
+        try:
+            size = _IMAGE_SIZE.validate_python(image_size)
+        except ValidationError as error:
+            raise SpecError(
+                f"image_size: {image_size!r:.60} is not allowed; give a side from 1 to {MAX_IMAGE_PX} px, or two"
+            ) from error
+        self._require_image(size)
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_construct(**{**fields, **self.given, "image_size": size})
+
+    @cached_property
     def embed_columns(self) -> frozenset[int]:
         """Columns in which patch embeddings stand."""
         return frozenset(range(self.layers + 1) if self.embed_layers == "all" else self.embed_layers)
@@ -218,8 +235,8 @@ class GridSpec(Value):
 
     def canonical(self) -> dict[str, Any]:
         """Everything that fixes the grid, with sizes resolved to numbers: equal grids give equal dicts."""
-        data = self.model_dump(mode="json", exclude={"size"})
-        data |= self.shape._asdict()
+        data = self.model_dump(mode="json", exclude={"size", *self.given}) | _ALWAYS_HASHED
+        data |= {"widths": self.shape.widths, "heads": self.shape.heads, **self.shape.own}
         data["depths"] = [self.depth(layer) for layer in range(self.layers)]
         data["embed_layers"] = sorted(self.embed_columns)
         data["mlp_ratios"] = [float(ratio) for ratio in self.shape.mlp_ratios]
@@ -231,14 +248,30 @@ class GridSpec(Value):
         return content_hash(self.canonical())
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> GridSpec:
+    def parse(cls, data: Any, *, name: str = "", families: Iterable[Family] = ()) -> Self:
+        """Validate a mapping.
+
+        Args:
+            data: field → content, as JSON or YAML give it.
+            name: what errors put before the field.
+            families: of your own, which the mapping may name.
+
+        Raises:
+            SpecError: one line: the field, what was given, what is allowed.
+        """
+        with allow_families(*families):
+            return super().parse(data, name=name)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
         """A named grid: see `routespace.grid.presets`; keyword arguments replace fields."""
         return cls.parse({"preset": name} | overrides)
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """What a mapping may hold: the fields, and `preset` for those of a named grid."""
-        return [*super().field_names(), "preset"]
+        """What a mapping may hold: the fields, every known family's parameters, and `preset`."""
+        own = [name for family in known_families().values() for name in family.parameters]
+        return [*super().field_names(), *dict.fromkeys(own), "preset"]
 
 
 def map_size(image_size: tuple[int, int], rate: int) -> tuple[int, int]:

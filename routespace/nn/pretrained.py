@@ -10,7 +10,7 @@ from torch import nn
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.checkpoints import adapted_input, shown, state_dict_of
-from routespace.nn.families.base import StateDict, TimmWeights
+from routespace.nn.families.base import StateDict, TimmWeights, modules_of
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
@@ -45,14 +45,13 @@ def load_timm_weights(
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     head = net.head if isinstance(net, TaskNet) else None
     net = backbone_of(net)
-    parts = net.spec.block_family.modules()
-    if not hasattr(parts, "from_timm"):
+    from_timm = modules_of(net.spec.family).from_timm
+    if from_timm is None:
         raise SpecError(f"family: {net.spec.family} has no weights in timm; train from scratch")
     if path is None:
         path = net.architecture if net.architecture.is_static else Architecture.staircase(net.architecture.grid)
     state = state_dict_of(weights)
-    sorted_weights: TimmWeights = parts.from_timm(state)
-    return _load(net, head, sorted_weights, path, told=shown(state))
+    return _load(net, head, from_timm(state), path, told=shown(state))
 
 
 def _load(

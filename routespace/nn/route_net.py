@@ -25,7 +25,7 @@ from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import map_size
-from routespace.nn.families.base import Block, Stage
+from routespace.nn.families.base import Block, FamilyModules, Stage, modules_of
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.module import PlainModule
 from routespace.nn.plan import Embed, Row, compile_plan
@@ -94,8 +94,8 @@ class RouteNet(nn.Module):
         self.spec = spec
         self._deciding = deciding
         self.plan = compile_plan(architecture)
-        parts = spec.block_family.modules()
-        self.stem = source.stem if source else parts.Stem(spec)
+        parts = modules_of(spec.family)
+        self.stem = source.stem if source else parts.stem(spec)
         self.edges = nn.ModuleDict()
         self.gates = nn.ModuleDict()
         for step in self.plan:
@@ -107,18 +107,18 @@ class RouteNet(nn.Module):
                 self.gates[name] = source.gates[name] if source else self._make_gate(step)
         self.outputs = nn.ModuleDict(
             {
-                f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.Output(spec, rate)
+                f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.output(spec, rate)
                 for rate in spec.output_rates
             }
         )
 
-    def _make_edge(self, step: Row | Embed, parts: object, drop_path: float) -> nn.Module:
+    def _make_edge(self, step: Row | Embed, parts: FamilyModules, drop_path: float) -> nn.Module:
         layer, rate = step.source
         if isinstance(step, Embed):
-            return parts.PatchEmbed(self.spec, rate)  # type: ignore[attr-defined]
+            return parts.patch_embed(self.spec, rate)
         share = layer / max(1, self.spec.layers - 1)
         first = self.spec.blocks_before(layer)
-        return parts.Stage(self.spec, rate, self.spec.depth(layer), drop_path * share, first=first)  # type: ignore[attr-defined]
+        return parts.stage(self.spec, rate, self.spec.depth(layer), drop_path * share, first=first)
 
     def _make_gate(self, step: Row | Embed) -> Gate:
         rows = isinstance(step, Row)
@@ -177,7 +177,7 @@ class RouteNet(nn.Module):
             SpecError: the family has no compiled steps (swin_v2).
         """
         if on and not any(isinstance(part, Block) and part.has_compiled_steps for part in self.modules()):
-            raise SpecError(f"compile: family {self.spec.family!r} has no compiled steps; leave it out")
+            raise SpecError(f"compile: family {self.spec.family} has no compiled steps; leave it out")
         compile_blocks(self, on)
         return self
 
@@ -200,7 +200,7 @@ class RouteNet(nn.Module):
         """Run the network.
 
         Args:
-            images: (B, in_channels, H, W) normalised pixels. Any size that the coarsest rate fits in.
+            images: (B, in_channels, H, W) normalised pixels, H and W of at least `spec.least_image_px`.
             routes: decisions to replay instead of asking the gates.
 
         Returns:
@@ -253,10 +253,10 @@ class RouteNet(nn.Module):
 
     def _map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
         height, width = images.shape[-2:]
-        if images.shape[1] != self.spec.in_channels or min(height, width) < self.spec.max_down:
+        if images.shape[1] != self.spec.in_channels or min(height, width) < self.spec.least_image_px:
             raise SpecError(
                 f"images: {tuple(images.shape)} does not fit; give (B, {self.spec.in_channels}, H, W) with "
-                f"H and W of at least {self.spec.max_down}"
+                f"H and W of at least {self.spec.least_image_px}"
             )
         return {rate: map_size((height, width), rate) for rate in self.spec.rates}
 

@@ -6,7 +6,7 @@ that they belong to: a crash or a full disk leaves the old network or an error, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from routespace.errors import BundleError, RoutespaceError
 from routespace.files import read_json, write_bytes, write_json
 from routespace.grid.architecture import Architecture
+from routespace.grid.families.base import Family
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.heads.kinds import head_data, make_head
 from routespace.nn.module import unwrap
@@ -75,10 +76,14 @@ def check_loads(net: TaskNet) -> None:
         )
 
 
-def load_net(folder: Path) -> TaskNet:
+def load_net(folder: Path, *, families: Iterable[Family] = ()) -> TaskNet:
     """The network that `save_net` wrote, with its weights in the types that were saved.
 
     A network with gates computes by `auto`, so that what its gates skip is not computed.
+
+    Args:
+        folder: where it lies.
+        families: block families of your own that it may be made of; a file alone imports none.
 
     Raises:
         BundleError: a file is missing, truncated, or weights and architecture do not belong together.
@@ -87,7 +92,7 @@ def load_net(folder: Path) -> TaskNet:
     if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_1):
         raise BundleError(f"{folder / NETWORK_FILE}: not a {FORMAT} file; give a folder that routespace wrote")
     try:
-        architecture = Architecture.from_json(data.get("architecture"))
+        architecture = Architecture.from_json(data.get("architecture"), families=families)
         gates = GateSpec.parse(data.get("gates"), name="gates")
         flat = data["format"] == FORMAT_1
         head = {"kind": "classify" if architecture.spec.num_classes else "maps"} if flat else data.get("head")

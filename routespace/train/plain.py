@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 
-from routespace.errors import BudgetError
+from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
@@ -28,23 +29,32 @@ def plain_recipe(recipe: Recipe, macs: float) -> Recipe:
     Raises:
         BudgetError: even one pair of channels a head takes more.
     """
-    heads = recipe.grid.shape.heads
-    fields = recipe.grid.model_dump(exclude_none=True, exclude={"size"})
+    grid, heads = recipe.grid, recipe.grid.shape.heads
+    # Without size and widths a grid has its family's first size; with widths alone it would have none.
+    size = grid.size if grid.size is not None or grid.widths is not None else next(iter(grid.family.sizes))
+    fields = grid.model_dump(exclude_none=True) | ({} if size is None else {"size": size})
 
-    def cost(sizes: tuple[int, ...]) -> float:
-        widths = tuple(size * head for size, head in zip(sizes, heads, strict=True))
-        grid = RoutingGrid(GridSpec.parse(fields | {"widths": widths}))
-        return architecture_cost(Architecture.staircase(grid)).macs
+    def widths_of(channels: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(each * head for each, head in zip(channels, heads, strict=True))
 
-    largest = max(width // head for width, head in zip(recipe.grid.shape.widths, heads, strict=True))
-    equal = min(range(2, 2 * largest), key=lambda size: abs(cost((size,) * len(heads)) - macs))
-    if cost((2,) * len(heads)) > macs:
+    def cost(channels: tuple[int, ...]) -> float:
+        """MACs of the staircase; infinite where the family cannot have such widths."""
+        try:
+            spec = GridSpec.parse(fields | {"widths": widths_of(channels)})
+        except SpecError:
+            return math.inf
+        return architecture_cost(Architecture.staircase(RoutingGrid(spec))).macs
+
+    largest = max(width // head for width, head in zip(grid.shape.widths, heads, strict=True))
+    equal_costs = {each: cost((each,) * len(heads)) for each in range(2, 2 * largest)}
+    if min(equal_costs.values()) > macs:
         raise BudgetError(
             f"macs: {macs / 1e6:.4g} MMACs is less than the narrowest plain network of this grid takes"
         )
+    equal = min(equal_costs, key=lambda each: abs(equal_costs[each] - macs))
     near = range(max(2, equal - NEAR), equal + NEAR + 1)
-    candidates = sorted(itertools.product(near, repeat=len(heads)), key=lambda sizes: max(sizes) - min(sizes))
-    close = (sizes for sizes in candidates if abs(cost(sizes) / macs - 1) <= CLOSE_FRAC)
-    sizes = next(close, (equal,) * len(heads))
-    widths = [size * head for size, head in zip(sizes, heads, strict=True)]
-    return recipe.override({"name": f"{recipe.name}_plain", "routing": "static", "grid.widths": widths})
+    candidates = sorted(itertools.product(near, repeat=len(heads)), key=lambda each: max(each) - min(each))
+    close = (each for each in candidates if abs(cost(each) / macs - 1) <= CLOSE_FRAC)
+    widths = list(widths_of(next(close, (equal,) * len(heads))))
+    changes = {"name": f"{recipe.name}_plain", "routing": "static", "grid.size": size, "grid.widths": widths}
+    return recipe.override(changes)

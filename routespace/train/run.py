@@ -30,6 +30,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, read_json, undone, write_text
 from routespace.grid.architecture import Architecture
+from routespace.grid.families.lookup import allow_families
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
 from routespace.nn.task_net import TaskNet
@@ -107,10 +108,11 @@ def train(
     out = Path(out)
     recipe, architecture = with_init(located(recipe), init)
     if resume:
-        recipe, architecture = resumable(out, recipe, architecture, from_init=init is not None)
+        with allow_families(recipe.grid.family):
+            recipe, architecture = resumable(out, recipe, architecture, from_init=init is not None)
         if (out / RESULT).exists():
             result = read_json(out / RESULT, wanted="the folder of a run")
-            return RunResult(out, result, load_net(out / "net").eval())
+            return RunResult(out, result, load_net(out / "net", families=[recipe.grid.family]).eval())
     target = check_budget(recipe, architecture)
     accelerator = _accelerator(recipe, architecture)
     first = accelerator.is_main_process

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, replaced_folder, require_place, write_json, write_text
 from routespace.grid.architecture import Architecture
+from routespace.grid.families.lookup import allow_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import USAGE_FORMAT
@@ -37,7 +38,8 @@ def fine_tuning(recipe: Recipe, grid: GridSpec, gates: GateSpec) -> Recipe:
     if recipe.budget.of == "base" and grid.size is None:
         raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
     parts = {"grid": grid.model_dump(mode="json"), "gates": gates.model_dump(mode="json")}
-    return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
+    with allow_families(grid.family):
+        return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
 
 
 def checkpoint_path(out: Path) -> Path:

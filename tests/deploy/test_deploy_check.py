@@ -39,8 +39,10 @@ def test_four_counts_of_swin_v2():
 @pytest.mark.parametrize("architecture", [Architecture.full, Architecture.staircase])
 def test_four_counts_of_the_vit_example(monkeypatch, architecture):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    fields = {"layers": 2, "max_down": 8, "family": "vit_family:VIT", "image_size": (40, 56), "num_classes": 3}
-    report = compare(architecture(RoutingGrid(GridSpec.parse(fields))))
+    from vit_family import VIT
+
+    spec = GridSpec(layers=2, max_down=8, family=VIT, image_size=(40, 56), num_classes=3)
+    report = compare(architecture(RoutingGrid(spec)))
     assert report.ok, report.lines()
 
 

@@ -61,7 +61,7 @@ def test_every_preset_with_its_gates_costs_what_torch_counts(preset: str) -> Non
 
 def test_the_quick_presets_are_two_of_each_family() -> None:
     assert set(QUICK) <= set(preset_names())
-    families = [GridSpec.preset(name).family for name in QUICK]
+    families = [GridSpec.preset(name).family.name for name in QUICK]
     assert {family: families.count(family) for family in FAMILIES} == dict.fromkeys(FAMILIES, 2)
 
 

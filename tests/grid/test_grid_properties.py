@@ -80,7 +80,7 @@ def test_hash_is_equal_for_size_and_explicit_widths(spec: GridSpec) -> None:
             "widths": shape.widths,
             "heads": shape.heads,
             "mlp_ratios": shape.mlp_ratios,
-            "sr_ratios": shape.sr_ratios,
+            **shape.own,
         }
         | {
             "depths": [spec.depth(layer) for layer in range(spec.layers)],

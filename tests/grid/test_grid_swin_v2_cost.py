@@ -13,7 +13,7 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.families.base import EdgeCost
-from routespace.grid.families.swin_v2 import padded_size, window_of, window_sides
+from routespace.grid.families.swin_v2 import padded_size, window_sides
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import preset_names
@@ -46,14 +46,14 @@ def priced(cost: EdgeCost) -> tuple[int, int]:
 @pytest.mark.parametrize("size", ["t", "b"])
 def test_every_part_costs_what_torch_counts(size, image):
     spec = GridSpec.preset(f"swin_v2_{size}", image_size=image, in_channels=4)
-    family = spec.block_family
+    family = spec.family
     with torch.device("meta"):
         assert priced(family.stem_cost(spec)) == counted(Stem(spec), meta(1, 4, *image))
         for rate in spec.rates:
             hw = spec.map_size(rate)
             x = meta(1, hw[0] * hw[1], spec.width(rate))
             for shifted in (False, True):
-                block = SwinBlock(spec, rate, shifted=shifted)
+                block = SwinBlock(spec, rate, index=int(shifted))
                 assert priced(family.block_cost(spec, rate)) == counted(block, x, hw)
             assert priced(family.output_cost(spec, rate)) == counted(Output(spec, rate), x)
             if rate < spec.max_down:
@@ -66,9 +66,9 @@ def test_other_windows_and_ratios(window, ratio):
     with torch.device("meta"):
         for rate in spec.rates:
             hw = spec.map_size(rate)
-            block = SwinBlock(spec, rate, shifted=True)
+            block = SwinBlock(spec, rate, index=1)
             x = meta(1, hw[0] * hw[1], spec.width(rate))
-            assert priced(spec.block_family.block_cost(spec, rate)) == counted(block, x, hw)
+            assert priced(spec.family.block_cost(spec, rate)) == counted(block, x, hw)
 
 
 @pytest.mark.parametrize("image", [(256, 256), (160, 224), (100, 132)])
@@ -81,9 +81,9 @@ def test_a_window_for_each_rate_costs_what_torch_counts(window, image):
             hw = spec.map_size(rate)
             x = meta(1, hw[0] * hw[1], spec.width(rate))
             for shifted in (False, True):
-                block = SwinBlock(spec, rate, shifted=shifted)
-                assert block.window == window_of(spec, rate) == side
-                assert priced(spec.block_family.block_cost(spec, rate)) == counted(block, x, hw)
+                block = SwinBlock(spec, rate, index=int(shifted))
+                assert block.window == spec.own("window", rate) == side
+                assert priced(spec.family.block_cost(spec, rate)) == counted(block, x, hw)
         cost = architecture_cost(architecture, gates=gates)
         assert counted(TaskNet.classifier(architecture, gates).eval(), meta(1, 3, *image)) == (
             cost.params,
@@ -102,7 +102,7 @@ def test_a_window_for_each_rate_is_saved_and_read_back():
     grid = RoutingGrid(GridSpec.preset("swin_v2_t", window=[16, 8, 8, 4]))
     again = RoutingGrid.from_json(json.loads(json.dumps(grid.to_json())))
     assert again.spec == grid.spec
-    assert again.spec.window == (16, 8, 8, 4)
+    assert again.spec.given["window"] == (16, 8, 8, 4)
     hashes = {GridSpec.preset("swin_v2_t", window=w).hash for w in (8, 16, (16, 8, 8, 4), (8, 16, 8, 4))}
     assert len(hashes | {grid.hash}) == 4
 
@@ -177,9 +177,9 @@ def test_windows_are_clamped_to_the_map():
 def test_a_sizes_own_window_is_clamped_in_silence():
     assert GridSpec.preset("swin_v2_t", image_size=(32, 256), window=8).map_size(4) == (8, 64)
     spec = GridSpec.preset("swin_v2_t", image_size=(32, 32), max_down=16)
-    assert window_sides(spec.map_size(8), spec.shape.window) == (4, 4)
+    assert window_sides(spec.map_size(8), spec.own("window", 8)) == (4, 4)
     tiny = GridSpec(layers=1, max_down=4, family="swin_v2", image_size=(16, 256))
-    assert window_sides(tiny.map_size(4), tiny.shape.window) == (4, 8)
+    assert window_sides(tiny.map_size(4), tiny.own("window", 4)) == (4, 8)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_a_sizes_own_window_is_clamped_in_silence():
         ({"window": []}, "window: 0 numbers given for 4 rates"),
         (
             {"window": [8, 8, 8, 0]},
-            "window: give one side in tokens from 1 up, or one per rate (given: [8, 8, 8, 0])",
+            "window: [8, 8, 8, 0] is not allowed; give one whole number from 1 up, or one per rate",
         ),
-        ({"window": 0}, "window: give one side in tokens from 1 up, or one per rate (given: 0)"),
-        ({"window": "8"}, "window: give one side"),
+        ({"window": 0}, "window: 0 is not allowed; give one whole number from 1 up, or one per rate"),
+        ({"window": "8"}, "window: '8' is not allowed; give one whole number"),
         ({"sr_ratios": [8, 4, 2, 1]}, "sr_ratios: family swin_v2"),
         ({"heads": [5, 6, 12, 24]}, "heads: 5 does not divide width 96 at rate 4"),
         ({"mlp_ratios": [0.001, 4, 4, 4]}, "mlp_ratios: 0.001 leaves no hidden channel at rate 4"),

@@ -8,7 +8,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.families.swin_v2 import PatchEmbed, Stage, SwinBlock
+from routespace.nn.families.swin_v2 import MODULES, PatchEmbed, SwinBlock
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import spread
 from routespace.nn.routing.routes import Routes
@@ -80,7 +80,7 @@ def run(module, call, x):
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize(("hw", "window"), SIZES)
 def test_packed_is_masked(kind, visible, shifted, hw, window):
-    block = shake(SwinBlock(spec_of(hw, window), RATE, shifted=shifted))
+    block = shake(SwinBlock(spec_of(hw, window), RATE, index=int(shifted)))
     kept = mask_of(kind, hw)
     reached = kept | mask_of("ragged", hw) if visible == "reached" else None
 
@@ -105,7 +105,7 @@ def test_packed_is_masked(kind, visible, shifted, hw, window):
 @pytest.mark.parametrize("shifted", [False, True])
 def test_all_kept_is_the_plain_block(shifted):
     hw = (11, 13)
-    block = shake(SwinBlock(spec_of(hw, 4), RATE, shifted=shifted))
+    block = shake(SwinBlock(spec_of(hw, 4), RATE, index=int(shifted)))
     x = torch.randn(2, 143, 24)
     keep = KeptTokens(torch.ones(2, 143, dtype=torch.bool), hw)
     assert torch.allclose(block.masked(x, hw, keep), block(x, hw), atol=1e-6)
@@ -116,7 +116,7 @@ def test_all_kept_is_the_plain_block(shifted):
 @pytest.mark.parametrize("packed", [False, True])
 def test_skipped_tokens_are_seen_only_where_visible(packed):
     hw = (8, 8)
-    block = shake(SwinBlock(spec_of(hw), RATE, shifted=False))
+    block = shake(SwinBlock(spec_of(hw), RATE, index=0))
     kept = mask_of("random", hw, 1)
     x = torch.randn(1, 64, 24)
     changed = torch.where(kept.unsqueeze(-1), x, x + 1)
@@ -132,7 +132,7 @@ def test_skipped_tokens_are_seen_only_where_visible(packed):
 @pytest.mark.parametrize("keys", ["all", "kept"])
 def test_a_stage_shares_its_tables_and_leaves_its_input_alone(keys):
     hw = (11, 13)
-    stage = shake(Stage(spec_of(hw, 4), RATE, 4))
+    stage = shake(MODULES.stage(spec_of(hw, 4), RATE, 4))
     kept = mask_of("random", hw)
     x = torch.randn(3, 143, 24)
     before = x.clone()
@@ -195,12 +195,12 @@ def test_routing_runs_no_more_than_it_counts():
     """MACs of packed blocks, counted by torch, against the price list: whole windows scale down entirely."""
     hw = (32, 32)
     spec = GridSpec.preset("swin_v2_t", image_size=256)
-    cost = spec.block_family.block_cost(spec, RATE)
+    cost = spec.family.block_cost(spec, RATE)
     x = torch.randn(1, 1024, 192)
     squares = torch.zeros(1, 16, dtype=torch.bool)
     squares[0, ::2] = True
     for shifted, limit in ((False, 0.5 * cost.macs), (True, cost.fixed_macs + 0.5 * cost.routed_macs)):
-        block = SwinBlock(spec, RATE, shifted=shifted)
+        block = SwinBlock(spec, RATE, index=int(shifted))
         keep = KeptTokens(spread(squares, hw, 8), hw)
         with FlopCounterMode(display=False) as counter:
             block.packed(x.clone(), hw, keep)
@@ -211,7 +211,7 @@ def test_routing_runs_no_more_than_it_counts():
 @torch.no_grad()
 def test_stochastic_depth_drops_whole_images_in_both_modes():
     hw = (8, 8)
-    block = shake(SwinBlock(spec_of(hw), RATE, shifted=False, drop_path=0.5)).train()
+    block = shake(SwinBlock(spec_of(hw), RATE, index=0, drop_path=0.5)).train()
     keep = KeptTokens(mask_of("random", hw), hw)
     x = torch.randn(3, 64, 24)
     torch.manual_seed(5)
@@ -223,7 +223,7 @@ def test_stochastic_depth_drops_whole_images_in_both_modes():
 @torch.no_grad()
 def test_packed_runs_in_bfloat16_autocast():
     hw = (11, 13)
-    block = shake(SwinBlock(spec_of(hw, 4), RATE, shifted=True))
+    block = shake(SwinBlock(spec_of(hw, 4), RATE, index=1))
     kept = mask_of("random", hw)
     x = torch.randn(3, 143, 24)
     for keys in ("all", "kept"):

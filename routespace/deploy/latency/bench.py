@@ -19,6 +19,7 @@ from routespace.deploy.latency.parts import COLUMN_GATE, ROW_GATE, PartKey, part
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
+from routespace.nn.families.base import modules_of
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.packing.maps import spread
 from routespace.nn.routing.deciding import Deciding
@@ -57,7 +58,7 @@ class Bench:
         self.grid, self.spec = grid, grid.spec
         self.device, self.batch, self.dtype, self.compiled = device, batch, dtype, compiled
         self.gated, self.gates = gates is not None, gates or GateSpec()
-        self._classes = self.spec.block_family.modules()
+        self._modules = modules_of(self.spec.family)
         if compiled:  # refused here where it cannot be, before anything is measured
             with torch.device("meta"):
                 TaskNet.classifier(Architecture.full(grid)).compile_blocks()
@@ -84,7 +85,7 @@ class Bench:
         kind, rate, depth, phase = key
         spec, hw = self.spec, self.spec.map_size(rate) if rate else (0, 0)
         if kind == "stem":
-            stem, images = self._ready(self._classes.Stem(spec)), self.images()
+            stem, images = self._ready(self._modules.stem(spec)), self.images()
             return lambda: stem(images)
         if kind == "head":
             head, pooled = (
@@ -94,16 +95,16 @@ class Bench:
             return lambda: head(pooled.mean(1))
         x = self._map(rate)
         if kind == "output":
-            output = self._ready(self._classes.Output(spec, rate))
+            output = self._ready(self._modules.output(spec, rate))
             return lambda: output(x)
         if kind == "merge":
             return lambda: _merge(x, CHAIN)
         if kind in (ROW_GATE, COLUMN_GATE):
             return self._decisions(rate, rows=kind == ROW_GATE)
         if kind == "patch_embed":
-            embeds = [self._ready(self._classes.PatchEmbed(spec, rate)) for _ in range(CHAIN)]
+            embeds = [self._ready(self._modules.patch_embed(spec, rate)) for _ in range(CHAIN)]
             return lambda: [embed(x, hw) for embed in embeds]
-        stages = [self._ready(self._classes.Stage(spec, rate, depth, first=phase)) for _ in range(CHAIN)]
+        stages = [self._ready(self._modules.stage(spec, rate, depth, first=phase)) for _ in range(CHAIN)]
         if keep == 1.0:
             return lambda: _chain(stages, x, hw)
         equal = share_count(keep, self._places(rate)) if self.gates.capacity else None

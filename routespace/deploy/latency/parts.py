@@ -101,7 +101,7 @@ def edge_key(spec: GridSpec, edge: Edge) -> PartKey:
     assert edge.kind != "identity", "an identity takes no time"
     if edge.kind == "patch_embed":
         return PartKey("patch_embed", edge.rate)
-    phase = spec.blocks_before(edge.layer) % spec.block_family.alternates
+    phase = spec.blocks_before(edge.layer) % spec.family.alternates
     return PartKey("transformer", edge.rate, spec.depth(edge.layer), phase)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -27,6 +27,8 @@ from routespace.deploy.latency.parts import Milliseconds, PartKey, PartTime, edg
 from routespace.errors import GridError, SpecError
 from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
+from routespace.grid.families.base import Family
+from routespace.grid.families.lookup import allow_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node, RoutingGrid
 from routespace.grid.resources import MeasuredPrices
@@ -239,7 +241,9 @@ def save_table(table: LatencyTable, path: Path | str) -> None:
     write_json(path, table.model_dump(mode="json", exclude_none=True))
 
 
-def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyTable:
+def load_table(
+    path: Path | str, *, grid: RoutingGrid | None = None, families: Iterable[Family] = ()
+) -> LatencyTable:
     """Read what `save_table` wrote; warns (UserWarning) when it is of another device or version.
 
     The times hold for `table.device.threads` threads of torch, whatever this process uses.
@@ -247,6 +251,7 @@ def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyT
     Args:
         path: the file.
         grid: the grid that it must be of.
+        families: block families of your own that it may name.
 
     Raises:
         SpecError: no such file, no table, or one with missing, repeated, negative or undefined times.
@@ -254,7 +259,8 @@ def load_table(path: Path | str, *, grid: RoutingGrid | None = None) -> LatencyT
     """
     data = read_json(path, wanted="a table from `routespace profile`", error=SpecError)
     try:
-        table = LatencyTable.parse(data)
+        with allow_families(*families, *([grid.spec.family] if grid is not None else [])):
+            table = LatencyTable.parse(data)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
     if grid is not None:

@@ -1,22 +1,22 @@
-"""What a block family is: its widths, its costs and (lazily) its torch modules.
+"""What a block family tells a grid: its sizes, its parameters and what everything costs. No torch.
 
-A family is the one thing that a third kind of block has to bring: see `docs/new-family.md`. The grid asks it
-for numbers only, so importing a family must not import torch; `modules()` does that when a network is built.
+A family is the one thing that a third kind of block has to bring: see `docs/new-family.md`. Its modules live in
+another file (or below, in the same one), which is imported when a network is built.
 
 Shape legend: H, W map height and width in tokens · N = H·W tokens.
 """
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from routespace.errors import SpecError
 
-if TYPE_CHECKING:
-    from routespace.grid.spec import GridSpec
+PerRate = int | tuple[int, ...]
+"""One whole number for all rates, or one per rate, fine to coarse."""
 
 
 class EdgeCost(NamedTuple):
@@ -52,25 +52,102 @@ class EdgeCost(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Per-rate numbers of one family size, one entry per rate from fine to coarse; `window` may be one for all."""
+    """Per-rate numbers of one family size, one entry per rate from fine to coarse.
+
+    Attributes:
+        widths, heads, mlp_ratios: what every family has.
+        own: the family's own parameters by name; see `Family.parameters`.
+    """
 
     widths: tuple[int, ...]
     heads: tuple[int, ...]
     mlp_ratios: tuple[float, ...]
-    sr_ratios: tuple[int, ...] | None = None
-    window: int | tuple[int, ...] | None = None
+    own: Mapping[str, PerRate] = {}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Whole numbers that a family asks for beside widths, heads and MLP ratios, one per rate.
+
+    Attributes:
+        help: what it is, as the command line tells it.
+        one_for_all: whether a single number may stand for all rates.
+        least: the smallest number allowed.
+        default: what stands where neither the grid nor its size gives a number; None: one must be given.
+    """
+
+    help: str
+    one_for_all: bool = False
+    least: int = 1
+    default: int | None = None
+
+    def read(self, name: str, value: Any) -> PerRate:
+        """A given value, checked.
+
+        Raises:
+            SpecError: it is no whole number, or list of such; `name` is the parameter's.
+        """
+        numbers = value if isinstance(value, list | tuple) else [value] if self.one_for_all else [None]
+        if not all(type(number) is int and number >= self.least for number in numbers):
+            wanted = "one whole number" if self.one_for_all else "whole numbers"
+            more = ", or one per rate" if self.one_for_all else ", one per rate"
+            raise SpecError(f"{name}: {value!r:.60} is not allowed; give {wanted} from {self.least} up{more}")
+        return tuple(value) if isinstance(value, list | tuple) else value
+
+
+class GridNumbers(Protocol):
+    """What a family may read of a grid; a `GridSpec` is one.
+
+    Attributes:
+        image_size: input height and width in pixels.
+        in_channels: image channels.
+        stem_down, max_down: the finest and the coarsest rate.
+        rates: all rates, fine to coarse.
+        shape: numbers per rate, for these rates.
+        given: the family's own parameters that were given for this grid, rather than by its size.
+    """
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def stem_down(self) -> int: ...
+    @property
+    def max_down(self) -> int: ...
+    @property
+    def rates(self) -> tuple[int, ...]: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def given(self) -> Mapping[str, PerRate]: ...
+
+    def index(self, rate: int) -> int:
+        """Position of `rate` in `rates`."""
+
+    def width(self, rate: int) -> int:
+        """Channels of a token at `rate`."""
+
+    def map_size(self, rate: int) -> tuple[int, int]:
+        """Height and width in tokens of the map at `rate`."""
+
+    def own(self, name: str, rate: int) -> int:
+        """The family's own parameter `name` at `rate`."""
 
 
 class Family(ABC):
-    """A block family: its named sizes, the price of each edge kind and the modules that compute them.
+    """A block family: its named sizes, the price of each edge kind and where its modules are.
 
-    Every cost is a pure function of the spec.
+    Every cost is a pure function of the grid's numbers. Families are equal when their class and name are.
 
     Attributes:
-        name: what `GridSpec.family` calls it.
+        name: what specs, files and messages call it.
         sizes: size name → per-rate numbers; the first is the default.
         depths: size name → blocks per stage of the family's plain network.
-        nn_module: import name of the torch side.
+        parameters: name → what the family asks for beside widths, heads and MLP ratios. Each is a field of a
+            grid: `GridSpec(…, window=8)`, `grid: {window: 8}` in a recipe.
+        nn_module: import name of the module with the torch side, which has `MODULES`; see
+            `routespace.nn.families.base`.
         image_size: the family's usual input, in pixels.
         alternates: after how many blocks of a row the kinds of blocks repeat; 1 where all are alike.
     """
@@ -79,58 +156,42 @@ class Family(ABC):
     sizes: Mapping[str, Shape]
     depths: Mapping[str, tuple[int, ...]]
     nn_module: str
+    parameters: Mapping[str, Parameter] = {}
     image_size: int = 224
     alternates: int = 1
 
     @abstractmethod
-    def stem_cost(self, spec: GridSpec) -> EdgeCost:
+    def stem_cost(self, spec: GridNumbers) -> EdgeCost:
         """The price of image → finest map."""
 
     @abstractmethod
-    def block_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def block_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """The price of one transformer block at `rate`."""
 
     @abstractmethod
-    def patch_embed_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def patch_embed_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """The price of the patch embedding from `rate` to 2·`rate`."""
 
     @abstractmethod
-    def output_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def output_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """The price of what stands between the last node of `rate` and the heads (a norm)."""
 
     @abstractmethod
-    def check(self, spec: GridSpec) -> None:
+    def check(self, spec: GridNumbers) -> None:
         """Raise SpecError for per-rate numbers that this family cannot build."""
 
-    def modules(self) -> Any:
-        """The torch side: the module `nn_module`, with `Stem`, `Stage`, `PatchEmbed` and `Output` classes.
+    @abstractmethod
+    def least_tokens(self, spec: GridNumbers, rate: int) -> int:
+        """The fewest tokens a side that a map of `rate` may have, whatever the image; 1 for no demand."""
 
-        It is imported by name when a network is built, so that grids and costs need no torch.
-        """
-        return importlib.import_module(self.nn_module)
+    def __str__(self) -> str:
+        return self.name
 
+    def __repr__(self) -> str:
+        return f"<family {self.name}>"
 
-_BUILT_IN = {
-    "pvt_v2": "routespace.grid.families.pvt_v2:PVT_V2",
-    "swin_v2": "routespace.grid.families.swin_v2:SWIN_V2",
-}
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Family) and self.name == other.name
 
-
-def get_family(name: str) -> Family:
-    """The family called `name`: a built-in one, or `package.module:ATTRIBUTE` for one of your own.
-
-    Raises:
-        SpecError: no such family, or the attribute is not a Family.
-    """
-    target = _BUILT_IN.get(name, name)
-    module_name, _, attribute = target.partition(":")
-    allowed = f"allowed: {', '.join(_BUILT_IN)}, or your own as 'package.module:FAMILY'"
-    if not attribute or module_name.startswith("."):
-        raise SpecError(f"family: {name!r} is not known; {allowed}")
-    try:
-        family = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SpecError(f"family: {name!r} cannot be imported ({error}); {allowed}") from error
-    if not isinstance(family, Family):
-        raise SpecError(f"family: {name!r} is a {type(family).__name__}, not a Family; {allowed}")
-    return family
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))

@@ -9,13 +9,8 @@ Shape legend: C channels · N tokens · M keys · R hidden channels of the feed-
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from routespace.errors import SpecError
-from routespace.grid.families.base import EdgeCost, Family, Shape
-
-if TYPE_CHECKING:
-    from routespace.grid.spec import GridSpec
+from routespace.grid.families.base import EdgeCost, Family, GridNumbers, Parameter, Shape
 
 FLOAT_BYTES = 4
 STEM_KERNEL = 7
@@ -23,7 +18,7 @@ EMBED_KERNEL = 3
 DEPTHWISE_KERNEL = 3
 
 _HEADS = (1, 2, 5, 8)
-_SR = (8, 4, 2, 1)
+_SR = {"sr_ratios": (8, 4, 2, 1)}
 _WIDE = (64, 128, 320, 512)
 
 
@@ -37,6 +32,7 @@ class PvtV2(Family):
 
     name = "pvt_v2"
     nn_module = "routespace.nn.families.pvt_v2"
+    parameters = {"sr_ratios": Parameter("Spatial reduction ratios of keys and values")}
     sizes = {
         "b2": Shape(_WIDE, _HEADS, (8.0, 8.0, 4.0, 4.0), _SR),
         "b0": Shape((32, 64, 160, 256), _HEADS, (8.0, 8.0, 4.0, 4.0), _SR),
@@ -54,19 +50,19 @@ class PvtV2(Family):
         "b5": (3, 6, 40, 3),
     }
 
-    def stem_cost(self, spec: GridSpec) -> EdgeCost:
+    def stem_cost(self, spec: GridNumbers) -> EdgeCost:
         """7×7 convolution of stride 4 with LayerNorm."""
         return _conv_cost(spec, spec.in_channels, spec.stem_down, kernel=STEM_KERNEL, norm_in=False)
 
-    def patch_embed_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def patch_embed_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """LayerNorm of the row that is left, 3×3 convolution of stride 2, LayerNorm."""
         return _conv_cost(spec, spec.width(rate), 2 * rate, kernel=EMBED_KERNEL, norm_in=True)
 
-    def block_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def block_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """Attention with reduced keys and the convolutional feed-forward layer."""
         i, c = spec.index(rate), spec.width(rate)
         h, w = spec.map_size(rate)
-        n, r, sr = h * w, int(c * spec.shape.mlp_ratios[i]), _sr(spec)[i]
+        n, r, sr = h * w, int(c * spec.shape.mlp_ratios[i]), spec.own("sr_ratios", rate)
         m = (h // sr) * (w // sr)
         reduction = c * c * sr * sr if sr > 1 else 0
         fixed_params = 2 * (c * c + c) + (reduction + c + norm_params(c) if sr > 1 else 0)
@@ -85,36 +81,33 @@ class PvtV2(Family):
             routed_bytes=FLOAT_BYTES * routed_numbers,
         )
 
-    def output_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def output_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """The LayerNorm before the heads."""
         c = spec.width(rate)
         h, w = spec.map_size(rate)
         return EdgeCost(norm_params(c), 0, 0, FLOAT_BYTES * 2 * c, FLOAT_BYTES * 2 * h * w * c)
 
-    def check(self, spec: GridSpec) -> None:
+    def check(self, spec: GridNumbers) -> None:
         """Heads divide widths; hidden widths are whole; each map holds at least one reduced key."""
-        if spec.window is not None:
-            raise SpecError("window: family pvt_v2 has no windows; leave it out, or use family swin_v2")
         for i, rate in enumerate(spec.rates):
-            width, heads, sr = spec.shape.widths[i], spec.shape.heads[i], _sr(spec)[i]
+            width, heads, least = spec.shape.widths[i], spec.shape.heads[i], self.least_tokens(spec, rate)
             if width % heads:
                 raise SpecError(f"heads: {heads} does not divide width {width} at rate {rate}; give a divisor")
             if int(width * spec.shape.mlp_ratios[i]) < 1:
                 raise SpecError(f"mlp_ratios: {spec.shape.mlp_ratios[i]} leaves no hidden channel at rate {rate}")
-            if min(spec.map_size(rate)) < sr:
+            if min(spec.map_size(rate)) < least:
                 h, w = spec.map_size(rate)
                 raise SpecError(
-                    f"sr_ratios: {sr} at rate {rate} is larger than the {h}x{w} map; "
+                    f"sr_ratios: {least} at rate {rate} is larger than the {h}x{w} map; "
                     f"give at most {min(h, w)} or a larger image_size"
                 )
 
+    def least_tokens(self, spec: GridNumbers, rate: int) -> int:
+        """One reduced key."""
+        return spec.own("sr_ratios", rate)
 
-def _sr(spec: GridSpec) -> tuple[int, ...]:
-    assert spec.shape.sr_ratios is not None  # GridSpec resolves them for every family whose sizes have them
-    return spec.shape.sr_ratios
 
-
-def _conv_cost(spec: GridSpec, c_in: int, rate: int, *, kernel: int, norm_in: bool) -> EdgeCost:
+def _conv_cost(spec: GridNumbers, c_in: int, rate: int, *, kernel: int, norm_in: bool) -> EdgeCost:
     """A convolution into the map at `rate` followed by LayerNorm, with a LayerNorm before it when asked."""
     c_out = spec.width(rate)
     h, w = spec.map_size(rate)

@@ -15,13 +15,8 @@ Shape legend: C channels · N tokens · P tokens with padding · A tokens of a w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from routespace.errors import SpecError
-from routespace.grid.families.base import EdgeCost, Family, Shape
-
-if TYPE_CHECKING:
-    from routespace.grid.spec import GridSpec
+from routespace.grid.families.base import EdgeCost, Family, GridNumbers, Parameter, Shape
 
 FLOAT_BYTES = 4
 BIAS_HIDDEN = 512  # hidden channels of the network that turns relative positions into biases
@@ -30,6 +25,7 @@ MERGED = 4  # tokens that a patch merging joins
 _HEADS = (3, 6, 12, 24)
 _MLP = (4.0, 4.0, 4.0, 4.0)
 _NARROW = (96, 192, 384, 768)
+_WINDOW = {"window": 8}
 
 FREE = EdgeCost(0, 0, 0, 0, 0)
 
@@ -55,16 +51,19 @@ class SwinV2(Family):
 
     name = "swin_v2"
     nn_module = "routespace.nn.families.swin_v2"
+    parameters = {
+        "window": Parameter("Side of a window in tokens, one for all rates or one per rate", one_for_all=True)
+    }
     alternates = 2  # every second block's windows are shifted
     sizes = {
-        "t": Shape(_NARROW, _HEADS, _MLP, window=8),
-        "s": Shape(_NARROW, _HEADS, _MLP, window=8),
-        "b": Shape((128, 256, 512, 1024), (4, 8, 16, 32), _MLP, window=8),
+        "t": Shape(_NARROW, _HEADS, _MLP, _WINDOW),
+        "s": Shape(_NARROW, _HEADS, _MLP, _WINDOW),
+        "b": Shape((128, 256, 512, 1024), (4, 8, 16, 32), _MLP, _WINDOW),
     }
     depths = {"t": (2, 2, 6, 2), "s": (2, 2, 18, 2), "b": (2, 2, 18, 2)}
     image_size = 256
 
-    def stem_cost(self, spec: GridSpec) -> EdgeCost:
+    def stem_cost(self, spec: GridNumbers) -> EdgeCost:
         """4×4 convolution of stride 4 with LayerNorm; the image is padded to whole patches."""
         c, (h, w) = spec.width(spec.stem_down), spec.map_size(spec.stem_down)
         patch = spec.in_channels * spec.stem_down**2
@@ -72,7 +71,7 @@ class SwinV2(Family):
         numbers = h * w * (patch + 3 * c)
         return EdgeCost(params, 0, h * w * patch * c, FLOAT_BYTES * params, FLOAT_BYTES * numbers)
 
-    def patch_embed_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def patch_embed_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """Patch merging: four tokens become one through a linear layer and a LayerNorm."""
         c_in, c_out = spec.width(rate), spec.width(2 * rate)
         h, w = spec.map_size(2 * rate)
@@ -81,11 +80,11 @@ class SwinV2(Family):
         numbers = h * w * (2 * MERGED * c_in + 3 * c_out)
         return EdgeCost(params, 0, h * w * weights, FLOAT_BYTES * params, FLOAT_BYTES * numbers)
 
-    def block_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def block_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """Window attention and the feed-forward layer."""
         i, c = spec.index(rate), spec.width(rate)
         size, heads, r = spec.map_size(rate), spec.shape.heads[i], int(c * spec.shape.mlp_ratios[i])
-        sides = window_sides(size, window_of(spec, rate))
+        sides = window_sides(size, spec.own("window", rate))
         tall, wide = padded_size(size, sides)
         n, p, area = size[0] * size[1], tall * wide, sides[0] * sides[1]
         places = (2 * sides[0] - 1) * (2 * sides[1] - 1)  # relative positions inside a window
@@ -99,23 +98,21 @@ class SwinV2(Family):
         routed_numbers = p * (2 * c + 2 * c + 2 * c) + n * ((c + r) + (r + c) + 6 * c)
         return EdgeCost(params, fixed_macs, routed_macs, FLOAT_BYTES * fixed_numbers, FLOAT_BYTES * routed_numbers)
 
-    def output_cost(self, spec: GridSpec, rate: int) -> EdgeCost:
+    def output_cost(self, spec: GridNumbers, rate: int) -> EdgeCost:
         """The LayerNorm after the coarsest row; finer rows have none."""
         if rate != spec.max_down:
             return FREE
         c, (h, w) = spec.width(rate), spec.map_size(rate)
         return EdgeCost(norm_params(c), 0, 0, FLOAT_BYTES * 2 * c, FLOAT_BYTES * 2 * h * w * c)
 
-    def check(self, spec: GridSpec) -> None:
+    def check(self, spec: GridNumbers) -> None:
         """Heads divide widths, hidden widths are whole, and a window that was asked for fits the finest map.
 
         A size's own window is clamped to any map in silence, as every window is on the coarser maps.
         """
-        if spec.sr_ratios is not None:
-            raise SpecError("sr_ratios: family swin_v2 does not reduce keys; leave them out, or use family pvt_v2")
         h, w = spec.map_size(spec.stem_down)
-        largest = max(window_of(spec, rate) for rate in spec.rates)
-        if largest > min(h, w) and spec.window is not None:
+        largest = max(spec.own("window", rate) for rate in spec.rates)
+        if largest > min(h, w) and "window" in spec.given:
             raise SpecError(
                 f"window: {largest} does not fit the finest map of {h}x{w} tokens; "
                 f"give at most {min(h, w)} or a larger image_size"
@@ -127,19 +124,9 @@ class SwinV2(Family):
             if int(width * ratio) < 1:
                 raise SpecError(f"mlp_ratios: {ratio} leaves no hidden channel at rate {rate}; give more")
 
-
-def window_of(spec: GridSpec, rate: int) -> int:
-    """The window side in tokens at `rate`, before it is clamped to a map.
-
-    Raises:
-        SpecError: explicit widths came without a window.
-    """
-    window = spec.shape.window
-    if window is None:
-        raise SpecError(
-            "window: missing; without a size give the side of a window in tokens, such as 8, or one per rate"
-        )
-    return window if isinstance(window, int) else window[spec.index(rate)]
+    def least_tokens(self, spec: GridNumbers, rate: int) -> int:
+        """Windows shrink to the smallest map."""
+        return 1
 
 
 SWIN_V2 = SwinV2()

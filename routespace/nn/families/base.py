@@ -1,15 +1,9 @@
-"""What a family's torch side consists of: blocks in a Stage, and the classes Stem, PatchEmbed and Output.
+"""What a family's torch side consists of: Stem, Block, PatchEmbed and Output, and the Stage that runs blocks.
 
-A family module (`routespace.nn.families.pvt_v2`, `….swin_v2`, or your own) offers four classes:
+A family's module (`routespace.nn.families.pvt_v2`, `….swin_v2`, or your own) derives its classes from the
+abstract ones here and tells them in one constant, which `modules_of` finds:
 
-    Stem(spec)                      (B, 3, H, W) image → (B, N, C) map of the finest rate
-    Stage(spec, rate, depth, drop_path, first=…)
-                                    a transformer edge, here below, made of the family's blocks; `first` counts
-                                    the blocks of earlier columns, for families whose blocks alternate
-    PatchEmbed(spec, rate)          map of `rate` → map of 2·rate, all of it or some of its tokens
-    Output(spec, rate)              what stands between the last node of a rate and the heads
-
-and, where timm has the family, `from_timm(state_dict) -> TimmWeights`.
+    MODULES = FamilyModules(stem=Stem, block=VitBlock, patch_embed=PatchEmbed, output=Output)
 
 Shape legend: B images · N tokens · n kept tokens of the whole batch · C channels.
 """
@@ -17,16 +11,29 @@ Shape legend: B images · N tokens · n kept tokens of the whole batch · C chan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from routespace.errors import SpecError
+from routespace.grid.families.base import Family
+from routespace.grid.families.lookup import import_attribute
+from routespace.grid.spec import GridSpec
 from routespace.nn.packing.keep import KeptTokens
 
 TOKENS_AT_ONCE = 16384  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
+
+
+class Stem(nn.Module, ABC):
+    """Image → finest map."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) pixels → (B, N, C)."""
 
 
 class Block(nn.Module, ABC):
@@ -56,7 +63,15 @@ class Block(nn.Module, ABC):
         """
 
 
-class TokenEmbed(nn.Module, ABC):
+class PatchEmbed(nn.Module, ABC):
+    """A map → the map of the next coarser rate."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
+        """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
+
+
+class TokenEmbed(PatchEmbed):
     """A patch embedding that can compute some of its coarse tokens alone."""
 
     @abstractmethod
@@ -67,6 +82,15 @@ class TokenEmbed(nn.Module, ABC):
         """
 
 
+class Output(nn.Module, ABC):
+    """What stands between the last node of a rate and the heads."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+
+
+@final
 class Stage(nn.Module):
     """A transformer edge: blocks in a row.
 
@@ -147,6 +171,20 @@ def drop_paths(x: Tensor, rate: float, training: bool) -> Tensor | None:
     return x.new_empty(x.shape[0], 1, 1).bernoulli_(1 - rate).div_(1 - rate)
 
 
+class MakeBlock(Protocol):
+    """How a block is made; a Block class with this constructor is one."""
+
+    def __call__(self, spec: GridSpec, rate: int, *, drop_path: float, index: int) -> Block:
+        """A block of the row at `rate`.
+
+        Args:
+            spec: the grid's spec.
+            rate: whose numbers.
+            drop_path: stochastic depth, the share of images that skip each branch in training.
+            index: blocks of the row before this one, those of earlier columns too, for blocks that alternate.
+        """
+
+
 StateDict = dict[str, Tensor]
 
 
@@ -166,6 +204,44 @@ class TimmWeights(NamedTuple):
     embeds: list[StateDict]
     outputs: list[StateDict]
     head: StateDict
+
+
+@dataclass(frozen=True)
+class FamilyModules:
+    """A family's torch side.
+
+    Attributes:
+        stem: of a spec.
+        block: of a spec and a rate; see MakeBlock.
+        patch_embed: of a spec and the rate that it leaves.
+        output: of a spec and a rate.
+        from_timm: timm's state dict of such a network, sorted; None where timm has none.
+    """
+
+    stem: Callable[[GridSpec], Stem]
+    block: MakeBlock
+    patch_embed: Callable[[GridSpec, int], PatchEmbed]
+    output: Callable[[GridSpec, int], Output]
+    from_timm: Callable[[Mapping[str, Tensor]], TimmWeights] | None = None
+
+    def stage(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> Stage:
+        """A transformer edge of `depth` blocks; `first` counts the row's blocks in the columns before."""
+        return Stage([self.block(spec, rate, drop_path=drop_path, index=first + i) for i in range(depth)])
+
+
+def modules_of(family: Family) -> FamilyModules:
+    """The torch side of a family: `MODULES` of its `nn_module`, which is imported now.
+
+    Raises:
+        SpecError: the module cannot be imported, or has no such constant.
+    """
+    found = import_attribute(family.nn_module, "MODULES", what=f"nn_module of family {family}")
+    if not isinstance(found, FamilyModules):
+        raise SpecError(
+            f"family: MODULES of {family.nn_module} is a {type(found).__name__}; give a FamilyModules, from "
+            f"routespace.nn.families.base"
+        )
+    return found
 
 
 def prefixed(state: Mapping[str, Tensor], prefix: str) -> StateDict:

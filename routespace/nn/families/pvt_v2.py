@@ -7,7 +7,6 @@ Shape legend: B images · H, W map sides · N = H·W tokens · n kept tokens of 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 
 from routespace.grid.families.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
 from routespace.grid.spec import GridSpec
-from routespace.nn.families import base as stage
-from routespace.nn.families.base import StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
-from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock
+from routespace.nn.families import base
+from routespace.nn.families.base import FamilyModules, StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
+from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock, init_weights
 from routespace.nn.kernels.linear import linear
 from routespace.nn.packing.maps import as_map, as_tokens
 
@@ -26,15 +25,7 @@ _TIMM_STAGE = re.compile(r"stages[._](\d+)\.(.+)")  # `stages_0` in timm's netwo
 _OFFICIAL = re.compile(r"(patch_embed|block|norm)(\d)\.(.+)")
 
 
-class Stage(stage.Stage):
-    """A transformer edge of PVTv2 blocks."""
-
-    def __init__(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> None:
-        super().__init__([PvtBlock(spec, rate, drop_path) for _ in range(depth)])
-        self.apply(init_weights)
-
-
-class Stem(nn.Module):
+class Stem(base.Stem):
     """7×7 convolution of stride 4, LayerNorm."""
 
     def __init__(self, spec: GridSpec) -> None:
@@ -101,7 +92,7 @@ def patch_index(rows: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return index.flatten(1), inside.flatten(1)
 
 
-class Output(nn.Module):
+class Output(base.Output):
     """The LayerNorm that ends a stage, where a row is read by the heads."""
 
     def __init__(self, spec: GridSpec, rate: int) -> None:
@@ -111,18 +102,6 @@ class Output(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
         return self.norm(x)
-
-
-def init_weights(module: nn.Module) -> None:
-    """PVTv2's initialisation: truncated normal .02 for linear layers, fan-out normal for convolutions."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _timm_key(key: str) -> str:
@@ -165,3 +144,6 @@ def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
         outputs=[outputs[i] for i in sorted(outputs)],
         head=prefixed(state, "head."),
     )
+
+
+MODULES = FamilyModules(Stem, PvtBlock, PatchEmbed, Output, from_timm)

@@ -8,6 +8,7 @@ R hidden · h heads · d = C/h.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -169,15 +170,15 @@ class PvtBlock(Block):
 
     has_compiled_steps = True
 
-    def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0) -> None:
+    def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0, *, index: int = 0) -> None:
         super().__init__()
         i, width = spec.index(rate), spec.width(rate)
-        assert spec.shape.sr_ratios is not None
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, spec.shape.heads[i], spec.shape.sr_ratios[i])
+        self.attn = Attention(width, spec.shape.heads[i], spec.own("sr_ratios", rate))
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
         self.drop_path = drop_path
+        self.apply(init_weights)
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
@@ -254,3 +255,15 @@ def _queries(block: PvtBlock, x: Tensor, keep: KeptTokens | PackTables) -> tuple
         return rows, asking, spread_rows(asking, keep.rows, flat.shape[0]).view_as(x)
     h = block.norm1(x)
     return rows, take(h.flatten(0, 1), keep.rows), keep.see(h)
+
+
+def init_weights(module: nn.Module) -> None:
+    """PVTv2's initialisation: truncated normal .02 for linear layers, fan-out normal for convolutions."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

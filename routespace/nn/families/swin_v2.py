@@ -15,12 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routespace.grid.families.swin_v2 import MERGED, window_of
+from routespace.grid.families.swin_v2 import MERGED
 from routespace.grid.spec import GridSpec
-from routespace.nn.families import base as stage
-from routespace.nn.families.base import Block, StateDict, TimmWeights, TokenEmbed, drop_paths, prefixed
+from routespace.nn.families import base
+from routespace.nn.families.base import (
+    Block,
+    FamilyModules,
+    StateDict,
+    TimmWeights,
+    TokenEmbed,
+    drop_paths,
+    prefixed,
+)
 from routespace.nn.families.swin_attention import WindowAttention
-from routespace.nn.families.swin_packing import Touched, touch
+from routespace.nn.families.swin_packing import touch
 from routespace.nn.families.swin_windows import Windows
 from routespace.nn.kernels.linear import apply_linear
 from routespace.nn.packing.keep import KeptTokens
@@ -50,18 +58,22 @@ class SwinBlock(Block):
     Args:
         spec: the grid's spec.
         rate: whose width, heads, MLP ratio and window.
-        shifted: whether the windows are shifted by half a side.
         drop_path: stochastic depth.
+        index: place of the block in its row; every second one's windows are shifted by half a side. Places go on
+            from column to column, so that a stage that is spread over several edges is the plain network's.
     """
 
-    def __init__(self, spec: GridSpec, rate: int, *, shifted: bool, drop_path: float = 0.0) -> None:
+    def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0, *, index: int = 0) -> None:
         super().__init__()
         i, width = spec.index(rate), spec.width(rate)
-        self.window, self.shifted, self.drop_path = window_of(spec, rate), shifted, drop_path
+        self.window, self.shifted, self.drop_path = spec.own("window", rate), index % 2 == 1, drop_path
         self.attn = WindowAttention(width, spec.shape.heads[i])
         self.norm1 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
         self.norm2 = nn.LayerNorm(width)
+        self.apply(init_weights)
+        for norm in (self.norm1, self.norm2):  # branches start at zero (SwinV2's "res-post-norm" initialisation)
+            nn.init.zeros_(norm.weight)
 
     def windows(self, hw: tuple[int, int]) -> Windows:
         """The windows of a map of this size."""
@@ -84,10 +96,8 @@ class SwinBlock(Block):
         """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""
         if torch.compiler.is_exporting():  # packing asks the device for sizes, which no graph can hold
             return self.masked(x, hw, keep)
-        return self.packed_by(x, touch(keep, self.windows(hw)), self.windows(hw))
-
-    def packed_by(self, x: Tensor, touched: Touched, windows: Windows) -> Tensor:
-        """`packed`, with the tables of its windows made beforehand."""
+        windows = self.windows(hw)
+        touched = keep.shared(windows, lambda: touch(keep, windows))
         if not touched.buckets:
             return x
         first, second = (
@@ -107,43 +117,7 @@ def _add(x: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
     return x + branch if drop is None else x + branch * drop
 
 
-class Stage(stage.Stage):
-    """A transformer edge of SwinV2 blocks; every second one has shifted windows.
-
-    Args:
-        spec: the grid's spec.
-        rate: of the edge.
-        depth: number of blocks.
-        drop_path: stochastic depth.
-        first: blocks in the columns before this one. Shifted and unshifted windows alternate along the columns,
-            so that a stage that is spread over several edges is the plain network's.
-    """
-
-    def __init__(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> None:
-        blocks = [SwinBlock(spec, rate, shifted=(first + i) % 2 == 1, drop_path=drop_path) for i in range(depth)]
-        super().__init__(blocks)
-        self.apply(init_weights)
-        for block in blocks:  # the branches start at zero (SwinV2's and timm's "res-post-norm" initialisation)
-            nn.init.zeros_(block.norm1.weight)
-            nn.init.zeros_(block.norm2.weight)
-
-    def _run(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None, packed: bool) -> Tensor:
-        """(B, N, C) → (B, N, C). Packed blocks share their windows' tables."""
-        if keep is None or not packed or torch.compiler.is_exporting():
-            return super()._run(x, hw, keep, packed=False)
-        if not torch.is_grad_enabled():
-            x = x.clone()  # blocks write to it
-        tables: dict[Windows, Touched] = {}
-        for block in self.blocks:
-            assert isinstance(block, SwinBlock)
-            windows = block.windows(hw)
-            if windows not in tables:
-                tables[windows] = touch(keep, windows)
-            x = block.packed_by(x, tables[windows], windows)
-        return x
-
-
-class Stem(nn.Module):
+class Stem(base.Stem):
     """4×4 convolution of stride 4, LayerNorm; the image is padded on the right and at the bottom."""
 
     def __init__(self, spec: GridSpec) -> None:
@@ -191,7 +165,7 @@ class PatchEmbed(TokenEmbed):
         return grid.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
 
 
-class Output(nn.Module):
+class Output(base.Output):
     """What ends a row where the heads read it: a LayerNorm at the coarsest rate, nothing at finer ones.
 
     Plain SwinV2 has one norm, after its last stage; timm's features of finer stages have none.
@@ -241,3 +215,6 @@ def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
         outputs=outputs,
         head=prefixed(state, "head.fc.") or prefixed(state, "head."),
     )
+
+
+MODULES = FamilyModules(Stem, SwinBlock, PatchEmbed, Output, from_timm)

@@ -17,11 +17,14 @@ Shape legend: B images · H, W map sides · N = H·W tokens · n kept tokens of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class KeptTokens:
@@ -52,9 +55,17 @@ class KeptTokens:
         self.visible = kept if sees_kept else visible
         self.per_image = per_image
         self.sees_kept = sees_kept
+        self._shared: dict[Hashable, Any] = {}
         # Not cached properties: those hold a lock before Python 3.12, at which torch's compiler breaks its graph.
         self._mask: Tensor | None = None
         self._visible_mask: Tensor | None = None
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for all blocks of an edge that ask for `key`: a family's own tables."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        made: T = self._shared[key]
+        return made
 
     @property
     def tokens(self) -> int:

@@ -10,7 +10,7 @@ Reading a recipe imports no torch, so that the command line answers at once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,8 +21,11 @@ from routespace.errors import RoutespaceError, SpecError
 from routespace.files import read_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.grid.families.base import Family
+from routespace.grid.families.lookup import allow_families, known_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
+from routespace.grid.presets import preset_fields
 from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
@@ -35,7 +38,7 @@ from routespace.values import Value, fields_at
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
 
-PER_RATE = ("widths", "heads", "mlp_ratios", "sr_ratios")
+PER_RATE = ("widths", "heads", "mlp_ratios")  # and the parameters of the family
 PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
 
 
@@ -102,9 +105,24 @@ class Recipe(Value):
             raise ValueError(f"{where}.data.{of_other_kind(name, self.data.kind)}")
 
     @classmethod
-    def from_yaml(cls, text: str) -> Recipe:
-        """Read YAML text; raises SpecError naming the line or the field."""
-        return cls.parse(read_yaml(text))
+    def parse(cls, data: Any, *, name: str = "", families: Iterable[Family] = ()) -> Self:
+        """Validate a mapping.
+
+        Args:
+            data: field → content, as YAML gives it.
+            name: what errors put before the field.
+            families: of your own, which the recipe may name.
+
+        Raises:
+            SpecError: one line that names the dotted field.
+        """
+        with allow_families(*families):
+            return super().parse(data, name=name)
+
+    @classmethod
+    def from_yaml(cls, text: str, *, families: Iterable[Family] = ()) -> Self:
+        """Read YAML text; `families` of your own may be named in it. Raises SpecError naming the line or field."""
+        return cls.parse(read_yaml(text), families=families)
 
     @classmethod
     def read(cls, path: Path | str) -> Recipe:
@@ -127,8 +145,8 @@ class Recipe(Value):
         """A recipe with some dotted fields replaced.
 
         `grid.preset` replaces the grid but for image size, channels, classes and outputs. A lower
-        `grid.max_down` keeps the finest of widths, heads and ratios that the grid lists per rate. `data.kind`
-        keeps what the former kind of data and the new one both have.
+        `grid.max_down` keeps the finest of what the grid lists per rate, fewer `grid.layers` the first of what it
+        lists per layer. `data.kind` keeps what the former kind of data and the new one both have.
 
         Args:
             changes: such as {"train.epochs": 5, "gates.rows": "layer"}; a whole section takes a mapping.
@@ -136,19 +154,22 @@ class Recipe(Value):
         Raises:
             SpecError: an unknown field, or a value that it does not allow.
         """
-        data = copy.deepcopy(self.to_data())
-        if "grid.preset" in changes:
-            kept = {key: data["grid"][key] for key in PRESET_KEEPS}
-            data["grid"] = kept | {"preset": changes["grid.preset"]}
-        if "data.kind" in changes and isinstance(data["data"], dict):
-            _change_kind(data, changes["data.kind"])
-        for field, value in changes.items():
-            if field != "grid.preset":
-                _check_field("set", field)
-                _put(data, field, value)
-        if "grid.max_down" in changes and isinstance(data["grid"], dict):
-            _fit_rates(data["grid"], {field.removeprefix("grid.") for field in changes})
-        return Recipe.parse(data)
+        with allow_families(self.grid.family):
+            data = copy.deepcopy(self.to_data())
+            if "grid.preset" in changes:
+                kept = {key: data["grid"][key] for key in PRESET_KEEPS}
+                data["grid"] = kept | {"preset": changes["grid.preset"]}
+            if "data.kind" in changes and isinstance(data["data"], dict):
+                _change_kind(data, changes["data.kind"])
+            for field, value in changes.items():
+                if field != "grid.preset":
+                    _check_field("set", field)
+                    _put(data, field, value)
+            if isinstance(data["grid"], dict):
+                if "preset" in data["grid"]:
+                    data["grid"] = _preset_fields(data["grid"].pop("preset")) | data["grid"]
+                _fit_lists(data["grid"], {field.removeprefix("grid.") for field in changes})
+            return Recipe.parse(data)
 
     def architecture(self) -> Architecture:
         """The part of the grid that is trained.
@@ -196,9 +217,18 @@ def _base_spec(grid: GridSpec) -> GridSpec:
         raise SpecError(
             "budget.of: 'base' needs grid.size, the family's named network; give it or use 'staircase'"
         )
-    depths = grid.block_family.depths[grid.size]
-    shared = grid.model_dump(include={"family", "size", "window", "image_size", "in_channels", "num_classes"})
-    return GridSpec.parse(shared | {"layers": len(depths), "depths": depths, "max_down": 4 << (len(depths) - 1)})
+    depths = grid.family.depths[grid.size]
+    shared = grid.model_dump(include={"family", "size", "image_size", "in_channels", "num_classes"})
+    # What may be one number for all rates (a window) is the plain network's, too; a list of the grid's rates only
+    # where these are the plain network's.
+    parameters = grid.family.parameters
+    own = {
+        name: value
+        for name, value in grid.given.items()
+        if parameters[name].one_for_all and (isinstance(value, int) or len(value) == len(depths))
+    }
+    shape = {"layers": len(depths), "depths": depths, "max_down": grid.stem_down << (len(depths) - 1)}
+    return GridSpec.parse(shared | own | shape)
 
 
 def _check_field(where: str, dotted: str) -> None:
@@ -236,11 +266,27 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[name] = value
 
 
-def _fit_rates(grid: dict[str, Any], changed: set[str]) -> None:
-    """Shorten per-rate lists to a lowered max_down, but for those that were given along with it."""
-    max_down, stem_down = grid.get("max_down"), grid.get("stem_down", 4)
-    if isinstance(max_down, int) and isinstance(stem_down, int) and max_down >= stem_down > 0:
-        rates = (max_down // stem_down).bit_length()
-        for field in PER_RATE:
-            if isinstance(grid.get(field), list) and field not in changed:
-                grid[field] = grid[field][:rates]
+def _preset_fields(name: Any) -> dict[str, Any]:
+    try:
+        return preset_fields(str(name))
+    except SpecError as error:
+        raise SpecError(f"grid.{error}") from error
+
+
+def _fit_lists(grid: dict[str, Any], changed: set[str]) -> None:
+    """Shorten lists to a lowered max_down or fewer layers, but for those that were given along with it."""
+    max_down, stem_down, layers = grid.get("max_down"), grid.get("stem_down", 4), grid.get("layers")
+    limits: dict[str, int] = {}
+    if not (isinstance(max_down, int) and isinstance(stem_down, int)):
+        return  # refused when the fields are checked
+    if "max_down" in changed and max_down >= stem_down > 0:
+        own = (name for family in known_families().values() for name in family.parameters)
+        limits = dict.fromkeys((*PER_RATE, *own), (max_down // stem_down).bit_length())
+    if "layers" in changed and isinstance(layers, int) and layers > 0:
+        limits["depths"] = layers
+        columns = grid.get("embed_layers")
+        if isinstance(columns, list | tuple) and "embed_layers" not in changed:
+            grid["embed_layers"] = [column for column in columns if column <= layers]
+    for field, limit in limits.items():
+        if isinstance(grid.get(field), list | tuple) and field not in changed:
+            grid[field] = list(grid[field][:limit])
