@@ -51,7 +51,7 @@ _NORMS = ("layer_norm", "batch_norm", "group_norm", "instance_norm")
 
 
 @dataclass(frozen=True)
-class Count:
+class MacCount:
     """What one counter says about one image.
 
     Attributes:
@@ -161,7 +161,7 @@ def _computing_all(net: nn.Module) -> Iterator[None]:
             yield
 
 
-def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, *, meta: bool = True) -> Count:
+def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, *, meta: bool = True) -> MacCount:
     """MACs of one image through a module as it is, by torch's counter.
 
     Args:
@@ -180,7 +180,7 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
         torch.func.functional_call(net, tensors, (images,))
     counted = counter.get_flop_counts()["Global"]
     by_operator = {str(name).removeprefix("aten."): int(n) // FLOPS_PER_MAC for name, n in counted.items()}
-    return Count(counter.get_total_flops() // FLOPS_PER_MAC, by_operator, dict(operators.unknown))
+    return MacCount(counter.get_total_flops() // FLOPS_PER_MAC, by_operator, dict(operators.unknown))
 
 
 def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> Counter[str]:
@@ -192,7 +192,7 @@ def _attention_macs(inputs: list[Any], _outputs: list[Any]) -> Counter[str]:
 
 def fvcore_macs(
     net: nn.Module, image_size: tuple[int, int] | int | None = None, *, attention: bool = True
-) -> Count:
+) -> MacCount:
     """MACs of one image by fvcore, which traces the module on the CPU (seconds).
 
     Args:
@@ -212,7 +212,7 @@ def fvcore_macs(
         counted = {name: int(number) for name, number in analysis.by_operator().items() if name not in _NORMS}
         missing = {name.removeprefix("aten::"): count for name, count in analysis.unsupported_ops().items()}
     unknown = {name: count for name, count in missing.items() if name.strip("_") not in _FREE}
-    return Count(sum(counted.values()), counted, unknown)
+    return MacCount(sum(counted.values()), counted, unknown)
 
 
 def compare(
@@ -249,7 +249,7 @@ def compare(
     return CheckReport(tuple(rows), params, exact and known and params[0] == params[1])
 
 
-def _note(count: Count) -> str:
+def _note(count: MacCount) -> str:
     if not count.unknown:
         return ""
     names = ", ".join(f"{name} ×{calls}" for name, calls in sorted(count.unknown.items()))

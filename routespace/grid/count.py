@@ -85,29 +85,16 @@ def steps(grid: RoutingGrid) -> list[Step]:
     ]
 
 
-def _count(grid: RoutingGrid, row_states: int, column_states: int) -> int:
-    """Legal assignments when a row that is there has `row_states` states, a patch embedding `column_states`."""
+def count_static(grid: RoutingGrid) -> int:
+    """Number of static architectures: each row absent, transformer or identity; each embedding absent or open."""
     numbers = {1: 1}
     for step in steps(grid):
         after: dict[int, int] = defaultdict(int)
         for mask, number in numbers.items():
             for move in step.moves(mask):
-                if move.row is not None and move.row != step.rows[0]:
-                    continue  # the row's other edge: all states of a row are counted with its first
-                states = row_states if move.row is not None else 1
-                after[move.mask] += number * states * (column_states if move.column is not None else 1)
+                after[move.mask] += number
         numbers = after
     return numbers.get(0, 0)
-
-
-def count_static(grid: RoutingGrid) -> int:
-    """Number of static architectures: each row absent, transformer or identity; each embedding absent or open."""
-    return _count(grid, row_states=2, column_states=1)
-
-
-def count_routed(grid: RoutingGrid) -> int:
-    """Number of all legal architectures: a row may be gated as well, and so may a patch embedding."""
-    return _count(grid, row_states=3, column_states=2)
 
 
 def count_paths(grid: RoutingGrid) -> int:

@@ -161,12 +161,17 @@ def measure_usage(
         SpecError: the module is neither a TaskNet nor a RouteNet, or no such device.
     """
     net = unwrap(net, wanted=(TaskNet, RouteNet))
-    meter, seen = UsageMeter(), 0
-    with placed(net, device), evaluating(net), torch.inference_mode():
-        for batch in batches:
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            meter.update(net(as_input(net, images)).routes, images.shape[0], size=images.shape[-2:])
-            seen += images.shape[0]
-    if not seen:
+    with placed(net, device), evaluating(net), net.deciding_as(held=None), torch.inference_mode():
+        meter = metered(net, batches)
+    if not meter.images:
         raise DataError("batches: no images to measure usage on; give at least one batch")
     return meter.usage()
+
+
+def metered(net: AnyNet, batches: Iterable[Batch]) -> UsageMeter:
+    """What a network as it is, in its mode and on its device, computes of some images."""
+    meter = UsageMeter()
+    for batch in batches:
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        meter.update(net(as_input(net, images)).routes, images.shape[0], size=images.shape[-2:])
+    return meter

@@ -3,7 +3,7 @@
     expected_macs(net, routes)       of one batch, differentiable, from the decisions that the gates took
     counted_macs(net, usage)         from measured usage, as floats
     BudgetLoss                       weight·(E[MACs]/base − target)², DiT (arXiv 2308.03409) eq. 9
-    least_macs, most_macs            what the gates can reach
+    closed_macs, open_macs            what the gates can reach
 
 The loss sees hard samples of the gates (straight-through), so its expected cost is a mean of costs that were
 really paid, not a product of probabilities.
@@ -118,12 +118,12 @@ def _cost_relevant(gates: GateSpec) -> GateSpec:
     return gates.model_copy(update={"threshold": None})
 
 
-def most_macs(architecture: Architecture, gates: GateSpec) -> float:
+def open_macs(architecture: Architecture, gates: GateSpec) -> float:
     """MACs with every gate open."""
     return float(architecture_cost(architecture, gates=gates).macs)
 
 
-def least_macs(architecture: Architecture, gates: GateSpec) -> float:
+def closed_macs(architecture: Architecture, gates: GateSpec) -> float:
     """MACs with every gate closed: rows pass, images go down at the last chance, open edges run where reached.
 
     With early stopping a row's first closed gate is the last that is asked there, until a patch embedding
@@ -165,7 +165,7 @@ def check_budget(recipe: Recipe, architecture: Architecture) -> int | None:
     base = recipe.base_macs()
     field = "budget.macs" if recipe.budget.macs is not None else "budget.ratio"
     asked = f"{field}: {target / 1e6:.4g} MMACs ({target / base:.3f} of the {recipe.budget.of})"
-    least, most = (limit(architecture, recipe.gates) for limit in (least_macs, most_macs))
+    least, most = (limit(architecture, recipe.gates) for limit in (closed_macs, open_macs))
     if target < least:
         raise BudgetError(
             f"{asked} is impossible; with every gate closed this grid still takes {least / 1e6:.4g} MMACs (ratio "

@@ -25,7 +25,7 @@ from routespace.errors import DataError, RoutespaceError
 from routespace.grid.usage import shares_to_json
 from routespace.nn.running import as_input, evaluating, in_mode, now, place_of, placed
 from routespace.nn.task_net import AnyNet, TaskNet
-from routespace.nn.usage import UsageMeter
+from routespace.nn.usage import UsageMeter, metered
 from routespace.train.budget import metered_macs
 from routespace.train.tasks.base import Meter, Task
 from routespace.train.tasks.kinds import task_of_head
@@ -141,11 +141,7 @@ def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None
 @torch.no_grad()
 def mean_macs(net: AnyNet, loader: Iterable[Any]) -> float:
     """Counted MACs of one image over batches of images, alone or first, by the network as it is."""
-    usage = UsageMeter()
-    for batch in loader:
-        images = batch if isinstance(batch, torch.Tensor) else batch[0]
-        usage.update(net(as_input(net, images)).routes, len(images), size=images.shape[-2:])
-    total = usage.gathered()
+    total = metered(net, loader).gathered()
     if not total.images:
         raise DataError("data: no images to count MACs on")
     return metered_macs(net, total)

@@ -19,7 +19,6 @@ from routespace.grid.cost import architecture_cost, batch_cost, bits_of
 from routespace.grid.count import (
     constant_macs,
     count_paths,
-    count_routed,
     count_static,
     edge_macs,
     least_macs,
@@ -68,7 +67,6 @@ def test_counts_by_brute_force(fields: dict) -> None:
     grid = small(fields)
     static = list(every(grid))
     assert count_static(grid) == len(static) == len(set(static))
-    assert count_routed(grid) == sum(1 for _ in every(grid, gated=True))
     macs = [architecture_cost(architecture).macs for architecture in static]
     found = static_range(grid)
     assert (found.min_macs, found.max_macs) == (min(macs), max(macs)) == (least_macs(grid), most_macs(grid))
@@ -102,7 +100,7 @@ def test_static_distribution_by_brute_force(grid: RoutingGrid) -> None:
 
 def test_large_grid_counts() -> None:
     assert count_paths(LARGE) == sum(path_histogram(LARGE).values()) == 2**24 * 2925  # 2 kinds a layer · C(27, 3)
-    assert count_static(LARGE) < count_routed(LARGE)
+    assert count_static(LARGE) > 2**24
     assert satisfiable(LARGE, 4e9)
     assert not satisfiable(LARGE, 1e6)
     low, high = least_macs(LARGE), most_macs(LARGE)

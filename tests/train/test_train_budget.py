@@ -18,10 +18,10 @@ from routespace.nn.usage import UsageMeter
 from routespace.train.budget import (
     BudgetLoss,
     check_budget,
+    closed_macs,
     counted_macs,
     expected_macs,
-    least_macs,
-    most_macs,
+    open_macs,
 )
 from routespace.train.calibrate import calibrate_threshold, set_threshold
 from routespace.train.evaluate import Sampling, evaluate, sampling_gates
@@ -59,7 +59,7 @@ def test_expected_is_counted_for_hard_decisions(rows, columns):
     meter = UsageMeter()
     meter.update(out.routes, 8)
     assert expected_macs(net, out.routes).item() == pytest.approx(counted_macs(net, meter.usage()), rel=1e-6)
-    assert 0 < counted_macs(net, meter.usage()) < most_macs(net.architecture, net.gate_spec)
+    assert 0 < counted_macs(net, meter.usage()) < open_macs(net.architecture, net.gate_spec)
 
 
 def test_capacity_fixes_the_cost():
@@ -79,8 +79,8 @@ def test_capacity_fixes_the_cost():
             net.train(training)
             assert expected_macs(net, net(batch).routes).item() == pytest.approx(cost, rel=1e-6)
             assert counted_macs(net, used(net, batch)) == pytest.approx(cost, rel=1e-6)
-    least = least_macs(net.architecture, net.gate_spec)
-    assert least < cost < most_macs(net.architecture, net.gate_spec)
+    least = closed_macs(net.architecture, net.gate_spec)
+    assert least < cost < open_macs(net.architecture, net.gate_spec)
 
 
 @pytest.mark.parametrize("execution", ["dense", "packed"])
@@ -123,7 +123,7 @@ def test_gradient_of_expected_macs_by_finite_differences(columns):
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_least_macs_of_any_architecture_is_what_closed_gates_cost(data):
+def test_closed_macs_of_any_architecture_is_what_closed_gates_cost(data):
     spec = tiny().grid.model_copy(update={"outputs": data.draw(st.sampled_from(["coarsest", "pyramid"]))})
     architecture = data.draw(mixed_architectures(RoutingGrid(spec)))
     granularity = st.sampled_from(["token", "window", "image", "layer"])
@@ -131,7 +131,7 @@ def test_least_macs_of_any_architecture_is_what_closed_gates_cost(data):
         rows=data.draw(granularity), columns=data.draw(granularity), early_stop=data.draw(st.booleans())
     )
     net = TaskNet.classifier(architecture, gates).eval()
-    least = least_macs(architecture, gates)
+    least = closed_macs(architecture, gates)
     for mode in ("dense", "packed"):
         with net.deciding_as(gates=gates.model_copy(update={"threshold": 0.9999999}), execution=mode):
             assert counted_macs(net, used(net, images(2))) == least
@@ -150,16 +150,16 @@ def test_a_batch_of_nothing_changes_no_measurement():
 def test_a_batch_of_nothing_has_an_expected_cost():
     net = network(tiny())
     macs = expected_macs(net, net(images(1)[:0]).routes)
-    assert 0 < float(macs.detach()) <= least_macs(net.architecture, net.gate_spec)
+    assert 0 < float(macs.detach()) <= closed_macs(net.architecture, net.gate_spec)
 
 
 @pytest.mark.parametrize("routing", ["both", "depth", "scale"])
-def test_least_macs_is_what_closed_gates_cost(routing):
+def test_closed_macs_are_what_closed_gates_cost(routing):
     recipe = tiny(routing=routing, gates__threshold=0.9999999)
     net = network(recipe).eval()
-    least = least_macs(net.architecture, net.gate_spec)
+    least = closed_macs(net.architecture, net.gate_spec)
     assert counted_macs(net, used(net, images())) == least
-    assert least < most_macs(net.architecture, net.gate_spec)
+    assert least < open_macs(net.architecture, net.gate_spec)
 
 
 def test_an_impossible_budget_names_the_least_possible():
@@ -168,7 +168,7 @@ def test_an_impossible_budget_names_the_least_possible():
         check_budget(recipe, recipe.architecture())
     with pytest.raises(BudgetError, match=r"budget.macs"):
         check_budget(tiny(budget__macs=10), recipe.architecture())
-    most = most_macs(recipe.architecture(), recipe.gates)
+    most = open_macs(recipe.architecture(), recipe.gates)
     assert check_budget(tiny(budget__macs=int(most)), recipe.architecture()) == int(most)
     with pytest.raises(BudgetError, match=r"budget.macs.*every gate open.*\(ratio \d+\.\d+\).*budget\.ratio=null"):
         check_budget(tiny(budget__macs=int(most) + 1), recipe.architecture())
@@ -264,7 +264,7 @@ def test_training_and_calibration_reach_the_target(ratio):
 
 def test_calibration_says_when_it_cannot():
     net = network(tiny())
-    most = most_macs(net.architecture, net.gate_spec)
+    most = open_macs(net.architecture, net.gate_spec)
     found = calibrate_threshold(net, [(images(), torch.zeros(8))], 2 * most)
     assert not found.met
     assert "saturated" in found.note
