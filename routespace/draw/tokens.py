@@ -21,6 +21,7 @@ from torch import Tensor
 from routespace.draw.canvas import save_figure
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.spec import map_size
 from routespace.nn.routing.routes import Routes
 
 MOST_IMAGES = 12
@@ -88,7 +89,7 @@ def draw_tokens(
     for row, picture in enumerate(pictures):
         _show(grid[row, 0], picture, labels[row] if row < len(labels) else "")
     for column, rate in enumerate(rates, start=1):
-        hw = (-(-height // rate), -(-width // rate))
+        hw = map_size((height, width), rate)
         shares = computed_share(architecture, routes, rate, hw)
         grid[0, column].set_title(f"1/{rate}", fontsize=9)
         for row, picture in enumerate(pictures):

@@ -14,7 +14,7 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Self, Unpack
 
@@ -211,7 +211,7 @@ class RouteNet(nn.Module):
         """
         sizes = self._map_sizes(images)
         if routes is not None:
-            self._check_routes(routes, images.shape[0], sizes)
+            routes.check(self.architecture.grid, images=images.shape[0], sizes=sizes)
         run = ForwardState(
             spec=self.spec,
             edges=self.edges,
@@ -259,18 +259,6 @@ class RouteNet(nn.Module):
                 f"H and W of at least {self.spec.least_image_px}"
             )
         return {rate: map_size((height, width), rate) for rate in self.spec.rates}
-
-    def _check_routes(self, routes: Routes, batch: int, sizes: Mapping[int, tuple[int, int]]) -> None:
-        for name, route in routes.items():
-            edge = self.architecture.grid.edges.get(name)
-            if edge is None:
-                raise SpecError(f"routes: {name!r:.60} is not an edge of this grid; give routes of this network")
-            height, width = sizes[edge.target[1]]
-            if route.kept.shape not in ((batch, 1), (batch, height * width)):
-                raise SpecError(
-                    f"routes: {name} has decisions of shape {tuple(route.kept.shape)}; these images need "
-                    f"({batch}, 1) or ({batch}, {height * width})"
-                )
 
     def restrict(self, architecture: Architecture) -> RouteNet:
         """A RouteNet over the same weights for a part of this one's architecture.

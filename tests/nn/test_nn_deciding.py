@@ -208,3 +208,12 @@ def test_who_looks_at_a_network_leaves_it_as_it_was(use, fails):
     assert others == list(before[1:])
     assert deciding.changed(gates=before[0].gates) == before[0]  # calibration writes a threshold …
     assert not fails or deciding == before[0]  # … when it has ended well
+
+
+@pytest.mark.parametrize("execution", ["packed", "auto"])
+def test_counters_count_every_token_whatever_gates_decide(execution):
+    """A routed part of a network that computes packed is still the network that its cost was promised of."""
+    net = make_net(openness=0.3).eval().decide(execution=execution)
+    report = verify(net, net.architecture, extract(net, net.architecture))
+    assert report.ok, report.lines()
+    assert torch_macs(net, meta=False).macs == torch_macs(net).macs == fvcore_macs(net).macs == report.macs[0]

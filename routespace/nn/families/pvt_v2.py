@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from routespace.grid.families.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
-from routespace.grid.spec import GridSpec
+from routespace.grid.spec import GridSpec, map_size
 from routespace.nn.families import base
 from routespace.nn.families.base import FamilyModules, StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock, init_weights
@@ -81,8 +81,8 @@ def patch_index(rows: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         (n, 9) positions in the flat (B·N) fine batch, and (n, 9) bool: inside the map (else position 0).
     """
-    (h, w), coarse_w = hw, -(-hw[1] // 2)
-    tokens = -(-h // 2) * coarse_w
+    (h, w), (coarse_h, coarse_w) = hw, map_size(hw, 2)
+    tokens = coarse_h * coarse_w
     image, token = rows // tokens, rows % tokens
     steps = torch.arange(EMBED_KERNEL, device=rows.device) - EMBED_KERNEL // 2
     y = (token // coarse_w * 2)[:, None, None] + steps[:, None]

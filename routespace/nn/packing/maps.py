@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from routespace.grid.spec import map_size
+
 
 def as_map(x: Tensor, hw: tuple[int, int]) -> Tensor:
     """(B, N, C) → (B, C, H, W) without a copy: the token layout is channels-last already."""
@@ -36,7 +38,7 @@ def spread(decision: Tensor, hw: tuple[int, int], side: int) -> Tensor:
     h, w = hw
     rows = torch.arange(h, device=decision.device) // side
     columns = torch.arange(w, device=decision.device) // side
-    index = (rows[:, None] * -(-w // side) + columns[None, :]).flatten()
+    index = (rows[:, None] * map_size(hw, side)[1] + columns[None, :]).flatten()
     return decision.index_select(1, index)
 
 

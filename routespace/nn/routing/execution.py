@@ -116,7 +116,7 @@ class Packed:
     def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
         x, scale, keep = edge.node.x, edge.scale, kept_tokens(edge)
-        images = _chosen(edge.kept) if keep is None else keep.occupied
+        images = images_with_kept(edge.kept) if keep is None else keep.occupied
         if images is None:
             return self._rows(stage, edge.hw, x, keep, scale)
         if not images.shape[0] and not torch.compiler.is_exporting():
@@ -135,7 +135,7 @@ class Packed:
     def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
         x = edge.node.x
-        images = None if edge.per_image is not None else _chosen(edge.kept)
+        images = None if edge.per_image is not None else images_with_kept(edge.kept)
         if images is None:
             return self._patches(embed, edge)
         if not images.shape[0] and not torch.compiler.is_exporting():
@@ -221,7 +221,7 @@ def kept_tokens(edge: EdgeInput) -> KeptTokens | None:
     return KeptTokens(kept, hw, arrived, per_image=edge.per_image)
 
 
-def _chosen(kept: Tensor) -> Tensor | None:
+def images_with_kept(kept: Tensor) -> Tensor | None:
     """(B, P) bool → the images of which something is kept, increasing; None for all of them."""
     if torch.compiler.is_exporting():
         return kept[:, 0].nonzero().squeeze(1) if kept.shape[1] == 1 else None

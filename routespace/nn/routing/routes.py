@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from routespace.errors import GridError
+from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.routing.gates import share_count, top_share
 from routespace.nn.routing.places import GatePlaces, HasGates
@@ -97,6 +98,25 @@ class Routes(Mapping[str, EdgeRoute]):
     def usage(self) -> dict[str, EdgeUsage]:
         """Edge name → shares; edges that are absent computed everything. Scalars are tensors."""
         return {name: route.usage() for name, route in self._edges.items()}
+
+    def check(self, grid: RoutingGrid, *, images: int, sizes: Mapping[int, tuple[int, int]]) -> None:
+        """Raise SpecError unless the decisions are about edges of `grid` and about so many images.
+
+        Args:
+            grid: whose edges they are to decide about.
+            images: B.
+            sizes: rate → height and width of its maps.
+        """
+        for name, route in self.items():
+            edge = grid.edges.get(name)
+            if edge is None:
+                raise SpecError(f"routes: {name!r:.60} is not an edge of this grid; give routes of this network")
+            height, width = sizes[edge.target[1]]
+            if route.kept.shape not in ((images, 1), (images, height * width)):
+                raise SpecError(
+                    f"routes: {name} has decisions of shape {tuple(route.kept.shape)}; these images need "
+                    f"({images}, 1) or ({images}, {height * width})"
+                )
 
     def detach(self) -> Routes:
         """The same decisions without gradients, to keep or to replay."""
