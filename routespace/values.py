@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from routespace.errors import RoutespaceError, SpecError
 
+LONGEST_NAME = 80
 _STARTS_WITH_FIELD = re.compile(r"[a-z_.]+: ")
 # What is allowed, by pydantic's type of error; the braces are filled from the error's context.
 _ALLOWED = {
@@ -155,14 +156,20 @@ class _Place:
             inner = list(_step(here, part))
             if inner:
                 known = names_of(models)
-                path.append(str(part))
+                path.append(shown(part))
                 here = inner
             elif part == unknown:
                 known = names_of(models)
-                path.append(str(part))
+                path.append(shown(part))
             else:
                 here = [a for a in models if _tagged(a, part)] or here
         return cls(tuple(path), known)
+
+
+def shown(name: object) -> str:
+    """The name of a field or a key that somebody else may have written, fit for a line."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= LONGEST_NAME else f"{text!r:.{LONGEST_NAME}}"
 
 
 def names_of(models: Sequence[type[BaseModel]]) -> list[str]:

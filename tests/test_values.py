@@ -93,6 +93,8 @@ def test_every_public_value_is_one():
         ({"named": {"a.b": {"side": -1}}}, "named.a.b.side: -1 is not allowed; give at least 0"),
         ({"named": {"a": {"length": 1}}}, "named.a.length: unknown field; allowed: kind, side"),
         ({"pair": (1,)}, "pair.1: missing; it must be given"),
+        ({"two\nlines": 1}, r"'two\nlines': unknown field; allowed: shape, sizes, columns, named, pair, more"),
+        ({"named": {"a\n": {"side": -1}}}, r"named.'a\n'.side: -1 is not allowed; give at least 0"),
         ({"more": 3}, "more: 3 is not allowed; give a mapping"),
         ({"more": {"side": 1.5}}, "more.side: 1.5 is not allowed; give a whole number"),
     ],
