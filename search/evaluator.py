@@ -88,7 +88,11 @@ def train_candidate(
 
 
 def _same_run(folder: Path, recipe: Recipe) -> bool:
+    """Whether the folder holds a run of the recipe; where its data lies may be written in another way."""
+    from routespace.train.run_folder import without_places
+
     try:
-        return Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8")) == recipe
+        saved = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        return without_places(saved) == without_places(recipe)
     except (OSError, UnicodeDecodeError, SpecError):
         return False

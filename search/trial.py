@@ -209,6 +209,7 @@ def _checked(metrics: Mapping[str, float], objectives: Sequence[str]) -> dict[st
 
 def _write_traceback(folder: Path) -> None:
     try:
+        folder.mkdir(parents=True, exist_ok=True)  # a refused run leaves none
         (folder / ERROR_FILE).write_text(traceback.format_exc())
     except OSError:  # a full disk may be the very error; its message is with the trial
         return

@@ -72,7 +72,7 @@ def resumable(
     trained = Architecture.from_json(data)
     if data.get(GIVEN) and not from_init:
         recipe, architecture = fine_tuning(recipe, saved.grid, saved.gates), trained
-    old, new = _without_places(saved), _without_places(recipe)
+    old, new = without_places(saved), without_places(recipe)
     differing = [key for key in old if old[key] != new[key]]
     if trained != architecture:
         differing.append("architecture")
@@ -81,7 +81,7 @@ def resumable(
     return recipe, trained
 
 
-def _without_places(recipe: Recipe) -> dict[str, Any]:
+def without_places(recipe: Recipe) -> dict[str, Any]:
     """The recipe's fields, but for where its data lies: that may have been moved."""
     data = recipe.to_data()
     return data | {"data": {name: value for name, value in data["data"].items() if name not in LOCATIONS}}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_evaluator import fresh
+from PIL import Image
 
 from routespace.deploy.latency.profiling import profile
 from routespace.deploy.latency.table import predict, save_table
@@ -122,6 +123,32 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> 
         whole["loss"],
         whole["counted_macs"],
     )
+
+
+@pytest.mark.filterwarnings("ignore:fewer than 5 validation images")
+def test_an_interrupted_training_goes_on_though_its_data_is_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run keeps the absolute path of its data; the study's recipe may name it from the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(16):
+        picture = Path(f"photos/train/{'ab'[number % 2]}/{number}.png")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (9 * number, 0, 0)).save(picture)
+    data = {"kind": "folder", "root": "photos", "val_fraction": 0.25}
+    changes = {"data": data, "grid.num_classes": 2, "train.epochs": 2, "train.batch_size": 4}
+    recipe = Recipe.from_yaml(RECIPE).override(changes | {"search.space": {"budget.ratio": [0.9]}})
+    candidate, epochs = RecipeCandidate.of(recipe, {}), list[int]()
+
+    def stop(news: Any) -> None:
+        if news.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_candidate(candidate, fresh(tmp_path / "run", report=stop), objectives=())
+    place = fresh(tmp_path / "run", resume=True, report=lambda news: epochs.append(news.epoch))
+    train_candidate(candidate, place, objectives=())
+    assert set(epochs) == {2}
 
 
 def test_a_folder_without_a_run_or_of_other_paths_starts_anew(tmp_path: Path) -> None:
