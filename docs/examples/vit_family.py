@@ -140,7 +140,7 @@ class VitBlock(Block):
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
         first, second = self._drops(x)
         h = self.norm1(x)

@@ -47,8 +47,23 @@ class Block(nn.Module, ABC):
     has_compiled_steps: ClassVar[bool] = False
     compiled: bool = False
 
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False
+    ) -> Tensor:
+        """(B, N, C) → (B, N, C) in one of the three ways below; forward hooks hear all of them.
+
+        Args:
+            x: the token map.
+            hw: its height and width.
+            keep: the tokens to compute; None means all.
+            packed: compute the kept tokens alone instead of masking.
+        """
+        if keep is None:
+            return self.whole(x, hw)
+        return self.packed(x, hw, keep) if packed else self.masked(x, hw, keep)
+
     @abstractmethod
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
 
     @abstractmethod
@@ -142,14 +157,22 @@ class Stage(nn.Module):
         if packed and keep is not None and not torch.is_grad_enabled():
             x = x.clone()  # blocks may write to it
         for block in self.blocks:
-            assert isinstance(block, Block)
-            if keep is None:
-                x = block(x, hw)
-            elif packed:
-                x = block.packed(x, hw, keep)
-            else:
-                x = block.masked(x, hw, keep)
+            heard = packed and has_hooks(block)  # then its parts are called as modules, with whole maps
+            x = block(x, hw, keep, packed=packed and not heard)
+            if heard and not torch.is_grad_enabled():
+                x = x.clone()  # the next block may write to it
         return x
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to a module or to one of its direct parts."""
+    parts = (module, *module.children())
+    try:
+        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+            return True
+        return any(part._backward_hooks or part._backward_pre_hooks for part in parts)
+    except AttributeError:  # torch's private names
+        return True
 
 
 def in_parts(x: Tensor) -> bool:

@@ -180,7 +180,7 @@ class PvtBlock(Block):
         self.drop_path = drop_path
         self.apply(init_weights)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
         # On a CPU the compiler turns the maps around for a depth-wise convolution's backward pass: a training step
         # of everything is a third faster uncompiled.

@@ -79,7 +79,7 @@ class SwinBlock(Block):
         """The windows of a map of this size."""
         return Windows.of(hw, self.window, shifted=self.shifted)
 
-    def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+    def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
         first, second = self._drops(x)
         x = _add(x, self.norm1(self.attn(x, self.windows(hw))), first)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from routespace.grid.spec import map_size
-from routespace.nn.families.base import Stage, TokenEmbed
+from routespace.nn.families.base import Stage, TokenEmbed, has_hooks
 from routespace.nn.kernels.linear import onednn_is_used
 from routespace.nn.packing.keep import KeptTokens, kept_rows
 from routespace.nn.packing.rows import spread_rows, take
@@ -148,7 +148,7 @@ class Packed:
         visible, (b, tokens) = edge.node.visible(x.dtype), kept.shape
         if tokens == 1:
             return scaled(embed(x, hw, visible), edge.scale)
-        if not isinstance(embed, TokenEmbed):
+        if not isinstance(embed, TokenEmbed) or has_hooks(embed):  # who listens hears whole maps
             y = scaled(embed(x, hw, visible), edge.scale)
             return torch.where(kept.unsqueeze(-1), y, torch.zeros_like(y))
         rows = kept_rows(kept, edge.per_image)
