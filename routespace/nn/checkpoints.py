@@ -28,20 +28,32 @@ def state_dict_of(weights: nn.Module | Mapping[str, Any]) -> StateDict:
     Raises:
         SpecError: it is neither a module nor a mapping.
     """
-    found: Any = weights
-    while isinstance(found, Mapping):
-        inner = [found[name] for name in LEVELS if isinstance(found.get(name), Mapping | nn.Module)]
-        if not inner:
-            break
-        found = inner[0]
+    found = _opened(weights)
     if isinstance(found, nn.Module):
-        found = unwrap(found).state_dict()
+        found = found.state_dict()
     if not isinstance(found, Mapping):
         raise SpecError(
             f"weights: a {type(found).__name__} was given; give a module or its state dict, for example "
             f"torch.load(file, weights_only=True)"
         )
     return {_plain(str(key)): tensor for key, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
+def module_of(weights: nn.Module | Mapping[str, Any]) -> nn.Module | None:
+    """The module that `state_dict_of` takes its tensors from; None where a state dict was given."""
+    found = _opened(weights)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _opened(weights: Any) -> Any:
+    """What lies at the bottom of a checkpoint, out of its wrappers."""
+    found = weights
+    while isinstance(found, Mapping):
+        inner = [found[name] for name in LEVELS if isinstance(found.get(name), Mapping | nn.Module)]
+        if not inner:
+            break
+        found = inner[0]
+    return unwrap(found) if isinstance(found, nn.Module) else found
 
 
 def _plain(key: str) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.nn.checkpoints import adapted_input, shown, state_dict_of
+from routespace.nn.checkpoints import adapted_input, module_of, shown, state_dict_of
 from routespace.nn.families.base import StateDict, TimmWeights, modules_of
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
@@ -26,6 +26,10 @@ def load_timm_weights(
     `path` timm's network exactly. Every other transformer edge of a rate takes that stage's blocks again from
     its first, every patch embedding the one between its two rates.
 
+    A state dict does not tell in which windows a SwinV2 network was first trained, and its positions are shares of
+    those: give the grid `pretrained_window`, as timm's `pretrained_window_sizes`. The module tells it, and is
+    checked: hand it over where you have it.
+
     Args:
         net: the network to fill, in place.
         weights: timm's network, for example `timm.create_model("pvt_v2_b2", pretrained=True)`; its state dict; or
@@ -40,18 +44,20 @@ def load_timm_weights(
 
     Raises:
         SpecError: the family has no timm counterpart.
-        BundleError: shapes or keys do not fit this grid.
+        BundleError: shapes or keys do not fit this grid, or the module's windows do not.
     """
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     head = net.head if isinstance(net, TaskNet) else None
     net = backbone_of(net)
-    from_timm = modules_of(net.spec.family).from_timm
-    if from_timm is None:
+    parts, module = modules_of(net.spec.family), module_of(weights)
+    if parts.from_timm is None:
         raise SpecError(f"family: {net.spec.family} has no weights in timm; train from scratch")
     if path is None:
         path = net.architecture if net.architecture.is_static else Architecture.staircase(net.architecture.grid)
     state = state_dict_of(weights)
-    return _load(net, head, from_timm(state), path, told=shown(state))
+    if module is not None and parts.check_timm is not None:
+        parts.check_timm(net.spec, module)
+    return _load(net, head, parts.from_timm(state), path, told=shown(state))
 
 
 def _load(

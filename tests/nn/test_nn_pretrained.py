@@ -163,3 +163,59 @@ def test_the_authors_names_of_swin_v2():
     assert set(swin_transformer_v2.checkpoint_filter_fn(state, model)) == set(model.state_dict())
     assert load_timm_weights(net, {"model": state}) == []
     assert_same(net, model)
+
+
+def tuned_swin(window: int, before: int) -> nn.Module:
+    """timm's SwinV2 that was trained in windows of `before` first, with lively branches."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 8 * window, "embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6), "num_classes": 7}
+    net = swin_transformer_v2.SwinTransformerV2(
+        patch_size=4, window_size=window, pretrained_window_sizes=(before, before), **sizes
+    ).eval()
+    for name, parameter in net.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            nn.init.ones_(parameter)
+        elif parameter.ndim > 1 and "logit" not in name:
+            nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def swin_of(window: int, **own) -> TaskNet:
+    numbers = {"widths": (48, 96), "heads": (3, 6), "mlp_ratios": (4.0, 4.0), "window": window, "depths": 2}
+    spec = GridSpec.parse(
+        {"layers": 2, "max_down": 8, "family": "swin_v2", "image_size": 8 * window, "num_classes": 7}
+        | numbers
+        | own
+    )
+    return TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()
+
+
+WINDOWS = [(8, 0, {}), (8, 4, {"pretrained_window": 4}), (16, 12, {"pretrained_window": (12, 12)})]
+
+
+@pytest.mark.parametrize(("window", "before", "own"), WINDOWS)
+@pytest.mark.parametrize("form", ["module", "state dict"])
+def test_weights_that_were_tuned_in_other_windows_are_exact(window, before, own, form):
+    model, net = tuned_swin(window, before), swin_of(window, **own)
+    assert load_timm_weights(net, model if form == "module" else model.state_dict()) == []
+    images = torch.randn(2, 3, 8 * window, 8 * window)
+    with torch.no_grad():
+        assert torch.allclose(net(images).logits, model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "before", "ours", "own", "told"),
+    [
+        (8, 4, 8, {}, r"at rates \[4, 8\] .* pretrained_window=\[4, 4\]"),
+        (8, 0, 8, {"pretrained_window": (8, 4)}, r"at rates \[8\] .* pretrained_window=\[0, 8\]"),
+        (8, 0, 16, {}, r"pretrained_window=\[8, 8\]"),
+    ],
+)
+def test_a_module_of_other_windows_is_refused(window, before, ours, own, told):
+    with pytest.raises(BundleError, match=told):
+        load_timm_weights(swin_of(ours, **own), tuned_swin(window, before))
+
+
+def test_a_module_of_smaller_windows_starts_larger_ones():
+    net = swin_of(16, pretrained_window=8)
+    assert load_timm_weights(net, tuned_swin(8, 0)) == []

@@ -52,7 +52,13 @@ class SwinV2(Family):
     name = "swin_v2"
     nn_module = "routespace.nn.families.swin_v2"
     parameters = {
-        "window": Parameter("Side of a window in tokens, one for all rates or one per rate", one_for_all=True)
+        "window": Parameter("Side of a window in tokens, one for all rates or one per rate", one_for_all=True),
+        "pretrained_window": Parameter(
+            "Side of the windows that given weights were first trained in; 0: of these windows",
+            one_for_all=True,
+            least=0,
+            default=0,
+        ),
     }
     alternates = 2  # every second block's windows are shifted
     sizes = {

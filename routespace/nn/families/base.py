@@ -239,6 +239,8 @@ class FamilyModules:
         patch_embed: of a spec and the rate that it leaves.
         output: of a spec and a rate.
         from_timm: timm's state dict of such a network, sorted; None where timm has none.
+        check_timm: raises BundleError for a module of timm's that computes something else with the same weights;
+            None where a state dict says all.
     """
 
     stem: Callable[[GridSpec], Stem]
@@ -246,6 +248,7 @@ class FamilyModules:
     patch_embed: Callable[[GridSpec, int], PatchEmbed]
     output: Callable[[GridSpec, int], Output]
     from_timm: Callable[[Mapping[str, Tensor]], TimmWeights] | None = None
+    check_timm: Callable[[GridSpec, nn.Module], None] | None = None
 
     def stage(self, spec: GridSpec, rate: int, depth: int, drop_path: float = 0.0, *, first: int = 0) -> Stage:
         """A transformer edge of `depth` blocks; `first` counts the row's blocks in the columns before."""

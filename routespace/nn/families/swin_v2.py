@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from routespace.errors import BundleError
 from routespace.grid.families.swin_v2 import MERGED
 from routespace.grid.spec import GridSpec
 from routespace.nn.families import base
@@ -66,7 +68,8 @@ class SwinBlock(Block):
     def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0, *, index: int = 0) -> None:
         super().__init__()
         i, width = spec.index(rate), spec.width(rate)
-        self.window, self.shifted, self.drop_path = spec.own("window", rate), index % 2 == 1, drop_path
+        self.window, self.trained = spec.own("window", rate), spec.own("pretrained_window", rate)
+        self.shifted, self.drop_path = index % 2 == 1, drop_path
         self.attn = WindowAttention(width, spec.shape.heads[i])
         self.norm1 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
@@ -77,7 +80,7 @@ class SwinBlock(Block):
 
     def windows(self, hw: tuple[int, int]) -> Windows:
         """The windows of a map of this size."""
-        return Windows.of(hw, self.window, shifted=self.shifted)
+        return Windows.of(hw, self.window, shifted=self.shifted, trained=self.trained)
 
     def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
@@ -217,4 +220,34 @@ def from_timm(state: Mapping[str, Tensor]) -> TimmWeights:
     )
 
 
-MODULES = FamilyModules(Stem, SwinBlock, PatchEmbed, Output, from_timm)
+def check_timm(spec: GridSpec, module: nn.Module) -> None:
+    """Raise BundleError where timm's network measures positions by other windows than a network of `spec`.
+
+    No state dict tells: the tables of positions are made anew, from the windows and from those of the pretraining.
+    """
+    blocks = [_timm_block(module, i) for i in range(len(spec.rates))]
+    if None in blocks:
+        return  # an unknown form; shapes will tell
+    # timm shrinks its windows to its maps, of which the first is the largest.
+    map_side, window = int(blocks[0].input_resolution[0]), int(blocks[0].window_size[0])
+    needed, wrong = [], []
+    for rate, block in zip(spec.rates, blocks, strict=True):
+        trained = int(block.attn.pretrained_window_size[0])
+        ours = spec.own("pretrained_window", rate) or spec.own("window", rate)
+        if not (ours == trained if trained else min(ours, map_side) == window):
+            wrong.append(rate)
+        needed.append(trained or (window if rate in wrong else 0))
+    if wrong:
+        raise BundleError(
+            f"weights: at rates {wrong} they know positions as shares of other windows than this grid's; make the "
+            f"grid with pretrained_window={needed}"
+        )
+
+
+def _timm_block(module: nn.Module, stage: int) -> Any:
+    """The first block of a stage of timm's network, which may be one of features alone; None without any."""
+    parts = dict(module.named_modules())
+    return parts.get(f"layers.{stage}.blocks.0", parts.get(f"layers_{stage}.blocks.0"))
+
+
+MODULES = FamilyModules(Stem, SwinBlock, PatchEmbed, Output, from_timm, check_timm)
