@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from routespace.deploy.examples import image_shape
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
@@ -32,6 +33,7 @@ from routespace.nn.running import evaluating
 from routespace.nn.task_net import TaskNet
 
 FLOPS_PER_MAC = 2
+OTHERS_IMAGE_PX = 224  # the usual side where a module does not tell
 ATTENTION = "aten::scaled_dot_product_attention"
 # Operators without multiply-adds in the field's convention, beyond those that torch tags as element-wise: norms,
 # pooling, softmax, copying, indexing. Names without the underscores around them, so in-place forms are meant too.
@@ -142,12 +144,9 @@ def _attention_flops(queries: Any, keys: Any, values: Any, *_: object, **__: obj
 def _image(net: nn.Module, image_size: tuple[int, int] | int | None) -> tuple[int, int, int]:
     """Channels, height and width of one image."""
     if isinstance(net, RouteNet | TaskNet):
-        size = net.spec.image_size if image_size is None else image_size
-        channels = net.spec.in_channels
-    else:
-        size, channels = (224 if image_size is None else image_size), 3
-    height, width = (size, size) if isinstance(size, int) else size
-    return channels, height, width
+        return image_shape(net, image_size)
+    size = OTHERS_IMAGE_PX if image_size is None else image_size
+    return 3, *((size, size) if isinstance(size, int) else size)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from routespace.deploy.counters import torch_macs
+from routespace.deploy.examples import example_images, image_shape
 from routespace.deploy.tolerance import VERIFIED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -134,14 +135,12 @@ def verify(
     allowed = tolerance_for(dtype, VERIFIED, tolerance)
     whole, part = supernet.state_dict(), subnet.state_dict()
     shared = tuple(key for key in part if key in whole and _same_memory(part[key], whole[key]))
-    size = subnet.spec.image_size if image_size is None else image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = BATCH, subnet.spec.in_channels, height, width
+    hw = image_shape(subnet, image_size)[1:]
     with placed(supernet, device), placed(subnet, device):
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(place_of(subnet)[0])
+        images = example_images(supernet, BATCH, hw, seed=seed)
         same, replayed = _differences(supernet, subnet, images)
-        counted = torch_macs(subnet, (height, width), meta=False)
-    cost = network_cost(subnet, image_size=(height, width))
+        counted = torch_macs(subnet, hw, meta=False)
+    cost = network_cost(subnet, image_size=hw)
     return VerifyReport(
         max_difference=same,
         replay_difference=replayed,

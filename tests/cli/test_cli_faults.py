@@ -168,7 +168,9 @@ def test_the_same_command_is_told_with_all_its_options(cli, monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
 def test_an_image_size_that_the_network_cannot_take_is_refused_before_anything_is_exported(cli, bundle, form):
-    cli("export", bundle, "-o", bundle.parent / "x", "--format", form, "--image-size", 7).assert_refused("7, 7")
+    cli("export", bundle, "-o", bundle.parent / "x", "--format", form, "--image-size", 7).assert_refused(
+        "image_size: 7x7"
+    )
     assert not (bundle.parent / "x").exists()
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from routespace.deploy.examples import example_images
 from routespace.deploy.export.formats import EXPORTERS
 from routespace.deploy.export.onnx import onnx_exporter
-from routespace.deploy.export.write import example_images, export, export_as, load_exported
+from routespace.deploy.export.write import export, export_as, load_exported
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -122,6 +123,8 @@ def test_networks_of_other_types(form, dtype, tmp_path):
     report = export(net, path)
     assert report.dtype == dtype
     assert report.max_difference <= report.tolerance
+    images = torch.randn(2, 3, 32, 32)  # as preprocessing gives them
+    assert load_exported(path)(images).shape == (2, 3)
     assert (report.tolerance > 1e-4) == (dtype == "float16" or dtype == "bfloat16")
 
 
@@ -130,6 +133,14 @@ def test_onnx_of_what_its_runtime_does_not_compute_is_refused_at_once(dtype, tmp
     with pytest.raises(SpecError, match=r"onnx: the network is in b?float\d\d, .* give one in float32"):
         export(make_net().to(dtype), tmp_path / "net.onnx")
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_networks_on_a_gpu(form, tmp_path):
+    net, path = make_net().cuda(), tmp_path / f"net{EXPORTERS[form].suffix}"
+    assert export(net, path, tolerance=1e-2).max_difference <= 1e-2  # a GPU may round products to TF32
+    assert load_exported(path)(torch.randn(5, 3, 32, 32)).shape == (5, 3)
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
@@ -252,7 +263,7 @@ def test_bad_places_and_sizes(tmp_path):
     with pytest.raises(SpecError, match=r"does not end in \.pt2"):
         export_as(EXPORTERS["pt2"], make_net(), tmp_path / "net.onnx")
     for suffix in ("onnx", "pt2"):  # before anything is traced or made
-        with pytest.raises(SpecError, match="images"):
+        with pytest.raises(SpecError, match="image_size: 7x7 px is too small"):
             export(make_net(), tmp_path / "deep" / f"net.{suffix}", image_size=7)
     assert names_in(tmp_path) == []
     (tmp_path / "file").write_text("")

@@ -62,8 +62,11 @@ def _load(path: Path) -> LoadedNet:
     options.log_severity_level = ERRORS_ONLY
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
+    dtype = torch.float16 if session.get_inputs()[0].type == "tensor(float16)" else torch.float32
+
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(found) for found in session.run(None, {"images": images.cpu().numpy()}))
+        fed = {"images": images.to("cpu", dtype).numpy()}
+        return tuple(torch.from_numpy(found) for found in session.run(None, fed))
 
     names = tuple(output.name for output in session.get_outputs())
     return LoadedNet(names, dict(session.get_modelmeta().custom_metadata_map), run)

@@ -32,16 +32,16 @@ def _write(prepared: Prepared, path: Path) -> Mapping[str, int]:
 
 
 def _load(path: Path) -> LoadedNet:
-    """The program as torch runs it, on the device that it was traced on."""
+    """The program as torch runs it, on the device that it was traced on, where images are moved."""
     import torch
 
     extra = {METADATA: ""}
     module = torch.export.load(path, extra_files=extra).module()
-    metadata = json.loads(extra[METADATA] or "{}")
+    metadata, weight = json.loads(extra[METADATA] or "{}"), next(module.parameters())
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            found = module(images)
+            found = module(images.to(weight.device, weight.dtype))
         return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
     return LoadedNet(tuple(json.loads(metadata.get("outputs", "[]"))), metadata, run)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routespace.deploy.examples import example_images
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.tolerance import EXPORTED, coarsest_type, difference, tolerance_for, type_name
@@ -26,7 +27,7 @@ from routespace.errors import BundleError, MissingDependencyError, RoutespaceErr
 from routespace.files import json_text, replaced
 from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.running import evaluating, place_of
+from routespace.nn.running import evaluating
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
 
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
@@ -140,7 +141,7 @@ def export_as(
     with _dense(net) as module, torch.no_grad():
         pairs = []
         for batch in CHECKED_BATCHES:  # an image size that does not fit ends here
-            images = example_images(net, batch, image_size)
+            images = example_images(net, batch, image_size, seed=batch)
             pairs.append((images, _by_name(module, module(images))))
         require(exporter)
         traced = example_images(net, TRACED_BATCH, image_size)
@@ -164,16 +165,6 @@ def _difference(loaded: LoadedNet, pairs: Sequence[tuple[Tensor, dict[str, Tenso
     """The greatest difference of what a file gives to what the network gave, over images and outputs."""
     found = [dict(zip(loaded.names, loaded.run(images), strict=True)) for images, _ in pairs]
     return max(difference(expected, given) for (_, expected), given in zip(pairs, found, strict=True))
-
-
-def example_images(net: AnyNet, batch: int, image_size: tuple[int, int] | int | None = None) -> Tensor:
-    """(batch, C, H, W) random images that fit the network, of its type and on its device."""
-    size = net.spec.image_size if image_size is None else image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    images = torch.randn(
-        (batch, net.spec.in_channels, height, width), generator=torch.Generator().manual_seed(batch)
-    )
-    return images.to(*place_of(net))
 
 
 def require(exporter: Exporter) -> None:
