@@ -31,10 +31,9 @@ from routespace.cli import (
     train,
     verify,
 )
-from routespace.cli.arguments import command_line
 from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import INTERRUPTED, Interrupts
-from routespace.errors import RoutespaceError, reason
+from routespace.errors import RoutespaceError, command_line, reason
 from routespace.memory import keep_freed_memory
 
 BAD_INPUT = 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +71,6 @@ def several_of(field: str, given: str, allowed: Iterable[str]) -> list[str]:
     """Words with commas between them, each once; raises SpecError naming the field and the allowed ones."""
     words = tuple(allowed)
     return list(dict.fromkeys(one_of(field, word.strip(), words) for word in given.split(",")))
-
-
-def command_line(*words: object) -> str:
-    """A command to print, quoted so that a shell reads it back word by word."""
-    return shlex.join(["routespace", *map(str, words)])
 
 
 def named_recipe(name: str | None) -> Recipe | None:

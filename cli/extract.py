@@ -38,10 +38,11 @@ def run(
 
     Without a limit it is the recipe's own budget. A static network is then taken whole.
     """
-    from routespace.cli.arguments import command_line, named_recipe, one_of, parse_macs
+    from routespace.cli.arguments import named_recipe, one_of, parse_macs
     from routespace.cli.render import draw, legend
     from routespace.cli.status import busy, loading
     from routespace.deploy.folder import require_bundle_place
+    from routespace.errors import command_line
     from routespace.workflow.subjects import net_folder
 
     one_of("method", method, METHODS)

@@ -77,8 +77,8 @@ def run(
 
 def conclude(record: StudyRecord, folder: Path) -> None:
     """Print and draw the front, and say how to take a trial of it."""
-    from routespace.cli.arguments import command_line
     from routespace.cli.study_view import FRONT_FILE, draw_study, show_study
+    from routespace.errors import command_line
 
     show_study(record)
     picture = draw_study(record, folder / FRONT_FILE)

@@ -32,9 +32,9 @@ def run(
 
     Stopped by Ctrl-C or SIGTERM it saves a checkpoint; --resume then gives what it would have given.
     """
-    from routespace.cli.arguments import command_line
     from routespace.cli.status import loading
     from routespace.cli.watch import watching
+    from routespace.errors import command_line
     from routespace.train.run_folder import refuse_existing
     from routespace.workflow.subjects import net_folder
 

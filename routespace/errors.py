@@ -1,4 +1,4 @@
-"""The exceptions of routespace, and what any exception says as one line.
+"""The exceptions of routespace, what any exception says as one line, and commands to type next.
 
     RoutespaceError            everything that a user can cause; the command line prints it as one line
     ├── SpecError (ValueError)     a field of a spec, recipe or file that is not allowed
@@ -12,6 +12,7 @@ Each message says what was given, what is allowed and what to do next.
 """
 
 import re
+import shlex
 
 WORKER_TRACEBACK = "Original Traceback"  # torch's, before what an exception in a worker process said
 
@@ -57,3 +58,8 @@ def reason(error: BaseException) -> str:
     if WORKER_TRACEBACK in text:
         return re.sub(r"^[\w.]+: ", "", lines[-1])
     return " ".join(lines)
+
+
+def command_line(*words: object) -> str:
+    """A command of ours to print, quoted so that a shell reads it back word by word."""
+    return shlex.join(["routespace", *map(str, words)])

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 
 from routespace.deploy.folder import CARD_FILE, is_bundle, require_bundle_place
-from routespace.errors import BundleError, SpecError
+from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.families.base import Family
 from routespace.nn.module import unwrap
@@ -230,7 +230,7 @@ def _check_source(folder: Path) -> None:
     if any(folder.glob(f"*/{NETWORK_FILE}")):
         raise BundleError(
             f"{folder}: is a run, not a bundle; read it with load_run, or take a network out of it with "
-            f"`routespace extract {folder} -o DIR`"
+            f"`{command_line('extract', folder)} -o DIR`"
         )
     raise BundleError(f"{folder}: has no {CARD_FILE}; give a bundle's folder, {made}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from routespace.errors import BundleError, GridError, SpecError
+from routespace.errors import BundleError, GridError, SpecError, command_line
 from routespace.files import read_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -113,6 +113,7 @@ def net_folder(folder: Path) -> Path:
         if (place / "network.json").exists():
             return place
     if (folder / "recipe.yaml").exists():
-        raise BundleError(f"{folder}: the run is not finished; continue it with `routespace train … --resume`")
+        again = command_line("train", folder, "--resume")
+        raise BundleError(f"{folder}: the run is not finished; it goes on with: {again}")
     state = "is a file" if folder.is_file() else "has no network" if folder.exists() else "does not exist"
     raise BundleError(f"{folder}: {state}; give the folder of a finished run or of a bundle")

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from routespace.cli import render
-from routespace.cli.arguments import command_line
 from routespace.cli.watch import Part, Watcher, clock, epoch_line, fitting, step_line, watching
+from routespace.errors import command_line
 from routespace.recipes import recipe_names
 from routespace.train.progress import Progress
 
