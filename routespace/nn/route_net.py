@@ -25,7 +25,7 @@ from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import map_size
-from routespace.nn.families.base import Block, FamilyModules, Stage, modules_of
+from routespace.nn.families.base import Block, FamilyModules, PatchEmbed, Stage, Stem, modules_of
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.module import PlainModule
 from routespace.nn.plan import Embed, Row, compile_plan
@@ -68,7 +68,7 @@ class RouteNet(nn.Module):
         drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
     """
 
-    stem: nn.Module
+    stem: Stem
     edges: nn.ModuleDict
     gates: nn.ModuleDict
     outputs: nn.ModuleDict
@@ -112,7 +112,7 @@ class RouteNet(nn.Module):
             }
         )
 
-    def _make_edge(self, step: Row | Embed, parts: FamilyModules, drop_path: float) -> nn.Module:
+    def _make_edge(self, step: Row | Embed, parts: FamilyModules, drop_path: float) -> Stage | PatchEmbed:
         layer, rate = step.source
         if isinstance(step, Embed):
             return parts.patch_embed(self.spec, rate)
