@@ -28,6 +28,7 @@ from routespace.deploy.examples import image_shape
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
+from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
 from routespace.nn.task_net import TaskNet
@@ -164,11 +165,13 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
     """MACs of one image through a module as it is, by torch's counter.
 
     Args:
-        net: a TaskNet, a RouteNet or any module from images to a tensor. Every token of a gated edge is counted.
+        net: a TaskNet, a RouteNet or any module from images to a tensor, in a wrapper such as torch.compile's or
+            not. Every token of a gated edge is counted.
         image_size: height and width in pixels, or one number; a TaskNet's own by default, else 224.
         meta: count on meta tensors, where nothing is computed; else on a real image, on the net's device, which
             is faster for small networks.
     """
+    net = unwrap(net)
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}  # also those that are not saved
     if meta:
         tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
@@ -198,6 +201,7 @@ def fvcore_macs(
         net, image_size: as for `torch_macs`; the module must be on the CPU.
         attention: register a handle for fused attention. Without it fvcore drops it, and `unknown` says so.
     """
+    net = unwrap(net)
     images = torch.zeros(1, *_image(net, image_size), dtype=next(net.parameters()).dtype)
     module = net.as_module() if isinstance(net, RouteNet | TaskNet) else net
     with _computing_all(net), torch.no_grad(), warnings.catch_warnings():

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from routespace.grid.gate_spec import GateSpec
+from routespace.nn.module import unwrap
+from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
-from routespace.nn.task_net import AnyNet
+from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.train.evaluate import mean_macs
 
 TOLERANCE_FRAC = 0.0025
@@ -62,6 +64,7 @@ def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Ca
             Labels are not used.
         target: MACs of one image.
     """
+    net = unwrap(net, wanted=(TaskNet, RouteNet))
     start, batches = _logit(net.gate_spec.open_above), _held(loader)
     with evaluating(net):
         tried = _search(lambda logit: Trial(logit, _macs_at(net, logit, batches)), start, target)

@@ -23,6 +23,7 @@ import torch
 
 from routespace.errors import DataError, RoutespaceError
 from routespace.grid.usage import shares_to_json
+from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, in_mode, now, place_of, placed
 from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter, metered
@@ -53,8 +54,8 @@ def evaluate(
     """Measure a network.
 
     Args:
-        net: it is in evaluation mode and decides by `auto` for the pass, and is then as it was before. Images are
-            moved to its device and element type.
+        net: in a wrapper such as torch.compile's or not. It is in evaluation mode and decides by `auto` for the
+            pass, and is then as it was before. Images are moved to its device and element type.
         loader: the task's batches; for a classifier images (B, C, H, W) and labels (B,).
         task: how it is measured; None for that of the network's head, a classifier's accuracy.
         expected: also run each batch with sampling gates, for the expected MACs; without it they are None.
@@ -70,6 +71,7 @@ def evaluate(
         DataError: the loader holds no images, or one of them cannot be read.
         RoutespaceError: the network gives no finite numbers.
     """
+    net = unwrap(net, wanted=TaskNet)
     task = task or task_of_head(net.head.kind, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
     with placed(net, device), evaluating(net), net.deciding_as(held=None, execution="auto"):

@@ -8,6 +8,7 @@ import torch
 from tiny_grid import TINY_GRID
 from torch import nn
 
+from routespace.deploy.counters import fvcore_macs, torch_macs
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -16,6 +17,8 @@ from routespace.nn.module import unwrap
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import measure_usage
 from routespace.nn.weights import load_net, save_net
+from routespace.train.calibrate import calibrate_threshold
+from routespace.train.evaluate import evaluate
 
 WRAPPERS = {
     "torch.compile": lambda net: torch.compile(net, backend="eager"),
@@ -62,3 +65,13 @@ def test_a_wrapped_network_is_saved_as_what_it_wraps(wrapped, tmp_path):
 def test_a_wrapped_network_is_measured(wrapped):
     images = torch.randn(2, 3, 32, 32)
     assert measure_usage(wrapped, [images]) == measure_usage(copy.deepcopy(unwrap(wrapped)), [images])
+
+
+def test_a_wrapped_network_is_counted_evaluated_and_calibrated(wrapped):
+    net = unwrap(wrapped)
+    assert torch_macs(wrapped) == torch_macs(net)
+    assert fvcore_macs(wrapped) == fvcore_macs(net)
+    batches = [(torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.long))]
+    found = evaluate(wrapped, batches, expected=False)
+    assert found["images"] == 4
+    assert calibrate_threshold(wrapped, batches, found["counted_macs"]).met
