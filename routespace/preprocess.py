@@ -141,7 +141,8 @@ class Preprocess(Value):
     def shown(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         """Undo the normalisation: (…, C, H, W) → values in 0…1."""
         mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        return np.clip(numbers * std + mean, 0, 1)
+        pixels: np.ndarray = np.clip(numbers * std + mean, 0, 1)
+        return pixels
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """(width, height) before the cut; rounded as timm's two ways (square or not) round."""

@@ -239,7 +239,7 @@ def _folder(attrs: Mapping[str, Any], out: Path) -> Path | None:
     """Where a run lies: in the study's folder, wherever that has moved; else where its worker put it."""
     if Attr.FOLDER not in attrs:
         return None
-    here = out / attrs[Attr.FOLDER]
+    here: Path = out / attrs[Attr.FOLDER]
     return here if here.exists() else Path(attrs[Attr.OUT]) / attrs[Attr.FOLDER]
 
 

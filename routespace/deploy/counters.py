@@ -114,7 +114,7 @@ class CheckReport:
         ]
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operators(TorchDispatchMode):
     """Counts the operators that torch's flop counter has no formula for and that are not free."""
 
     def __init__(self) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -29,7 +31,7 @@ DARK = 0.12  # brightness of a token that no edge computed
 SIDE_INCHES = 1.5
 
 
-def computed_share(architecture: Architecture, routes: Routes, rate: int, hw: tuple[int, int]) -> NDArray:
+def computed_share(architecture: Architecture, routes: Routes, rate: int, hw: tuple[int, int]) -> NDArray[Any]:
     """(B, h, w): the share of a rate's transformer edges that computed each token.
 
     Args:
@@ -104,7 +106,7 @@ def _transformers(architecture: Architecture, rate: int) -> list[str]:
     return [edge.name for edge in edges if edge.kind == "transformer" and edge.rate == rate]
 
 
-def _show(axes: object, picture: NDArray, label: str) -> None:
-    axes.imshow(picture, interpolation="nearest")  # type: ignore[attr-defined]
-    axes.set(xticks=[], yticks=[], xlabel=label)  # type: ignore[attr-defined]
-    axes.xaxis.label.set_size(8)  # type: ignore[attr-defined]
+def _show(axes: Axes, picture: NDArray[Any], label: str) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    axes.set(xticks=[], yticks=[], xlabel=label)
+    axes.xaxis.label.set_fontsize(8)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
@@ -118,7 +118,8 @@ def path_range(grid: RoutingGrid) -> tuple[int, int]:
 
 def edge_macs(grid: RoutingGrid) -> list[int]:
     """MACs of every edge, in the grid's order; raises GridError when their sum passes 2^63."""
-    return cost_table(grid).prices("macs").tolist()
+    macs: list[int] = cost_table(grid).prices("macs").tolist()
+    return macs
 
 
 def constant_macs(grid: RoutingGrid) -> int:
@@ -133,9 +134,9 @@ def least_sum(grid: RoutingGrid, prices: Sequence[float]) -> tuple[float, list[i
         prices: one number per edge, of either sign. Integers stay exact; negate them for the greatest sum.
     """
     # mask → (sum, linked list of moves); the first of equals wins, so the result is the same everywhere.
-    best: dict[int, tuple[float, tuple]] = {1: (0, ())}
+    best: dict[int, tuple[float, tuple[Any, ...]]] = {1: (0, ())}
     for step in steps(grid):
-        after: dict[int, tuple[float, tuple]] = {}
+        after: dict[int, tuple[float, tuple[Any, ...]]] = {}
         for mask, (total, taken) in best.items():
             for move in step.moves(mask):
                 cost = total + sum(prices[edge] for edge in move.edges)
@@ -146,7 +147,7 @@ def least_sum(grid: RoutingGrid, prices: Sequence[float]) -> tuple[float, list[i
     return total, sorted(edge for move in _unlink(taken) for edge in move.edges)
 
 
-def _unlink(taken: tuple) -> Iterator[Move]:
+def _unlink(taken: tuple[Any, ...]) -> Iterator[Move]:
     while taken:
         taken, move = taken
         yield move

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from routespace.errors import GridError, SpecError
 from routespace.grid.families.base import EdgeCost
@@ -97,7 +99,8 @@ class CostTable:
             SpecError: a resource that does not follow from prices.
         """
         resource = require_analytic(what)
-        return sum(resource.whole(cost) for cost in self.paid)
+        total: float = sum(resource.whole(cost) for cost in self.paid)
+        return total
 
     def amounts(self, what: str) -> Mapping[str, float]:
         """Edge name → what it takes of a resource with every token computed, without gates.
@@ -146,12 +149,14 @@ class CostTable:
                 f"in the order of grid.edges"
             )
         if prices.dtype == np.int64 and int(prices.sum()) >= EXACT_FLOAT:
-            return bits @ prices + int(constant)
+            exact: NDArray[Any] = bits @ prices + int(constant)
+            return exact
         floats, totals = prices.astype(np.float64), np.empty(len(bits), dtype=prices.dtype)
         for start in range(0, len(bits), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             totals[block] = bits[block].astype(np.float64) @ floats
-        return totals + prices.dtype.type(constant)
+        summed: NDArray[Any] = totals + prices.dtype.type(constant)
+        return summed
 
 
 def _grid_prices(grid: RoutingGrid, spec: GridSpec) -> dict[str, EdgeCost]:

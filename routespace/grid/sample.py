@@ -118,7 +118,8 @@ class StaticTables:
             upto[i] = np.where(left >= 0, after[move.mask][np.maximum(left, 0)], 0)
         upto = upto.cumsum(axis=0)
         point = np.minimum(coin * upto[-1], np.nextafter(upto[-1], 0))  # never on the upper end itself
-        return (point >= upto).sum(axis=0)
+        chosen: np.ndarray = (point >= upto).sum(axis=0)
+        return chosen
 
 
 def _best_unit(prices: Sequence[int], bins: int) -> int:

@@ -110,7 +110,7 @@ class _Program:
         self._rows += 1
 
     def _edge_rules(self, edges: Sequence[Edge]) -> None:
-        places: dict[tuple, list[int]] = {}
+        places: dict[tuple[Any, ...], list[int]] = {}
         for place, edge in enumerate(edges):
             places.setdefault((edge.source, edge.target), []).append(place)
         for (source, target), parallel in places.items():
@@ -187,7 +187,8 @@ class _Program:
             return None
         if result.x is None:
             raise RoutespaceError(f"select: the solver stopped ({result.message}); report the limits and scores")
-        return np.rint(result.x[: self.size]).astype(np.bool_)
+        chosen: np.ndarray = np.rint(result.x[: self.size]).astype(np.bool_)
+        return chosen
 
 
 def _limit(

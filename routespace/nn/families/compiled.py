@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from routespace.nn.families.base import Block
 # uncompiled. It holds for our steps alone: what a program compiles beside them keeps its own.
 RECOMPILE_LIMIT = 128
 # Index tables are made here and are right; checking each of nine gathers costs more than the gather.
-OPTIONS: dict[str, str | int | bool | Callable] = {"assert_indirect_indexing": False}
+OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"assert_indirect_indexing": False}
 
 
 class _AtSize(nn.Module):

@@ -37,7 +37,8 @@ class Stem(base.Stem):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) pixels → (B, N, C)."""
-        return self.norm(as_tokens(self.proj(images)))
+        normed: Tensor = self.norm(as_tokens(self.proj(images)))
+        return normed
 
 
 class PatchEmbed(TokenEmbed):
@@ -57,7 +58,8 @@ class PatchEmbed(TokenEmbed):
         h = self.norm_in(x)
         if visible is not None:
             h = h * visible.to(h.dtype)
-        return self.norm(as_tokens(self.proj(as_map(h, hw))))
+        normed: Tensor = self.norm(as_tokens(self.proj(as_map(h, hw))))
+        return normed
 
     def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the patches under the coarse tokens at `rows`, times the kernel as a matrix."""
@@ -68,7 +70,8 @@ class PatchEmbed(TokenEmbed):
         patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, h.shape[2])
         patches = (patches * inside.unsqueeze(-1).to(h.dtype)).flatten(1)
         kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return self.norm(linear(patches, kernel, self.proj.bias))
+        normed: Tensor = self.norm(linear(patches, kernel, self.proj.bias))
+        return normed
 
 
 def patch_index(rows: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -101,7 +104,8 @@ class Output(base.Output):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 def _timm_key(key: str) -> str:

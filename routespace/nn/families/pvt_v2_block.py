@@ -127,7 +127,8 @@ class Mlp(nn.Module):
             tokens = linear(x, weights.weight, weights.bias)
             maps = as_map(tokens if mask is None else tokens.mul_(mask), hw)
             convolved = F.conv2d(maps, weights.kernel, weights.offset, padding=1, groups=tokens.shape[2])
-            return torch.ops.aten.gelu_(as_tokens(convolved))
+            activated: Tensor = torch.ops.aten.gelu_(as_tokens(convolved))
+            return activated
 
         return self._by_groups(hidden, x.shape[0] * x.shape[1])
 

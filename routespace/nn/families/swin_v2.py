@@ -135,7 +135,8 @@ class Stem(base.Stem):
         h, w = images.shape[-2:]
         if h % down or w % down:
             images = F.pad(images, (0, -w % down, 0, -h % down))
-        return self.norm(as_tokens(self.proj(images)))
+        normed: Tensor = self.norm(as_tokens(self.proj(images)))
+        return normed
 
 
 class PatchEmbed(TokenEmbed):
@@ -149,12 +150,14 @@ class PatchEmbed(TokenEmbed):
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
-        return self.norm(apply_linear(self.reduction, self._groups(x, hw, visible)))
+        normed: Tensor = self.norm(apply_linear(self.reduction, self._groups(x, hw, visible)))
+        return normed
 
     def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the coarse tokens at `rows`."""
         groups = self._groups(x, hw, visible)
-        return self.norm(apply_linear(self.reduction, take(groups.flatten(0, 1), rows)))
+        normed: Tensor = self.norm(apply_linear(self.reduction, take(groups.flatten(0, 1), rows)))
+        return normed
 
     def _groups(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None) -> Tensor:
         """(B, N, C) → (B, N', 4·C): each 2×2 group's tokens, column by column (timm's order)."""

@@ -194,4 +194,5 @@ def unit(x: Tensor) -> Tensor:
     x = x.contiguous()  # a CPU measures vectors that stand far apart five times slower
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # (promote_types would be an operator)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return (x / length.masked_fill(length == 0, math.inf)).to(x.dtype)
+    unit: Tensor = x / length.masked_fill(length == 0, math.inf)
+    return unit.to(x.dtype)

@@ -95,7 +95,7 @@ class _Expand(Function):
         return F.gelu(convolved)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, kernel, hidden, convolved, positions, order = ctx.saved_tensors
         layout, n = Layout(positions, order, ctx.size), rows.shape[0]
@@ -120,8 +120,10 @@ def expand(rows: Tensor, weights: Expansion, layout: Layout) -> Tensor:
         with torch.autocast(device, enabled=False):
             return expand(rows.to(dtype), Expansion(*(w.to(dtype) for w in weights)), layout)
     if torch.is_grad_enabled() and any(part.requires_grad for part in (rows, *weights)):
-        return _Expand.apply(rows, *weights, layout)
-    return torch.ops.aten.gelu_(_expand(rows, weights, layout)[1])
+        activated: Tensor = _Expand.apply(rows, *weights, layout)
+    else:
+        activated = torch.ops.aten.gelu_(_expand(rows, weights, layout)[1])
+    return activated
 
 
 def scatter_depthwise(hidden: Tensor, conv: Callable[[Tensor], Tensor], layout: Layout) -> Tensor:
@@ -184,5 +186,6 @@ def gather_depthwise(padded: Tensor, taps: Tensor, bias: Tensor, neighbours: Ten
         (n, R).
     """
     if torch.is_grad_enabled() and padded.requires_grad:
-        return _GatherConv.apply(padded, taps, neighbours) + bias
+        convolved: Tensor = _GatherConv.apply(padded, taps, neighbours) + bias
+        return convolved
     return _weighted(padded, taps, neighbours) + bias

@@ -26,7 +26,7 @@ ROOT_HALF = tl.constexpr(0.7071067811865476)
 ROOT_TAU = tl.constexpr(0.3989422804014327)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _gather_kernel(  # type: ignore[no-untyped-def, unused-ignore]
     hidden, taps, offset, neighbours, summed, activated, n, r,
     ACTIVATE: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -50,7 +50,7 @@ def _gather_kernel(  # type: ignore[no-untyped-def, unused-ignore]
     tl.store(summed + place, total.to(summed.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _taps_kernel(  # type: ignore[no-untyped-def, unused-ignore]
     grad, hidden, neighbours, grad_taps, n, r,
     STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -92,7 +92,7 @@ class _GatherGelu(Function):
         return activated
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden, taps, neighbours, summed = ctx.saved_tensors
         grad = torch.ops.aten.gelu_backward(grad.contiguous(), summed)
@@ -119,4 +119,5 @@ def gather_gelu(hidden: Tensor, taps: Tensor, offset: Tensor, neighbours: Tensor
     Returns:
         (n, R).
     """
-    return _GatherGelu.apply(hidden, taps, offset, neighbours)
+    activated: Tensor = _GatherGelu.apply(hidden, taps, offset, neighbours)
+    return activated

@@ -71,11 +71,12 @@ def products(by: Products) -> Iterator[None]:
 def onednn_is_used() -> bool:
     """Whether large products go to oneDNN now."""
     if _chosen == "auto":
-        return _onednn_is_faster()
+        faster: bool = _onednn_is_faster()
+        return faster
     return _chosen == "onednn"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+@torch.compiler.assume_constant_result
 def _onednn_is_faster() -> bool:
     return _onednn_works() and _processor_gains()
 
@@ -113,7 +114,7 @@ def is_untouched(layer: nn.Module) -> bool:
         return False
     if any(len(found) for found in hooks):
         return False
-    return torch.compiler.is_compiling() or not somebody_listens()  # type: ignore[no-untyped-call, unused-ignore]
+    return torch.compiler.is_compiling() or not somebody_listens()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

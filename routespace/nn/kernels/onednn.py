@@ -30,7 +30,7 @@ def works() -> bool:
 
     Nothing is computed: this may be asked inside a trace.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call, unused-ignore]
+    if not torch.backends.mkldnn.is_available():
         return False
     transforms_are_active()
     return len(torch.ops.mkldnn._linear_pointwise.default._schema.arguments) == THEIR_ARGUMENTS
@@ -38,7 +38,7 @@ def works() -> bool:
 
 def is_faster() -> bool:
     """Whether torch multiplies by MKL, and this processor has AVX-512 that MKL leaves unused."""
-    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call, unused-ignore]
+    has_mkl = torch.backends.mkl.is_available()
     if not has_mkl or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     described = Path("/proc/cpuinfo")  # Linux; on Windows the vendor is a part of the processor's name
@@ -87,7 +87,7 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, zero_last: bool, 
         # bias it does not see.
         whole = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
         offset = None if bias is None else bias.contiguous()
-        found = torch.ops.mkldnn._linear_pointwise(rows, whole, offset, "none", [], "")
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, whole, offset, "none", [], "")
     else:
         found = F.linear(rows, weight, bias)
     if zero_last:
@@ -95,7 +95,7 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, zero_last: bool, 
     return found
 
 
-@torch.library.register_fake("routespace::linear")  # type: ignore[untyped-decorator, unused-ignore]
+@torch.library.register_fake("routespace::linear")
 def _linear_shape(rows: Tensor, weight: Tensor, bias: Any, zero_last: bool, least_macs: int) -> Tensor:
     return rows.new_empty(rows.shape[0], weight.shape[0])
 
@@ -122,7 +122,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("routespace::linear", _backward, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.routespace.linear)  # type: ignore[untyped-decorator, unused-ignore]
+@register_flop_formula(torch.ops.routespace.linear)
 def _linear_flops(rows: Any, weight: Any, bias: Any, zero_last: bool, *_: object, **__: object) -> int:
     """Shapes (M, K) and (N, K) → operations, two a multiply-add as torch counts its own."""
     return int(2 * (rows[0] - zero_last) * rows[1] * weight[0])

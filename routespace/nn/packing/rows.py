@@ -31,7 +31,8 @@ class _Take(Function):
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """(T, …) → (n, …): the given rows, which must be distinct."""
     if x.requires_grad and torch.is_grad_enabled():
-        return _Take.apply(x, rows)
+        taken: Tensor = _Take.apply(x, rows)
+        return taken
     return x.index_select(0, rows)
 
 

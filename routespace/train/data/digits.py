@@ -173,7 +173,7 @@ class DigitsDataset(Dataset[tuple[Tensor, int]]):
         self.count = count
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch.share_memory_()
         fed = preprocess or Preprocess(size=scenes.image_size)
         std = 255 * torch.tensor(fed.std)
         self._scale = (1 / std).reshape(3, 1, 1)

@@ -156,7 +156,8 @@ def _upscaler(side: int) -> NDArray[np.float32]:
     d = np.abs(centre_S[:, None] - np.arange(8))
     near, far = 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
     weights = np.where(d < 1, near, np.where(d < 2, far, 0))
-    return (np.rint(weights * 256) / 256).astype(np.float32)
+    rounded: np.ndarray = (np.rint(weights * 256) / 256).astype(np.float32)
+    return rounded
 
 
 @lru_cache(maxsize=512)

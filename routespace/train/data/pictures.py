@@ -57,7 +57,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
             self.varied, self.at_least = augmentation(spec, preprocess), needed_px(spec, preprocess)
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the augmentation's draws."""

@@ -38,7 +38,7 @@ class Classify:
         self.smoothing = train.label_smoothing if train is not None else 0.0
         self.mixup = None
         if train is not None and (train.mixup or train.cutmix):
-            self.mixup = Mixup(  # type: ignore[no-untyped-call]
+            self.mixup = Mixup(
                 train.mixup, train.cutmix, label_smoothing=train.label_smoothing, num_classes=classes
             )
 
