@@ -9,10 +9,11 @@ so that `--help` answers at once and commands that need no torch do not wait for
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -113,7 +114,7 @@ def fail(message: str, code: int) -> typer.Exit:
 def one_line(error: BaseException) -> str:
     """An exception as one line: what was wrong, and with which file."""
     if isinstance(error, UsageError):
-        return f"{error.format_message().rstrip('.')}; see --help"  # type: ignore[attr-defined]
+        return f"{error.format_message().rstrip('.')}; see --help"  # type: ignore[attr-defined]  # one class in either of click's homes
     if isinstance(error, MemoryError):
         return "not enough memory; use a smaller batch, image or grid"
     if isinstance(error, OSError) and error.strerror:
@@ -160,7 +161,7 @@ def options(
 
 def quiet_libraries() -> None:
     """Warnings are ours, or about a GPU that cannot be used; libraries warn of each other and of our choices."""
-    warnings.formatwarning = _one_line_warning  # type: ignore[assignment]
+    warnings.formatwarning = _one_line_warning  # type: ignore[assignment]  # meant to be replaced, says Python
     warnings.filterwarnings("ignore")
     for ours in ("routespace", r"torch\.cuda"):
         warnings.filterwarnings("default", module=ours)
@@ -176,5 +177,5 @@ def run(interrupts: Interrupts) -> None:
     keep_freed_memory()
     quiet_libraries()
     if sys.stdout.encoding and sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     app(obj=interrupts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -87,7 +87,7 @@ def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[
         "grid": part.grid.hash,
     }
     if by is not None:
-        groups = cost.grouped(by)  # type: ignore[arg-type]
+        groups = cost.grouped(cast(Any, by))
         report["by"] = by
         report["groups"] = {str(key): total for key, total in groups.items() if any(total.values())}
         if by == "edge":

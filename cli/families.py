@@ -69,5 +69,5 @@ def _with_options(command: Command, run: Command, options: Mapping[str, Any]) ->
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in options.items()
     ]
-    command.__signature__ = signature.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]  # read by inspect
     return command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -75,14 +75,14 @@ def run(
             subject.grid,
             device=str(pick_device(device)),
             batch=batch,
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=cast(Any, dtype),
             compiled=compiled,
             gates=_gates(subject, routed=routed),
             keeps=kept,
             rounds=profiling.ROUNDS if rounds is None else rounds,
             subnets=profiling.SUBNETS if subnets is None else subnets,
             threads=threads,
-            clock=clock,  # type: ignore[arg-type]
+            clock=cast(Any, clock),
         )
     save_table(table, table_file)
     show(table, subject)

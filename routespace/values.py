@@ -69,7 +69,7 @@ class Value(BaseModel):
 
     # pydantic's own mark of a constructor that only validates. Without it pydantic would call the constructor for
     # values nested in others, too, and the inner line would hide which field of the outer one is meant.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own mark
 
     @classmethod
     def parse(cls, data: Any, *, name: str = "") -> Self:

@@ -118,7 +118,7 @@ class _Operators(TorchDispatchMode):
     """Counts the operators that torch's flop counter has no formula for and that are not free."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.unknown: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

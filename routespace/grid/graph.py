@@ -14,7 +14,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import networkx as nx
 
@@ -68,7 +68,7 @@ class Edge:
     def parse(cls, name: str) -> Edge:
         """The edge called `name`; raises GridError when the name is not an edge's."""
         match = _NAME.fullmatch(name)
-        edge = cls(int(match[1]), int(match[2]), match[3]) if match else None  # type: ignore[arg-type]
+        edge = cls(int(match[1]), int(match[2]), cast(Kind, match[3])) if match else None
         if edge is None or edge.name != name:
             raise GridError(f"edge: {name!r} is no edge name; they look like 'l03_r08_transformer'")
         return edge

@@ -41,7 +41,7 @@ def unwrap(net: Module, *, wanted: type[nn.Module] | tuple[type[nn.Module], ...]
         allowed = wanted if isinstance(wanted, tuple) else (wanted,)
         names = " or ".join(kind.__name__ for kind in allowed)
         raise SpecError(f"net: a {type(found).__name__} was given; give a {names}, wrapped or not")
-    return found  # type: ignore[return-value]
+    return cast(Module, found)
 
 
 class _Net(Protocol):

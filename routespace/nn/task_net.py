@@ -79,7 +79,7 @@ class TaskNet(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.register_load_state_dict_pre_hook(_from_flat_keys)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_flat_keys)  # type: ignore[no-untyped-call]  # torch's
         self.training = backbone.training
         head.train(backbone.training)
 

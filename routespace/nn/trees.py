@@ -26,7 +26,7 @@ def register_mapping(kind: type[Mapping[str, Part]], name: str) -> None:
         return list(value.values()), list(value)
 
     def rebuilt(values: object, keys: list[str]) -> Mapping[str, Part]:
-        return kind(dict(zip(keys, values, strict=True)))  # type: ignore[call-arg, call-overload]
+        return kind(dict(zip(keys, values, strict=True)))  # type: ignore[call-arg, call-overload]  # see `kind`
 
     try:
         from torch.utils import _pytree as pytree

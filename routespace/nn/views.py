@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -27,4 +27,4 @@ def view_of(module: Module, seen: dict[int, nn.Module] | None = None) -> Module:
         found.__dict__["_modules"] = {
             name: None if child is None else view_of(child, seen) for name, child in module._modules.items()
         }
-    return found  # type: ignore[return-value]
+    return cast(Module, found)

@@ -58,8 +58,7 @@ class Prices:
 
     def column(self, shares: Sequence[object]) -> Tensor:
         """(E,) of shares, one 0-d tensor or 0 or 1 for each edge. No number is copied to the device."""
-        known = {0: self.none, 1: self.all}
-        parts = [share if isinstance(share, Tensor) else known[share] for share in shares]  # type: ignore[index]
+        parts = [share if isinstance(share, Tensor) else self.all if share else self.none for share in shares]
         return torch.stack(parts).double()
 
 

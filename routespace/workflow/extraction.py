@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from routespace.deploy.bundle import Card, Provenance, save_bundle
 from routespace.deploy.derive import derive
@@ -120,7 +120,7 @@ def choose(
     if usage is None and not architecture.is_static:
         raise BundleError(f"{artifact.folder}: has no usage.json; train the run to its end, or run it again")
     limits, table = ({}, None) if time_limit is None else ({"latency_ms": time_limit.ms}, time_limit.table)
-    return derive(architecture, usage or {}, limits=limits, macs=macs, table=table, method=method)  # type: ignore[arg-type]
+    return derive(architecture, usage or {}, limits=limits, macs=macs, table=table, method=cast(Any, method))
 
 
 def take(

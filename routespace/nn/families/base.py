@@ -179,7 +179,7 @@ def in_parts(x: Tensor) -> bool:
     """Whether to compute a part of the work at a time, as fits the caches: in inference on a CPU, not traced."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]  # torch's
 
 
 def as_maps_are(conv: nn.Conv2d) -> nn.Conv2d:

@@ -47,7 +47,7 @@ def compiled(step: Callable[..., Tensor], hw: tuple[int, int]) -> Callable[..., 
     module = _AtSize(step, hw)
     try:
         # (torch's own type hints leave the limit out.)
-        return torch.compile(module, dynamic=True, options=OPTIONS, recompile_limit=RECOMPILE_LIMIT)  # type: ignore[call-overload, no-any-return, unused-ignore]
+        return torch.compile(module, dynamic=True, options=OPTIONS, recompile_limit=RECOMPILE_LIMIT)  # type: ignore[call-overload, no-any-return, unused-ignore]  # torch's
     except TypeError:  # an earlier torch knows the limit of the whole process alone
         return _limited(torch.compile(module, dynamic=True, options=OPTIONS))
 

@@ -27,10 +27,10 @@ ROOT_TAU = tl.constexpr(0.3989422804014327)
 
 
 @triton.jit
-def _gather_kernel(  # type: ignore[no-untyped-def, unused-ignore]
-    hidden, taps, offset, neighbours, summed, activated, n, r,
+def _gather_kernel(
+    hidden: Any, taps: Any, offset: Any, neighbours: Any, summed: Any, activated: Any, n: Any, r: Any,
     ACTIVATE: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     row_ok, channel_ok = row < n, channel < r
@@ -51,10 +51,10 @@ def _gather_kernel(  # type: ignore[no-untyped-def, unused-ignore]
 
 
 @triton.jit
-def _taps_kernel(  # type: ignore[no-untyped-def, unused-ignore]
-    grad, hidden, neighbours, grad_taps, n, r,
+def _taps_kernel(
+    grad: Any, hidden: Any, neighbours: Any, grad_taps: Any, n: Any, r: Any,
     STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     k = tl.program_id(2)
     channel_ok = channel < r

@@ -28,12 +28,12 @@ RENAMED = (ImportError, AttributeError, RuntimeError)
 try:
     from routespace.nn.kernels import onednn
 except RENAMED:
-    onednn = None  # type: ignore[assignment]
+    onednn = None  # type: ignore[assignment]  # a module, or none
 try:
     from torch.nn.modules.module import _has_any_global_hook as somebody_listens
 except ImportError:  # then somebody may
 
-    def somebody_listens() -> bool:  # type: ignore[misc]
+    def somebody_listens() -> bool:  # type: ignore[misc]  # in place of torch's
         return True
 
 
@@ -166,7 +166,7 @@ def _goes_to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, least_macs: 
     # An export shall hold operators that everybody knows. (torch 2.11 calls each compilation one.)
     if compiling and torch.compiler.is_exporting():
         return False
-    if not compiling and (torch.jit.is_tracing() or onednn.transforms_are_active()):  # type: ignore[no-untyped-call, attr-defined]
+    if not compiling and (torch.jit.is_tracing() or onednn.transforms_are_active()):  # type: ignore[no-untyped-call, attr-defined]  # torch's
         return False
     narrow = x.shape[-1] * weight.shape[0] < LEAST_WEIGHTS
     if narrow or not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):

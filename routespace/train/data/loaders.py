@@ -9,10 +9,10 @@ Shape legend: B images of one process and step · C channels · H, W pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class Loaders:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch that `train` gives, from step `start` on."""
         self._batches.epoch, self._batches.start = epoch, start
-        self._train.set_epoch(epoch)  # type: ignore[attr-defined]
+        cast(Any, self._train).set_epoch(epoch)
 
     def check(self) -> None:
         """Raise DataError unless the training images fill a batch that all processes share evenly."""
@@ -148,10 +148,10 @@ class Loaders:
     @cached_property
     def _batches(self) -> TrainBatches:
         seed = None if self.source.fresh_each_epoch else self.recipe.seed
-        return TrainBatches(len(self._train), self.recipe.train.batch_size, self.part, seed)  # type: ignore[arg-type]
+        return TrainBatches(len(cast(Sized, self._train)), self.recipe.train.batch_size, self.part, seed)
 
     def _plain(self, dataset: Dataset[Any], most: int | None = None) -> Batches:
-        count = len(dataset)  # type: ignore[arg-type]
+        count = len(cast(Sized, dataset))
         chosen = list(range(count))
         if most is not None and count > most:  # folders are in the order of their classes
             generator = torch.Generator().manual_seed(CALIBRATION_SEED)

@@ -9,8 +9,8 @@ In training another picture takes its place, so that batches keep their size; ot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -39,7 +39,7 @@ class Guarded(Dataset[Sample]):
         self.dataset, self.replace = dataset, replace
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(cast(Sized, self.dataset))
 
     def __getitem__(self, index: int) -> Sample:
         unreadable: list[str] = []
