@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace.cli.families import family_parameters, single_numbers
+from routespace.cli.grid_options import grid_fields, grid_options
+from routespace.cli.options import AsJson
 from routespace.errors import BudgetError, GridError, SpecError
-from routespace.grid.presets import FAMILIES
 
 if TYPE_CHECKING:
     from routespace.grid.graph import RoutingGrid
@@ -19,23 +19,8 @@ EXAMPLE = "routespace build --layers 24 --max-down 32 --macs 4G -o grid.json"
 LONGEST = 4000  # digits of an integer that JSON readers still take
 
 
-@family_parameters
+@grid_options
 def run(
-    layers: Annotated[int | None, typer.Option(help="Number of layers (columns).")] = None,
-    max_down: Annotated[int | None, typer.Option(help="Coarsest downsampling rate, a power of two.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from a named grid, such as dit_b2.")] = None,
-    family: Annotated[
-        str | None, typer.Option(help=f"{', '.join(FAMILIES)}, or one that --family-module allows.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="Named size of the family, such as b2.")] = None,
-    depths: Annotated[str | None, typer.Option(help="Blocks per layer: one number, or 3,4,6,3.")] = None,
-    widths: Annotated[str | None, typer.Option(help="Channels per rate, such as 32,64,160,256.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Attention heads per rate.")] = None,
-    mlp_ratios: Annotated[str | None, typer.Option(help="MLP ratios per rate.")] = None,
-    embed_layers: Annotated[str | None, typer.Option(help="Columns of patch embeddings: all, or 0,1,2.")] = None,
-    outputs: Annotated[str | None, typer.Option(help="coarsest or pyramid.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Side in pixels, or HxW.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes of the classifier; 0 for none.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Set any field of the grid: --set window=8. Repeatable.")
     ] = None,
@@ -43,8 +28,8 @@ def run(
     latency: Annotated[Path | None, typer.Option(help="A table of `profile`: adds milliseconds.")] = None,
     ms: Annotated[float | None, typer.Option(help="Milliseconds to check, by the --latency table.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the grid as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the drawing.")] = False,
-    **own: str | None,
+    as_json: AsJson = False,
+    **fields: Any,
 ) -> None:
     """Build a routing grid, draw it, and count what is in it.
 
@@ -52,41 +37,30 @@ def run(
     gates of the full grid add is told apart, and `cost` prints both together.
     """
     from routespace.cli.arguments import parse_macs
-    from routespace.files import json_text, write_json
-    from routespace.grid.count import require_satisfiable
+    from routespace.files import json_text, require_place, write_json
     from routespace.grid.graph import RoutingGrid
     from routespace.grid.spec import GridSpec
     from routespace.train.recipe.yaml import parse_assignments
 
-    plain = {
-        "preset": preset,
-        "layers": layers,
-        "max_down": max_down,
-        "family": family,
-        "size": size,
-        "outputs": outputs,
-        "num_classes": num_classes,
-    }
-    texts = {
-        "depths": depths,
-        "widths": widths,
-        "heads": heads,
-        "mlp_ratios": mlp_ratios,
-        "embed_layers": embed_layers,
-        "image_size": image_size,
-    }
-    given = {name: value for name, value in plain.items() if value is not None} | _parsed(texts | own)
-    grid = RoutingGrid(GridSpec.parse(given | parse_assignments(changes or [])))
+    grid = RoutingGrid(GridSpec.parse(grid_fields(fields) | parse_assignments(changes or [])))
     budget = None if macs is None else parse_macs(macs)
+    if out is not None:
+        require_place(out)
+    if ms is not None and latency is None:
+        raise SpecError("ms: it is checked by a table; measure one with `routespace profile` and give --latency")
     report = summary(grid, budget)
     if latency is not None:
         report["latency_ms"] = _latencies(grid, latency)
-    elif ms is not None:
-        raise SpecError("ms: it is checked by a table; measure one with `routespace profile` and give --latency")
-    if as_json:
-        print(json_text(report))
-    else:
-        show(grid, report)
+    print(json_text(report)) if as_json else show(grid, report)
+    _require(grid, report, budget=budget, ms=ms)
+    if out is not None:
+        write_json(out, grid.to_json())
+
+
+def _require(grid: RoutingGrid, report: dict[str, Any], *, budget: int | None, ms: float | None) -> None:
+    """Raise BudgetError where nothing in the grid keeps a limit."""
+    from routespace.grid.count import require_satisfiable
+
     if budget is not None:
         require_satisfiable(grid, budget)
     if ms is not None and not ms >= report["latency_ms"]["min"]:
@@ -94,27 +68,6 @@ def run(
         raise BudgetError(
             f"ms: {ms:g} is not enough for this grid; the fastest static network takes {least:.4g} ms"
         )
-    if out is not None:
-        write_json(out, grid.to_json())
-
-
-def _parsed(texts: dict[str, str | None]) -> dict[str, Any]:
-    """The options that are given as text, as GridSpec takes them."""
-    from routespace.cli.arguments import parse_numbers, parse_size
-
-    fields: dict[str, Any] = {}
-    for name, text in texts.items():
-        if text is None:
-            continue
-        if name == "image_size":
-            fields[name] = parse_size(text)
-        elif name == "embed_layers" and text == "all":
-            fields[name] = text
-        else:
-            numbers = parse_numbers(text, name, float if name == "mlp_ratios" else int)
-            single = len(numbers) == 1 and name in {"depths", *single_numbers()}
-            fields[name] = numbers[0] if single else numbers
-    return fields
 
 
 def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
