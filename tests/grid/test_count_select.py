@@ -7,12 +7,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.optimize
 from grid_strategies import every, grids, paths
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-import routespace.grid.select as select_module
 from routespace.errors import BudgetError, GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost, batch_cost, bits_of
@@ -296,13 +296,14 @@ def test_limits_hold_exactly_on_a_large_grid() -> None:
 
 def test_a_solution_past_a_limit_is_forbidden_and_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = small({"layers": 2, "max_down": 8})
-    scores, solve = dict.fromkeys(grid.edges, 1.0), select_module._Program._solve
+    scores, solve = dict.fromkeys(grid.edges, 1.0), scipy.optimize.milp
     best = select(grid, scores, macs=least_macs(grid))
 
-    def careless(program: object, worth: np.ndarray, limits: list, cuts: list) -> np.ndarray | None:
-        return solve(program, worth, limits if len(cuts) > 2 else [], cuts)  # type: ignore[arg-type]
+    def careless(objective: np.ndarray, *, constraints: list, **others: object) -> object:
+        rules, limit, *cuts = constraints
+        return solve(objective, constraints=[rules, *([limit] if len(cuts) > 2 else []), *cuts], **others)
 
-    monkeypatch.setattr(select_module._Program, "_solve", careless)
+    monkeypatch.setattr(scipy.optimize, "milp", careless)
     assert worth(select(grid, scores, macs=least_macs(grid)), scores) == worth(best, scores)
 
 

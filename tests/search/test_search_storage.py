@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -84,8 +85,10 @@ def test_workers_know_who_is_dead(tmp_path: Path) -> None:
         assert not one.is_dead(two.name)  # it left in good order, with no trial
         assert not one.is_dead("another-host/0123456789ab")
         assert not one.is_dead("no name at all")
-        crashed = Worker(tmp_path)
-        crashed._lock.release(force=True)  # as the system does for a killed process
-        (tmp_path / ".workers" / f"{crashed.name.partition('/')[2]}.lock").touch()
-        assert one.is_dead(crashed.name)
+        dying = (
+            "import os, sys; from pathlib import Path; from routespace.search.storage import Worker; "
+            "worker = Worker(Path(sys.argv[1])); print(worker.name, flush=True); os._exit(1)"
+        )
+        crashed = subprocess.run([sys.executable, "-c", dying, str(tmp_path)], capture_output=True, text=True)
+        assert one.is_dead(crashed.stdout.strip())
     assert list((tmp_path / ".workers").iterdir()) == []

@@ -110,6 +110,10 @@ class Scenes:
                 found.append(outline(digits, opacities, self.image_size))
         return Batch(images, labels, tuple(found))
 
+    def digits(self, index_B: NDArray[np.int64], epoch: int = 0) -> list[list[Digit]]:
+        """Where the digits of each scene (B,) lie, and which they are, without rendering it."""
+        return [self._place(scene, draws) for scene, draws in self._draw(index_B, epoch)]
+
     def _draw(self, index_B: NDArray[np.int64], epoch: int) -> list[tuple[list[float], list[list[float]]]]:
         """For each scene its scene fields and its K rows of digit fields, all uniform in [0, 1)."""
         words = (self.seed, SPLITS.index(self.split), epoch if self.split == "train" else 0)
