@@ -22,7 +22,7 @@ from routespace.recipes import load_recipe
 from routespace.train.data.loaders import make_loaders
 from routespace.train.plain import plain_recipe
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.run import RunResult, train
+from routespace.train.run import RunResult, train_recipe
 from routespace.workflow.evaluation import evaluate_network
 from routespace.workflow.timing import routed_times
 
@@ -31,7 +31,7 @@ COLUMNS = ("ratio", "seed", "val", "test", "expected", "eager", "compiled", "cou
 
 def finished(recipe: Recipe, folder: Path) -> RunResult:
     """The run in `folder`: trained, resumed, or read when it is finished."""
-    return train(recipe, folder, resume=(folder / "recipe.yaml").exists())
+    return train_recipe(recipe, folder, resume=(folder / "recipe.yaml").exists())
 
 
 def one(recipe: Recipe, ratio: float, seed: int, out: Path) -> dict[str, Any]:

@@ -117,12 +117,13 @@ def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, 
     """
     from routespace.cli.train import budget_ratio, show_result
     from routespace.cli.watch import watching
-    from routespace.train.run import TrainingStoppedError, train
+    from routespace.train.run import train_recipe
+    from routespace.train.stopping import TrainingStoppedError
 
     resume = (folder / "recipe.yaml").exists()
     try:
         with watching(label, budget_ratio(recipe)) as progress:
-            result = train(recipe, folder, init=init, resume=resume, progress=progress)
+            result = train_recipe(recipe, folder, init=init, resume=resume, progress=progress)
     except TrainingStoppedError as error:
         raise KeyboardInterrupt from error
     show_result(result.metrics, folder)
@@ -181,7 +182,7 @@ def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResu
     from routespace.grid.cost import architecture_cost
     from routespace.recipes import load_recipe
     from routespace.train.plain import plain_recipe
-    from routespace.train.run import train
+    from routespace.train.run import train_recipe
 
     heading(6, "for comparison: a plain PVTv2 of the same MACs, trained for the same time")
     folder = journey.out / "plain"
@@ -189,7 +190,7 @@ def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResu
         return train_or_load(load_recipe(folder), folder)
     recipe = plain_recipe(journey.recipe, architecture_cost(small.architecture).macs)
     with tempfile.TemporaryDirectory() as probe:  # how long an epoch takes decides how many there are
-        train(recipe.override({"train.epochs": 1}), Path(probe))
+        train_recipe(recipe.override({"train.epochs": 1}), Path(probe))
         record = json.loads((Path(probe) / "metrics.jsonl").read_text().splitlines()[0])
     epochs = max(1, round(seconds / record["seconds"]))
     return train_or_load(recipe.override({"train.epochs": epochs}), folder)

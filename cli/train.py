@@ -35,24 +35,25 @@ def run(
     from routespace.cli.status import loading
     from routespace.cli.watch import watching
     from routespace.errors import command_line
-    from routespace.train.run_folder import refuse_existing
+    from routespace.train.run_folder import RunFolder
     from routespace.workflow.subjects import net_folder
 
     chosen = with_changes(recipe, changes or [], data=data, seed=seed, device=device)
     folder = out or _folder(recipe, chosen, start, resume=resume)
     if not resume:
-        refuse_existing(folder)
+        RunFolder(folder).refuse_existing()
     if start is not None:
         net_folder(start)
     with loading():
-        from routespace.train.run import TrainingStoppedError, train
+        from routespace.train.run import train_recipe
+        from routespace.train.stopping import TrainingStoppedError
         from routespace.workflow.artifacts import load_artifact
     init = None if start is None else load_artifact(start).net
     try:
         with watching(budget=budget_ratio(chosen)) as progress:
-            result = train(chosen, folder, init=init, resume=resume, progress=progress, tell=progress.say)
+            result = train_recipe(chosen, folder, init=init, resume=resume, progress=progress, tell=progress.say)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
-        if not (folder / "recipe.yaml").exists():
+        if not RunFolder(folder).is_run:
             raise KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left") from error
         again = command_line("train", folder, "--resume")
         raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error

@@ -32,7 +32,8 @@ _PUBLIC = {
     # teaching it
     "routespace.train.recipe.recipe": ("Recipe",),
     "routespace.recipes": ("load_recipe",),
-    "routespace.train.run": ("train_recipe", "evaluate"),
+    "routespace.train.run": ("train_recipe",),
+    "routespace.train.evaluate": ("evaluate",),
     # taking it away
     "routespace.nn.usage": ("measure_usage",),
     "routespace.deploy.derive": ("derive",),
@@ -62,7 +63,6 @@ _PUBLIC = {
     ),
 }
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
-_RENAMED = {"train_recipe": "train"}  # `routespace.train` is the package, so its function has a longer name here
 __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
@@ -103,21 +103,20 @@ if TYPE_CHECKING:
     from routespace.recipes import load_recipe as load_recipe
     from routespace.search.records import load_study as load_study
     from routespace.search.study import run_study as run_study
+    from routespace.train.evaluate import evaluate as evaluate
     from routespace.train.recipe.recipe import Recipe as Recipe
-    from routespace.train.run import evaluate as evaluate
-    from routespace.train.run import train as _train
+    from routespace.train.run import train_recipe as train_recipe
     from routespace.workflow.artifacts import load_run as load_run
     from routespace.workflow.evaluation import evaluate_network as evaluate_network
     from routespace.workflow.extraction import extract_bundle as extract_bundle
 
-    train_recipe = _train
 else:
 
     def __getattr__(name: str) -> Any:
         """Import a public name when it is first used (PEP 562)."""
         if name not in _HOMES:
             raise AttributeError(f"module 'routespace' has no attribute {name!r}; see routespace.__all__")
-        value = getattr(import_module(_HOMES[name]), _RENAMED.get(name, name))
+        value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
 

@@ -70,16 +70,16 @@ def train_candidate(
 
     Raises:
         KeyboardInterrupt: a signal stopped it; its checkpoint is saved.
-        RoutespaceError: as `routespace.train.run.train`.
+        RoutespaceError: as `routespace.train.run.train_recipe`.
     """
-    from routespace.train.run import train  # torch: not needed to look at a study
+    from routespace.train.run import train_recipe  # torch: not needed to look at a study
 
     recipe, folder = candidate.recipe, place.folder
     go_on = place.resume and _same_run(folder, recipe)
     if place.resume and not go_on:  # killed before it began, or moved to a machine with other paths
         shutil.rmtree(folder)
     try:
-        result = train(recipe, folder, resume=go_on, progress=place.report)
+        result = train_recipe(recipe, folder, resume=go_on, progress=place.report)
     except TrainingStoppedError as error:
         raise KeyboardInterrupt(str(error)) from error
     found = measured(TrainedRun(recipe, result, table), objectives)

@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from routespace.errors import DataError, RoutespaceError
+from routespace.errors import DataError
 from routespace.grid.usage import shares_to_json
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, in_mode, now, place_of, placed
 from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter, metered
 from routespace.train.budget import metered_macs
+from routespace.train.processes import together
+from routespace.train.stopping import DivergedError
 from routespace.train.tasks.base import Meter, Task
 from routespace.train.tasks.kinds import task_of_head
 
@@ -69,22 +71,23 @@ def evaluate(
 
     Raises:
         DataError: the loader holds no images, or one of them cannot be read.
-        RoutespaceError: the network gives no finite numbers.
+        DivergedError: the network gives no finite numbers.
     """
     net = unwrap(net, wanted=TaskNet)
     task = task or task_of_head(net.head.kind, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
-    with placed(net, device), evaluating(net), net.deciding_as(held=None, execution="auto"):
+    with placed(net, device), evaluating(net), net.deciding_as(held=None, execution="auto"), together():
         seen = _pass(net, loader, task, sampling if expected and net.gates else None)
     total = seen.usage.gathered()
     if not total.images:
         raise DataError("data: no images to evaluate with")
     found = seen.meter.compute()
-    if not math.isfinite(found["loss"]):
-        raise RoutespaceError(
-            f"net: its loss on held-out images is {found['loss']}, so its weights are of no use; its training "
-            f"diverged, train again with a lower train.lr"
-        )
+    with together():  # all of them see it; one tells
+        if not math.isfinite(found["loss"]):
+            raise DivergedError(
+                f"net: its loss on held-out images is {found['loss']}, so its weights are of no use; its training "
+                f"diverged, train again with a lower train.lr"
+            )
     counted = metered_macs(net, total)
     sampled = metered_macs(net, seen.sampled.gathered()) if expected and net.gates else counted
     return {
@@ -143,7 +146,9 @@ def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None
 @torch.no_grad()
 def mean_macs(net: AnyNet, loader: Iterable[Any]) -> float:
     """Counted MACs of one image over batches of images, alone or first, by the network as it is."""
-    total = metered(net, loader).gathered()
+    with together():
+        found = metered(net, loader)
+    total = found.gathered()
     if not total.images:
         raise DataError("data: no images to count MACs on")
     return metered_macs(net, total)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from routespace.errors import RoutespaceError
 from routespace.grid.architecture import Architecture
 from routespace.nn.routing.gates import threshold_logit
 from routespace.nn.task_net import TaskNet
@@ -29,10 +28,11 @@ from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.optim import make_optimizer, make_schedule
+from routespace.train.processes import together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.step_loss import Losses, StepLoss
-from routespace.train.stopping import StopSignal, TrainingStoppedError
+from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError
 from routespace.train.tasks.base import Task
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
@@ -69,7 +69,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.spec, self.net, self.loaders = recipe, recipe.train, net, loaders
         self.task, self.accelerator, self.report = task, accelerator, report
-        self.base_macs = recipe.base_macs()
+        self.base_macs, self.target_macs = recipe.base_macs(), target_macs
         self.budget: BudgetLoss | None = None
         if target_macs is not None:
             self.budget = BudgetLoss(recipe.budget, self.base_macs, target_macs)
@@ -96,7 +96,7 @@ class Trainer:
 
         Raises:
             TrainingStoppedError: a signal came; the checkpoint is saved.
-            RoutespaceError: the loss is no number any more.
+            DivergedError: the loss is no number any more.
         """
         while self.epoch < self.spec.epochs:
             self._train_epoch(stop, save)
@@ -112,7 +112,7 @@ class Trainer:
         self.loaders.set_epoch(self.epoch, self.step)
         self.step_loss.train()
         start, first = time.perf_counter(), self.step
-        for batch in self.loaders.train:
+        for batch in self._batches():
             losses = self._step(*self.task.prepare(batch, self.accelerator.device, training=True))
             for name, value in zip(self._names, losses, strict=True):
                 self._sums[name] += value
@@ -123,6 +123,16 @@ class Trainer:
                 self.seconds += time.perf_counter() - start
                 self._stop(stop, save)
         self.seconds += time.perf_counter() - start
+
+    def _batches(self) -> Iterator[Any]:
+        """This process's batches of the epoch; where one process cannot read its own, all stop."""
+        batches = iter(self.loaders.train)
+        while True:
+            with together():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _step(self, images: Tensor, targets: Any) -> list[float]:
         """One optimiser step; returns the numbers of Losses."""
@@ -143,14 +153,15 @@ class Trainer:
             self.ema.update(self.net)
         stacked = torch.stack([value.detach().double() for value in losses])
         numbers: list[float] = self.accelerator.reduce(stacked, "mean").tolist()
-        if not math.isfinite(numbers[0]):
-            raise self._diverged(f"the loss became {numbers[0]}")
+        with together():  # all of them see it; one tells
+            if not math.isfinite(numbers[0]):
+                raise self._diverged(f"the loss became {numbers[0]}")
         if self.budget is not None:
             self.budget.update(numbers[-1], progress)
             self._move_threshold()
         return numbers
 
-    def _diverged(self, what: str) -> RoutespaceError:
+    def _diverged(self, what: str) -> DivergedError:
         """The error that names where training left the numbers, and what to lower."""
         lower = [f"train.lr (now {self.spec.lr:g})"]
         if self.net.gates:
@@ -158,11 +169,12 @@ class Trainer:
             lower.append(f"train.gate_lr (now {gate_lr:g})")
         if self.budget is not None:
             lower.append(f"budget.weight (now {self.budget.spec.weight:g})")
+        done = self.step == self.loaders.steps
+        step = "after its last step" if done else f"step {self.step + 1} of {self.loaders.steps}"
         clip = self.spec.clip_grad
         lower.append(f"train.clip_grad (now {clip:g})" if clip is not None else "or set train.clip_grad")
-        return RoutespaceError(
-            f"train: {what} in epoch {self.epoch + 1}, step {self.step + 1} of {self.loaders.steps}: the training "
-            f"diverged; lower {', '.join(lower)}"
+        return DivergedError(
+            f"train: {what} in epoch {self.epoch + 1}, {step}: the training diverged; lower {', '.join(lower)}"
         )
 
     def _sampling(self, progress: float) -> Sampling:
@@ -210,7 +222,10 @@ class Trainer:
         start = time.perf_counter()
         done = self.epoch * self.loaders.steps + self.step
         last = self._sampling((done - 1) / (self.spec.epochs * self.loaders.steps))
-        found = evaluate(self.final_net, self.loaders.val, task=self.task, sampling=last)
+        try:
+            found = evaluate(self.final_net, self.loaders.val, task=self.task, sampling=last)
+        except DivergedError as error:
+            raise self._diverged("the validation loss is not finite") from error
         self.seconds += time.perf_counter() - start
         means = {name: total / max(1, self.step) for name, total in self._sums.items()}
         metric = self.task.metric.name
@@ -268,7 +283,6 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; every process must call it."""
         return {
-            "recipe": self.recipe.hash,
             "net": self.net.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -292,6 +306,10 @@ class Trainer:
             self._move_threshold()
         self.epoch, self.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
+        done = self.epoch * self.loaders.steps + self.step
+        if done:  # as the last step left it
+            last = self._sampling((done - 1) / (self.spec.epochs * self.loaders.steps))
+            self.net.decide(**last._asdict())
         rank = self.accelerator.process_index
         if rank < len(state["random"]):
             set_random_state(state["random"][rank])

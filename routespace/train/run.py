@@ -1,14 +1,7 @@
-"""train(recipe, out): from a recipe to a run folder.
+"""train_recipe(recipe, out): from a recipe to a run folder, whose files `run_folder.py` describes.
 
-recipe.yaml          the recipe, every field
-preprocess.json      how images go in, and the class names in the order of the outputs
-data.json            names of the images that it began with, where they are not rendered
-architecture.json    what is trained: the recipe's architecture, or that of the network it started from
-metrics.jsonl        a line per epoch
-checkpoint/state.pt  for --resume: weights, optimiser, generators; whole or not there
-net/                 the final network: model.safetensors and network.json, threshold calibrated
-usage.json           share of each edge that ran on the validation images
-result.json          final numbers; a folder that has it is a finished run
+Everything that can be refused is refused before anything is written. From then on a run that is killed, at
+whatever moment, goes on from its checkpoint, and gives what it would have given.
 """
 
 from __future__ import annotations
@@ -16,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,43 +17,34 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from routespace.errors import BundleError, SpecError
-from routespace.files import json_text, read_json, undone, write_text
-from routespace.grid.architecture import Architecture
+from routespace.errors import BundleError, DataError, SpecError
+from routespace.files import json_text, replaced_folder, undone, write_json, write_text
 from routespace.grid.families.lookup import allow_families
-from routespace.nn.route_net import RouteNet
-from routespace.nn.routing.gates import Gate, initial_bias
+from routespace.grid.usage import USAGE_FORMAT
+from routespace.nn.routing.gates import Gate
 from routespace.nn.task_net import TaskNet
-from routespace.nn.weights import load_net
+from routespace.nn.weights import save_net
 from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate_threshold
-from routespace.train.checkpoint import load_checkpoint, save_checkpoint
-from routespace.train.data.kept import keep, look_at
+from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from routespace.train.data.kept import look_at
 from routespace.train.data.loaders import Part, make_loaders
 from routespace.train.data.source import located
 from routespace.train.evaluate import evaluate
 from routespace.train.loop import Trainer
+from routespace.train.processes import check_processes, together
 from routespace.train.progress import Progress
+from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.run_folder import (
-    FORMAT,
-    RESULT,
-    checkpoint_path,
-    refuse_existing,
-    resumable,
-    save_final,
-    start_folder,
-    with_init,
-)
-from routespace.train.stopping import StopSignal, TrainingStoppedError
-from routespace.train.tasks.base import Task
-
-__all__ = ["Progress", "RunResult", "TrainingStoppedError", "evaluate", "train"]
+from routespace.train.run_folder import FORMAT, RunFolder
+from routespace.train.start import Start, make_net, run_key, start_folder
+from routespace.train.stopping import StopSignal
 
 Report = Callable[[Progress], None]
+STATES = (AcceleratorState, PartialState, GradientState)  # accelerate's, shared by a whole process
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ class RunResult:
     net: TaskNet
 
 
-def train(
+def train_recipe(
     recipe: Recipe,
     out: Path | str,
     *,
@@ -88,6 +72,8 @@ def train(
     tell: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Train a recipe into a run folder.
+
+    Random generators and accelerate's state are left as they were.
 
     Args:
         recipe: what to train.
@@ -103,100 +89,133 @@ def train(
         BundleError: `out` holds something else, cannot be written, or is a run of another recipe.
         BudgetError: a budget below the least possible.
         DataError, SpecError, GridError: the recipe's data, device or architecture.
+        DivergedError: the loss is no number any more.
         TrainingStoppedError: SIGTERM or SIGINT came; the checkpoint is saved.
+        PeerError: another process of the training raised one of these.
     """
-    out = Path(out)
-    recipe, architecture = with_init(located(recipe), init)
-    if resume:
-        with allow_families(recipe.grid.family):
-            recipe, architecture = resumable(out, recipe, architecture, from_init=init is not None)
-        if (out / RESULT).exists():
-            result = read_json(out / RESULT, wanted="the folder of a run")
-            return RunResult(out, result, load_net(out / "net", families=[recipe.grid.family]).eval())
-    target = check_budget(recipe, architecture)
-    accelerator = _accelerator(recipe, architecture)
-    first = accelerator.is_main_process
-    if first and not resume:
-        refuse_existing(out)
-    loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
-    if first:
-        look_at(loaders.source, out, tell or (lambda _: None))
-    task = recipe.task.make(recipe.grid, recipe.train)
-    net = _make_net(recipe, architecture, task, init).to(accelerator.device)
-    begins = first and not resume
-    with undone(out, unless=checkpoint_path(out)) if begins else contextlib.nullcontext():
-        if first:
-            start_folder(out, recipe, architecture, given=init is not None, anew=begins)
-            keep(loaders.source, out)
-        accelerator.wait_for_everyone()  # nobody reads the folder before it is there
-        report: Report = progress if progress is not None else lambda _: None
-        options: dict[str, Any] = {"accelerator": accelerator, "target_macs": target, "report": report}
-        trainer = Trainer(recipe, net, loaders, task=task, **options)
-        set_seed((recipe.seed * 1009 + 1 + accelerator.process_index) % 2**32)  # noise: each process its own
-        _fit(trainer, out, resume=resume)
-    return _finish(trainer, out, target)
+    run, recipe = RunFolder(Path(out)), located(recipe)
+    with _as_before(), allow_families(recipe.grid.family):
+        accelerator = _accelerator(recipe.train)
+        with together():
+            if accelerator.is_main_process and not resume:
+                run.refuse_existing()
+            start = Start.resumed(run, recipe, init) if resume else Start.of(recipe, init)
+            if resume and run.is_finished:
+                return RunResult(run.path, run.read_result(), run.load_net())
+            report: Report = progress if progress is not None else lambda _: None
+            trainer = _trainer(run, start, init=init, accelerator=accelerator, report=report, tell=tell)
+        begins = accelerator.is_main_process and not resume
+        # Before the first checkpoint after the start's there is nothing worth keeping.
+        with undone(run.path, unless=run.metrics_path) if begins else contextlib.nullcontext():
+            _begin(trainer, run, start, resume=resume)
+            with StopSignal() as stop:
+                trainer.fit(stop, lambda: _save(trainer, run))
+        return _finish(trainer, run)
 
 
-def _accelerator(recipe: Recipe, architecture: Architecture) -> Accelerator:
-    wanted, cuda = recipe.train.device, torch.cuda.is_available()
-    if wanted == "cuda" and not cuda:
+@contextlib.contextmanager
+def _as_before() -> Iterator[None]:
+    """A block after which this process's generators and accelerate's shared states are what they were."""
+    generators = random_state()
+    states = [dict(state._shared_state) for state in STATES]
+    try:
+        yield
+    finally:
+        set_random_state(generators)
+        for state, before in zip(STATES, states, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(before)
+
+
+def _accelerator(spec: TrainSpec) -> Accelerator:
+    cuda = torch.cuda.is_available()
+    if spec.device == "cuda" and not cuda:
         raise SpecError("train.device: 'cuda' is not there on this machine; give 'auto' or 'cpu'")
-    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process may have had others
-    unused = DistributedDataParallelKwargs(find_unused_parameters=not architecture.is_static)
+    for state in STATES:  # an earlier run of this process may have had others
+        state._shared_state.clear()
     return Accelerator(
-        cpu=wanted == "cpu" or not cuda, mixed_precision=recipe.train.precision, kwargs_handlers=[unused]
+        cpu=spec.device == "cpu" or not cuda,
+        mixed_precision=spec.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs()],
     )
 
 
-def _make_net(recipe: Recipe, architecture: Architecture, task: Task, init: TaskNet | None) -> TaskNet:
-    torch.manual_seed(recipe.seed)
-    train = recipe.train
-    backbone = RouteNet(architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
-    net = TaskNet(backbone, task.head(recipe.grid))
-    if init is not None:
-        net.load_state_dict(init.state_dict())
-    elif recipe.train.start == "staircase":
-        open_staircase(net, Architecture.staircase(architecture.grid))
-    net.set_grad_checkpointing(recipe.train.grad_checkpointing)
-    return net.compile_blocks(recipe.train.compile)
+def _trainer(
+    run: RunFolder,
+    start: Start,
+    *,
+    init: TaskNet | None,
+    accelerator: Accelerator,
+    report: Report,
+    tell: Callable[[str], None] | None,
+) -> Trainer:
+    """All that a training needs, made before anything is written: what cannot be trained is refused here."""
+    recipe, first = start.recipe, accelerator.is_main_process
+    target = check_budget(recipe, start.architecture)
+    recipe.base_macs()
+    check_processes(recipe, accelerator.num_processes)
+    loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
+    if not len(loaders.source.val()):  # type: ignore[arg-type]
+        raise DataError("data: there are no images to validate with; give some")
+    if first:
+        look_at(loaders.source, run, tell or (lambda _: None))
+    task = recipe.task.make(recipe.grid, recipe.train)
+    net = make_net(start, task, init).to(accelerator.device)
+    accelerator.ddp_handler.find_unused_parameters = not start.architecture.is_static
+    return Trainer(recipe, net, loaders, task=task, accelerator=accelerator, target_macs=target, report=report)
 
 
-@torch.no_grad()
-def open_staircase(net: TaskNet, path: Architecture) -> None:
-    """Set the gates' biases: edges of `path` open with the spec's openness, all others with 1 − openness."""
-    spec = net.gate_spec
-    closed = initial_bias(spec.model_copy(update={"openness": 1 - spec.openness}))
-    for name, module in net.gates.items():
-        assert isinstance(module, Gate)
-        if module.learned and name not in path.edges:
-            module.bias.copy_(closed)
-            module.update_ema(0.0)
+def _begin(trainer: Trainer, run: RunFolder, start: Start, *, resume: bool) -> None:
+    """Make the folder, or go on from its checkpoint."""
+    accelerator, seed = trainer.accelerator, trainer.recipe.seed
+    set_seed((seed * 1009 + 1 + accelerator.process_index) % 2**32)  # noise: each process its own
+    state = _state(trainer)  # every process gives its part
+    with together():
+        if resume and run.checkpoint_path.exists():
+            _load(trainer, run)
+        elif accelerator.is_main_process:
+            start_folder(run, start, trainer.loaders.source, state)
+        if resume and accelerator.is_main_process:
+            write_text(run.recipe_path, start.recipe.to_yaml())  # it may tell of data that was moved
+            if trainer.records:  # a run may have been killed between its checkpoint and these
+                _write_metrics(trainer, run)
 
 
-def _fit(trainer: Trainer, out: Path, *, resume: bool) -> None:
-    """Train, with checkpoints and metrics in `out`."""
-    path = checkpoint_path(out)
-    if resume and path.exists():
-        state = load_checkpoint(path)
-        if state.get("recipe") != trainer.recipe.hash:
-            raise BundleError(f"{path}: is of another recipe; choose another --out")
-        trainer.load_state(state)
+def _load(trainer: Trainer, run: RunFolder) -> None:
+    """Go on from a run's checkpoint; raises BundleError when it is of another recipe or number of processes."""
+    state, count = load_checkpoint(run.checkpoint_path), trainer.accelerator.num_processes
+    if state.get("recipe") != run_key(trainer.recipe):
+        raise BundleError(f"{run.checkpoint_path}: is of another recipe; choose another --out")
+    before = len(state["random"])
+    if before != count:
+        raise BundleError(
+            f"{run.path}: was trained by {before} processes, these are {count}, whose noise would be another one; "
+            f"go on with {before}, or start anew with another --out"
+        )
+    trainer.load_state(state)
 
-    def save() -> None:
-        state = trainer.state()
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    return {"recipe": run_key(trainer.recipe), **trainer.state()}
+
+
+def _save(trainer: Trainer, run: RunFolder) -> None:
+    """Write a checkpoint and the metrics so far; every process must call it."""
+    state = _state(trainer)
+    with together():
         if trainer.accelerator.is_main_process:
-            save_checkpoint(path, state)
-            lines = [json_text(record, indent=None) + "\n" for record in trainer.records]
-            write_text(out / "metrics.jsonl", "".join(lines))
-        trainer.accelerator.wait_for_everyone()
-
-    with StopSignal() as stop:
-        trainer.fit(stop, save)
+            save_checkpoint(run.checkpoint_path, state)
+            _write_metrics(trainer, run)
 
 
-def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
+def _write_metrics(trainer: Trainer, run: RunFolder) -> None:
+    lines = [json_text(record, indent=None) + "\n" for record in trainer.records]
+    write_text(run.metrics_path, "".join(lines))
+
+
+def _finish(trainer: Trainer, run: RunFolder) -> RunResult:
     """Calibrate, measure and save the final network."""
-    recipe, loaders = trainer.recipe, trainer.loaders
+    recipe, loaders, target = trainer.recipe, trainer.loaders, trainer.target_macs
     net = trainer.final_net.eval()
     settle_gates(net)
     start = time.perf_counter()
@@ -207,11 +226,19 @@ def _finish(trainer: Trainer, out: Path, target: int | None) -> RunResult:
     trainer.report(trainer.progress("evaluate"))
     measured = evaluate(net, loaders.val, task=trainer.task)
     seconds = trainer.seconds + time.perf_counter() - start
-    result = _result(trainer, measured, found, target, seconds)
-    if trainer.accelerator.is_main_process:
-        save_final(out, net, measured["usage"], result)
-    trainer.accelerator.wait_for_everyone()
-    return RunResult(out, result, net.compile_blocks(False).cpu())
+    result = _result(trainer, measured, found, seconds)
+    with together():
+        if trainer.accelerator.is_main_process:
+            _save_final(run, net, measured["usage"], result)
+    return RunResult(run.path, result, net.compile_blocks(False).cpu())
+
+
+def _save_final(run: RunFolder, net: TaskNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
+    """net/, usage.json and, last, result.json: the folder is finished when that is there."""
+    with replaced_folder(run.net_path) as partial:
+        save_net(net, partial)
+    write_json(run.usage_path, {"format": USAGE_FORMAT, "grid": net.architecture.grid.hash, "edges": usage})
+    write_json(run.result_path, result)
 
 
 @torch.no_grad()
@@ -229,10 +256,10 @@ def _result(
     trainer: Trainer,
     measured: dict[str, Any],
     found: Calibration | None,
-    target: int | None,
     seconds: float,
 ) -> dict[str, Any]:
     recipe, net, base = trainer.recipe, trainer.final_net, trainer.base_macs
+    target = trainer.target_macs
     metric = trainer.task.metric.name
     rates = [record["images_per_s"] for record in trainer.records]
     return {

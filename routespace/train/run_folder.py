@@ -1,105 +1,161 @@
-"""Run folders: what may be written where, and what a run that was stopped must find again.
+"""RunFolder: a run on disk, as a value that knows where everything is. No other file spells its names.
+
+preprocess.json      how images go in, and the class names in the order of the outputs
+data.json            names of the images that it began with, where they are not rendered
+recipe.yaml          the recipe, every field; written last of what a training starts with
+architecture.json    what is trained: the recipe's architecture, or that of the network it started from
+checkpoint/state.pt  weights, optimiser, generators: where --resume goes on; from before the first step on
+metrics.jsonl        a line per epoch
+net/                 the final network: model.safetensors and network.json, threshold calibrated
+usage.json           share of each edge that ran on the validation images
+result.json          final numbers; a folder that has it is a finished run
 
 Asking needs no torch: a folder that cannot be used is told before anything is loaded.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from routespace.errors import BundleError, SpecError
-from routespace.files import read_json, replaced_folder, require_place, write_json, write_text
+from routespace.errors import BundleError
+from routespace.files import read_json, read_text, require_place
 from routespace.grid.architecture import Architecture
-from routespace.grid.families.lookup import allow_families
-from routespace.grid.gate_spec import GateSpec
-from routespace.grid.spec import GridSpec
-from routespace.grid.usage import USAGE_FORMAT
+from routespace.grid.usage import EdgeUsage, usage_from_json
+from routespace.preprocess import PREPROCESS_FILE
 from routespace.train.recipe.data_kinds import LOCATIONS
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
 
-RESULT = "result.json"
 FORMAT = "routespace.run/1"
-GIVEN = "given"  # in architecture.json: whether the training started from a given network
+WANTED = "the folder of a run"
 
 
-def with_init(recipe: Recipe, init: TaskNet | None) -> tuple[Recipe, Architecture]:
-    """The recipe and architecture to train; a given network's grid and gates take the recipe's place."""
-    if init is None:
-        return recipe, recipe.architecture()
-    return fine_tuning(recipe, init.spec, init.gate_spec), init.architecture
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk, finished or not.
 
+    Args:
+        path: of the folder.
+    """
 
-def fine_tuning(recipe: Recipe, grid: GridSpec, gates: GateSpec) -> Recipe:
-    """The recipe with a given network's grid and gates, which are neither held nor set to a start."""
-    if recipe.budget.of == "base" and grid.size is None:
-        raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
-    parts = {"grid": grid.model_dump(mode="json"), "gates": gates.model_dump(mode="json")}
-    with allow_families(grid.family):
-        return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
+    path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
 
-def checkpoint_path(out: Path) -> Path:
-    """Where a run keeps what it needs to go on."""
-    return out / "checkpoint" / "state.pt"
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe; a folder that has it is a run."""
+        return self.path / "recipe.yaml"
 
+    @property
+    def architecture_path(self) -> Path:
+        """What is trained, and whether a given network was the start."""
+        return self.path / "architecture.json"
 
-def refuse_existing(out: Path) -> None:
-    """Raise BundleError unless `out` is empty or not there: nothing is overwritten silently."""
-    if (out / RESULT).exists():
-        raise BundleError(f"{out}: is a finished run; choose another --out, or remove it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        hint = "go on with --resume, or " if (out / "recipe.yaml").exists() else ""
-        raise BundleError(f"{out}: exists and is not empty; {hint}choose another --out")
-    if not out.exists():
-        require_place(out)
+    @property
+    def preprocess_path(self) -> Path:
+        """How images go in, and what comes out."""
+        return self.path / PREPROCESS_FILE
 
+    @property
+    def data_path(self) -> Path:
+        """Which images it began with."""
+        return self.path / "data.json"
 
-def resumable(
-    out: Path, recipe: Recipe, architecture: Architecture, *, from_init: bool
-) -> tuple[Recipe, Architecture]:
-    """The recipe and architecture of the run in `out`, which must be the given ones."""
-    if not (out / "recipe.yaml").exists():
-        raise BundleError(f"{out}: no run to resume; leave --resume out, or give the folder of one")
-    try:
-        saved = Recipe.from_yaml((out / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, SpecError) as error:
-        raise BundleError(f"{out / 'recipe.yaml'}: cannot be read ({error!s:.80})") from error
-    data = read_json(out / "architecture.json", wanted="the folder of a run")
-    trained = Architecture.from_json(data)
-    if data.get(GIVEN) and not from_init:
-        recipe, architecture = fine_tuning(recipe, saved.grid, saved.gates), trained
-    old, new = without_places(saved), without_places(recipe)
-    differing = [key for key in old if old[key] != new[key]]
-    if trained != architecture:
-        differing.append("architecture")
-    if differing:
-        raise BundleError(f"{out}: is a run of another recipe ({', '.join(differing)}); choose another --out")
-    return recipe, trained
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where training stands."""
+        return self.path / "checkpoint" / "state.pt"
+
+    @property
+    def metrics_path(self) -> Path:
+        """A line per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def net_path(self) -> Path:
+        """The folder of the final network."""
+        return self.path / "net"
+
+    @property
+    def usage_path(self) -> Path:
+        """What the final network used on validation."""
+        return self.path / "usage.json"
+
+    @property
+    def result_path(self) -> Path:
+        """The final numbers."""
+        return self.path / "result.json"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a training began here."""
+        return self.recipe_path.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.result_path.is_file()
+
+    def read_recipe(self) -> Recipe:
+        """The recipe; raises SpecError, naming the file, when it cannot be read."""
+        return Recipe.read(self.recipe_path)
+
+    def read_architecture(self) -> Architecture:
+        """What is trained; raises BundleError or SpecError."""
+        return Architecture.from_json(read_json(self.architecture_path, wanted=WANTED))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One dict per finished epoch; empty before the first. Raises BundleError when the file is damaged."""
+        if not self.metrics_path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in read_text(self.metrics_path, wanted=WANTED).splitlines()]
+        except ValueError as error:
+            raise BundleError(f"{self.metrics_path}: a line is not JSON ({error}); the file is damaged") from error
+
+    def read_usage(self) -> dict[str, EdgeUsage]:
+        """Edge name → shares on the validation images; raises BundleError or SpecError."""
+        grid = self.read_architecture().grid
+        return usage_from_json(read_json(self.usage_path, wanted="the folder of a finished run"), grid)
+
+    def read_result(self) -> dict[str, Any]:
+        """The final numbers; raises BundleError when the run is not finished."""
+        result: dict[str, Any] = read_json(self.result_path, wanted="the folder of a finished run")
+        return result
+
+    def load_net(self) -> TaskNet:
+        """The final network, on the CPU, in evaluation mode; raises BundleError."""
+        from routespace.nn.weights import load_net
+
+        return load_net(self.net_path).eval()
+
+    def refuse_existing(self) -> None:
+        """Raise BundleError unless a training may begin here: nothing is overwritten silently.
+
+        It may where there is nothing, or only what a training that was killed while it began has left.
+        """
+        if self.is_finished:
+            raise BundleError(f"{self.path}: is a finished run; choose another --out, or remove it")
+        if not self.path.exists():
+            require_place(self.path)
+        elif not self.path.is_dir() or (any(self.path.iterdir()) and not self._is_leftover()):
+            hint = "go on with --resume, or " if self.is_run else ""
+            raise BundleError(f"{self.path}: exists and is not empty; {hint}choose another --out")
+
+    def _is_leftover(self) -> bool:
+        """Whether all there is was written before the recipe, which makes a folder a run."""
+        begun = self.checkpoint_path.parent, self.architecture_path, self.preprocess_path, self.data_path
+        return not self.is_run and all(path in begun or path.name.startswith(".") for path in self.path.iterdir())
 
 
 def without_places(recipe: Recipe) -> dict[str, Any]:
     """The recipe's fields, but for where its data lies: that may have been moved."""
     data = recipe.to_data()
     return data | {"data": {name: value for name, value in data["data"].items() if name not in LOCATIONS}}
-
-
-def start_folder(out: Path, recipe: Recipe, architecture: Architecture, *, given: bool, anew: bool) -> None:
-    """Make the folder with recipe.yaml and architecture.json; a resumed run's recipe may tell of moved data."""
-    if anew:
-        write_json(out / "architecture.json", architecture.to_json() | {GIVEN: given})
-    write_text(out / "recipe.yaml", recipe.to_yaml())
-
-
-def save_final(out: Path, net: TaskNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
-    """net/, usage.json and, last, result.json: the folder is finished when that is there."""
-    from routespace.nn.weights import save_net
-
-    with replaced_folder(out / "net") as partial:
-        save_net(net, partial)
-    data = {"format": USAGE_FORMAT, "grid": net.architecture.grid.hash, "edges": usage}
-    write_json(out / "usage.json", data)
-    write_json(out / RESULT, result)

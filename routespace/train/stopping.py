@@ -16,6 +16,14 @@ class TrainingStoppedError(RoutespaceError):
     """A signal ended the training; its checkpoint is saved."""
 
 
+class DivergedError(RoutespaceError):
+    """A network gives no finite numbers any more."""
+
+
+class PeerError(RoutespaceError):
+    """Another of several processes ended the training; that one has told why."""
+
+
 class StopSignal:
     """While active, the first SIGTERM or SIGINT is only noted in `caught`; a second one acts as usual."""
 

@@ -25,7 +25,7 @@ from routespace.search import load_study, run_study, trial_folder
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import train_candidate
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 RECIPE = """
 name: tiny
@@ -106,7 +106,7 @@ def test_a_latency_table_predicts_the_objective(tmp_path: Path) -> None:
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     candidate = RecipeCandidate.of(Recipe.from_yaml(RECIPE), {"train.epochs": 2})
-    whole = train(candidate.recipe, tmp_path / "whole").metrics
+    whole = train_recipe(candidate.recipe, tmp_path / "whole").metrics
 
     def stop(news: Any) -> None:
         if news.epoch == 2:

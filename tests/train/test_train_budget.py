@@ -26,7 +26,7 @@ from routespace.train.budget import (
 from routespace.train.calibrate import calibrate_threshold, set_threshold
 from routespace.train.evaluate import Sampling, evaluate, sampling_gates
 from routespace.train.recipe.recipe import BudgetSpec
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 
 def images(count: int = 8) -> torch.Tensor:
@@ -217,7 +217,7 @@ def test_the_multiplier_removes_the_bias_of_the_penalty():
 def test_control_meets_the_target_without_a_loss(tmp_path):
     changes = {"budget.weight": 0.0, "budget.control": 1.0, "budget.ratio": 0.7, "budget.correct": False}
     recipe = tiny(routing="depth", train__epochs=12, budget__calibrate=False).override(changes)
-    found = train(recipe, tmp_path / "run")
+    found = train_recipe(recipe, tmp_path / "run")
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["train_expected_ratio"] == pytest.approx(0.7, abs=0.03)
     assert found.net.gate_spec.threshold > 0.5

@@ -11,7 +11,7 @@ from routespace.train.data.digits import Scenes, write_image_folder
 from routespace.train.data.loaders import Part, TrainBatches, make_loaders
 from routespace.train.data.prefetch import Prefetch
 from routespace.train.data.source import make_source
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_validation_is_cut_from_train_and_test_is_left_alone(folder):
 
 @pytest.mark.filterwarnings("ignore:fewer than 5 validation images")
 def test_folder_training_runs_and_learns_labels_of_the_folders(folder, tmp_path):
-    result = train(folder_recipe(folder, train__epochs=1, data__scale=0.9), tmp_path / "run")
+    result = train_recipe(folder_recipe(folder, train__epochs=1, data__scale=0.9), tmp_path / "run")
     assert result.metrics["images"] == len(make_source(folder_recipe(folder)).val())
     assert 0 <= result.metrics["accuracy"] <= 1
     loaders = make_loaders(folder_recipe(folder))

@@ -20,7 +20,7 @@ from routespace.train.data import check
 from routespace.train.data.check import check_pictures
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.source import make_source
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_training_leaves_them_out(tmp_path):
     recipe = photo_recipe(tmp_path / "photos", train__epochs=1, data__skip_bad=2)
     damage(make_source(recipe).train(), 3)
     with pytest.warns(UserWarning, match=r"left out \(1 of at most 2\)"):
-        result = train(recipe, tmp_path / "run")
+        result = train_recipe(recipe, tmp_path / "run")
     assert result.metrics["images"] == len(make_source(recipe).val())
 
 

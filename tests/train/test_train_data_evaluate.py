@@ -13,7 +13,7 @@ from routespace.cli.app import app
 from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.data.evaluation import evaluation_loaders
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 SPANISH = {"ant": "hormiga", "cat": "gato", "dog": "perro"}
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
         shutil.copytree(place / "english/train" / name, place / "spanish/train" / other)
         shutil.copytree(place / "english/test" / name, place / "spanish/test" / other)
     recipe = photo_recipe(place / "english", train__epochs=6, data__scale=0.8, data__crop_pct=0.75, train__lr=5e-3)
-    assert train(recipe, place / "run").metrics["accuracy"] > 0.9
+    assert train_recipe(recipe, place / "run").metrics["accuracy"] > 0.9
     assert command("extract", place / "run", "-o", place / "bundle").exit_code == 0
     return place
 

@@ -23,7 +23,7 @@ from routespace.errors import DataError, MissingDependencyError
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.source import SOURCES, located, make_source
 from routespace.train.recipe.data_kinds import SPECS
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 NAMES = tuple(COLOURS)
 
@@ -244,7 +244,7 @@ def test_a_torchvision_dataset_trains(tmp_path):
     image = source.preprocess(theirs[place.number][0])
     assert torch.equal(source.val()[3][0], torch.from_numpy(image))
     assert label == theirs[place.number][1]
-    assert 0 <= train(recipe, tmp_path / "run").metrics["accuracy"] <= 1
+    assert 0 <= train_recipe(recipe, tmp_path / "run").metrics["accuracy"] <= 1
 
 
 def test_a_torchvision_folder(tmp_path):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from routespace.cli.app import app
 from routespace.preprocess import load_preprocess
 from routespace.train.data.source import make_source
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 FORMATS = ("jpg", "png", "webp", "bmp", "tiff", "gif", "JPG", "jpeg", "PNG", "avif", "ppm", "jpe")
 COUNT = {"train": 24, "test": 12}
@@ -140,5 +140,5 @@ def test_a_broken_one_is_refused_before_anything_is_written(messy, tmp_path):
 
 
 def test_a_training_on_grey_pictures(messy, tmp_path):
-    result = train(photo_recipe(messy, grid__in_channels=1, train__epochs=1), tmp_path / "run")
+    result = train_recipe(photo_recipe(messy, grid__in_channels=1, train__epochs=1), tmp_path / "run")
     assert np.isfinite(result.metrics["loss"])

@@ -15,7 +15,8 @@ from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.data.record import DataRecord
 from routespace.train.data.source import make_source
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.run import TrainingStoppedError, train
+from routespace.train.run import train_recipe
+from routespace.train.stopping import TrainingStoppedError
 
 
 def stopped(recipe, out):
@@ -26,7 +27,7 @@ def stopped(recipe, out):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TrainingStoppedError):
-        train(recipe, out, progress=stop)
+        train_recipe(recipe, out, progress=stop)
     return out
 
 
@@ -41,7 +42,7 @@ def here(tmp_path, monkeypatch):
 def test_a_run_knows_its_data_from_every_folder(here, monkeypatch):
     lines = []
     recipe = photo_recipe("photos", train__epochs=1, data__crop_pct=0.8)
-    train(recipe, "run", tell=lines.append)
+    train_recipe(recipe, "run", tell=lines.append)
     assert lines == [make_source(recipe).summary.text]
     monkeypatch.chdir("/")
     saved = Recipe.from_yaml((here / "run/recipe.yaml").read_text())
@@ -55,7 +56,7 @@ def test_a_run_knows_its_data_from_every_folder(here, monkeypatch):
 def test_digits_keep_how_they_are_fed_too(tmp_path):
     from train_tiny import tiny
 
-    train(tiny(train__epochs=0, routing="static"), tmp_path / "run")
+    train_recipe(tiny(train__epochs=0, routing="static"), tmp_path / "run")
     preprocess, classes = load_preprocess(tmp_path / "run")
     assert preprocess == Preprocess(size=(32, 32), crop_pct=1.0)
     assert classes == tuple("0123456789")
@@ -69,7 +70,7 @@ def test_resume_says_what_has_changed(here):
     picture("photos/train/cat/new.png")
     Path("photos/train/dog/3.png").unlink()
     with pytest.warns(UserWarning, match=r"1 image added \(cat/new.png\); 1 image removed \(dog/3.png\)"):
-        train(recipe, here / "run", resume=True)
+        train_recipe(recipe, here / "run", resume=True)
     assert (here / "run/data.json").read_text() == before  # what it began with
 
 
@@ -78,40 +79,40 @@ def test_resume_with_other_classes_is_refused(here):
     stopped(recipe, here / "run")
     shutil.move("photos/train/ant", "photos/train/bee")
     with pytest.raises(DataError, match=r"the run's classes are ant, cat, dog, .* now bee, cat, dog"):
-        train(recipe, here / "run", resume=True)
+        train_recipe(recipe, here / "run", resume=True)
 
 
 def test_moved_data_is_given_anew(here):
     recipe = photo_recipe("photos", train__epochs=2)
-    whole = train(recipe, here / "whole").metrics
+    whole = train_recipe(recipe, here / "whole").metrics
     stopped(recipe, here / "run")
     shutil.move("photos", "elsewhere")
     with pytest.raises(DataError, match="no such folder or file"):
-        train(recipe, here / "run", resume=True)
-    result = train(recipe.override({"data.root": "elsewhere"}), here / "run", resume=True).metrics
+        train_recipe(recipe, here / "run", resume=True)
+    result = train_recipe(recipe.override({"data.root": "elsewhere"}), here / "run", resume=True).metrics
     assert result["accuracy"] == whole["accuracy"]
     assert result["loss"] == whole["loss"]
     assert Recipe.from_yaml((here / "run/recipe.yaml").read_text()).data.root == str(here / "elsewhere")
-    with pytest.raises(BundleError, match=r"another recipe \(data\)"):
-        train(recipe.override({"data.hflip": 0.1}), here / "run", resume=True)
+    with pytest.raises(BundleError, match=r"\(data\.hflip: 0\.5 → 0\.1\); go on from its network with --from"):
+        train_recipe(recipe.override({"data.hflip": 0.1}), here / "run", resume=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*it will be left out")
 def test_what_is_refused_leaves_no_folder(here):
     Path("photos/train/cat/0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/0.png: is empty .*; replace or remove what cannot be read"):
-        train(photo_recipe("photos"), here / "run")
+        train_recipe(photo_recipe("photos"), here / "run")
     with pytest.raises(DataError, match=r"grid.num_classes: 4, .* set grid.num_classes=3"):
-        train(photo_recipe("photos", 4), here / "run")
+        train_recipe(photo_recipe("photos", 4), here / "run")
     assert not (here / "run").exists()
-    train(photo_recipe("photos", data__skip_bad=1, train__epochs=0, grid__in_channels=1), here / "run")
+    train_recipe(photo_recipe("photos", data__skip_bad=1, train__epochs=0, grid__in_channels=1), here / "run")
     preprocess, _ = load_preprocess(here / "run")
     assert preprocess.channels == 1
 
 
 def test_few_validation_images_are_a_warning(here):
     with pytest.warns(UserWarning, match="fewer than 5 validation images of 3 classes"):
-        train(photo_recipe("photos", train__epochs=0, data__val_fraction=0.01), here / "run")
+        train_recipe(photo_recipe("photos", train__epochs=0, data__val_fraction=0.01), here / "run")
 
 
 def test_a_run_of_before_is_none_with_a_reason(tmp_path):

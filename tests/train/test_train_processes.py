@@ -9,13 +9,13 @@ import torch
 from train_tiny import tiny
 
 from routespace.nn.weights import load_net
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 
 SCRIPT = """
 import sys
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.run import train
-train(Recipe.from_yaml(open(sys.argv[1]).read()), sys.argv[2])
+from routespace.train.run import train_recipe
+train_recipe(Recipe.from_yaml(open(sys.argv[1]).read()), sys.argv[2])
 """
 
 
@@ -33,7 +33,7 @@ def launch(folder: Path, recipe, out: Path) -> None:
 def test_two_processes_train_like_one(tmp_path):
     """Without gate noise, half the batch on each of two processes is the same step as the whole on one."""
     recipe = tiny(gates__kind="sigmoid", routing="depth", train__epochs=1, budget__ratio=None)
-    one = train(recipe, tmp_path / "one")
+    one = train_recipe(recipe, tmp_path / "one")
     launch(tmp_path, recipe, tmp_path / "two")
     two = load_net(tmp_path / "two" / "net")
     for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
@@ -50,4 +50,4 @@ def test_two_processes_route_calibrate_and_resume(tmp_path):
     launch(tmp_path, recipe, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["calibration"]["met"]
-    assert train(recipe, tmp_path / "run", resume=True).metrics == result
+    assert train_recipe(recipe, tmp_path / "run", resume=True).metrics == result

@@ -15,7 +15,7 @@ from routespace.nn.weights import load_net
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.progress import Progress
-from routespace.train.run import train
+from routespace.train.run import train_recipe
 from routespace.train.stopping import TrainingStoppedError
 
 TIMES = ("seconds", "images_per_s")
@@ -35,7 +35,7 @@ def same_weights(a: TaskNet, b: TaskNet) -> bool:
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "a"
     seen = []
-    return train(tiny(), out, progress=seen.append), seen
+    return train_recipe(tiny(), out, progress=seen.append), seen
 
 
 def test_what_a_run_folder_holds(finished):
@@ -86,7 +86,7 @@ EXTRAS = {
 @pytest.mark.parametrize(("changes", "step"), [({}, 2), ({}, 4), (EXTRAS, 7), ({"routing": "static"}, 5)])
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, changes, step):
     recipe = tiny(**changes)
-    whole = train(recipe, tmp_path / "whole")
+    whole = train_recipe(recipe, tmp_path / "whole")
     done = 0
 
     def stop(progress: Progress) -> None:
@@ -97,10 +97,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, changes, step):
 
     out = tmp_path / "stopped"
     with pytest.raises(TrainingStoppedError, match=r"SIGTERM: .*--resume"):
-        train(recipe, out, progress=stop)
+        train_recipe(recipe, out, progress=stop)
     assert not (out / "result.json").exists()
     torch.manual_seed(999)  # whatever state the new process starts in
-    resumed = train(recipe, out, resume=True)
+    resumed = train_recipe(recipe, out, resume=True)
     assert same_weights(whole.net, resumed.net)
     assert records(tmp_path / "whole") == records(out)
     assert {**whole.metrics, "seconds": 0, "images_per_s": 0, "eval_images_per_s": 0, "date": ""} == {
@@ -109,27 +109,27 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, changes, step):
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_path):
-    assert same_weights(finished[0].net, train(tiny(), tmp_path / "b").net)
-    assert not same_weights(finished[0].net, train(tiny(seed=1), tmp_path / "c").net)
+    assert same_weights(finished[0].net, train_recipe(tiny(), tmp_path / "b").net)
+    assert not same_weights(finished[0].net, train_recipe(tiny(seed=1), tmp_path / "c").net)
 
 
 def test_existing_folders_are_not_overwritten(finished, tmp_path):
     folder = finished[0].folder
     before = (folder / "result.json").read_bytes()
     with pytest.raises(BundleError, match="finished run"):
-        train(tiny(), folder)
-    assert train(tiny(), folder, resume=True).metrics == finished[0].metrics
-    with pytest.raises(BundleError, match=r"another recipe .*train"):
-        train(tiny(train__epochs=3), folder, resume=True)
+        train_recipe(tiny(), folder)
+    assert train_recipe(tiny(), folder, resume=True).metrics == finished[0].metrics
+    with pytest.raises(BundleError, match=r"\(train\.epochs: 2 → 3\); go on from its network with --from"):
+        train_recipe(tiny(train__epochs=3), folder, resume=True)
     assert (folder / "result.json").read_bytes() == before
     (tmp_path / "x").write_text("mine")
     for out in (tmp_path, tmp_path / "x"):
         with pytest.raises(BundleError, match="--out"):
-            train(tiny(), out)
+            train_recipe(tiny(), out)
     with pytest.raises(BundleError, match="no run to resume"):
-        train(tiny(), tmp_path / "nothing", resume=True)
+        train_recipe(tiny(), tmp_path / "nothing", resume=True)
     with pytest.raises(BundleError, match="cannot be written"):
-        train(tiny(), tmp_path / "x" / "below")
+        train_recipe(tiny(), tmp_path / "x" / "below")
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -139,28 +139,28 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TrainingStoppedError):
-        train(tiny(), out, progress=stop)
+        train_recipe(tiny(), out, progress=stop)
     path = out / "checkpoint" / "state.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(BundleError, match="checkpoint"):
-        train(tiny(), out, resume=True)
+        train_recipe(tiny(), out, resume=True)
 
 
 def test_nothing_is_left_behind_when_a_recipe_cannot_run(tmp_path):
     out = tmp_path / "run"
     for changes in ({"data__kind": "folder"}, {"budget__ratio": 0.001}, {"data__train_size": 5}):
         with pytest.raises(RoutespaceError):
-            train(tiny(**changes), out)
+            train_recipe(tiny(**changes), out)
         assert not out.exists()
     if not torch.cuda.is_available():
         with pytest.raises(SpecError, match=r"train.device"):
-            train(tiny(train__device="cuda"), out)
+            train_recipe(tiny(train__device="cuda"), out)
 
 
 def test_a_diverging_run_says_so(tmp_path):
     message = r"the loss became nan in epoch 1, step 2 of 4: .* lower train\.lr \(now 1e\+20\)"
     with pytest.raises(RoutespaceError, match=message):
-        train(
+        train_recipe(
             tiny(train__lr=1e20, train__clip_grad=None, train__min_lr=0, train__warmup_epochs=0), tmp_path / "run"
         )
 
@@ -168,15 +168,15 @@ def test_a_diverging_run_says_so(tmp_path):
 def test_fine_tuning_starts_from_the_given_network(finished, tmp_path):
     start = finished[0].net.restrict(tiny(routing="static").architecture())
     recipe = tiny(train__epochs=0, grid__layers=3)  # the grid of the network wins
-    result = train(recipe, tmp_path / "zero", init=start)
+    result = train_recipe(recipe, tmp_path / "zero", init=start)
     assert result.net.architecture == start.architecture
     assert same_weights(result.net, TaskNet.restrict(finished[0].net, start.architecture))
     assert result.metrics["target_macs"] is None
     assert result.metrics["expected_ratio"] == result.metrics["counted_ratio"]
-    tuned = train(tiny(train__epochs=1), tmp_path / "one", init=start)
+    tuned = train_recipe(tiny(train__epochs=1), tmp_path / "one", init=start)
     assert not same_weights(tuned.net, result.net)
-    assert train(tiny(train__epochs=1), tmp_path / "one", resume=True).metrics == tuned.metrics
-    routed = train(tiny(train__epochs=1), tmp_path / "routed", init=finished[0].net)
+    assert train_recipe(tiny(train__epochs=1), tmp_path / "one", resume=True).metrics == tuned.metrics
+    routed = train_recipe(tiny(train__epochs=1), tmp_path / "routed", init=finished[0].net)
     assert routed.metrics["calibration"]["met"]
 
 
@@ -192,7 +192,7 @@ def test_bf16_and_every_kind_of_gate_train(tmp_path):
             {"train__cutmix": 1.0, "train__label_smoothing": 0.1, "train__drop_path": 0.2},
         ]
     ):
-        result = train(tiny(train__epochs=1, data__train_size=32, **changes), tmp_path / str(i))
+        result = train_recipe(tiny(train__epochs=1, data__train_size=32, **changes), tmp_path / str(i))
         assert result.metrics["counted_macs"] > 0, changes
 
 
@@ -204,7 +204,7 @@ def test_compiled_blocks_train_alike(tmp_path, monkeypatch):
     )
     for on in (False, True):
         recipe = tiny(train__compile=on, train__execution="packed", train__epochs=1)
-        result = train(recipe, tmp_path / str(on))
+        result = train_recipe(recipe, tmp_path / str(on))
         found[on] = result.metrics
         assert bool(steps) == on
         assert not result.net.compiled
@@ -216,7 +216,7 @@ def test_a_family_without_compiled_steps_says_so(tmp_path):
     grid = {"family": "swin_v2", "size": "t", "layers": 2, "max_down": 8, "image_size": 32, "num_classes": 10}
     recipe = tiny(train__compile=True).override({"grid": grid})
     with pytest.raises(SpecError, match="swin_v2"):
-        train(recipe, tmp_path / "run")
+        train_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -229,18 +229,18 @@ def test_a_staircase_start_is_the_plain_network(tmp_path):
             costs[progress.epoch, progress.step] = progress.macs_ratio
 
     recipe = tiny(train__start="staircase", budget__open_frac=0.5, budget__warmup_frac=0.5, gates__openness=0.97)
-    train(recipe, tmp_path / "run", progress=watch)
+    train_recipe(recipe, tmp_path / "run", progress=watch)
     held = [costs[1, step] for step in range(1, 5)]
     assert max(held) == min(held) == pytest.approx(1.0, abs=0.05)  # the rest is the price of the gates
     assert len({costs[2, step] for step in range(1, 5)}) > 1
-    opened = train(tiny(budget__open_frac=0.5), tmp_path / "open", progress=watch)
+    opened = train_recipe(tiny(budget__open_frac=0.5), tmp_path / "open", progress=watch)
     assert costs[1, 4] == costs[1, 1] > 1.5
     assert opened.metrics["calibration"]["met"]
 
 
 def test_temperature_and_noise_follow_their_schedules(tmp_path):
     gates = {"temperature": 4.0, "final_temperature": 1.0, "noise": 1.0, "final_noise": 0.0}
-    result = train(tiny(gates=gates), tmp_path / "run")
+    result = train_recipe(tiny(gates=gates), tmp_path / "run")
     last = [3 / 8, 7 / 8]  # progress at the last step of each epoch: four steps, two epochs
     found = [record["temperature"] for record in records(tmp_path / "run")]
     assert found == pytest.approx([4.0 * 0.25**progress for progress in last])
@@ -263,7 +263,7 @@ def test_expected_and_counted_agree_where_the_noise_has_ended(finished):
 def test_every_epoch_reports_both_costs_of_the_validation_images(tmp_path, noise):
     """Without noise, and with gates that decide by the weights that learn, the loss sees what inference pays."""
     changes = {"gates.noise": noise, "gates.final_noise": noise, "gates.openness": 0.6, "gates.ema_decay": 0.0}
-    result = train(tiny(budget__calibrate=False).override(changes), tmp_path / "run")
+    result = train_recipe(tiny(budget__calibrate=False).override(changes), tmp_path / "run")
     lines = records(tmp_path / "run")
     assert len(lines) == 2
     for line in lines:

@@ -95,7 +95,7 @@ def own_task(monkeypatch):
 
 def test_another_task_is_trained_measured_and_reported_by_its_own_metric(own_task, tmp_path):
     news = []
-    result = run.train(own_task, tmp_path / "run", progress=news.append)
+    result = run.train_recipe(own_task, tmp_path / "run", progress=news.append)
     assert result.metrics["metric"] == "error"
     assert result.metrics["error"] > 0
     assert "accuracy" not in result.metrics

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 from routespace.errors import DataError
 from routespace.files import read_json, write_json
@@ -15,16 +14,15 @@ from routespace.preprocess import save_preprocess
 from routespace.train.data.catalogue import examples
 from routespace.train.data.record import DataRecord
 from routespace.train.data.source import Source
+from routespace.train.run_folder import RunFolder
 
-DATA_FILE = "data.json"
 
-
-def look_at(source: Source, out: Path, tell: Callable[[str], None]) -> None:
+def look_at(source: Source, run: RunFolder, tell: Callable[[str], None]) -> None:
     """Tell what a training is about to see; warn of what is dubious, and of what has changed since the run began.
 
     Args:
         source: of the training.
-        out: the run's folder; nothing is written there.
+        run: where it is trained; nothing is written there.
         tell: is given the line with classes and counts.
 
     Raises:
@@ -32,27 +30,27 @@ def look_at(source: Source, out: Path, tell: Callable[[str], None]) -> None:
     """
     summary = source.summary
     tell(summary.text)
-    for word in (*summary.warnings, *source.quick_check(), *_changes(source, out)):
-        warnings.warn(word, stacklevel=3)  # the caller of `train`
+    for word in (*summary.warnings, *source.quick_check(), *_changes(source, run)):
+        warnings.warn(word, stacklevel=4)  # the caller of `train_recipe`
 
 
-def _changes(source: Source, out: Path) -> list[str]:
+def _changes(source: Source, run: RunFolder) -> list[str]:
     """One line on what is different from what the run began with; none where nothing is, or nothing is known."""
-    now, path = source.record, out / DATA_FILE
+    now, path = source.record, run.data_path
     if now is None or not path.exists():
         return []
     before = DataRecord.from_json(read_json(path, wanted="the folder of a run"))
     if before.classes != now.classes:
         raise DataError(
-            f"{out}: the run's classes are {examples(before.classes, most=8)}, those of its data now "
+            f"{run.path}: the run's classes are {examples(before.classes, most=8)}, those of its data now "
             f"{examples(now.classes, most=8)}; give the former data with --data, or start anew with another --out"
         )
     changes = before.changes(now)
-    return [f"{out}: the data has changed since the run began: {'; '.join(changes)}"] if changes else []
+    return [f"{run.path}: the data has changed since the run began: {'; '.join(changes)}"] if changes else []
 
 
-def keep(source: Source, out: Path) -> None:
+def keep(source: Source, run: RunFolder) -> None:
     """Write both files where they are not there yet; raises BundleError when they cannot be written."""
-    save_preprocess(out, source.preprocess, source.classes)
-    if source.record is not None and not (out / DATA_FILE).exists():
-        write_json(out / DATA_FILE, source.record.to_json())
+    save_preprocess(run.path, source.preprocess, source.classes)
+    if source.record is not None and not run.data_path.exists():
+        write_json(run.data_path, source.record.to_json())

@@ -77,6 +77,13 @@ class Recipe(Value):
     def _settle_data(cls, data: Any) -> Any:
         return settled(data)
 
+    @field_validator("name")
+    @classmethod
+    def _is_no_path(cls, name: str) -> str:
+        if name.strip() != name or name.startswith(".") or set(name) & set("/\\\0"):
+            raise ValueError("it becomes a folder's name: leave out slashes, a dot in front, and spaces around it")
+        return name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.split is not None and self.routing != "static":

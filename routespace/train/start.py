@@ -1,0 +1,171 @@
+"""What a training starts from: the recipe's own architecture, a given network, or where a run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from routespace.errors import BundleError, SpecError
+from routespace.files import read_json, write_json, write_text
+from routespace.grid.architecture import Architecture
+from routespace.grid.families.lookup import allow_families
+from routespace.grid.gate_spec import GateSpec
+from routespace.grid.spec import GridSpec, content_hash
+from routespace.nn.route_net import RouteNet
+from routespace.nn.routing.gates import Gate, initial_bias
+from routespace.nn.task_net import TaskNet
+from routespace.train.checkpoint import save_checkpoint
+from routespace.train.data.kept import keep
+from routespace.train.data.source import Source
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run_folder import WANTED, RunFolder, without_places
+from routespace.train.tasks.base import Task
+
+GIVEN = "given"  # in architecture.json: digest of the network that the training started from, or false
+MOST_SHOWN = 3  # differing fields in one message
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is trained.
+
+    Attributes:
+        recipe, architecture: of the training; those of a given network where there is one.
+        given: digest of the network whose weights it starts from; None for fresh ones.
+    """
+
+    recipe: Recipe
+    architecture: Architecture
+    given: str | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, init: TaskNet | None) -> Start:
+        """Of a new run; a given network's grid, architecture and gates take the recipe's place."""
+        if init is None:
+            return cls(recipe, recipe.architecture())
+        return cls(fine_tuning(recipe, init.spec, init.gate_spec), init.architecture, weights_digest(init))
+
+    @classmethod
+    def resumed(cls, run: RunFolder, recipe: Recipe, init: TaskNet | None) -> Start:
+        """Of the run in a folder, which must be of this recipe, and of this network where one is given.
+
+        Raises:
+            BundleError: there is none, it is of another recipe or network, or it lost where it stood.
+        """
+        if not run.is_run:
+            raise BundleError(f"{run.path}: no run to resume; leave --resume out, or give the folder of one")
+        saved = _saved_recipe(run)
+        data = read_json(run.architecture_path, wanted=WANTED)
+        trained, given = Architecture.from_json(data), data.get(GIVEN) or None
+        if init is not None:
+            wanted = cls.of(recipe, init)
+        elif given:
+            wanted = cls(fine_tuning(recipe, saved.grid, saved.gates), trained)
+        else:
+            wanted = cls(recipe, recipe.architecture())
+        _refuse_others(run, saved, wanted.recipe)
+        if trained != wanted.architecture or (wanted.given and given not in (wanted.given, True)):
+            raise BundleError(
+                f"{run.path}: was started from another network; leave --from out to go on with it, or choose "
+                f"another --out"
+            )
+        if given and not run.is_finished and not run.checkpoint_path.exists():
+            raise BundleError(
+                f"{run.path}: was started from a given network, and its checkpoint is missing; start it again "
+                f"with --from and another --out"
+            )
+        return cls(wanted.recipe, trained, given if isinstance(given, str) else None)
+
+
+def fine_tuning(recipe: Recipe, grid: GridSpec, gates: GateSpec) -> Recipe:
+    """The recipe with a given network's grid and gates, which are neither held nor set to a start."""
+    if recipe.budget.of == "base" and grid.size is None:
+        raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
+    parts = {"grid": grid.model_dump(mode="json"), "gates": gates.model_dump(mode="json")}
+    with allow_families(grid.family):
+        return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
+
+
+def _saved_recipe(run: RunFolder) -> Recipe:
+    try:
+        return run.read_recipe()
+    except SpecError as error:
+        raise BundleError(str(error)) from error
+
+
+def _refuse_others(run: RunFolder, saved: Recipe, wanted: Recipe) -> None:
+    """Raise BundleError where the recipes differ: which fields, both values, and how to go on."""
+    found = list(differences(without_places(saved), without_places(wanted)))
+    if not found:
+        return
+    more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+    folder = shlex.quote(str(run.path))
+    hint = f"go on from its network with --from {folder} and another --out"
+    if not run.is_finished:
+        hint = f"resume it without changes ({hint} once it is finished), or choose another --out"
+    raise BundleError(f"{run.path}: is a run of another recipe ({'; '.join(found[:MOST_SHOWN])}{more}); {hint}")
+
+
+def run_key(recipe: Recipe) -> str:
+    """Equal for recipes of which one may go on with the other's checkpoint."""
+    return content_hash(without_places(recipe))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "") -> Iterator[str]:
+    """`train.epochs: 1 → 2` for each field in which the data of two recipes differ."""
+    for name in dict.fromkeys((*old, *new)):
+        before, now = old.get(name), new.get(name)
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from differences(before, now, f"{section}{name}.")
+        else:
+            yield f"{section}{name}: {before!s:.60} → {now!s:.60}"
+
+
+def weights_digest(net: TaskNet) -> str:
+    """Sixteen hex digits of a network's weights and buffers, equal for equal ones."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def start_folder(run: RunFolder, start: Start, source: Source, state: dict[str, Any]) -> None:
+    """Make a run's folder: where it stands before its first step, and last the recipe, which makes it a run."""
+    save_checkpoint(run.checkpoint_path, state)
+    write_json(run.architecture_path, start.architecture.to_json() | {GIVEN: start.given or False})
+    keep(source, run)
+    write_text(run.recipe_path, start.recipe.to_yaml())
+
+
+def make_net(start: Start, task: Task, init: TaskNet | None) -> TaskNet:
+    """The network that is trained, with its first weights, on the CPU."""
+    recipe, train = start.recipe, start.recipe.train
+    torch.manual_seed(recipe.seed)
+    backbone = RouteNet(start.architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
+    net = TaskNet(backbone, task.head(recipe.grid))
+    if init is not None:
+        net.load_state_dict(init.state_dict())
+    elif train.start == "staircase":
+        open_staircase(net, Architecture.staircase(start.architecture.grid))
+    net.set_grad_checkpointing(train.grad_checkpointing)
+    return net.compile_blocks(train.compile)
+
+
+@torch.no_grad()
+def open_staircase(net: TaskNet, path: Architecture) -> None:
+    """Set the gates' biases: edges of `path` open with the spec's openness, all others with 1 − openness."""
+    spec = net.gate_spec
+    closed = initial_bias(spec.model_copy(update={"openness": 1 - spec.openness}))
+    for name, module in net.gates.items():
+        assert isinstance(module, Gate)
+        if module.learned and name not in path.edges:
+            module.bias.copy_(closed)
+            module.update_ema(0.0)

@@ -1,0 +1,212 @@
+"""A run never goes on from something other than it was, wherever it was killed.
+
+What a killed process leaves is what is on the disk at that moment. So one training is watched while it runs:
+before each file appears in its folder, and at each step, the folder is copied. Each copy is then resumed.
+"""
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from train_tiny import tiny
+
+from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.nn.task_net import TaskNet
+from routespace.train.checkpoint import load_checkpoint, save_checkpoint
+from routespace.train.run import RunResult, train_recipe
+from routespace.train.run_folder import RunFolder
+from routespace.train.stopping import DivergedError, TrainingStoppedError
+from routespace.train.tasks.classify import Classify
+
+CHANGING = ("seconds", "images_per_s", "eval_images_per_s", "date")
+
+
+class Watch:
+    """Copies `folder` to numbered folders in `copies` each time that a file is about to appear in it."""
+
+    def __init__(self) -> None:
+        self.folder = self.copies = None
+        sys.addaudithook(self._event)
+
+    def _event(self, name: str, arguments: tuple) -> None:
+        if self.folder is not None and name == "os.rename" and Path(arguments[1]).is_relative_to(self.folder):
+            self.copy()
+
+    def copy(self) -> None:
+        folder, self.folder = self.folder, None  # copying renames nothing, but says so
+        if folder.exists():
+            shutil.copytree(folder, self.copies / f"{len(list(self.copies.iterdir())):03d}")
+        self.folder = folder
+
+
+WATCH = Watch()
+
+
+@pytest.fixture
+def watch(tmp_path) -> Iterator[Watch]:
+    WATCH.copies = tmp_path / "copies"
+    WATCH.copies.mkdir()
+    yield WATCH
+    WATCH.folder = None
+
+
+def outcome(result: RunResult) -> dict:
+    lines = RunFolder(result.folder).read_metrics()
+    return {
+        "result": {name: value for name, value in result.metrics.items() if name not in CHANGING},
+        "lines": [{name: value for name, value in line.items() if name not in CHANGING} for line in lines],
+        "usage": json.loads(RunFolder(result.folder).usage_path.read_text()),
+    }
+
+
+def same_weights(a: TaskNet, b: TaskNet) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def given() -> TaskNet:
+    torch.manual_seed(7)
+    return TaskNet.classifier(tiny().architecture(), tiny().gates)
+
+
+@pytest.mark.parametrize("fine_tuned", [False, True], ids=["fresh", "from a network"])
+def test_a_run_that_is_killed_anywhere_gives_what_it_would_have_given(watch, given, fine_tuned, tmp_path):
+    recipe = tiny(data__train_size=32, data__val_size=16, budget__control=0.5)
+    init = given if fine_tuned else None
+    watch.folder = tmp_path / "whole"
+    whole = train_recipe(recipe, watch.folder, init=init, progress=lambda news: watch.copy())
+    watch.folder = None
+    wanted, copies = outcome(whole), sorted(watch.copies.iterdir())
+    assert len(copies) > 15
+    resumed = 0
+    for copy in copies:
+        if not RunFolder(copy).is_run:
+            train_recipe(tiny(train__epochs=0), copy)  # killed while it began: anything may begin here
+            continue
+        found = train_recipe(recipe, copy, resume=True)
+        assert outcome(found) == wanted, copy
+        assert same_weights(found.net, whole.net), copy
+        assert found.net.deciding == whole.net.deciding
+        resumed += 1
+    assert resumed > 10
+
+
+def test_a_resumed_fine_tuning_may_be_given_its_network_again_but_no_other(given, tmp_path):
+    recipe = tiny(train__epochs=1, data__train_size=32)
+    whole = train_recipe(recipe, tmp_path / "whole", init=given)
+    for name in ("net", "usage.json", "result.json"):
+        path = tmp_path / "whole" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert same_weights(train_recipe(recipe, tmp_path / "whole", init=given, resume=True).net, whole.net)
+    other = TaskNet.classifier(given.architecture, given.gate_spec)
+    (tmp_path / "whole" / "result.json").unlink()
+    with pytest.raises(BundleError, match="was started from another network; leave --from out"):
+        train_recipe(recipe, tmp_path / "whole", init=other, resume=True)
+
+
+def test_a_fine_tuning_of_before_that_lost_its_start_is_refused(given, tmp_path):
+    """Older versions wrote no checkpoint before the first epoch's end, and `given: true`."""
+    run = RunFolder(tmp_path / "run")
+    train_recipe(tiny(train__epochs=0), run.path, init=given)
+    run.result_path.unlink()
+    run.checkpoint_path.unlink()
+    data = json.loads(run.architecture_path.read_text())
+    run.architecture_path.write_text(json.dumps(data | {"given": True}))
+    with pytest.raises(BundleError, match="its checkpoint is missing; start it again with --from"):
+        train_recipe(tiny(train__epochs=0), run.path, resume=True)
+
+
+def test_another_recipe_is_told_field_by_field_with_what_to_do(tmp_path):
+    train_recipe(tiny(train__epochs=0), tmp_path / "a run")
+    with pytest.raises(BundleError) as caught:
+        train_recipe(
+            tiny(train__epochs=3, train__lr=1e-3, seed=4, gates__rows="layer"), tmp_path / "a run", resume=True
+        )
+    said = str(caught.value)
+    assert "seed: 0 → 4; gates.rows: token → layer; train.epochs: 0 → 3; and 1 more" in said
+    assert f"go on from its network with --from '{tmp_path}/a run' and another --out" in said
+    RunFolder(tmp_path / "a run").result_path.unlink()
+    with pytest.raises(BundleError, match="resume it without changes"):
+        train_recipe(tiny(train__epochs=3), tmp_path / "a run", resume=True)
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train_recipe(tiny(train__epochs=0), run.path)
+    run.result_path.unlink()
+    state = load_checkpoint(run.checkpoint_path)
+    save_checkpoint(run.checkpoint_path, state | {"random": 2 * state["random"]})
+    with pytest.raises(BundleError, match="was trained by 2 processes, these are 1"):
+        train_recipe(tiny(train__epochs=0), run.path, resume=True)
+
+
+def diverging(**changes):
+    return tiny(train__lr=1e20, train__clip_grad=None, train__min_lr=0, train__warmup_epochs=0, **changes)
+
+
+@pytest.mark.parametrize("size", [64, 16], ids=["in a step", "in the last step"])
+def test_a_diverging_training_stops_and_leaves_nothing(size, tmp_path):
+    """With one step an epoch the loss is still a number; what it makes of the weights shows on validation."""
+    with pytest.raises(RoutespaceError, match=r"diverged; .*train\.lr"):
+        train_recipe(diverging(data__train_size=size, train__epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_later_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
+    real, calls = Classify.loss, []
+
+    def loss(self, outputs, targets):
+        calls.append(1)
+        return real(self, outputs, targets) * (1 if len(calls) <= 5 else float("nan"))
+
+    monkeypatch.setattr(Classify, "loss", loss)
+    with pytest.raises(DivergedError, match=r"the loss became nan in epoch 2, step 2 of 4"):
+        train_recipe(tiny(), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    assert len(run.read_metrics()) == load_checkpoint(run.checkpoint_path)["epoch"] == 1
+    assert not run.is_finished
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/b", "a\\b", "..", ".hidden", " "])
+def test_a_name_is_no_path(name):
+    with pytest.raises(SpecError, match="name: "):
+        tiny(name=name)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
+    static = {"routing": "static", "budget__of": "base", "budget__macs": 1_000_000}
+    for changes in (static, {"train__mixup": 0.2, "train__batch_size": 16, "data__train_size": 8}):
+        with pytest.raises(RoutespaceError):
+            train_recipe(tiny(**changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_library_call_leaves_generators_and_accelerate_as_they_were(tmp_path):
+    theirs = Accelerator(cpu=True, mixed_precision="bf16")
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    train_recipe(tiny(train__epochs=1, data__train_size=16), tmp_path / "run")
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert theirs.mixed_precision == AcceleratorState().mixed_precision == "bf16"
+
+
+def test_a_second_interrupt_is_not_waited_for(tmp_path):
+    """Stopped before its first step by a KeyboardInterrupt of its caller, a run leaves nothing."""
+
+    def interrupt(news):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(tiny(), tmp_path / "run", progress=interrupt)
+    assert not (tmp_path / "run").exists()
+    assert issubclass(TrainingStoppedError, RoutespaceError)
