@@ -86,7 +86,9 @@ def main() -> None:
     )
     print("factors  " + "  ".join(f"{name} {value:.3f}" for name, value in table.factors.items()))
     print(f"offset   {table.offset_ms:.3f} ms")
-    bench = Bench(grid, args.device, args.batch, torch.float32, args.compile, gates)
+    bench = Bench(
+        grid, device=args.device, batch=args.batch, dtype=torch.float32, compiled=args.compile, gates=gates
+    )
     with torch.inference_mode():
         (routed if args.routed else static)(args, bench, table)
 

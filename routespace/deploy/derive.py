@@ -160,7 +160,7 @@ def _above(architecture: Architecture, usage: Usage, *, rows: float, columns: fl
         else:
             gated = edge.partner in architecture.edges
             names.append(edge.name if not gated or _share(edge, usage) >= rows else str(edge.partner))
-    alone = [n for n in architecture.edges if n.endswith("identity") and architecture.edges[n] == "open"]
+    alone = [name for name in architecture.open_edges if architecture.grid.edges[name].kind == "identity"]
     try:
         return Architecture.static(architecture.spec, names + alone)
     except GridError:

@@ -1,7 +1,8 @@
 """How far the outputs of two networks that should be the same may be apart, by element type.
 
 Differences are told in units of the greatest output where that is above 1. Sums in another order differ by a few
-roundings of the type; other libraries' kernels (`EXPORTED`) by some more.
+roundings of the type (`VERIFIED`); other kernels, and the same weights in another type, by some more
+(`CONVERTED`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ VERIFIED: Mapping[torch.dtype, float] = {
     torch.float16: 8e-3,
     torch.bfloat16: 6e-2,
 }
-EXPORTED: Mapping[torch.dtype, float] = {
+CONVERTED: Mapping[torch.dtype, float] = {
     torch.float64: 1e-7,
     torch.float32: 1e-4,
     torch.float16: 1e-2,

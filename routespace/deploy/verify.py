@@ -16,7 +16,7 @@ from torch import Tensor
 
 from routespace.deploy.counters import torch_macs
 from routespace.deploy.examples import example_images, image_shape
-from routespace.deploy.tolerance import VERIFIED, coarsest_type, difference, tolerance_for, type_name
+from routespace.deploy.tolerance import CONVERTED, VERIFIED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Node
@@ -109,7 +109,7 @@ def verify(
         subnet: what `extract` made of it; its weights may be of another element type since.
         image_size: height and width in pixels, or one number; the spec's own by default.
         tolerance: greatest difference of outputs, in units of the greatest output when that is above 1; by default
-            that of the coarser element type of the two.
+            that of the coarser element type of the two, and more where they differ.
         seed: of the images.
         device: where to compare; None where both networks are.
 
@@ -132,7 +132,8 @@ def verify(
     if device is None and places[0] != places[1]:
         raise SpecError(f"device: the networks are on {places[0]} and {places[1]}; say where to compare them")
     dtype = coarsest_type(supernet, subnet)
-    allowed = tolerance_for(dtype, VERIFIED, tolerance)
+    same_type = place_of(supernet)[1] == place_of(subnet)[1]  # else the two round differently all the way
+    allowed = tolerance_for(dtype, VERIFIED if same_type else CONVERTED, tolerance)
     whole, part = supernet.state_dict(), subnet.state_dict()
     shared = tuple(key for key in part if key in whole and _same_memory(part[key], whole[key]))
     hw = image_shape(subnet, image_size)[1:]

@@ -79,7 +79,7 @@ def select(
     names = list(space.edges)
     program = _Program(grid, [grid.edges[name] for name in names], _required(names, require))
     wanted = joined_limits(limits, macs)
-    found = [_limit(grid, names, name, most, measured or {}) for name, most in wanted.items()]
+    found = [_limit(grid, names, name, most=most, measured=measured or {}) for name, most in wanted.items()]
     kept = program.best(_scores(grid, names, scores), found)
     if kept is None:
         raise _explain(program, found)
@@ -192,11 +192,13 @@ class _Program:
 
 
 def _limit(
-    grid: RoutingGrid, names: Sequence[str], name: str, most: float, measured: Mapping[str, MeasuredPrices]
+    grid: RoutingGrid, names: Sequence[str], name: str, *, most: float, measured: Mapping[str, MeasuredPrices]
 ) -> Limit:
     """The limit on one resource, with the prices of the candidates `names`."""
     if name in measured:
-        return Limit(name, _measured(grid, names, name, measured[name].edges), _constant(name, measured), most)
+        return Limit(
+            name, _measured(grid, names, measured[name].edges, what=name), _constant(name, measured), most
+        )
     if RESOURCES[name].terms is None:
         raise SpecError(
             f"limits.{name}: it is measured, not counted; give its prices per edge in measured[{name!r}]"
@@ -213,7 +215,7 @@ def _constant(name: str, measured: Mapping[str, MeasuredPrices]) -> float:
     return constant
 
 
-def _measured(grid: RoutingGrid, names: Sequence[str], what: str, edges: Mapping[str, float]) -> np.ndarray:
+def _measured(grid: RoutingGrid, names: Sequence[str], edges: Mapping[str, float], *, what: str) -> np.ndarray:
     """(candidates,) prices of a measured resource, checked."""
     unknown = [name for name in edges if name not in grid.edges]
     if unknown:

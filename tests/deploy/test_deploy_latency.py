@@ -238,7 +238,9 @@ def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):
         if edge.kind == "transformer":
             assert edge_key(grid.spec, edge).phase == net.edges[name].blocks[0].shifted == edge.layer % 2
     real = SwinBlock.forward
-    monkeypatch.setattr(SwinBlock, "forward", lambda self, x, hw: seen.append(self.shifted) or real(self, x, hw))
+    monkeypatch.setattr(
+        SwinBlock, "forward", lambda self, *x, **y: seen.append(self.shifted) or real(self, *x, **y)
+    )
     table = profile(grid, rounds=3, subnets=0, clock="cpu")
     assert {part.key for part in table.parts} == part_keys(grid)
     assert {key.phase for key in part_keys(grid) if key.kind == "transformer"} == {0, 1}
@@ -251,7 +253,7 @@ def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):
 
 def test_compiled_parts_are_the_blocks_that_a_network_compiles(monkeypatch):
     compiled = []
-    monkeypatch.setattr(PvtBlock, "forward", lambda self, x, hw: compiled.append(self.compiled) or x)
+    monkeypatch.setattr(PvtBlock, "forward", lambda self, x, *_, **__: compiled.append(self.compiled) or x)
     profile(GRID, compiled=True, rounds=3, subnets=1, clock="cpu")
     assert compiled
     assert all(compiled)

@@ -72,6 +72,16 @@ def test_half_a_network_is_compared_by_half_a_networks_tolerance(device):
         assert not verify(net, part.architecture, changed.to(dtype)).ok
 
 
+def test_a_network_of_another_type_rounds_differently_all_the_way():
+    net = make_net()
+    part = extract(net, Architecture.staircase(net.architecture.grid))
+    same, other = (verify(net, part.architecture, part.to(dtype)) for dtype in (torch.float32, torch.float64))
+    assert same.dtype == other.dtype == "float32"
+    assert same.tolerance < other.tolerance
+    assert same.ok
+    assert other.ok
+
+
 @pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf")])
 def test_a_tolerance_that_says_nothing_is_refused(tolerance):
     net = make_net(kind="staircase")

@@ -22,7 +22,7 @@ from torch import Tensor
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
-from routespace.deploy.tolerance import EXPORTED, coarsest_type, difference, tolerance_for, type_name
+from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.files import json_text, replaced
 from routespace.nn.module import PlainModule, unwrap
@@ -136,7 +136,7 @@ def export_as(
             f"{exporter.name}: the network is in {type_name(dtype)}, which this format's runtime does not "
             f"compute; give one in {' or '.join(exporter.types)}, such as net.float()"
         )
-    allowed, say = tolerance_for(dtype, EXPORTED, tolerance), say or _silent
+    allowed, say = tolerance_for(dtype, CONVERTED, tolerance), say or _silent
     say("running the network")
     with _dense(net) as module, torch.no_grad():
         pairs = []

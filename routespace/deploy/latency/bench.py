@@ -49,10 +49,11 @@ class Bench:
     def __init__(
         self,
         grid: RoutingGrid,
+        *,
         device: torch.device | str,
         batch: int,
         dtype: torch.dtype,
-        compiled: bool,
+        compiled: bool = False,
         gates: GateSpec | None = None,
     ) -> None:
         self.grid, self.spec = grid, grid.spec

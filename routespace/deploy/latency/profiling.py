@@ -79,9 +79,9 @@ def profile(
     """
     keeps = default_keeps(gates) if keeps is None else keeps
     place = pick_device(device)
-    _check(place, batch, keeps, rounds, threads, clock)
+    _check(place, batch=batch, keeps=keeps, rounds=rounds, threads=threads, clock=clock)
     grid = space.grid if isinstance(space, Architecture) else space
-    bench = Bench(grid, place, batch, getattr(torch, dtype), compiled, gates)
+    bench = Bench(grid, device=place, batch=batch, dtype=getattr(torch, dtype), compiled=compiled, gates=gates)
     with _threads(threads if place.type == "cpu" else None), torch.inference_mode():
         chosen = sample_static(grid, subnets, seed=seed) if subnets else []
         parts = bench.parts(keeps, seed)
@@ -171,7 +171,7 @@ def _cores() -> int:
 
 
 def _check(
-    device: torch.device, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str
+    device: torch.device, *, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str
 ) -> None:
     on_cpu = device.type == "cpu"
     if batch < 1 or threads < 1 or rounds < 3:
