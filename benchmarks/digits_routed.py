@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from routespace import file_names
 from routespace.files import write_json
 from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
@@ -31,7 +32,7 @@ COLUMNS = ("ratio", "seed", "val", "test", "expected", "eager", "compiled", "cou
 
 def finished(recipe: Recipe, folder: Path) -> RunResult:
     """The run in `folder`: trained, resumed, or read when it is finished."""
-    return train_recipe(recipe, folder, resume=(folder / "recipe.yaml").exists())
+    return train_recipe(recipe, folder, resume=(folder / file_names.RECIPE).exists())
 
 
 def one(recipe: Recipe, ratio: float, seed: int, out: Path) -> dict[str, Any]:

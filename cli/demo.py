@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routespace import file_names
 from routespace.cli.options import out
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, 
     from routespace.train.run import train_recipe
     from routespace.train.stopping import TrainingStoppedError
 
-    resume = (folder / "recipe.yaml").exists()
+    resume = (folder / file_names.RECIPE).exists()
     try:
         with watching(label, budget_ratio(recipe)) as progress:
             result = train_recipe(recipe, folder, init=init, resume=resume, progress=progress)
@@ -186,11 +187,11 @@ def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResu
 
     heading(6, "for comparison: a plain PVTv2 of the same MACs, trained for the same time")
     folder = journey.out / "plain"
-    if (folder / "recipe.yaml").exists():
+    if (folder / file_names.RECIPE).exists():
         return train_or_load(load_recipe(folder), folder)
     recipe = plain_recipe(journey.recipe, architecture_cost(small.architecture).macs)
     with tempfile.TemporaryDirectory() as probe:  # how long an epoch takes decides how many there are
         train_recipe(recipe.override({"train.epochs": 1}), Path(probe))
-        record = json.loads((Path(probe) / "metrics.jsonl").read_text().splitlines()[0])
+        record = json.loads((Path(probe) / file_names.METRICS).read_text().splitlines()[0])
     epochs = max(1, round(seconds / record["seconds"]))
     return train_or_load(recipe.override({"train.epochs": epochs}), folder)

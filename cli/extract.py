@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from routespace import file_names
 from routespace.cli.options import Device, Latency, out
 from routespace.errors import SpecError
 
@@ -82,7 +83,7 @@ def _check_limits(macs: str | None, ratio: float | None, *, ms: float | None, la
 def _run_folder(source: Path, trial: int | None) -> Path:
     """The run itself, or that of a study's trial."""
     if trial is None:
-        if (source / "study.json").exists():
+        if (source / file_names.STUDY).exists():
             raise SpecError(f"trial: {source} is a study; name one of its trials with --trial N")
         return source
     from routespace.search import load_study, trial_folder

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from routespace import file_names
 from routespace.errors import RoutespaceError, SpecError
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import allow_families
@@ -53,7 +54,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     path = Path(name_or_path)
     try:
         if path.is_dir():
-            path = path / "recipe.yaml"
+            path = path / file_names.RECIPE
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SpecError(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
+from routespace import file_names
 from routespace.errors import SpecError
 from routespace.files import read_json, write_json
 from routespace.pictures import Source, as_channels, read_picture
@@ -39,7 +40,6 @@ __all__ = [
     "save_preprocess",
 ]
 
-PREPROCESS_FILE = "preprocess.json"
 FORMAT = "routespace.preprocess/1"
 
 # ImageNet's, in RGB, which pretrained weights expect. Grey takes their average; alpha goes to -1…1.
@@ -178,7 +178,7 @@ def preprocess_from_json(data: Any) -> tuple[Preprocess, tuple[str, ...]]:
 
 def save_preprocess(folder: Path | str, preprocess: Preprocess, classes: Sequence[str]) -> None:
     """Write `preprocess.json` into a run's or bundle's folder; raises BundleError when it cannot be written."""
-    write_json(Path(folder) / PREPROCESS_FILE, preprocess_to_json(preprocess, classes))
+    write_json(Path(folder) / file_names.PREPROCESS, preprocess_to_json(preprocess, classes))
 
 
 def load_preprocess(folder: Path | str) -> tuple[Preprocess, tuple[str, ...]] | None:
@@ -188,7 +188,7 @@ def load_preprocess(folder: Path | str) -> tuple[Preprocess, tuple[str, ...]] | 
         BundleError: the file cannot be read.
         SpecError: a field of it is missing or not allowed.
     """
-    path = Path(folder) / PREPROCESS_FILE
+    path = Path(folder) / file_names.PREPROCESS
     if not path.exists():
         return None
     return preprocess_from_json(read_json(path, wanted="a run or bundle folder"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from routespace import file_names
 from routespace.errors import SpecError
 from routespace.search.candidate import Candidate, RecipeCandidate
 from routespace.search.objectives import TrainedRun, measured
@@ -83,7 +84,7 @@ def train_candidate(
     except TrainingStoppedError as error:
         raise KeyboardInterrupt(str(error)) from error
     found = measured(TrainedRun(recipe, result, table), objectives)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # thrice the network, for each trial
+    shutil.rmtree(folder / file_names.CHECKPOINT, ignore_errors=True)  # thrice the network, for each trial
     return found
 
 
@@ -92,7 +93,7 @@ def _same_run(folder: Path, recipe: Recipe) -> bool:
     from routespace.train.run_folder import without_places
 
     try:
-        saved = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        saved = Recipe.from_yaml((folder / file_names.RECIPE).read_text(encoding="utf-8"))
         return without_places(saved) == without_places(recipe)
     except (OSError, UnicodeDecodeError, SpecError):
         return False

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from routespace import file_names
 from routespace.errors import SpecError
 from routespace.files import read_json
 from routespace.grid.architecture import Architecture
@@ -140,7 +141,7 @@ def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usa
 
 def read_usage(folder: Path, grid: RoutingGrid) -> Usage:
     """What the run of `folder` measured on validation."""
-    return usage_from_json(read_json(folder / "usage.json", wanted="the folder of a finished run"), grid)
+    return usage_from_json(read_json(folder / file_names.USAGE, wanted="the folder of a finished run"), grid)
 
 
 def used_ms(table: LatencyTable, net: TaskNet, folder: Path) -> float:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
+from routespace import file_names
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, write_json
 from routespace.grid.spec import content_hash
 from routespace.search.candidate import ELSEWHERE
 from routespace.search.objectives import directions, objectives_of
 from routespace.search.problem import Problem
-from routespace.search.records import FORMAT, STUDY_FILE
+from routespace.search.records import FORMAT
 from routespace.search.space import require_search
 from routespace.search.storage import DATABASE, TURN_FILE, WORKERS, default_url, shown
 from routespace.train.recipe.recipe import Recipe
@@ -63,7 +64,7 @@ def open_study(
             study.set_metric_names(list(problem.objectives))  # what optuna-dashboard calls them
         for key, value in (("format", FORMAT), ("out", str(out)), ("times", times), ("recipe", recipe.to_yaml())):
             study.set_user_attr(key, value)
-    write_json(out / STUDY_FILE, claim)
+    write_json(out / file_names.STUDY, claim)
     return study
 
 
@@ -132,7 +133,7 @@ def check_folder(out: Path, url: str) -> None:
     if not out.is_dir():
         raise BundleError(f"{out}: is a file; choose another --out")
     names = {path.name for path in out.iterdir()}
-    own = {STUDY_FILE, WORKERS, DATABASE, Path(url.removeprefix("sqlite:///")).name}
+    own = {file_names.STUDY, WORKERS, DATABASE, Path(url.removeprefix("sqlite:///")).name}
     if names and not names & own:
         raise BundleError(f"{out}: exists, is not empty and holds no study; choose another --out")
 
@@ -144,7 +145,7 @@ def left_clean(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (out / STUDY_FILE).exists():
+        if not (out / file_names.STUDY).exists():
             with suppress(OSError):  # another worker is in the folder: then all of it stays
                 _clear(out, made)
         raise
@@ -162,7 +163,7 @@ def _clear(out: Path, made: Sequence[Path]) -> None:
 
 def _check_claim(out: Path, claim: Mapping[str, Any]) -> None:
     """Refuse a folder that belongs to another study: their trials would lie in one place."""
-    path = out / STUDY_FILE
+    path = out / file_names.STUDY
     if not path.exists():
         return
     found = read_json(path, wanted="another folder")

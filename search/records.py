@@ -17,6 +17,7 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from routespace import file_names
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
 from routespace.search.objectives import objective, objectives_of
@@ -27,7 +28,6 @@ from routespace.train.recipe.recipe import Recipe
 
 TrialStatus = Literal["finished", "pruned", "failed", "lost", "running", "waiting"]
 FORMAT = "routespace.study/1"
-STUDY_FILE = "study.json"  # which storage and study a folder belongs to
 MISSED_FRAC = 0.03  # farther from its budget than this, a trial missed it: the same share as in calibration
 
 _STATES: dict[TrialState, TrialStatus] = {
@@ -172,15 +172,17 @@ def _locate(source: str | Path) -> tuple[str, str | None, Path | None]:
         if "://" not in str(source) and not path.exists():
             raise BundleError(f"study: {source} does not exist; give a study's folder or storage URL")
         return str(source), None, None
-    if not (path / STUDY_FILE).exists():
+    if not (path / file_names.STUDY).exists():
         if not (path / DATABASE).exists():
-            raise BundleError(f"study: {path} has no {STUDY_FILE}; give the folder that `search` wrote")
+            raise BundleError(f"study: {path} has no {file_names.STUDY}; give the folder that `search` wrote")
         return default_url(path), None, path
-    data = read_json(path / STUDY_FILE, wanted="a study's storage URL")
+    data = read_json(path / file_names.STUDY, wanted="a study's storage URL")
     try:
         name, url = str(data["study"]), data["storage"]
     except (KeyError, TypeError) as error:
-        raise BundleError(f"study: {path / STUDY_FILE} is damaged ({error}); give the storage URL") from error
+        raise BundleError(
+            f"study: {path / file_names.STUDY} is damaged ({error}); give the storage URL"
+        ) from error
     if url is None:
         return default_url(path), name, path
     if ":***@" in url:

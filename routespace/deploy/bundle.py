@@ -19,14 +19,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 
-from routespace.deploy.folder import CARD_FILE, is_bundle, require_bundle_place
+from routespace import file_names
+from routespace.deploy.folder import is_bundle, require_bundle_place
 from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.families.base import Family
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
-from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, check_loads, load_net, save_net
+from routespace.nn.weights import check_loads, load_net, save_net
 from routespace.values import Value
 
 CHUNK_BYTES = 1 << 20
@@ -187,8 +188,10 @@ def save_bundle(
     require_bundle_place(folder, overwrite=overwrite)
     with replaced_folder(folder) as partial:
         save_net(net, partial)
-        card = card.model_copy(update={"files": {f: _sha256(partial / f) for f in (WEIGHTS_FILE, NETWORK_FILE)}})
-        write_json(partial / CARD_FILE, card.model_dump(mode="json"))
+        card = card.model_copy(
+            update={"files": {f: _sha256(partial / f) for f in (file_names.WEIGHTS, file_names.NETWORK)}}
+        )
+        write_json(partial / file_names.CARD, card.model_dump(mode="json"))
         for name, text in (texts or {}).items():
             write_text(partial / name, text)
     return card
@@ -206,13 +209,13 @@ def load_bundle(folder: Path | str, *, families: Iterable[Family] = ()) -> Bundl
     """
     folder = Path(folder)
     _check_source(folder)
-    card = _read_card(folder / CARD_FILE)
-    for name in (NETWORK_FILE, WEIGHTS_FILE):
+    card = _read_card(folder / file_names.CARD)
+    for name in (file_names.NETWORK, file_names.WEIGHTS):
         _check_file(folder / name, card.files.get(name))
     net = load_net(folder, families=families)
     if (card.grid, card.architecture) != (net.spec.hash, net.architecture.hash):
         raise BundleError(
-            f"{folder / CARD_FILE}: it is of architecture {card.architecture}, the network of "
+            f"{folder / file_names.CARD}: it is of architecture {card.architecture}, the network of "
             f"{net.architecture.hash}; the files come from different bundles"
         )
     return Bundle(net.eval(), card)
@@ -227,12 +230,12 @@ def _check_source(folder: Path) -> None:
         raise BundleError(f"{folder}: is a file; give a bundle's folder, {made}")
     if is_bundle(folder):
         return
-    if any(folder.glob(f"*/{NETWORK_FILE}")):
+    if any(folder.glob(f"*/{file_names.NETWORK}")):
         raise BundleError(
             f"{folder}: is a run, not a bundle; read it with load_run, or take a network out of it with "
             f"`{command_line('extract', folder)} -o DIR`"
         )
-    raise BundleError(f"{folder}: has no {CARD_FILE}; give a bundle's folder, {made}")
+    raise BundleError(f"{folder}: has no {file_names.CARD}; give a bundle's folder, {made}")
 
 
 def _read_card(path: Path) -> Card:
@@ -250,8 +253,8 @@ def _check_file(path: Path, wanted: str | None) -> None:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); the bundle is incomplete") from error
     if found != wanted:
         raise BundleError(
-            f"{path}: its checksum is not the one in {CARD_FILE}; the file is truncated, was changed, or comes "
-            f"from another bundle; copy the bundle again"
+            f"{path}: its checksum is not the one in {file_names.CARD}; the file is truncated, was changed, or "
+            f"comes from another bundle; copy the bundle again"
         )
 
 

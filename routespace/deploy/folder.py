@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from routespace import file_names
 from routespace.errors import BundleError
 from routespace.files import require_place
-
-CARD_FILE = "card.json"
 
 
 def is_bundle(folder: Path | str) -> bool:
     """True for a folder that holds a bundle's card."""
-    return (Path(folder) / CARD_FILE).is_file()
+    return (Path(folder) / file_names.CARD).is_file()
 
 
 def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from routespace import file_names
 from routespace.errors import BundleError, RoutespaceError
 from routespace.files import read_json, write_bytes, write_json
 from routespace.grid.architecture import Architecture
@@ -28,8 +29,6 @@ from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, present_keys
 
 FORMAT = "routespace.network/2"
 FORMAT_1 = "routespace.network/1"  # flat keys, and always the classifier of the grid's `num_classes`
-WEIGHTS_FILE = "model.safetensors"
-NETWORK_FILE = "network.json"
 
 Net = TypeVar("Net", RouteNet, TaskNet)
 
@@ -54,8 +53,8 @@ def save_net(net: AnyNet, folder: Path) -> None:
         "gates": net.gate_spec.model_dump(mode="json"),
         "head": head_data(net.head),
     }
-    write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(state, metadata=metadata))
-    write_json(folder / NETWORK_FILE, data)
+    write_bytes(folder / file_names.WEIGHTS, safetensors.torch.save(state, metadata=metadata))
+    write_json(folder / file_names.NETWORK, data)
 
 
 def check_loads(net: TaskNet) -> None:
@@ -88,25 +87,27 @@ def load_net(folder: Path, *, families: Iterable[Family] = ()) -> TaskNet:
     Raises:
         BundleError: a file is missing, truncated, or weights and architecture do not belong together.
     """
-    data = read_json(folder / NETWORK_FILE, wanted="the folder of a run or bundle")
+    data = read_json(folder / file_names.NETWORK, wanted="the folder of a run or bundle")
     if not isinstance(data, dict) or data.get("format") not in (FORMAT, FORMAT_1):
-        raise BundleError(f"{folder / NETWORK_FILE}: not a {FORMAT} file; give a folder that routespace wrote")
+        raise BundleError(
+            f"{folder / file_names.NETWORK}: not a {FORMAT} file; give a folder that routespace wrote"
+        )
     try:
         architecture = Architecture.from_json(data.get("architecture"), families=families)
         gates = GateSpec.parse(data.get("gates"), name="gates")
         flat = data["format"] == FORMAT_1
         head = {"kind": "classify" if architecture.spec.num_classes else "maps"} if flat else data.get("head")
     except RoutespaceError as error:
-        raise BundleError(f"{folder / NETWORK_FILE}: {str(error).splitlines()[0]}") from error
-    state = _read(folder / WEIGHTS_FILE, owner=architecture.hash)
+        raise BundleError(f"{folder / file_names.NETWORK}: {str(error).splitlines()[0]}") from error
+    state = _read(folder / file_names.WEIGHTS, owner=architecture.hash)
     try:
         return filled(lambda: _make_net(architecture, gates, head), present_keys(state) if flat else state)
     except RoutespaceError as error:
-        raise BundleError(f"{folder / NETWORK_FILE}: {error}") from error
+        raise BundleError(f"{folder / file_names.NETWORK}: {error}") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise BundleError(
-            f"{folder / WEIGHTS_FILE}: weights are of another architecture ({reason:.200})"
+            f"{folder / file_names.WEIGHTS}: weights are of another architecture ({reason:.200})"
         ) from error
 
 
@@ -159,7 +160,7 @@ def _read(path: Path, *, owner: str) -> dict[str, Tensor]:
         raise BundleError(f"{path}: missing or truncated ({str(error).splitlines()[0]}); copy it again") from error
     if found != owner:
         raise BundleError(
-            f"{path}: its weights are of architecture {found or 'unknown'}, {NETWORK_FILE} is of {owner}; "
+            f"{path}: its weights are of architecture {found or 'unknown'}, {file_names.NETWORK} is of {owner}; "
             f"the two files come from different networks"
         )
     return state

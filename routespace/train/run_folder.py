@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from routespace import file_names
 from routespace.errors import BundleError
 from routespace.files import read_json, read_text, require_place
 from routespace.grid.architecture import Architecture
 from routespace.grid.usage import EdgeUsage, usage_from_json
-from routespace.preprocess import PREPROCESS_FILE
 from routespace.train.recipe.data_kinds import LOCATIONS
 from routespace.train.recipe.recipe import Recipe
 
@@ -51,47 +51,47 @@ class RunFolder:
     @property
     def recipe_path(self) -> Path:
         """The recipe; a folder that has it is a run."""
-        return self.path / "recipe.yaml"
+        return self.path / file_names.RECIPE
 
     @property
     def architecture_path(self) -> Path:
         """What is trained, and whether a given network was the start."""
-        return self.path / "architecture.json"
+        return self.path / file_names.ARCHITECTURE
 
     @property
     def preprocess_path(self) -> Path:
         """How images go in, and what comes out."""
-        return self.path / PREPROCESS_FILE
+        return self.path / file_names.PREPROCESS
 
     @property
     def data_path(self) -> Path:
         """Which images it began with."""
-        return self.path / "data.json"
+        return self.path / file_names.DATA
 
     @property
     def checkpoint_path(self) -> Path:
         """Where training stands."""
-        return self.path / "checkpoint" / "state.pt"
+        return self.path / file_names.CHECKPOINT / "state.pt"
 
     @property
     def metrics_path(self) -> Path:
         """A line per epoch."""
-        return self.path / "metrics.jsonl"
+        return self.path / file_names.METRICS
 
     @property
     def net_path(self) -> Path:
         """The folder of the final network."""
-        return self.path / "net"
+        return self.path / file_names.NET
 
     @property
     def usage_path(self) -> Path:
         """What the final network used on validation."""
-        return self.path / "usage.json"
+        return self.path / file_names.USAGE
 
     @property
     def result_path(self) -> Path:
         """The final numbers."""
-        return self.path / "result.json"
+        return self.path / file_names.RESULT
 
     @property
     def is_run(self) -> bool:

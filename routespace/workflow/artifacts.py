@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from routespace import file_names
 from routespace.deploy.bundle import Card, load_bundle
 from routespace.deploy.folder import is_bundle
 from routespace.errors import BundleError
@@ -19,8 +20,6 @@ from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.recipe.recipe import Recipe
 from routespace.workflow.subjects import load_usage, net_folder
-
-RECIPE_FILE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,9 @@ class Artifact:
     def require_recipe(self) -> Recipe:
         """The recipe; raises BundleError when there is none."""
         if self.recipe is None:
-            raise BundleError(f"{self.folder}: has no {RECIPE_FILE}; name the recipe of its data with --recipe")
+            raise BundleError(
+                f"{self.folder}: has no {file_names.RECIPE}; name the recipe of its data with --recipe"
+            )
         return self.recipe
 
 
@@ -64,7 +65,7 @@ def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: s
         SpecError: the folder's recipe cannot be read, or there is no such device.
     """
     folder, place = Path(folder), pick_device(device)
-    own = folder / RECIPE_FILE
+    own = folder / file_names.RECIPE
     if recipe is None and own.exists():
         recipe = Recipe.read(own)
     fed = load_preprocess(folder) or (None, None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from routespace import file_names
 from routespace.deploy.bundle import Card, Provenance, save_bundle
 from routespace.deploy.derive import derive
 from routespace.deploy.extract import extract
@@ -19,12 +20,12 @@ from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import json_text
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
-from routespace.preprocess import PREPROCESS_FILE, preprocess_to_json
+from routespace.preprocess import preprocess_to_json
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
-from routespace.workflow.artifacts import RECIPE_FILE, Artifact, load_artifact
+from routespace.workflow.artifacts import Artifact, load_artifact
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,10 @@ def _papers(artifact: Artifact) -> dict[str, str]:
     """What a bundle keeps beside its network: how images go in, and the recipe that tells of its data."""
     papers = {}
     if artifact.recipe is not None:
-        papers[RECIPE_FILE] = artifact.recipe.to_yaml()
+        papers[file_names.RECIPE] = artifact.recipe.to_yaml()
     if artifact.preprocess is not None:
         data = preprocess_to_json(artifact.preprocess, artifact.classes or ())
-        papers[PREPROCESS_FILE] = json_text(data) + "\n"
+        papers[file_names.PREPROCESS] = json_text(data) + "\n"
     return papers
 
 

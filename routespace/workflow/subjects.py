@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from routespace import file_names
 from routespace.errors import BundleError, GridError, SpecError, command_line
 from routespace.files import read_json
 from routespace.grid.architecture import Architecture
@@ -85,7 +86,7 @@ def load_subject(text: str) -> Subject:
     folder = Path(text)
     if not folder.is_dir():
         return Subject(load_grid(text))
-    data = read_json(net_folder(folder) / "network.json", wanted="a run or bundle folder")
+    data = read_json(net_folder(folder) / file_names.NETWORK, wanted="a run or bundle folder")
     if not isinstance(data, dict):
         raise BundleError(f"{folder}: network.json is damaged; give a run or bundle folder")
     architecture = Architecture.from_json(data.get("architecture"))
@@ -99,7 +100,7 @@ def load_subject(text: str) -> Subject:
 
 def load_usage(folder: Path, grid: RoutingGrid) -> Usage | None:
     """What a run measured on validation; None where there is no `usage.json`."""
-    path = folder / "usage.json"
+    path = folder / file_names.USAGE
     return usage_from_json(read_json(path, wanted="a run's usage.json"), grid) if path.exists() else None
 
 
@@ -109,10 +110,10 @@ def net_folder(folder: Path) -> Path:
     Raises:
         BundleError: neither; the message tells what is there instead.
     """
-    for place in (folder / "net", folder):
-        if (place / "network.json").exists():
+    for place in (folder / file_names.NET, folder):
+        if (place / file_names.NETWORK).exists():
             return place
-    if (folder / "recipe.yaml").exists():
+    if (folder / file_names.RECIPE).exists():
         again = command_line("train", folder, "--resume")
         raise BundleError(f"{folder}: the run is not finished; it goes on with: {again}")
     state = "is a file" if folder.is_file() else "has no network" if folder.exists() else "does not exist"

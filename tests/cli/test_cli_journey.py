@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from routespace import Architecture, RoutingGrid, TaskNet, load_bundle, load_recipe, save_bundle
+from routespace import Architecture, RoutingGrid, TaskNet, file_names, load_bundle, load_recipe, save_bundle
 from routespace.cli.app import app
 from routespace.deploy.bundle import Card
-from routespace.deploy.folder import CARD_FILE
 
 TINY = [
     *("--set", "data.train_size=96", "--set", "data.val_size=40", "--set", "data.test_size=50"),
@@ -129,7 +128,7 @@ def test_options_that_exclude_each_other(cli, place, tmp_path):
 
 
 def test_bundles_that_are_not_whole(cli, place, tmp_path):
-    for name in ("model.safetensors", "network.json", CARD_FILE):
+    for name in ("model.safetensors", "network.json", file_names.CARD):
         broken = tmp_path / f"broken-{name}"
         shutil.copytree(place / "small", broken)
         file = broken / name

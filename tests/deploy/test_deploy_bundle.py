@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 
+from routespace import file_names
 from routespace.deploy.bundle import Card, Provenance, load_bundle, save_bundle
 from routespace.deploy.extract import extract
-from routespace.deploy.folder import CARD_FILE, is_bundle
+from routespace.deploy.folder import is_bundle
 from routespace.deploy.verify import verify
 from routespace.errors import BundleError
 from routespace.grid.architecture import Architecture
@@ -21,7 +22,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.task_net import TaskNet
-from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net, save_net
+from routespace.nn.weights import load_net, save_net
 
 FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_ratios": (2.0, 2.0),
           "sr_ratios": (2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
@@ -187,7 +188,7 @@ def test_what_is_no_bundle_is_told_by_what_it_is(net, bundle, tmp_path):
     with pytest.raises(BundleError, match=r"has no card\.json"):
         load_bundle(run)
     with pytest.raises(BundleError, match="is a file"):
-        load_bundle(bundle / CARD_FILE)
+        load_bundle(bundle / file_names.CARD)
 
 
 def test_nothing_else_is_overwritten(net, bundle, tmp_path):
@@ -216,7 +217,7 @@ def test_a_card_of_another_network_is_refused(net, tmp_path):
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_FILE, NETWORK_FILE, CARD_FILE])
+@pytest.mark.parametrize("name", [file_names.WEIGHTS, file_names.NETWORK, file_names.CARD])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "a folder", "of another bundle"])
 def test_damage_is_noticed(bundle, tmp_path, name, damage):
     path = bundle / name
@@ -231,35 +232,35 @@ def test_damage_is_noticed(bundle, tmp_path, name, damage):
     elif damage == "of another bundle":
         other = make_net(7)
         save_bundle(other, tmp_path / "other", Card.of(other, accuracy_after=0.5))
-        if name == NETWORK_FILE:  # two nets of one architecture have the same one
+        if name == file_names.NETWORK:  # two nets of one architecture have the same one
             path.write_bytes(content.replace(b"token", b"image"))
         else:
             shutil.copy(tmp_path / "other" / name, path)
     with pytest.raises(BundleError) as caught:
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
-    assert name in str(caught.value) or WEIGHTS_FILE in str(caught.value)
+    assert name in str(caught.value) or file_names.WEIGHTS in str(caught.value)
 
 
 def test_a_card_that_names_two_resources_as_older_ones_do(net, bundle):
-    card = json.loads((bundle / CARD_FILE).read_text())
+    card = json.loads((bundle / file_names.CARD).read_text())
     costs = card.pop("costs")
     older = card | {"format": "routespace.card/1", "macs": costs["macs"], "params": costs["params"]}
-    (bundle / CARD_FILE).write_text(json.dumps(older))
+    (bundle / file_names.CARD).write_text(json.dumps(older))
     loaded = load_bundle(bundle).card
     assert (loaded.macs, loaded.params) == (Card.of(net).macs, Card.of(net).params)
     assert loaded.format == Card.of(net).format
 
 
 def test_a_card_with_unknown_or_impossible_fields_is_refused(bundle):
-    card = json.loads((bundle / CARD_FILE).read_text())
+    card = json.loads((bundle / file_names.CARD).read_text())
     for change, message in (
         ({"colour": 1}, "colour: unknown field"),
         ({"accuracy_after": 71.0}, "accuracy_after"),
         ({"costs": {"macs": 1}}, r"costs\.params: missing"),
         ({"costs": {"macs": -1, "params": 1}}, r"costs\.macs"),
     ):
-        (bundle / CARD_FILE).write_text(json.dumps(card | change))
+        (bundle / file_names.CARD).write_text(json.dumps(card | change))
         with pytest.raises(BundleError, match=message):
             load_bundle(bundle)
 
@@ -312,7 +313,7 @@ def test_weights_and_architecture_of_two_networks_do_not_mix(tmp_path):
     for name, net in (("a", make_net()), ("b", make_net(layers=3))):
         (tmp_path / name).mkdir()
         save_net(net, tmp_path / name)
-    shutil.copy(tmp_path / "a" / WEIGHTS_FILE, tmp_path / "b" / WEIGHTS_FILE)
+    shutil.copy(tmp_path / "a" / file_names.WEIGHTS, tmp_path / "b" / file_names.WEIGHTS)
     with pytest.raises(BundleError, match="different networks"):
         load_net(tmp_path / "b")
     with pytest.raises(BundleError, match="cannot be written"):

@@ -1,0 +1,23 @@
+"""The names of the files in runs, bundles and studies. No other file spells one.
+
+`RunFolder` (train/run_folder.py) and `BundleFolder` (deploy/folder.py) say where they lie and read them.
+"""
+
+# of a network
+NETWORK = "network.json"  # architecture and gates
+WEIGHTS = "model.safetensors"
+PREPROCESS = "preprocess.json"  # how images go in, and the class names in the order of the outputs
+RECIPE = "recipe.yaml"
+
+# of a run
+ARCHITECTURE = "architecture.json"
+CHECKPOINT = "checkpoint"  # a folder
+DATA = "data.json"  # the names of the images that it began with
+METRICS = "metrics.jsonl"
+NET = "net"  # a folder, of the final network
+RESULT = "result.json"
+USAGE = "usage.json"
+
+# of a bundle, and of a study
+CARD = "card.json"
+STUDY = "study.json"  # which storage and study a folder belongs to
