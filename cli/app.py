@@ -36,6 +36,7 @@ from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import INTERRUPTED, Interrupts
 from routespace.errors import RoutespaceError, command_line, reason
 from routespace.memory import keep_freed_memory
+from routespace.train.stopping import PeerError
 
 BAD_INPUT = 2
 TYPED = "routespace.typed"  # in a context's meta: the words of the command line
@@ -95,6 +96,8 @@ def told(error: BaseException, *, interrupted: bool = False) -> typer.Exit | Non
         return fail("interrupted", INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         return None  # the reader of our output left (`… | head`): click ends quietly
+    if isinstance(error, PeerError):
+        return typer.Exit(BAD_INPUT)  # the process that it happened in has told it
     if isinstance(error, RoutespaceError | OSError | MemoryError | UsageError):
         return fail(one_line(error), BAD_INPUT)
     return None

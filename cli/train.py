@@ -46,18 +46,20 @@ def run(
         net_folder(start)
     with loading():
         from routespace.train.run import train_recipe
-        from routespace.train.stopping import TrainingStoppedError
+        from routespace.train.stopping import TrainingStoppedError, is_first_process
         from routespace.workflow.artifacts import load_artifact
     init = None if start is None else load_artifact(start).net
     try:
         with watching(budget=budget_ratio(chosen)) as progress:
-            result = train_recipe(chosen, folder, init=init, resume=resume, progress=progress, tell=progress.say)
+            report = progress if is_first_process() else None
+            result = train_recipe(chosen, folder, init=init, resume=resume, progress=report, tell=progress.say)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
         if not RunFolder(folder).is_run:
             raise KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left") from error
         again = command_line("train", folder, "--resume")
         raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error
-    show_result(result.metrics, folder)
+    if is_first_process():
+        show_result(result.metrics, folder)
 
 
 def budget_ratio(recipe: Recipe) -> float | None:

@@ -28,7 +28,7 @@ from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.optim import make_optimizer, make_schedule
-from routespace.train.processes import together
+from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.step_loss import Losses, StepLoss
@@ -99,7 +99,8 @@ class Trainer:
             DivergedError: the loss is no number any more.
         """
         while self.epoch < self.spec.epochs:
-            self._train_epoch(stop, save)
+            with matching_layouts(self.net):
+                self._train_epoch(stop, save)
             self.records.append(self._record())
             self.epoch, self.step = self.epoch + 1, 0
             self._sums = dict.fromkeys(self._names, 0.0)

@@ -1,18 +1,17 @@
 """Several processes that train together: an error of one is the end of all, and it is told once.
 
-    with together():
-        ...                 # what every process does; where it fails in one, it fails in all
-
-Shape legend: none; everything here is about whole processes.
+with together():
+    ...                 # what every process does; where it fails in one, it fails in all
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from routespace.errors import SpecError
 from routespace.train.recipe.recipe import Recipe
@@ -53,6 +52,33 @@ def agree(error: Exception | None) -> None:
     teller = next(rank for rank, text in enumerate(said) if text is not None)
     if teller != dist.get_rank():
         raise PeerError(f"process {teller} of this training ended it: {said[teller]}")
+
+
+@contextmanager
+def matching_layouts(net: nn.Module) -> Iterator[None]:
+    """A block in which gradients have their parameters' strides, as a distributed wrapper wants them.
+
+    Kernels of depth-wise convolutions have a dimension of one, along which memory formats differ without meaning.
+    """
+    handles = []
+    if process_count() > 1:
+        handles = [parameter.register_hook(_layout(parameter)) for parameter in net.parameters()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layout(parameter: Tensor) -> Callable[[Tensor], Tensor]:
+    shape, stride = parameter.shape, parameter.stride()
+
+    def matched(grad: Tensor) -> Tensor:
+        if grad.stride() == stride:
+            return grad
+        return torch.empty_strided(shape, stride, dtype=grad.dtype, device=grad.device).copy_(grad)
+
+    return matched
 
 
 def check_processes(recipe: Recipe, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -22,6 +23,11 @@ class DivergedError(RoutespaceError):
 
 class PeerError(RoutespaceError):
     """Another of several processes ended the training; that one has told why."""
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all that train together; asked before torch is there."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class StopSignal:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_photos import photo_recipe, photos
 from train_tiny import tiny
 
+from routespace.errors import SpecError
 from routespace.nn.weights import load_net
+from routespace.train.processes import check_processes
 from routespace.train.run import train_recipe
 
 SCRIPT = """
@@ -51,3 +54,49 @@ def test_two_processes_route_calibrate_and_resume(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["calibration"]["met"]
     assert train_recipe(recipe, tmp_path / "run", resume=True).metrics == result
+
+
+def command(recipe, out: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`routespace train` by two processes."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    started += ["-m", "routespace.cli", "train", str(folder / "recipe.yaml"), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(started, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def lines_of(done: subprocess.CompletedProcess[str], start: str) -> list[str]:
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(start)]
+
+
+def test_a_processes_part_of_a_batch_is_checked_before_anything_is_written(tmp_path):
+    check_processes(tiny(train__batch_size=6, train__mixup=0.2), 1)
+    with pytest.raises(SpecError, match=r"6 over 2 processes gives each 3; .* give a multiple of 4"):
+        check_processes(tiny(train__batch_size=6, train__mixup=0.2), 2)
+
+
+@pytest.mark.slow
+def test_a_process_without_images_takes_part_with_nothing(tmp_path):
+    """One validation image, so that one of two has none, in evaluation and in calibration alike."""
+    done = command(tiny(train__epochs=1, data__train_size=32, data__val_size=1), tmp_path / "run", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["images"] == 1
+    assert result["calibration"] is not None
+    assert len(lines_of(done, "epoch 1/1")) == 1
+    assert "strides" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_and_is_told_once(tmp_path):
+    """A picture that cannot be decoded, which one of the two is given."""
+    photos(tmp_path / "photos", count=12)
+    bad = tmp_path / "photos" / "train" / "cat" / "5.png"
+    bad.write_bytes(bad.read_bytes()[:700])
+    recipe = photo_recipe(tmp_path / "photos", train__epochs=1, train__batch_size=8)
+    done = command(recipe, tmp_path / "run", tmp_path)
+    assert done.returncode != 0
+    (line,) = lines_of(done, "error: ")
+    assert "5.png" in line
+    assert not (tmp_path / "run").exists()
+    assert "routespace/train/" not in done.stderr  # the traceback that is there is the launcher's
