@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,36 @@ def parse_macs(text: str, field: str = "macs") -> int:
     if not isinstance(macs, int) or macs < 1:
         raise SpecError(f"{field}: {text!r:.40} is not above 0; give a number such as 12M, 1.2G or 850000")
     return macs
+
+
+def parse_limits(given: Iterable[str]) -> dict[str, float]:
+    """Resource → the most allowed, from "params=2M" and the like.
+
+    Raises:
+        SpecError: no such form or resource, an amount that is not above zero, or one resource twice.
+    """
+    from routespace.grid.resources import RESOURCES
+
+    limits: dict[str, float] = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        if not equals or name not in RESOURCES or name in limits:
+            twice = "; it is limited twice" if name in limits else ""
+            raise SpecError(f"limit: {text!r:.60}{twice}; give NAME=AMOUNT with one of {', '.join(RESOURCES)}")
+        limits[name] = _amount(number, f"limit.{name}")
+    return limits
+
+
+def _amount(text: str, field: str) -> float:
+    """A number above zero, with K, M or G behind it or without; raises SpecError."""
+    from routespace.train.recipe.parts import parse_count
+
+    for read in (float, parse_count):
+        with contextlib.suppress(ValueError):
+            found = read(text)
+            if isinstance(found, int | float) and 0 < found < math.inf:
+                return found
+    raise SpecError(f"{field}: {text!r:.40} is not allowed; give a number above 0, such as 2M")
 
 
 def parse_numbers(text: str, field: str, kind: type[int] | type[float] = int) -> list[Any]:

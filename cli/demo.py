@@ -164,7 +164,8 @@ def _extract(journey: Journey) -> TaskNet:
     if not is_bundle(folder):
         found = load_run(journey.out / "supernet")
         limit = journey.recipe.budget_macs()
-        show(found, take(found, choose(found, limit), folder), limit)
+        limits = {} if limit is None else {"macs": limit}
+        show(found, take(found, choose(found, limits), folder), limits)
     small = load_bundle(folder).net
     print(f"\n{draw(small.architecture.grid, small.architecture)}\n\n{legend(small.architecture)}")
     return small

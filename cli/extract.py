@@ -12,9 +12,11 @@ from routespace.cli.options import Device, Latency, out
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
-    from routespace.grid.architecture import Architecture
+    from collections.abc import Mapping
+
+    from routespace.deploy.latency.table import LatencyTable
     from routespace.workflow.artifacts import Artifact
-    from routespace.workflow.extraction import Extraction, TimeLimit
+    from routespace.workflow.extraction import Extraction
 
 NAME = "extract"
 EXAMPLE = "routespace extract runs/digits_tiny --macs 12M -o small/"
@@ -27,6 +29,10 @@ def run(
     macs: Annotated[str | None, typer.Option(help="The most MACs, such as 12M.")] = None,
     ratio: Annotated[float | None, typer.Option(help="The most MACs, as a share of the recipe's base.")] = None,
     ms: Annotated[float | None, typer.Option(help="The most milliseconds, by the --latency table.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=AMOUNT", help="The most of any resource, such as params=2M. Repeatable."),
+    ] = None,
     latency: Latency = None,
     trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
     method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
@@ -39,41 +45,51 @@ def run(
 
     Without a limit it is the recipe's own budget. A static network is then taken whole.
     """
-    from routespace.cli.arguments import named_recipe, one_of, parse_macs
+    from routespace.cli.arguments import named_recipe, one_of, parse_limits, parse_macs
     from routespace.cli.render import draw, legend
     from routespace.cli.status import busy, loading
     from routespace.deploy.folder import require_bundle_place
     from routespace.errors import command_line
+    from routespace.grid.resources import joined_limits
     from routespace.workflow.subjects import net_folder
 
     one_of("method", method, METHODS)
-    most, given = None if macs is None else parse_macs(macs), named_recipe(recipe)
-    _check_limits(macs, ratio, ms=ms, latency=latency)
+    given = named_recipe(recipe)
+    limits = parse_limits(limit or [])
+    if macs is not None:
+        limits = joined_limits(limits, parse_macs(macs))
+    _check_limits(limits, ratio, ms=ms, latency=latency)
     require_bundle_place(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
     with loading():
+        from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
         from routespace.workflow.extraction import choose, take
     found = load_artifact(run_folder, recipe=given, device=device)
-    timed = _time_limit(found, ms, latency)
-    if most is None and (ratio is not None or timed is None):
-        most = _own_limit(found, ratio)
-    chosen = choose(found, most, method=method, time_limit=timed)
+    table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
+    limits |= {} if ms is None else {"latency_ms": ms}
+    own = None if limits and ratio is None else _own_limit(found, ratio)
+    limits |= {} if own is None else {"macs": own}
+    chosen = choose(found, limits, table=table, method=method)
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
     with busy("extracting, verifying and evaluating"):
         taken = take(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
-    show(found, taken, most, _predicted(timed, chosen) if timed else None)
+    show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     if found.recipe is not None:
         print(f"fine-tune it with: {command_line('train', found.folder, '--from', folder)}")
 
 
-def _check_limits(macs: str | None, ratio: float | None, *, ms: float | None, latency: Path | None) -> None:
+def _check_limits(
+    limits: Mapping[str, float], ratio: float | None, *, ms: float | None, latency: Path | None
+) -> None:
     """Raise SpecError for limits that say one thing twice, or half of one."""
-    if macs is not None and ratio is not None:
+    if "macs" in limits and ratio is not None:
         raise SpecError("macs: --macs and --ratio are two ways to say one thing; give one of them")
+    if "latency_ms" in limits:
+        raise SpecError("limit.latency_ms: give it as --ms, with the --latency table that it is about")
     if ratio is not None and not ratio > 0:
         raise SpecError(f"ratio: {ratio} is not allowed; give a share above 0, such as 0.5")
     if (ms is None) != (latency is None):
@@ -98,34 +114,26 @@ def _own_limit(found: Artifact, ratio: float | None) -> int | None:
     return own_limit(found) if ratio is None else round(ratio * found.require_recipe().base_macs())
 
 
-def _time_limit(found: Artifact, ms: float | None, path: Path | None) -> TimeLimit | None:
-    if ms is None or path is None:
-        return None
-    from routespace.deploy.latency.table import load_table
-    from routespace.workflow.extraction import TimeLimit
-
-    return TimeLimit(ms, load_table(path, grid=found.net.architecture.grid))
-
-
-def _predicted(timed: TimeLimit, chosen: Architecture) -> str:
+def show(
+    found: Artifact, taken: Extraction, limits: Mapping[str, float], table: LatencyTable | None = None
+) -> None:
+    """Print what was taken, under which limits, and what was measured on the way."""
+    from routespace.cli.render import amount, pairs, percent
     from routespace.deploy.latency.table import predict
-
-    return f"{predict(timed.table, chosen):.3g} ms predicted (limit {timed.ms:g} ms)"
-
-
-def show(found: Artifact, taken: Extraction, limit: int | None, latency: str | None = None) -> None:
-    """Print what was taken, and what was measured on the way."""
-    from routespace.cli.render import giga, mega, pairs, percent
+    from routespace.grid.resources import RESOURCES
     from routespace.nn.task_net import network_cost
 
-    whole = network_cost(found.net)
-    under = "" if limit is None else f" (limit {giga(limit)})"
-    rows: list[tuple[str, object]] = [
-        ("MACs", f"{giga(taken.card.macs)} of {giga(whole.macs)}{under}"),
-        ("parameters", f"{mega(taken.card.params)} of {mega(whole.params)}"),
-        ("verified", f"largest difference of outputs {taken.max_difference:.1e}"),
-    ]
+    small, whole = taken.card.costs, network_cost(found.net).totals
+    rows: list[tuple[str, object]] = []
+    for name in dict.fromkeys(["macs", "params", *limits]):
+        label = {"params": "parameters"}.get(name, RESOURCES[name].label)
+        under = f" (limit {amount(name, limits[name])})" if name in limits else ""
+        if name in small:
+            rows.append((label, f"{amount(name, small[name])} of {amount(name, whole[name])}{under}"))
+        elif table is not None:
+            rows.append((label, f"{predict(table, taken.net.architecture):.3g} ms predicted{under}"))
+    rows.append(("verified", f"largest difference of outputs {taken.max_difference:.1e}"))
     if taken.accuracy is not None:
         on = f" of {taken.images} validation images"
         rows.append(("accuracy", f"{percent(taken.accuracy)}{on}; whole {percent(taken.accuracy_whole)}"))
-    pairs([*rows, ("latency", latency), ("architecture", taken.card.architecture)])
+    pairs([*rows, ("architecture", taken.card.architecture)])

@@ -5,6 +5,7 @@ extract_bundle("runs/first", "small", macs=12_000_000)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,6 +20,7 @@ from routespace.deploy.verify import VerifyReport, verify
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import json_text
 from routespace.grid.architecture import Architecture
+from routespace.grid.resources import joined_limits
 from routespace.nn.task_net import TaskNet
 from routespace.preprocess import preprocess_to_json
 from routespace.train.data.loaders import make_loaders
@@ -26,14 +28,6 @@ from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
-
-
-@dataclass(frozen=True)
-class TimeLimit:
-    """The most milliseconds of one batch, and the table that predicts them."""
-
-    ms: float
-    table: LatencyTable
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,9 @@ def extract_bundle(
     source: Artifact | Path | str,
     out: Path | str,
     *,
-    macs: int | None = None,
-    time_limit: TimeLimit | None = None,
+    macs: float | None = None,
+    limits: Mapping[str, float] | None = None,
+    table: LatencyTable | None = None,
     method: str = "milp",
     evaluated: bool = True,
     overwrite: bool = False,
@@ -72,8 +67,9 @@ def extract_bundle(
     Args:
         source: a finished run or a bundle, or its folder.
         out: the bundle's folder.
-        macs: the most MACs; without a limit it is the recipe's own budget, and a static network is taken whole.
-        time_limit: the most milliseconds.
+        macs: the most MACs; without any limit it is the recipe's own budget, and a static network is taken whole.
+        limits: resource (`params`, `latency_ms`, …: the table in `grid/resources.py`) → the most allowed.
+        table: predicts milliseconds, for a limit on `latency_ms`; of one batch of the table.
         method: `milp` (proven best) or `threshold`.
         evaluated: measure the accuracy on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
@@ -85,9 +81,9 @@ def extract_bundle(
     """
     require_bundle_place(out, overwrite=overwrite)
     artifact = source if isinstance(source, Artifact) else load_artifact(source)
-    if macs is None and time_limit is None:
-        macs = own_limit(artifact)
-    chosen = choose(artifact, macs, method=method, time_limit=time_limit)
+    wanted: dict[str, float] = joined_limits(limits, macs)
+    own = None if wanted else own_limit(artifact)
+    chosen = choose(artifact, wanted if own is None else {"macs": own}, table=table, method=method)
     return take(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite)
 
 
@@ -106,22 +102,31 @@ def own_limit(artifact: Artifact) -> int | None:
 
 
 def choose(
-    artifact: Artifact, macs: int | None, *, method: str = "milp", time_limit: TimeLimit | None = None
+    artifact: Artifact,
+    limits: Mapping[str, float],
+    *,
+    table: LatencyTable | None = None,
+    method: str = "milp",
 ) -> Architecture:
     """The static architecture that keeps what the run used most; the whole one without any limit.
+
+    Args:
+        artifact: a run or bundle.
+        limits: resource → the most allowed.
+        table: predicts milliseconds, for a limit on `latency_ms`.
+        method: `milp` (proven best) or `threshold`.
 
     Raises:
         BudgetError: a limit is below the least possible, which the message names.
         BundleError: a gated network whose usage was not measured.
     """
     architecture = artifact.net.architecture
-    if macs is None and time_limit is None:
+    if not limits:
         return architecture
     usage = artifact.usage
     if usage is None and not architecture.is_static:
         raise BundleError(f"{artifact.folder}: has no usage.json; train the run to its end, or run it again")
-    limits, table = ({}, None) if time_limit is None else ({"latency_ms": time_limit.ms}, time_limit.table)
-    return derive(architecture, usage or {}, limits=limits, macs=macs, table=table, method=cast(Any, method))
+    return derive(architecture, usage or {}, limits=limits, table=table, method=cast(Any, method))
 
 
 def take(

@@ -60,6 +60,17 @@ def test_extract_under_a_latency_limit(cli, place, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_extract_under_limits_on_other_resources(cli, place, tmp_path):
+    whole = json.loads(cli("cost", place / "run", "--json").assert_fine().out)
+    most = {"params": 0.6 * whole["params"], "bytes": 0.7 * whole["bytes"]}
+    limits = [word for name, amount in most.items() for word in ("--limit", f"{name}={amount}")]
+    text = cli("extract", place / "run", *limits, "--no-evaluate", "-o", tmp_path / "small").assert_fine().out
+    card = load_bundle(tmp_path / "small").card
+    assert all(card.costs[name] <= amount for name, amount in most.items())
+    assert text.count("(limit ") == 2
+    assert "moved" in text
+
+
 def test_evaluate_uses_the_test_split(cli, place):
     picture = place / "tokens.png"
     report = json.loads(cli("evaluate", place / "run", "--picture", picture, "--json").assert_fine().out)
