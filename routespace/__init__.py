@@ -34,6 +34,8 @@ _PUBLIC = {
     "routespace.recipes": ("load_recipe",),
     "routespace.train.run": ("train_recipe",),
     "routespace.train.evaluate": ("evaluate",),
+    "routespace.train.budget": ("budget_loss",),
+    "routespace.train.calibrate": ("calibrate_threshold",),
     # taking it away
     "routespace.nn.usage": ("measure_usage",),
     "routespace.deploy.derive": ("derive",),
@@ -103,6 +105,8 @@ if TYPE_CHECKING:
     from routespace.recipes import load_recipe as load_recipe
     from routespace.search.records import load_study as load_study
     from routespace.search.study import run_study as run_study
+    from routespace.train.budget import budget_loss as budget_loss
+    from routespace.train.calibrate import calibrate_threshold as calibrate_threshold
     from routespace.train.evaluate import evaluate as evaluate
     from routespace.train.recipe.recipe import Recipe as Recipe
     from routespace.train.run import train_recipe as train_recipe

@@ -32,6 +32,8 @@ PUBLIC = [
     "TaskOutput",
     "architecture_cost",
     "batch_cost",
+    "budget_loss",
+    "calibrate_threshold",
     "derive",
     "draw_grid",
     "evaluate",

@@ -191,6 +191,10 @@ class TaskNet(nn.Module):
         """Whether some blocks run compiled."""
         return self.backbone.compiled
 
+    def update_gate_ema(self) -> None:
+        """`RouteNet.update_gate_ema` of the backbone: call it after each optimiser step."""
+        self.backbone.update_gate_ema()
+
     def compile_blocks(self, on: bool = True) -> TaskNet:
         """`RouteNet.compile_blocks` of the backbone; returns self."""
         self.backbone.compile_blocks(on)

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import torch
 
 from routespace.errors import DataError
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import shares_to_json
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, in_mode, now, place_of, placed
 from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import UsageMeter, metered
-from routespace.train.budget import metered_macs
+from routespace.train.macs import metered_macs
 from routespace.train.processes import together
 from routespace.train.stopping import DivergedError
 from routespace.train.tasks.base import Meter, Task
@@ -41,6 +42,12 @@ class Sampling(NamedTuple):
 
     temperature: float
     noise: float
+
+    @classmethod
+    def at(cls, gates: GateSpec, progress: float) -> Sampling:
+        """After a share `progress` of the training."""
+        temperature = gates.temperature * (gates.final_temperature / gates.temperature) ** progress
+        return cls(temperature, gates.noise + (gates.final_noise - gates.noise) * progress)
 
 
 @torch.no_grad()

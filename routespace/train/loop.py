@@ -32,7 +32,7 @@ from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.step_loss import Losses, StepLoss
-from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError
+from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
 from routespace.train.tasks.base import Task
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
@@ -139,7 +139,7 @@ class Trainer:
         """One optimiser step; returns the numbers of Losses."""
         done = self.epoch * self.loaders.steps + self.step
         progress = done / (self.spec.epochs * self.loaders.steps)
-        self.net.decide(**self._sampling(progress)._asdict())
+        self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
         self.schedule.step_update(done)
         with self.net.deciding_as(held=self._held(progress)):
             losses = self.step_loss(images, targets, progress)
@@ -149,7 +149,7 @@ class Trainer:
                 self.accelerator.clip_grad_norm_(group["params"], self.spec.clip_grad)
         self.stepper.step()
         self.stepper.zero_grad()
-        self.net.backbone.update_gate_ema()
+        self.net.update_gate_ema()
         if self.ema is not None:
             self.ema.update(self.net)
         stacked = torch.stack([value.detach().double() for value in losses])
@@ -163,26 +163,12 @@ class Trainer:
         return numbers
 
     def _diverged(self, what: str) -> DivergedError:
-        """The error that names where training left the numbers, and what to lower."""
-        lower = [f"train.lr (now {self.spec.lr:g})"]
-        if self.net.gates:
-            gate_lr = self.spec.gate_lr if self.spec.gate_lr is not None else self.spec.lr
-            lower.append(f"train.gate_lr (now {gate_lr:g})")
-        if self.budget is not None:
-            lower.append(f"budget.weight (now {self.budget.spec.weight:g})")
         done = self.step == self.loaders.steps
-        step = "after its last step" if done else f"step {self.step + 1} of {self.loaders.steps}"
-        clip = self.spec.clip_grad
-        lower.append(f"train.clip_grad (now {clip:g})" if clip is not None else "or set train.clip_grad")
+        where = "after its last step" if done else f"step {self.step + 1} of {self.loaders.steps}"
+        lower = ", ".join(calmer(self.recipe))
         return DivergedError(
-            f"train: {what} in epoch {self.epoch + 1}, {step}: the training diverged; lower {', '.join(lower)}"
+            f"train: {what} in epoch {self.epoch + 1}, {where}: the training diverged; lower {lower}"
         )
-
-    def _sampling(self, progress: float) -> Sampling:
-        """How the gates sample after a share `progress` of the training."""
-        gates = self.recipe.gates
-        temperature = gates.temperature * (gates.final_temperature / gates.temperature) ** progress
-        return Sampling(temperature, gates.noise + (gates.final_noise - gates.noise) * progress)
 
     def _move_threshold(self) -> None:
         """Put the gates' threshold where the budget has moved it."""
@@ -222,7 +208,7 @@ class Trainer:
         self.report(self.progress("validate"))
         start = time.perf_counter()
         done = self.epoch * self.loaders.steps + self.step
-        last = self._sampling((done - 1) / (self.spec.epochs * self.loaders.steps))
+        last = Sampling.at(self.recipe.gates, (done - 1) / (self.spec.epochs * self.loaders.steps))
         try:
             found = evaluate(self.final_net, self.loaders.val, task=self.task, sampling=last)
         except DivergedError as error:
@@ -309,7 +295,7 @@ class Trainer:
         self.records, self.seconds = list(state["records"]), state["seconds"]
         done = self.epoch * self.loaders.steps + self.step
         if done:  # as the last step left it
-            last = self._sampling((done - 1) / (self.spec.epochs * self.loaders.steps))
+            last = Sampling.at(self.recipe.gates, (done - 1) / (self.spec.epochs * self.loaders.steps))
             self.net.decide(**last._asdict())
         rank = self.accelerator.process_index
         if rank < len(state["random"]):

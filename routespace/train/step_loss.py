@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from routespace.nn.task_net import TaskNet
-from routespace.train.budget import BudgetLoss, expected_macs
+from routespace.train.budget import BudgetLoss
+from routespace.train.macs import expected_macs
 from routespace.train.tasks.base import Task
 
 

@@ -1,4 +1,7 @@
-"""Stopping a training from outside: SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end it cleanly."""
+"""Why a training ends before its last epoch: it diverged, another process ended it, or a signal came.
+
+SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) end it cleanly.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from routespace.errors import RoutespaceError
+
+if TYPE_CHECKING:
+    from routespace.train.recipe.recipe import Recipe
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -23,6 +29,20 @@ class DivergedError(RoutespaceError):
 
 class PeerError(RoutespaceError):
     """Another of several processes ended the training; that one has told why."""
+
+
+def calmer(recipe: Recipe) -> list[str]:
+    """The fields that calm a training that diverges when they are lowered, with what they are now."""
+    train, gated = recipe.train, recipe.routing not in ("static", "none")
+    fields = {"train.lr": train.lr}
+    if gated:
+        fields["train.gate_lr"] = train.lr if train.gate_lr is None else train.gate_lr
+    if gated and recipe.budget.wanted:
+        fields["budget.weight"] = recipe.budget.weight
+    if train.clip_grad is not None:
+        fields["train.clip_grad"] = train.clip_grad
+    found = [f"{name} (now {value:g})" for name, value in fields.items()]
+    return found if train.clip_grad is not None else [*found, "or set train.clip_grad"]
 
 
 def is_first_process() -> bool:

@@ -10,21 +10,16 @@ from train_tiny import tiny
 from routespace.deploy.counters import torch_macs
 from routespace.errors import BudgetError, DataError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter
-from routespace.train.budget import (
-    BudgetLoss,
-    check_budget,
-    closed_macs,
-    counted_macs,
-    expected_macs,
-    open_macs,
-)
+from routespace.train.budget import BudgetLoss, budget_loss, check_budget
 from routespace.train.calibrate import calibrate_threshold, set_threshold
 from routespace.train.evaluate import Sampling, evaluate, sampling_gates
+from routespace.train.macs import closed_macs, counted_macs, expected_macs, open_macs
 from routespace.train.recipe.recipe import BudgetSpec
 from routespace.train.run import train_recipe
 
@@ -272,3 +267,32 @@ def test_calibration_says_when_it_cannot():
     found = calibrate_threshold(random, [(images(2), torch.zeros(2))], 1.0)
     assert not found.met
     assert found.note
+
+
+def test_a_loop_of_ones_own_reaches_its_budget():
+    """The example of `budget_loss`, on one batch of noise."""
+    net = network(tiny(train__label_smoothing=0.0)).train()
+    batch, labels = images(), torch.arange(8) % 10
+    staircase = architecture_cost(Architecture.staircase(net.architecture.grid)).macs
+    wanted = 0.9 * staircase
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2)
+    for _ in range(60):
+        out = net(batch)
+        loss = torch.nn.functional.cross_entropy(out.logits, labels) + budget_loss(net, out.routes, macs=wanted)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        net.update_gate_ema()
+    assert calibrate_threshold(net, [batch], wanted).met
+
+
+def test_the_budget_of_ones_own_loop_is_the_recipes_formula():
+    net = network(tiny()).train()
+    routes = net(images()).routes
+    macs = expected_macs(net, routes)
+    assert budget_loss(net, routes, macs=macs.item()).item() == pytest.approx(0, abs=1e-9)
+    target, base = 1.1 * closed_macs(net.architecture, net.gate_spec), 1e6
+    found = budget_loss(net, routes, macs=target, base=base, weight=3.0)
+    assert found.item() == pytest.approx(3 * ((macs.item() - target) / base) ** 2, rel=1e-5)
+    with pytest.raises(BudgetError, match="is impossible; with every gate closed the network takes"):
+        budget_loss(net, routes, macs=1.0)

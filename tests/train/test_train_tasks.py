@@ -22,8 +22,8 @@ from routespace.nn.heads.base import Head
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter, measure_usage
 from routespace.train import run
-from routespace.train.budget import counted_macs, expected_macs, metered_macs
 from routespace.train.evaluate import evaluate
+from routespace.train.macs import counted_macs, expected_macs, metered_macs
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks import kinds
 from routespace.train.tasks.base import Metric, TaskSpec
