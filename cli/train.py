@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,8 @@ def run(
     changes: Changes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     start: Annotated[
-        Path | None, typer.Option("--from", metavar="BUNDLE|RUN", help="Fine-tune this network.")
+        Path | None,
+        typer.Option("--from", metavar="BUNDLE|RUN", help="Fine-tune this network: its grid and gates."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same as --set seed=…")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda: the same as --set train.device=…")] = None,
@@ -35,24 +37,29 @@ def run(
     from routespace.cli.status import loading
     from routespace.cli.watch import watching
     from routespace.errors import command_line
+    from routespace.train.recipe.recipe import parse_assignments
     from routespace.train.run_folder import RunFolder
-    from routespace.workflow.subjects import net_folder
 
     chosen = with_changes(recipe, changes or [], data=data, seed=seed, device=device)
+    asked = frozenset(parse_assignments(changes or []))
     folder = out or _folder(recipe, chosen, start, resume=resume)
     if not resume:
         RunFolder(folder).refuse_existing()
     if start is not None:
-        net_folder(start)
+        _require_network(start)
     with loading():
         from routespace.train.run import train_recipe
+        from routespace.train.start import fine_tuning
         from routespace.train.stopping import TrainingStoppedError, is_first_process
         from routespace.workflow.artifacts import load_artifact
     init = None if start is None else load_artifact(start).net
     try:
-        with watching(budget=budget_ratio(chosen)) as progress:
-            report = progress if is_first_process() else None
-            result = train_recipe(chosen, folder, init=init, resume=resume, progress=report, tell=progress.say)
+        shown = chosen
+        if init is not None and chosen.budget.macs is not None and not resume:  # a share of that network's base
+            shown = fine_tuning(chosen, init, asked).recipe
+        with watching(budget=budget_ratio(shown)) as progress:
+            told: dict[str, Any] = {"progress": progress if is_first_process() else None, "tell": progress.say}
+            result = train_recipe(chosen, folder, init=init, resume=resume, asked=asked, **told)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
         if not RunFolder(folder).is_run:
             raise KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left") from error
@@ -60,6 +67,17 @@ def run(
         raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error
     if is_first_process():
         show_result(result.metrics, folder)
+
+
+def _require_network(start: Path) -> None:
+    """Raise BundleError for what `--from` cannot take."""
+    from routespace.errors import BundleError
+    from routespace.workflow.subjects import net_folder
+
+    if start.is_file():
+        way = f"--set {shlex.quote(f'train.weights={start}')}"
+        raise BundleError(f"--from: {start} is a file; give a run or a bundle, or start from it by {way}")
+    net_folder(start)
 
 
 def budget_ratio(recipe: Recipe) -> float | None:

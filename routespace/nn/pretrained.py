@@ -9,8 +9,9 @@ from torch import nn
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.spec import GridSpec
 from routespace.nn.checkpoints import adapted_input, module_of, shown, state_dict_of
-from routespace.nn.families.base import StateDict, TimmWeights, modules_of
+from routespace.nn.families.base import StateDict, TimmWeights, modules_of, prefixed
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
@@ -60,6 +61,66 @@ def load_timm_weights(
     return _load(net, head, parts.from_timm(state), path, told=shown(state))
 
 
+def load_network_weights(net: TaskNet, given: TaskNet) -> list[str]:
+    """Load the weights of another network of ours into a new one of the same family and widths, but for its gates.
+
+    In the same grid, whatever its image size and classes, each edge takes the weights of the edge of its name. All
+    others, and those of another grid, take the blocks of their rate, as `load_timm_weights` deals them out: the
+    staircase's layers first, in order.
+
+    Args:
+        net: the network to fill, in place.
+        given: whose weights to take; of any architecture that has a transformer edge at each rate of `net`.
+
+    Returns:
+        As `load_timm_weights`.
+
+    Raises:
+        BundleError: shapes or rates do not fit.
+    """
+    path = net.architecture if net.architecture.is_static else Architecture.staircase(net.architecture.grid)
+    kept = _load(net.backbone, net.head, _sorted_weights(given), path, told="of a run or bundle")
+    if same_but(net.spec, given.spec):
+        for name in set(net.edges) & set(given.edges):
+            _fill(net.edges[name], given.edges[name].state_dict(), name)
+    return kept
+
+
+def same_but(one: GridSpec, other: GridSpec, *fields: str) -> bool:
+    """Whether two grids have the same edges and blocks: all but the images, the outputs and the classes."""
+    left = {"image_size", "in_channels", "num_classes", "outputs", *fields}
+    ours, theirs = one.canonical(), other.canonical()
+    return all(ours.get(name) == theirs.get(name) for name in {*ours, *theirs} - left)
+
+
+def _sorted_weights(net: TaskNet) -> TimmWeights:
+    """A network's weights by the part of a grid that they belong to, each rate's blocks in order of layer."""
+    spec, grid = net.spec, net.architecture.grid
+    blocks: list[list[StateDict]] = [[] for _ in spec.rates]
+    embeds: dict[int, StateDict] = {}
+    for name, edge in grid.edges.items():
+        if name not in net.edges:
+            continue
+        state = net.edges[name].state_dict()
+        if edge.kind == "patch_embed":
+            embeds.setdefault(spec.index(edge.rate), state)
+        elif edge.kind == "transformer":
+            blocks[spec.index(edge.rate)] += [
+                prefixed(state, f"blocks.{k}.") for k in range(spec.depth(edge.layer))
+            ]
+    outputs = [
+        net.backbone.outputs[f"r{rate:02d}"].state_dict() if rate in spec.output_rates else {}
+        for rate in spec.rates
+    ]
+    return TimmWeights(
+        stem=net.backbone.stem.state_dict(),
+        blocks=blocks,
+        embeds=[embeds[i] for i in sorted(embeds)],
+        outputs=outputs,
+        head=net.head.state_dict() if isinstance(net.head, Classifier) else {},
+    )
+
+
 def _load(
     net: RouteNet, head: nn.Module | None, weights: TimmWeights, path: Architecture, *, told: str
 ) -> list[str]:
@@ -96,6 +157,8 @@ def _check_stages(net: RouteNet, weights: TimmWeights, told: str) -> None:
     rates = list(net.spec.rates)
     if not weights.blocks:
         raise BundleError(f"weights: no weights of {net.spec.family} in it ({told}); give those of such a network")
+    if not all(weights.blocks[: len(rates)]):
+        raise BundleError(f"weights: no block at one of the rates {rates} ({told}); give a network that has one")
     if len(weights.blocks) < len(rates):
         raise BundleError(f"weights: {len(weights.blocks)} stages for rates {rates}; not this family")
     if len(weights.embeds) < len(rates) - 1 or not weights.stem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +70,7 @@ def train_recipe(
     resume: bool = False,
     progress: Report | None = None,
     tell: Callable[[str], None] | None = None,
+    asked: Collection[str] | None = None,
 ) -> RunResult:
     """Train a recipe into a run folder.
 
@@ -78,28 +79,36 @@ def train_recipe(
     Args:
         recipe: what to train.
         out: the folder; it must be empty or not exist, unless `resume`.
-        init: a network whose weights start the training; its grid, architecture and gates take the place of the
-            recipe's (fine-tuning).
+        init: a network to fine-tune. It keeps its architecture and its gates' threshold. The recipe's grid must be
+            the network's but for the image size, which holds, and the number of classes, for another of which the
+            head is new. The recipe's gates hold as far as the network's weights allow. `budget.open_frac` and
+            `train.start`, which are of new gates, do not count.
         resume: go on with the run in `out`, exactly where its checkpoint stands; a finished run is returned as
             it is.
         progress: called with a Progress after each step.
-        tell: called with a line on what is about to be trained on: classes and images.
+        tell: called with lines on what is about to be trained: classes and images, and where it starts from.
+        asked: with `init`, the dotted fields that must hold, such as those of `--set`; the network decides all
+            others of grid and gates, and the data the number of classes. None: all hold, as told above.
 
     Raises:
         BundleError: `out` holds something else, cannot be written, or is a run of another recipe.
         BudgetError: a budget below the least possible.
-        DataError, SpecError, GridError: the recipe's data, device or architecture.
+        DataError, SpecError, GridError: the recipe's data, device or architecture; a field that does not go with
+            `init`; pretrained weights that are not there.
         DivergedError: the loss is no number any more.
         TrainingStoppedError: SIGTERM or SIGINT came; the checkpoint is saved.
         PeerError: another process of the training raised one of these.
     """
     run, recipe = RunFolder(Path(out)), located(recipe)
-    with _as_before(), allow_families(recipe.grid.family):
+    with _as_before(), allow_families(recipe.grid.family, *([] if init is None else [init.spec.family])):
         accelerator = _accelerator(recipe.train)
         with together():
             if accelerator.is_main_process and not resume:
                 run.refuse_existing()
-            start = Start.resumed(run, recipe, init) if resume else Start.of(recipe, init)
+            if resume:
+                start = Start.resumed(run, recipe, init, asked=asked)
+            else:
+                start = Start.of(recipe, init, asked=asked)
             if resume and run.is_finished:
                 return RunResult(run.path, run.read_result(), run.load_net())
             report: Report = progress if progress is not None else lambda _: None
@@ -160,7 +169,8 @@ def _trainer(
     if first:
         look_at(loaders.source, run, tell or (lambda _: None))
     task = recipe.task.make(recipe.grid, recipe.train)
-    net = make_net(start, task, init).to(accelerator.device)
+    say = tell if tell is not None and first else lambda _: None
+    net = make_net(start, task, init, tell=say).to(accelerator.device)
     accelerator.ddp_handler.find_unused_parameters = not start.architecture.is_static
     return Trainer(recipe, net, loaders, task=task, accelerator=accelerator, target_macs=target, report=report)
 

@@ -156,6 +156,8 @@ class RunFolder:
 
 
 def without_places(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields, but for where its data lies: that may have been moved."""
+    """The recipe's fields, but for where its data and weights lie: they may have been moved."""
     data = recipe.to_data()
+    if recipe.train.weights is not None:
+        data["train"]["weights"] = Path(recipe.train.weights).name
     return data | {"data": {name: value for name, value in data["data"].items() if name not in LOCATIONS}}

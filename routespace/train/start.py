@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,15 @@ import torch
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, write_json, write_text
 from routespace.grid.architecture import Architecture
-from routespace.grid.families.lookup import allow_families
-from routespace.grid.gate_spec import GateSpec
-from routespace.grid.spec import GridSpec, content_hash
+from routespace.grid.spec import content_hash
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
-from routespace.nn.task_net import TaskNet
+from routespace.nn.task_net import HEAD, TaskNet
 from routespace.train.checkpoint import save_checkpoint
 from routespace.train.data.kept import keep
-from routespace.train.data.source import Source
+from routespace.train.data.source import Source, count_classes
+from routespace.train.fine_tune import Fitted, fit_to, keep_fitted, same_network
+from routespace.train.pretrained import load_pretrained
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import WANTED, RunFolder, without_places
 from routespace.train.tasks.base import Task
@@ -37,21 +37,28 @@ class Start:
     Attributes:
         recipe, architecture: of the training; those of a given network where there is one.
         given: digest of the network whose weights it starts from; None for fresh ones.
+        lines: what of the recipe the given network has changed.
+        goes_on: a checkpoint has the weights.
     """
 
     recipe: Recipe
     architecture: Architecture
     given: str | None = None
+    lines: tuple[str, ...] = ()
+    goes_on: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, init: TaskNet | None) -> Start:
-        """Of a new run; a given network's grid, architecture and gates take the recipe's place."""
+    def of(cls, recipe: Recipe, init: TaskNet | None, *, asked: Collection[str] | None = None) -> Start:
+        """Of a new run, from a network where one is given; `asked` as in `fit_to`."""
         if init is None:
             return cls(recipe, recipe.architecture())
-        return cls(fine_tuning(recipe, init.spec, init.gate_spec), init.architecture, weights_digest(init))
+        fitted = fine_tuning(recipe, init, asked)
+        return cls(fitted.recipe, fitted.architecture, weights_digest(init), fitted.lines)
 
     @classmethod
-    def resumed(cls, run: RunFolder, recipe: Recipe, init: TaskNet | None) -> Start:
+    def resumed(
+        cls, run: RunFolder, recipe: Recipe, init: TaskNet | None, *, asked: Collection[str] | None = None
+    ) -> Start:
         """Of the run in a folder, which must be of this recipe, and of this network where one is given.
 
         Raises:
@@ -62,14 +69,10 @@ class Start:
         saved = _saved_recipe(run)
         data = read_json(run.architecture_path, wanted=WANTED)
         trained, given = Architecture.from_json(data), data.get(GIVEN) or None
-        if init is not None:
-            wanted = cls.of(recipe, init)
-        elif given:
-            wanted = cls(fine_tuning(recipe, saved.grid, saved.gates), trained)
-        else:
-            wanted = cls(recipe, recipe.architecture())
+        wanted = cls(keep_fitted(recipe, saved, asked), trained) if given else cls(recipe, recipe.architecture())
         _refuse_others(run, saved, wanted.recipe)
-        if trained != wanted.architecture or (wanted.given and given not in (wanted.given, True)):
+        other = init is not None and not (same_network(init, trained) and given in (weights_digest(init), True))
+        if trained != wanted.architecture or other:
             raise BundleError(
                 f"{run.path}: was started from another network; leave --from out to go on with it, or choose "
                 f"another --out"
@@ -79,16 +82,19 @@ class Start:
                 f"{run.path}: was started from a given network, and its checkpoint is missing; start it again "
                 f"with --from and another --out"
             )
-        return cls(wanted.recipe, trained, given if isinstance(given, str) else None)
+        digest = given if isinstance(given, str) else None
+        return cls(wanted.recipe, trained, digest, goes_on=run.checkpoint_path.exists())
 
 
-def fine_tuning(recipe: Recipe, grid: GridSpec, gates: GateSpec) -> Recipe:
-    """The recipe with a given network's grid and gates, which are neither held nor set to a start."""
-    if recipe.budget.of == "base" and grid.size is None:
-        raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
-    parts = {"grid": grid.model_dump(mode="json"), "gates": gates.model_dump(mode="json")}
-    with allow_families(grid.family):
-        return recipe.override({**parts, "budget.open_frac": 0.0, "train.start": "open"})
+def fine_tuning(recipe: Recipe, init: TaskNet, asked: Collection[str] | None) -> Fitted:
+    """What becomes of a recipe whose training starts from a network; see `fit_to`.
+
+    Raises:
+        SpecError: a field that was asked for and cannot hold.
+        DataError: the data, which tells the number of classes, is missing or damaged.
+    """
+    counts = asked is not None and not {"grid", "grid.num_classes"} & set(asked)
+    return fit_to(recipe, init, asked=asked, classes=count_classes(recipe) if counts else None)
 
 
 def _saved_recipe(run: RunFolder) -> Recipe:
@@ -145,18 +151,34 @@ def start_folder(run: RunFolder, start: Start, source: Source, state: dict[str, 
     write_text(run.recipe_path, start.recipe.to_yaml())
 
 
-def make_net(start: Start, task: Task, init: TaskNet | None) -> TaskNet:
-    """The network that is trained, with its first weights, on the CPU."""
+def make_net(start: Start, task: Task, init: TaskNet | None, *, tell: Callable[[str], None]) -> TaskNet:
+    """The network that is trained, on the CPU; with its first weights, of which it tells, if it does not go on."""
     recipe, train = start.recipe, start.recipe.train
     torch.manual_seed(recipe.seed)
     backbone = RouteNet(start.architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
     net = TaskNet(backbone, task.head(recipe.grid))
-    if init is not None:
-        net.load_state_dict(init.state_dict())
-    elif train.start == "staircase":
-        open_staircase(net, Architecture.staircase(start.architecture.grid))
+    if not start.goes_on:
+        for line in (*start.lines, *_first_weights(net, recipe, init)):
+            tell(line)
     net.set_grad_checkpointing(train.grad_checkpointing)
     return net.compile_blocks(train.compile)
+
+
+def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None) -> tuple[str, ...]:
+    """Give a new network the weights that training starts from; lines on them."""
+    if init is not None:
+        fresh = {f"{HEAD}{name}": tensor for name, tensor in net.head.state_dict().items()}
+        given = init.state_dict()
+        fits = {name: tensor.shape for name, tensor in fresh.items()} == {
+            name: tensor.shape for name, tensor in given.items() if name.startswith(HEAD)
+        }
+        backbone = {name: tensor for name, tensor in given.items() if not name.startswith(HEAD)}
+        net.load_state_dict(given if fits else backbone | fresh)
+        return ()
+    lines = (load_pretrained(net, recipe.train.weights),) if recipe.train.weights is not None else ()
+    if recipe.train.start == "staircase":
+        open_staircase(net, Architecture.staircase(net.architecture.grid))
+    return lines
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from routespace.train.data.table import TableCatalogue
 from routespace.train.data.timm_data import TimmCatalogue
 from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, PicturesSpec, TimmSpec, WebDatasetSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, absolute
+from routespace.train.recipe.parts import TIMM
 from routespace.train.recipe.recipe import Recipe
 
 
@@ -165,11 +166,23 @@ def make_source(
     return source
 
 
+def count_classes(recipe: Recipe) -> int:
+    """Classes of a recipe's data, whatever its grid says.
+
+    Raises:
+        DataError: the data is missing or damaged.
+    """
+    wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False)
+    return len(SOURCES[type(recipe.data)](wanted).classes)
+
+
 def located(recipe: Recipe) -> Recipe:
-    """The recipe with its data's paths made absolute, so that they work from every folder."""
-    data = recipe.data
-    if not isinstance(data, PicturesSpec):
-        return recipe
-    paths = {f"data.{name}": getattr(data, name, None) for name in LOCATIONS}
+    """The recipe with absolute paths of its data and pretrained weights, which work from every folder."""
+    data, weights = recipe.data, recipe.train.weights
+    paths: dict[str, str | None] = {}
+    if isinstance(data, PicturesSpec):
+        paths = {f"data.{name}": getattr(data, name, None) for name in LOCATIONS}
+    if weights is not None and not weights.startswith(TIMM):
+        recipe = recipe.override({"train.weights": absolute(weights), "train.start": recipe.train.start})
     changes = {name: absolute(path) for name, path in paths.items() if path is not None}
     return recipe.override(changes) if changes else recipe

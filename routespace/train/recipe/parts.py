@@ -44,6 +44,9 @@ Whole = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
 
 
+TIMM = "timm:"  # before the name of one of timm's networks
+
+
 class Part(Value):
     """A section of a recipe: frozen, no unknown fields."""
 
@@ -117,6 +120,9 @@ class TrainSpec(Part):
         clip_grad: largest gradient norm of each group (matrices, norms and biases, gates); None: no clipping.
         start: `open`, all gates open with the chance `gates.openness`, or `staircase`: those of the staircase with
             that chance, the others with the rest of it. Training then starts from the plain network.
+        weights: of a pretrained network, to start from: `timm:NAME` (such as timm:pvt_v2_b2), a file
+            (.safetensors, .pth), or the folder of a run or bundle. What it does not have begins anew: the gates,
+            and a head for another number of classes. Where it is set and `start` is not, `start` is `staircase`.
         drop_path: stochastic depth at the last layer.
         label_smoothing, mixup, cutmix: as timm has them; mixup and cutmix are the alphas, 0 for off.
         ema_decay: of a moving average of all weights that is validated and saved in their place; None: off.
@@ -139,6 +145,7 @@ class TrainSpec(Part):
     warmup_epochs: AtLeast0 = 1.0
     clip_grad: Above0 | None = 1.0
     start: Literal["open", "staircase"] = "open"
+    weights: Annotated[str, Field(min_length=1)] | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup: AtLeast0 = 0.0

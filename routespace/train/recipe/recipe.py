@@ -84,6 +84,17 @@ class Recipe(Value):
             raise ValueError("it becomes a folder's name: leave out slashes, a dot in front, and spaces around it")
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_on_staircase(cls, data: Any) -> Any:
+        """Pretrained weights make the staircase a trained network: training starts there unless told otherwise."""
+        train = data.get("train") if isinstance(data, Mapping) else None
+        if not isinstance(train, Mapping) or train.get("weights") is None or "start" in train:
+            return data
+        gates = data.get("gates", {})
+        kind = gates.get("kind") if isinstance(gates, Mapping) else getattr(gates, "kind", None)
+        return {**data, "train": {**train, "start": "open" if kind == "tanh" else "staircase"}}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.split is not None and self.routing != "static":
@@ -153,7 +164,8 @@ class Recipe(Value):
 
         `grid.preset` replaces the grid but for image size, channels, classes and outputs. A lower
         `grid.max_down` keeps the finest of what the grid lists per rate, fewer `grid.layers` the first of what it
-        lists per layer. `data.kind` keeps what the former kind of data and the new one both have.
+        lists per layer. `data.kind` keeps what the former kind of data and the new one both have. `train.weights`
+        sets `train.start` to `staircase`, where the pretrained network is, unless that is given along with it.
 
         Args:
             changes: such as {"train.epochs": 5, "gates.rows": "layer"}; a whole section takes a mapping.
@@ -176,6 +188,8 @@ class Recipe(Value):
                 if "preset" in data["grid"]:
                     data["grid"] = _preset_fields(data["grid"].pop("preset")) | data["grid"]
                 _fit_lists(data["grid"], {field.removeprefix("grid.") for field in changes})
+            if changes.get("train.weights") is not None and "train.start" not in changes:
+                data["train"].pop("start", None)
             return Recipe.parse(data)
 
     def architecture(self) -> Architecture:
@@ -215,6 +229,10 @@ class Recipe(Value):
     def hash(self) -> str:
         """Twelve hex digits, equal for equal recipes on every machine: where the data lies does not count."""
         data = self.to_data()
+        train = data["train"]
+        weights = train.pop("weights")
+        if weights is not None:  # recipes of before there were any keep their hash
+            train["weights"] = Path(weights).name
         return content_hash(data | {"data": {**data["data"], **dict.fromkeys(LOCATIONS)}})
 
 

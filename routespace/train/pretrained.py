@@ -1,0 +1,105 @@
+"""`train.weights` of a recipe: where pretrained weights come from, and a line on what was loaded.
+
+told = load_pretrained(net, "timm:pvt_v2_b2")        # or a file, a bundle, a run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.nn.checkpoints import state_dict_of
+from routespace.nn.pretrained import load_network_weights, load_timm_weights
+from routespace.nn.task_net import TaskNet
+from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net
+from routespace.train.recipe.parts import TIMM
+
+HINT = f"give {TIMM}NAME, a file (.safetensors, .pth), or the folder of a run or bundle"
+
+
+def load_pretrained(net: TaskNet, source: str) -> str:
+    """Fill a new network with pretrained weights, in place.
+
+    Args:
+        net: the network; see `load_timm_weights` for which of its edges take what.
+        source: `timm:NAME`, a file of a state dict or checkpoint, or the folder of a run or bundle.
+
+    Returns:
+        One line: what was loaded, and what has weights of its own still.
+
+    Raises:
+        SpecError: no such file, folder or network of timm.
+        BundleError: the weights cannot be fetched or read, or do not fit the grid.
+    """
+    place = None if source.startswith(TIMM) else _network_folder(Path(source))
+    try:
+        if place is not None:
+            given = load_net(place, families=[net.spec.family])
+            kept, weights = load_network_weights(net, given), given.state_dict()
+        else:
+            found: nn.Module | Mapping[str, Any] = (
+                _from_timm(source) if source.startswith(TIMM) else _read(Path(source))
+            )
+            weights = state_dict_of(found)
+            kept = load_timm_weights(net, found)
+    except RoutespaceError as error:
+        raise type(error)(f"train.weights: {source}: {str(error).removeprefix('weights: ')}") from error
+    millions = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point()) / 1e6
+    new = dict.fromkeys(name.partition(".")[0] for name in kept)
+    told = [f"head ({net.spec.num_classes} classes)" if part == "head" else part for part in new]
+    return f"weights: {source}, {millions:.3g} M parameters" + (f"; new: {', '.join(told)}" if told else "")
+
+
+def _network_folder(path: Path) -> Path | None:
+    """Where a run or a bundle keeps its network; None for a file of weights.
+
+    Raises:
+        SpecError: there is neither.
+    """
+    if path.name == WEIGHTS_FILE and (path.parent / NETWORK_FILE).exists():
+        return path.parent
+    for place in (path / "net", path):
+        if (place / NETWORK_FILE).exists():
+            return place
+    if not path.is_file():
+        state = "has no network" if path.exists() else "does not exist"
+        raise SpecError(f"train.weights: {path}: {state}; {HINT}")
+    return None
+
+
+def _from_timm(source: str) -> nn.Module:
+    name = source.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise SpecError(f"timm knows no network of that name; {HINT}")
+    if not timm.list_pretrained(name.partition(".")[0] + "*"):
+        raise SpecError(f"timm has no weights of it; {HINT}")
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the hub's client raises without a network, of a tag that is not there, …
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(
+            f"cannot be fetched ({reason:.160}); try again with a network, or give a file of the weights"
+        ) from error
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A state dict, or a checkpoint around one."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of torch's and pickle's many; `weights_only` runs no code of the file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(
+            f"cannot be read ({reason:.120}); give a .safetensors file, or a .pth file of tensors alone"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise BundleError(f"holds a {type(found).__name__}, no state dict; {HINT}")
+    return found
