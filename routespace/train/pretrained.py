@@ -14,11 +14,12 @@ import timm
 import torch
 from torch import nn
 
+from routespace import file_names
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.nn.checkpoints import state_dict_of
 from routespace.nn.pretrained import load_network_weights, load_timm_weights
 from routespace.nn.task_net import TaskNet
-from routespace.nn.weights import NETWORK_FILE, WEIGHTS_FILE, load_net
+from routespace.nn.weights import load_net
 from routespace.train.recipe.parts import TIMM
 
 HINT = f"give {TIMM}NAME, a file (.safetensors, .pth), or the folder of a run or bundle"
@@ -63,10 +64,10 @@ def _network_folder(path: Path) -> Path | None:
     Raises:
         SpecError: there is neither.
     """
-    if path.name == WEIGHTS_FILE and (path.parent / NETWORK_FILE).exists():
+    if path.name == file_names.WEIGHTS and (path.parent / file_names.NETWORK).exists():
         return path.parent
     for place in (path / "net", path):
-        if (place / NETWORK_FILE).exists():
+        if (place / file_names.NETWORK).exists():
             return place
     if not path.is_file():
         state = "has no network" if path.exists() else "does not exist"
