@@ -198,7 +198,7 @@ def test_an_interrupted_training_says_what_is_left(begun, cli, monkeypatch, tmp_
             (out / "recipe.yaml").write_text(recipe.to_yaml())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("routespace.train.run.train", interrupted)
+    monkeypatch.setattr("routespace.train.run.train_recipe", interrupted)
     result = cli("train", "digits_tiny", "--out", tmp_path / "a b")
     assert result.code == 130
     (line,) = result.err.splitlines()
