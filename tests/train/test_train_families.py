@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_tiny import TINY, tiny
+from train_tiny import TINY
 
 from routespace import train_recipe
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
@@ -163,7 +163,7 @@ def test_a_run_and_a_bundle_of_ones_own_family(vit, tmp_path):
     result = train_recipe(recipe, tmp_path / "run")
     again = train_recipe(recipe, tmp_path / "run", resume=True)
     assert again.net.architecture == result.net.architecture
-    tuned = train_recipe(tiny(train__epochs=0), tmp_path / "tuned", init=result.net)
+    tuned = train_recipe(recipe.override({"train.epochs": 0}), tmp_path / "tuned", init=result.net)
     assert tuned.net.spec.family == vit
     save_bundle(result.net, tmp_path / "bundle", Card.of(result.net))
     with pytest.raises(Exception, match=r"network.json: family: 'vit' is not known"):
