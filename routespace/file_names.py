@@ -1,7 +1,7 @@
 """The names of the files in runs, bundles and studies. No other file spells one.
 
-`RunFolder` (train/run_folder.py) says where those of a run lie and reads them, `load_bundle` (deploy/bundle.py) reads
-those of a bundle.
+`RunFolder` (train/run_folder.py) says where those of a run lie and reads them; `load_bundle` (deploy/bundle.py)
+reads those of a bundle.
 """
 
 # of a network
