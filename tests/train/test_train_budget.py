@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -267,6 +268,28 @@ def test_calibration_says_when_it_cannot():
     found = calibrate_threshold(random, [(images(2), torch.zeros(2))], 1.0)
     assert not found.met
     assert found.note
+
+
+class Counted:
+    """Batches that are made anew in each pass, and how many passes there were."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield from ((part, torch.zeros(len(part))) for part in images(8).split(2))
+
+
+def test_calibration_holds_few_images_in_memory(monkeypatch):
+    net, loaders = network(tiny(gates__openness=0.6)), [Counted(), Counted()]
+    target = 0.5 * (closed_macs(net.architecture, net.gate_spec) + open_macs(net.architecture, net.gate_spec))
+    held = calibrate_threshold(copy.deepcopy(net), loaders[0], target)
+    monkeypatch.setattr("routespace.train.calibrate.HELD_BYTES", images(2).nbytes)
+    again = calibrate_threshold(copy.deepcopy(net), loaders[1], target)
+    assert again == held  # what is not held is read again, and nothing else changes
+    assert loaders[0].passes == 1
+    assert loaders[1].passes > 2
 
 
 def test_a_loop_of_ones_own_reaches_its_budget():
