@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from routespace.train.data.check import CheckReport
+    from routespace.train.data.check import DataReport
 
 NAME = "data"
 EXAMPLE = "routespace data check photos"
@@ -53,7 +53,7 @@ def check(
         raise typer.Exit(UNREADABLE)
 
 
-def show(report: CheckReport) -> None:
+def show(report: DataReport) -> None:
     """Print what was found, the worst first."""
     from routespace.train.data.check import PROBLEMS, by_problem
 

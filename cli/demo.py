@@ -157,7 +157,7 @@ def _extract(journey: Journey) -> TaskNet:
     from routespace.deploy.bundle import load_bundle
     from routespace.deploy.folder import is_bundle
     from routespace.workflow.artifacts import load_run
-    from routespace.workflow.extraction import choose, take
+    from routespace.workflow.extraction import choose, extract_chosen
 
     heading(4, "extract and verify: the most used part within the budget, as a network of its own")
     folder = journey.out / "extracted"
@@ -165,7 +165,7 @@ def _extract(journey: Journey) -> TaskNet:
         found = load_run(journey.out / "supernet")
         limit = journey.recipe.budget_macs()
         limits = {} if limit is None else {"macs": limit}
-        show(found, take(found, choose(found, limits), folder), limits)
+        show(found, extract_chosen(found, choose(found, limits), folder), limits)
     small = load_bundle(folder).net
     print(f"\n{draw(small.architecture.grid, small.architecture)}\n\n{legend(small.architecture)}")
     return small

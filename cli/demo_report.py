@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One network of the final table; accuracy is the test split's."""
 
     name: str
@@ -52,7 +52,7 @@ def conclude(journey: Journey, *, supernet: RunResult, small: TaskNet, tuned: Ru
     write_json(journey.out / "demo.json", {"rows": [vars(row) for row in rows], "reports": reports})
 
 
-def _row(name: str, report: dict[str, Any], seconds: float | None) -> Row:
+def _row(name: str, report: dict[str, Any], seconds: float | None) -> TableRow:
     speed = report.get("speed")
     note = ""
     if speed:
@@ -60,10 +60,10 @@ def _row(name: str, report: dict[str, Any], seconds: float | None) -> Row:
             f"{speed['measured_speedup']:.2f}× as fast as with everything computed, measured; "
             f"{speed['counted_speedup']:.2f}× by counted MACs"
         )
-    return Row(name, report["counted_macs"], report["params"], report["accuracy"], seconds, note)
+    return TableRow(name, report["counted_macs"], report["params"], report["accuracy"], seconds, note)
 
 
-def _print(rows: list[Row]) -> None:
+def _print(rows: list[TableRow]) -> None:
     from routespace.cli.render import giga, mega, percent, table
 
     table(

@@ -15,7 +15,9 @@ EXAMPLE = "routespace evaluate runs/digits_tiny --json"
 SPLITS = ("test", "val")
 
 
-Source = Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or an extracted network.")]
+SubjectArgument = Annotated[
+    Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or an extracted network.")
+]
 SplitName = Annotated[str, typer.Option(help="test, or val: what training and search looked at.")]
 Speed = Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")]
@@ -23,7 +25,7 @@ Picture = Annotated[Path | None, typer.Option(help="Draw which tokens of the fir
 
 
 def run(
-    source: Source,
+    source: SubjectArgument,
     split: SplitName = "test",
     recipe: DataRecipe = None,
     data: Data = None,

@@ -65,7 +65,7 @@ def run(
     with loading():
         from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
-        from routespace.workflow.extraction import choose, take
+        from routespace.workflow.extraction import choose, extract_chosen
     found = load_artifact(run_folder, recipe=given, device=device)
     table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
     limits |= {} if ms is None else {"latency_ms": ms}
@@ -75,7 +75,7 @@ def run(
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
     with busy("extracting, verifying and evaluating"):
-        taken = take(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
+        taken = extract_chosen(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     if found.recipe is not None:

@@ -35,7 +35,7 @@ class TrialWatch:
 def trial_line(news: StudyProgress, trial: TrialRecord) -> str:
     """One line for a trial that ended."""
     values = (trial.values or {}).items()
-    found = trial.reason or ", ".join(f"{name} {shown(name, value)}" for name, value in values)
+    found = trial.reason or ", ".join(f"{name} {with_unit(name, value)}" for name, value in values)
     missed = "" if trial.off_budget is None else f", budget missed by {signed(trial.off_budget)}"
     took = f" ({trial.seconds:.0f} s)" if trial.seconds is not None else ""
     head = f"trial {trial.number} [{news.ended}/{news.trials}] {trial.state}"
@@ -43,10 +43,10 @@ def trial_line(news: StudyProgress, trial: TrialRecord) -> str:
 
 
 def _changes(news: StudyProgress) -> str:
-    return ", ".join(f"{field}={short(value)}" for field, value in news.changes.items())
+    return ", ".join(f"{field}={four_digits(value)}" for field, value in news.changes.items())
 
 
-def shown(name: str, value: float) -> str:
+def with_unit(name: str, value: float) -> str:
     """The value of an objective, with its unit."""
     from routespace.cli.render import amount, percent
     from routespace.grid.resources import RESOURCES
@@ -63,7 +63,7 @@ def signed(share: float) -> str:
     return f"{'+' if share > 0 else '−'}{100 * abs(share):.0f} %"
 
 
-def short(value: object) -> str:
+def four_digits(value: object) -> str:
     """A field's value, floats with four digits."""
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -100,9 +100,9 @@ def _show_table(record: StudyRecord, title: str | None) -> None:
 
     def row(trial: TrialRecord) -> tuple[str, ...]:
         assert trial.values is not None
-        values = [shown(name, trial.values[name]) for name in names]
+        values = [with_unit(name, trial.values[name]) for name in names]
         budget = ["met" if trial.off_budget is None else signed(trial.off_budget)] if missed else []
-        return str(trial.number), *values, *budget, *(short(trial.changes.get(field)) for field in fields)
+        return str(trial.number), *values, *budget, *(four_digits(trial.changes.get(field)) for field in fields)
 
     columns = ("trial", *names, *(["budget"] if missed else []), *fields)
     table(columns, [row(trial) for trial in best], title=title)

@@ -22,14 +22,14 @@ GAP = "  "
 SHOWN_RATIO = 0.005  # what is nearer than this looks the same
 
 
-class Part(NamedTuple):
+class Piece(NamedTuple):
     """A piece of a line; the lowest `rank` is the last to go where there is no room."""
 
     text: str
     rank: int
 
 
-def fitting(parts: Sequence[Part], width: int | None) -> str:
+def fitting(parts: Sequence[Piece], width: int | None) -> str:
     """The parts in their order, with two spaces between, without those of the highest ranks that do not fit."""
     kept = [part for part in parts if part.text]
     while width is not None and len(kept) > 1 and len(GAP.join(part.text for part in kept)) > width:
@@ -62,12 +62,12 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
     ratio, target = record.get("counted_ratio"), record.get("target_ratio")
     learned = f" (training {metric.text(trained)})" if trained is not None else ""
     line = [
-        Part(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
-        Part(f"loss {record['loss']:.3f}", 3),
-        Part(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
-        Part(cost_text(ratio, target, record.get("expected_ratio")), 4),
-        Part(f"{record['images_per_s']:.0f} images/s", 5),
-        Part(f"{clock(news.eta_s)} left", 1),
+        Piece(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
+        Piece(f"loss {record['loss']:.3f}", 3),
+        Piece(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
+        Piece(cost_text(ratio, target, record.get("expected_ratio")), 4),
+        Piece(f"{record['images_per_s']:.0f} images/s", 5),
+        Piece(f"{clock(news.eta_s)} left", 1),
     ]
     return fitting(line, width)
 
@@ -75,13 +75,13 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
 def step_line(news: Progress, *, label: str = "", width: int | None = None, head: bool = True) -> str:
     """Where a training stands within an epoch."""
     line = [
-        Part(f"{label}{news.stage} {news.epoch}/{news.epochs}" if head else "", 0),
-        Part(f"step {news.step}/{news.steps}" if head and news.steps else "", 2),
-        Part(f"{clock(news.eta_s)} left" if news.eta_s is not None else "", 1),
-        Part(f"loss {news.loss:.3f}" if news.loss is not None else "", 3),
-        Part(f"{news.metric.name} {news.metric.text(news.score, 0)}" if news.score is not None else "", 4),
-        Part(cost_text(news.macs_ratio, news.target_ratio), 5),
-        Part(f"{news.images_per_s:.0f} images/s" if news.images_per_s else "", 6),
+        Piece(f"{label}{news.stage} {news.epoch}/{news.epochs}" if head else "", 0),
+        Piece(f"step {news.step}/{news.steps}" if head and news.steps else "", 2),
+        Piece(f"{clock(news.eta_s)} left" if news.eta_s is not None else "", 1),
+        Piece(f"loss {news.loss:.3f}" if news.loss is not None else "", 3),
+        Piece(f"{news.metric.name} {news.metric.text(news.score, 0)}" if news.score is not None else "", 4),
+        Piece(cost_text(news.macs_ratio, news.target_ratio), 5),
+        Piece(f"{news.images_per_s:.0f} images/s" if news.images_per_s else "", 6),
     ]
     return fitting(line, width)
 

@@ -41,7 +41,7 @@ RANGES: tuple[float, ...] = (1.0, 255.0, 65535.0)  # of numbers that say nothing
 # pretends to be one must not start Ghostscript.
 NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
 
-Source = str | os.PathLike[str] | BinaryIO
+PictureFile = str | os.PathLike[str] | BinaryIO
 Colour = tuple[int, int, int]
 
 
@@ -70,7 +70,7 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def header(source: Source) -> Image.Image:
+def header(source: PictureFile) -> Image.Image:
     """Open a file without decoding it: format and size are known, pixels are read later. Use it in a `with`.
 
     Raises:
@@ -80,7 +80,12 @@ def header(source: Source) -> Image.Image:
 
 
 def read_picture(
-    source: Source, channels: int = 3, *, background: Colour = WHITE, at_least: int | None = None, name: str = ""
+    source: PictureFile,
+    channels: int = 3,
+    *,
+    background: Colour = WHITE,
+    at_least: int | None = None,
+    name: str = "",
 ) -> Image.Image:
     """Read a picture.
 
@@ -104,7 +109,7 @@ def read_picture(
         raise DataError(f"{called}: {why_unreadable(error, source)}; replace or remove it") from error
 
 
-def why_unreadable(error: Exception, source: Source) -> str:
+def why_unreadable(error: Exception, source: PictureFile) -> str:
     """In a few words why a picture cannot be read."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)

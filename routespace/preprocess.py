@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from routespace import file_names
 from routespace.errors import SpecError
 from routespace.files import read_json, write_json
-from routespace.pictures import Source, as_channels, read_picture
+from routespace.pictures import PictureFile, as_channels, read_picture
 from routespace.values import Value
 
 __all__ = [
@@ -115,7 +115,7 @@ class Preprocess(Value):
         """
         return 2 * max(math.floor(side / self.crop_pct) for side in self.size)
 
-    def read(self, source: Source, *, name: str = "") -> NDArray[np.float32]:
+    def read(self, source: PictureFile, *, name: str = "") -> NDArray[np.float32]:
         """A picture file → (C, H, W); raises DataError naming it (or `name`) when it cannot be read."""
         picture = read_picture(
             source, self.channels, background=self.background, at_least=self.needed_px, name=name

@@ -21,7 +21,7 @@ from routespace.search.objectives import directions, objectives_of
 from routespace.search.problem import Problem
 from routespace.search.records import FORMAT
 from routespace.search.space import require_search
-from routespace.search.storage import DATABASE, TURN_FILE, WORKERS, default_url, shown
+from routespace.search.storage import DATABASE, TURN_FILE, WORKERS, default_url, without_password
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def open_study(
     All workers predict times with one `table`, or all measure them: the study keeps the table's hash.
     """
     times = "measured" if table is None else content_hash(table.model_dump(mode="json", exclude_none=True))
-    claim = {"study": name, "storage": None if url == default_url(out) else shown(url)}
+    claim = {"study": name, "storage": None if url == default_url(out) else without_password(url)}
     _check_claim(out, claim)
     study = optuna.create_study(
         study_name=name, storage=storage, directions=directions(problem.objectives), load_if_exists=True

@@ -22,7 +22,7 @@ from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
 from routespace.search.objectives import objective, objectives_of
 from routespace.search.sampler import retried
-from routespace.search.storage import DATABASE, default_url, open_storage, shown
+from routespace.search.storage import DATABASE, default_url, open_storage, without_password
 from routespace.search.trial import Attr, violations
 from routespace.train.recipe.recipe import Recipe
 
@@ -193,11 +193,13 @@ def _locate(source: str | Path) -> tuple[str, str | None, Path | None]:
 def _load(storage: BaseStorage, name: str | None, url: str) -> optuna.Study:
     names = optuna.get_all_study_names(storage)
     if not names:
-        raise BundleError(f"study: {shown(url)} holds no study; run `search` first")
+        raise BundleError(f"study: {without_password(url)} holds no study; run `search` first")
     if name is None and len(names) > 1:
-        raise SpecError(f"study: {shown(url)} holds {', '.join(sorted(names))}; name one of them")
+        raise SpecError(f"study: {without_password(url)} holds {', '.join(sorted(names))}; name one of them")
     if name is not None and name not in names:
-        raise SpecError(f"study: {shown(url)} has no study {name!r}; it holds {', '.join(sorted(names))}")
+        raise SpecError(
+            f"study: {without_password(url)} has no study {name!r}; it holds {', '.join(sorted(names))}"
+        )
     return optuna.load_study(study_name=name or names[0], storage=storage)
 
 
@@ -209,7 +211,7 @@ def snapshot(study: optuna.Study, *, storage: str, out: Path | None) -> StudyRec
     recipe = Recipe.from_yaml(attrs["recipe"])
     out = Path(attrs["out"]) if out is None else out
     trials = records(study.get_trials(deepcopy=False), objectives_of(recipe), out)
-    return StudyRecord(study.study_name, shown(storage), out, recipe, trials)
+    return StudyRecord(study.study_name, without_password(storage), out, recipe, trials)
 
 
 def records(trials: Sequence[FrozenTrial], objectives: Sequence[str], out: Path) -> tuple[TrialRecord, ...]:

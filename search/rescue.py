@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from routespace.errors import BundleError
 from routespace.search.sampler import retried
-from routespace.search.storage import GRACE_S, Worker, retry, shown
+from routespace.search.storage import GRACE_S, Worker, retry, without_password
 from routespace.search.trial import Attr
 
 
@@ -107,7 +107,9 @@ def usable(url: str) -> Iterator[None]:
     except (OptunaError, SQLAlchemyError, OSError) as error:
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise BundleError(f"storage: {shown(url)} failed ({reason:.200}); the study can be resumed") from error
+        raise BundleError(
+            f"storage: {without_password(url)} failed ({reason:.200}); the study can be resumed"
+        ) from error
 
 
 @contextlib.contextmanager

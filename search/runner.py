@@ -54,7 +54,7 @@ Watch = Callable[[StudyProgress], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StudyCall:
     """What a call asks of a study.
 
     Attributes:
@@ -84,7 +84,7 @@ class Loop:
         out: the study's folder.
     """
 
-    def __init__(self, study: optuna.Study, problem: Problem[Any], *, wanted: Wanted, out: Path) -> None:
+    def __init__(self, study: optuna.Study, problem: Problem[Any], *, wanted: StudyCall, out: Path) -> None:
         self.study, self.problem, self.wanted, self.out = study, problem, wanted, out
         self.points = Points(problem)
         self.failed: list[TrialRecord] = []  # in this call

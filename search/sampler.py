@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from routespace.errors import RoutespaceError
 from routespace.search.problem import Problem
-from routespace.search.space import short
+from routespace.search.space import rounded
 
 Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's, as a recipe names them
 DRAWS = 32  # of Optuna's sampler for one trial; each takes a few milliseconds for each field
@@ -173,4 +173,4 @@ def retried(trials: Sequence[FrozenTrial]) -> set[int]:
 
 def _text(params: Mapping[str, Any]) -> str:
     """One text for one point: a float that was reached by steps may differ in its last digit."""
-    return json.dumps({name: short(value) for name, value in params.items()}, sort_keys=True)
+    return json.dumps({name: rounded(value) for name, value in params.items()}, sort_keys=True)

@@ -75,7 +75,7 @@ class Space:
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters → what the recipe takes; parameters of other fields are left out."""
         return {
-            name: self.choices[name][params[name]] if name in self.choices else short(params[name])
+            name: self.choices[name][params[name]] if name in self.choices else rounded(params[name])
             for name in self.distributions
             if name in params
         }
@@ -168,13 +168,13 @@ def _range(values: Range) -> BaseDistribution:
     low, high, step = values.low, values.high, values.step
     if step is not None:
         # The last value that a step reaches; a hair more, as .1 + .2 is not .3.
-        high = short(low + step * math.floor((high - low) / step + 1e-9))
+        high = rounded(low + step * math.floor((high - low) / step + 1e-9))
     if values.whole:
         return IntDistribution(int(low), int(high), log=values.log, step=int(step or 1))
     return FloatDistribution(float(low), float(high), log=values.log, step=step)
 
 
-def short(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """A float without what steps leave in its last digits: .30000000000000004 is .3; others as they are."""
     return float(f"{value:.12g}") if isinstance(value, float) else value
 

@@ -53,7 +53,7 @@ def default_url(out: Path) -> str:
     return f"sqlite:///{out.resolve() / DATABASE}"
 
 
-def absolute(storage: str) -> str:
+def absolute_storage(storage: str) -> str:
     """The storage with its file's whole path, so that it is found from any working directory."""
     scheme, sign, rest = storage.partition("://")
     if not sign:
@@ -77,7 +77,7 @@ def open_storage(storage: str, *, create: bool = True) -> BaseStorage:
         BundleError: it cannot be opened, is damaged, or is missing though `create` is False.
         MissingDependencyError: the database's driver is not installed.
     """
-    storage = absolute(storage)
+    storage = absolute_storage(storage)
     check_storage(storage)
     scheme, sign, rest = storage.partition("://")
     if not sign:
@@ -98,7 +98,7 @@ def check_storage(storage: str) -> None:
         raise SpecError("storage: a study in memory cannot be resumed; give sqlite:///FILE")
 
 
-def shown(storage: str) -> str:
+def without_password(storage: str) -> str:
     """The storage without its password, for messages and files."""
     try:
         return make_url(storage).render_as_string(hide_password=True) if "://" in storage else storage
@@ -120,12 +120,14 @@ def _database(url: str) -> RDBStorage:
             )
     except (ImportError, NoSuchModuleError) as error:
         package = _DRIVERS.get(make_url(url).get_backend_name(), "the database's driver")
-        raise MissingDependencyError(f"storage: {shown(url)} needs its driver; pip install {package}") from error
+        raise MissingDependencyError(
+            f"storage: {without_password(url)} needs its driver; pip install {package}"
+        ) from error
     except ArgumentError as error:
-        raise SpecError(f"storage: {shown(url)} is no database URL; give {_ALLOWED}") from error
+        raise SpecError(f"storage: {without_password(url)} is no database URL; give {_ALLOWED}") from error
     except (SQLAlchemyError, RuntimeError, ValueError) as error:  # RuntimeError: written by another Optuna
         reason = str(error).splitlines()[0]
-        raise BundleError(f"storage: {shown(url)} cannot be used ({reason:.150})") from error
+        raise BundleError(f"storage: {without_password(url)} cannot be used ({reason:.150})") from error
 
 
 def _journal(path: Path, create: bool) -> JournalStorage:
@@ -146,14 +148,14 @@ def _redis(url: str) -> JournalRedisBackend:
     try:
         redis: Any = importlib.import_module("redis")
     except ImportError as error:
-        raise MissingDependencyError(f"storage: {shown(url)} needs redis; pip install redis") from error
+        raise MissingDependencyError(f"storage: {without_password(url)} needs redis; pip install redis") from error
     try:
         redis.Redis.from_url(url).ping()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return JournalRedisBackend(url)
     except (redis.RedisError, ValueError) as error:  # ValueError: no such URL
-        raise BundleError(f"storage: {shown(url)} cannot be used ({error!s:.150})") from error
+        raise BundleError(f"storage: {without_password(url)} cannot be used ({error!s:.150})") from error
 
 
 def _check_file(path: Path, create: bool) -> None:

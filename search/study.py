@@ -25,9 +25,9 @@ from routespace.search.opening import check_folder, left_clean, open_study
 from routespace.search.problem import recipe_problem
 from routespace.search.records import StudyRecord, close, snapshot
 from routespace.search.rescue import quiet, sigterm_interrupts, usable
-from routespace.search.runner import Loop, Wanted, Watch
+from routespace.search.runner import Loop, StudyCall, Watch
 from routespace.search.space import require_search
-from routespace.search.storage import Turn, Worker, absolute, check_storage, default_url, open_storage
+from routespace.search.storage import Turn, Worker, absolute_storage, check_storage, default_url, open_storage
 from routespace.train.recipe.recipe import Recipe
 
 
@@ -71,9 +71,9 @@ def run_study(
     if number < 1:
         raise SpecError(f"trials: {number} is not allowed; give at least 1")
     draws = recipe.seed if seed is None else seed
-    wanted = Wanted(number, search.sampler, search.trials, draws, retry_failed, progress)
+    wanted = StudyCall(number, search.sampler, search.trials, draws, retry_failed, progress)
     out = Path(out).resolve()
-    url = default_url(out) if storage is None else absolute(storage)
+    url = default_url(out) if storage is None else absolute_storage(storage)
     check_storage(url)
     check_folder(out, url)
     with (

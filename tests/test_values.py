@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, model_validator
 
 import routespace
 from routespace.deploy.bundle import Card, Provenance
-from routespace.deploy.latency.device import Device
+from routespace.deploy.latency.device import MeasuredDevice
 from routespace.deploy.latency.parts import PartTime
 from routespace.deploy.latency.table import LatencyTable, Subnet
 from routespace.errors import RoutespaceError, SpecError
@@ -25,7 +25,7 @@ from routespace.values import Value, fields_at
 RECIPE_PARTS = (BudgetSpec, *SPECS.values(), TrainSpec, SearchSpec, Range, ClassifySpec)
 VALUES = (
     *(GridSpec, GateSpec, Recipe, *RECIPE_PARTS),
-    *(Card, Provenance, LatencyTable, Subnet, PartTime, Device, Preprocess),
+    *(Card, Provenance, LatencyTable, Subnet, PartTime, MeasuredDevice, Preprocess),
 )
 PYDANTIC = ("constrained", "literal[", "tuple[", "function-", "Input should", "validation error", "Value error")
 

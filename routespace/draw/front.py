@@ -50,7 +50,7 @@ class Point(NamedTuple):
 MACS, ACCURACY = Axis("MACs", "MACs"), Axis("accuracy", "%")
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
+def front_points(points: Sequence[Point]) -> list[Point]:
     """The points that no other point beats in both cost and score, by rising cost; of equals the first."""
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.score)):
@@ -89,7 +89,7 @@ def draw_front(
     for point in [*points, *references]:
         if not (math.isfinite(point.cost) and math.isfinite(point.score)):
             raise SpecError(f"points: {point.label!r} has {cost.name} {point.cost} and {score.name} {point.score}")
-    front = pareto(points)
+    front = front_points(points)
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.add_subplot()
     across, below = _scaled(cost, [p.cost for p in points])

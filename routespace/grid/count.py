@@ -37,7 +37,7 @@ class Move(NamedTuple):
         return tuple(edge for edge in (self.row, self.column) if edge is not None)
 
 
-class Step(NamedTuple):
+class SweepStep(NamedTuple):
     """One node of the sweep and the places of its outgoing edges in the grid's edge order.
 
     Attributes:
@@ -67,14 +67,14 @@ class Step(NamedTuple):
         return [*ways, Move(rest, None, None)] if self.is_output else ways
 
 
-def steps(grid: RoutingGrid) -> list[Step]:
+def steps(grid: RoutingGrid) -> list[SweepStep]:
     """The sweep over a grid: its nodes in execution order. It starts with mask 1 (the stem) and ends with 0."""
     leaving: dict[Node, dict[str, int]] = {node: {} for node in grid.nodes}
     for place, edge in enumerate(grid.edges.values()):
         leaving[edge.source][edge.kind] = place
     outputs, carry = set(grid.outputs), 1 << len(grid.spec.rates)
     return [
-        Step(
+        SweepStep(
             bit=1 << grid.spec.index(node[1]),
             carry=carry,
             rows=tuple(out[kind] for kind in ("transformer", "identity") if kind in out),

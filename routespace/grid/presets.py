@@ -21,18 +21,18 @@ DIT_COLUMNS = (0, 1, 2, 3)
 
 # A grid is called by its kind and a size of the family, as in dit_b2. This table is all that makes a family a
 # built-in one: `family: swin_v2` in a file is looked up here.
-KINDS: Mapping[str, tuple[Family, tuple[int, ...]]] = {
+PRESETS: Mapping[str, tuple[Family, tuple[int, ...]]] = {
     "pvt_v2": (PVT_V2, STAIRCASE_COLUMNS),
     "dit": (PVT_V2, DIT_COLUMNS),
     "swin_v2": (SWIN_V2, STAIRCASE_COLUMNS),
     "dit_swin_v2": (SWIN_V2, DIT_COLUMNS),
 }
-FAMILIES: Mapping[str, Family] = {family.name: family for family, _ in KINDS.values()}
+FAMILIES: Mapping[str, Family] = {family.name: family for family, _ in PRESETS.values()}
 
 
 def preset_names() -> list[str]:
     """Every preset's name."""
-    return [f"{kind}_{size}" for kind, (family, _) in KINDS.items() for size in family.sizes]
+    return [f"{kind}_{size}" for kind, (family, _) in PRESETS.items() for size in family.sizes]
 
 
 def preset_fields(name: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def preset_fields(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise SpecError(f"preset: {name!r:.80} is not known; allowed: {', '.join(preset_names())}")
     kind, _, size = name.rpartition("_")
-    family, columns = KINDS[kind]
+    family, columns = PRESETS[kind]
     return {
         "layers": 4,
         "max_down": 32,

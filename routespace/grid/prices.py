@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routespace.errors import GridError, SpecError
-from routespace.grid.families.base import EdgeCost
+from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.resources import NO_EDGE, GateCost, require_analytic
 from routespace.grid.spec import GridSpec
 
-FLOAT_BYTES = 4
 EXACT_FLOAT = 1 << 53  # float64 adds integers below this exactly, and BLAS adds them much faster than int64
 BLOCK_ROWS = 1024  # rows converted to float64 at a time: they stay in the second-level cache
 

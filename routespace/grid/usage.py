@@ -15,7 +15,7 @@ from routespace.grid.graph import RoutingGrid
 
 USAGE_FORMAT = "routespace.usage/1"
 
-Share = Any  # a number in 0…1, or a 0-d tensor of one where the budget loss differentiates through it
+UsageShare = Any  # a number in 0…1, or a 0-d tensor of one where the budget loss differentiates through it
 
 
 class EdgeUsage(NamedTuple):
@@ -28,9 +28,9 @@ class EdgeUsage(NamedTuple):
             with its transformer edge.
     """
 
-    tokens: Share = 1
-    images: Share = 1
-    asked: Share = 1
+    tokens: UsageShare = 1
+    images: UsageShare = 1
+    asked: UsageShare = 1
 
 
 Usage = Mapping[str, EdgeUsage]

@@ -63,7 +63,7 @@ def _plain(key: str) -> str:
     return key
 
 
-def shown(state: Mapping[str, Tensor]) -> str:
+def some_keys(state: Mapping[str, Tensor]) -> str:
     """Some keys of a state dict, for a message."""
     if not state:
         return "it is empty"

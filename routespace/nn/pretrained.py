@@ -10,7 +10,7 @@ from torch import nn
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.spec import GridSpec
-from routespace.nn.checkpoints import adapted_input, module_of, shown, state_dict_of
+from routespace.nn.checkpoints import adapted_input, module_of, some_keys, state_dict_of
 from routespace.nn.families.base import StateDict, TimmWeights, modules_of, prefixed
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
@@ -58,7 +58,7 @@ def load_timm_weights(
     state = state_dict_of(weights)
     if module is not None and parts.check_timm is not None:
         parts.check_timm(net.spec, module)
-    return _load(net, head, parts.from_timm(state), path, told=shown(state))
+    return _load(net, head, parts.from_timm(state), path, told=some_keys(state))
 
 
 def load_network_weights(net: TaskNet, given: TaskNet) -> list[str]:

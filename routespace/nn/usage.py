@@ -21,7 +21,7 @@ from routespace.nn.routing.routes import Routes
 from routespace.nn.running import as_input, evaluating, placed
 from routespace.nn.task_net import AnyNet, TaskNet
 
-Batch = Tensor | Sequence[Tensor]  # images, or images first: (images, labels)
+UsageBatch = Tensor | Sequence[Tensor]  # images, or images first: (images, labels)
 
 
 Size = tuple[int, int]
@@ -140,7 +140,7 @@ class UsageMeter:
 
 
 def measure_usage(
-    net: AnyNet, batches: Iterable[Batch], *, device: str | torch.device | None = None
+    net: AnyNet, batches: Iterable[UsageBatch], *, device: str | torch.device | None = None
 ) -> dict[str, EdgeUsage]:
     """Run a network on images and average what its edges computed.
 
@@ -168,7 +168,7 @@ def measure_usage(
     return meter.usage()
 
 
-def metered(net: AnyNet, batches: Iterable[Batch]) -> UsageMeter:
+def metered(net: AnyNet, batches: Iterable[UsageBatch]) -> UsageMeter:
     """What a network as it is, in its mode and on its device, computes of some images."""
     meter = UsageMeter()
     for batch in batches:

@@ -31,7 +31,7 @@ from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate_threshold
 from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from routespace.train.data.kept import look_at
-from routespace.train.data.loaders import Part, make_loaders
+from routespace.train.data.loaders import ProcessShare, make_loaders
 from routespace.train.data.source import located
 from routespace.train.evaluate import evaluate
 from routespace.train.loop import Trainer
@@ -163,7 +163,7 @@ def _trainer(
     target = check_budget(recipe, start.architecture)
     recipe.base_macs()
     check_processes(recipe, accelerator.num_processes)
-    loaders = make_loaders(recipe, Part(accelerator.process_index, accelerator.num_processes))
+    loaders = make_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
     if not len(loaders.source.val()):  # type: ignore[arg-type]
         raise DataError("data: there are no images to validate with; give some")
     if first:

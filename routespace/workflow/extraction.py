@@ -84,7 +84,7 @@ def extract_bundle(
     wanted: dict[str, float] = joined_limits(limits, macs)
     own = None if wanted else own_limit(artifact)
     chosen = choose(artifact, wanted if own is None else {"macs": own}, table=table, method=method)
-    return take(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite)
+    return extract_chosen(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite)
 
 
 def own_limit(artifact: Artifact) -> int | None:
@@ -129,7 +129,7 @@ def choose(
     return derive(architecture, usage or {}, limits=limits, table=table, method=cast(Any, method))
 
 
-def take(
+def extract_chosen(
     artifact: Artifact,
     chosen: Architecture,
     out: Path | str,

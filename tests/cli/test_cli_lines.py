@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from routespace.cli import render
-from routespace.cli.watch import Part, Watcher, clock, epoch_line, fitting, step_line, watching
+from routespace.cli.watch import Piece, Watcher, clock, epoch_line, fitting, step_line, watching
 from routespace.errors import command_line
 from routespace.recipes import recipe_names
 from routespace.train.progress import Progress
@@ -37,7 +37,7 @@ def news(step=3, **changes):
 
 
 def test_what_matters_least_goes_first():
-    parts = [Part("epoch", 0), Part("loss", 2), Part("", 9), Part("left", 1)]
+    parts = [Piece("epoch", 0), Piece("loss", 2), Piece("", 9), Piece("left", 1)]
     assert fitting(parts, None) == "epoch  loss  left"
     assert fitting(parts, 17) == "epoch  loss  left"
     assert fitting(parts, 16) == "epoch  left"

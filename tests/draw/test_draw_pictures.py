@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from routespace.draw.front import Point, draw_front, pareto
+from routespace.draw.front import Point, draw_front, front_points
 from routespace.draw.grid import draw_grid, used_share
 from routespace.draw.tokens import computed_share, draw_tokens
 from routespace.errors import BundleError, SpecError
@@ -77,7 +77,7 @@ def test_shares_of_a_row_add_up_to_what_came_by():
 
 def test_pareto_is_what_nothing_beats():
     points = [Point("a", 1, 0.5), Point("b", 2, 0.4), Point("c", 2, 0.7), Point("d", 3, 0.7), Point("e", 4, 0.9)]
-    front = pareto(points)
+    front = front_points(points)
     beaten = {
         p.label
         for p in points

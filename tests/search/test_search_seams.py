@@ -27,7 +27,7 @@ from routespace.search.evaluator import Workplace
 from routespace.search.objectives import directions
 from routespace.search.problem import Problem
 from routespace.search.records import records
-from routespace.search.runner import Loop, Wanted
+from routespace.search.runner import Loop, StudyCall
 from routespace.search.space import Space
 from routespace.search.storage import Worker
 
@@ -74,7 +74,7 @@ def test_parts_of_a_supernet_are_searched_by_the_same_loop(tmp_path: Path) -> No
         limits={"macs": limit},
     )
     study = optuna.create_study(directions=directions(problem.objectives))
-    wanted = Wanted(9, "random", 9, seed=0, retry_failed=True, progress=None)
+    wanted = StudyCall(9, "random", 9, seed=0, retry_failed=True, progress=None)
     with Worker(tmp_path) as worker:
         Loop(study, problem, wanted=wanted, out=tmp_path).run(worker)
     found = records(study.trials, problem.objectives, tmp_path)

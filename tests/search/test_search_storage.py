@@ -12,7 +12,7 @@ from optuna.storages import JournalStorage, RDBStorage
 
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.search.records import close, load_study
-from routespace.search.storage import Worker, absolute, open_storage, shown
+from routespace.search.storage import Worker, absolute_storage, open_storage, without_password
 
 
 def test_databases_have_heartbeats_and_journals_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,9 +24,9 @@ def test_databases_have_heartbeats_and_journals_are_files(tmp_path: Path, monkey
         close(database)
     assert all((tmp_path / name).exists() for name in ("a.db", "b.db", "sub/c.db"))
     assert isinstance(open_storage("sub/journal.log"), JournalStorage)
-    assert absolute("journal.log") == str(tmp_path / "journal.log")
-    assert absolute("sqlite:///b.db") == f"sqlite:///{tmp_path / 'b.db'}"
-    assert absolute("postgresql://host/db") == "postgresql://host/db"
+    assert absolute_storage("journal.log") == str(tmp_path / "journal.log")
+    assert absolute_storage("sqlite:///b.db") == f"sqlite:///{tmp_path / 'b.db'}"
+    assert absolute_storage("postgresql://host/db") == "postgresql://host/db"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_missing_driver_names_its_package(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MissingDependencyError, match=r"user:\*\*\*@host.* pip install psycopg2-binary") as found:
         open_storage("postgresql://user:secret@host/db")
     assert "secret" not in str(found.value)
-    assert shown("postgresql://user:secret@host/db") == "postgresql://user:***@host/db"
+    assert without_password("postgresql://user:secret@host/db") == "postgresql://user:***@host/db"
 
 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from train_tiny import tiny
 
 from routespace.errors import DataError, SpecError
 from routespace.train.data.digits import Scenes, write_image_folder
-from routespace.train.data.loaders import Part, TrainBatches, make_loaders
+from routespace.train.data.loaders import ProcessShare, TrainBatches, make_loaders
 from routespace.train.data.prefetch import Prefetch
 from routespace.train.data.source import make_source
 from routespace.train.run import train_recipe
@@ -43,15 +43,15 @@ def test_digits_loaders_are_fresh_each_epoch_and_the_same_again():
 
 
 def test_processes_share_each_batch():
-    whole = list(TrainBatches(50, 12, Part(), seed=3))
-    parts = [list(TrainBatches(50, 12, Part(rank, 3), seed=3)) for rank in range(3)]
+    whole = list(TrainBatches(50, 12, ProcessShare(), seed=3))
+    parts = [list(TrainBatches(50, 12, ProcessShare(rank, 3), seed=3)) for rank in range(3)]
     assert len(whole) == 4
     for step, batch in enumerate(whole):
         shared = [part[step] for part in parts]
         assert {len(mine) for mine in shared} == {4}
         assert sorted(i for mine in shared for i in mine) == sorted(batch)
     assert len({i for batch in whole for i in batch}) == 48
-    val = [torch.cat([y for _, y in make_loaders(tiny(), Part(rank, 2)).val]) for rank in range(2)]
+    val = [torch.cat([y for _, y in make_loaders(tiny(), ProcessShare(rank, 2)).val]) for rank in range(2)]
     assert sum(map(len, val)) == 32
 
 
@@ -59,7 +59,7 @@ def test_a_batch_that_does_not_fit():
     with pytest.raises(DataError, match=r"train.batch_size: 16 is more than the 9"):
         make_loaders(tiny(data__train_size=9))
     with pytest.raises(DataError, match=r"train.batch_size: 16 .* 3 processes"):
-        make_loaders(tiny(), Part(0, 3))
+        make_loaders(tiny(), ProcessShare(0, 3))
 
 
 def places(dataset):

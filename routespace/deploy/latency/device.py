@@ -12,7 +12,7 @@ from pydantic import Field
 from routespace.values import Value
 
 
-class Device(Value):
+class MeasuredDevice(Value):
     """What was measured on.
 
     Args:
@@ -28,13 +28,13 @@ class Device(Value):
     versions: Mapping[str, str]
 
 
-def this_device(device: torch.device, threads: int) -> Device:
+def this_device(device: torch.device, threads: int) -> MeasuredDevice:
     """The device that would be measured now; `threads` are of torch on a CPU."""
     found = {"torch": str(torch.__version__)}
     if device.type == "cuda":
         name, versions = torch.cuda.get_device_name(device), found | {"cuda": torch.version.cuda or ""}
-        return Device(kind="cuda", name=name, versions=versions)
-    return Device(kind="cpu", name=_cpu_name(), threads=threads, versions=found)
+        return MeasuredDevice(kind="cuda", name=name, versions=versions)
+    return MeasuredDevice(kind="cpu", name=_cpu_name(), threads=threads, versions=found)
 
 
 def _cpu_name() -> str:
@@ -46,7 +46,7 @@ def _cpu_name() -> str:
     return names[0] if names else "unknown processor"
 
 
-def differences(device: Device) -> list[str]:
+def device_differences(device: MeasuredDevice) -> list[str]:
     """What differs between a measured device and this machine, one line each; empty when nothing does.
 
     Name and versions are compared. Threads are not: they are a setting of the measurement, like the batch, chosen

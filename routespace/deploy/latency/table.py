@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from routespace.deploy.latency.device import Device, differences
+from routespace.deploy.latency.device import MeasuredDevice, device_differences
 from routespace.deploy.latency.parts import Milliseconds, PartKey, PartTime, edge_key, gate_key, part_keys
 from routespace.errors import GridError, SpecError
 from routespace.files import read_json, write_json
@@ -73,7 +73,7 @@ class LatencyTable(Value):
     format: Literal["routespace.latency/1"] = "routespace.latency/1"
     grid: str
     spec: GridSpec
-    device: Device
+    device: MeasuredDevice
     batch: Annotated[int, Field(ge=1)]
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compiled: bool = False
@@ -233,7 +233,7 @@ def mismatches(table: LatencyTable) -> list[str]:
 
     Threads are not compared: see `routespace.deploy.latency.device.differences`.
     """
-    return differences(table.device)
+    return device_differences(table.device)
 
 
 def save_table(table: LatencyTable, path: Path | str) -> None:

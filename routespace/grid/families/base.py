@@ -15,8 +15,15 @@ from typing import Any, NamedTuple, Protocol
 
 from routespace.errors import SpecError
 
+FLOAT_BYTES = 4  # of a number that is moved or kept
+
 PerRate = int | tuple[int, ...]
 """One whole number for all rates, or one per rate, fine to coarse."""
+
+
+def norm_params(width: int) -> int:
+    """Scale and shift of a LayerNorm."""
+    return 2 * width
 
 
 class EdgeCost(NamedTuple):

@@ -10,9 +10,8 @@ Shape legend: C channels · N tokens · M keys · R hidden channels of the feed-
 from __future__ import annotations
 
 from routespace.errors import SpecError
-from routespace.grid.families.base import EdgeCost, Family, GridNumbers, Parameter, Shape
+from routespace.grid.families.base import FLOAT_BYTES, EdgeCost, Family, GridNumbers, Parameter, Shape, norm_params
 
-FLOAT_BYTES = 4
 STEM_KERNEL = 7
 EMBED_KERNEL = 3
 DEPTHWISE_KERNEL = 3
@@ -20,11 +19,6 @@ DEPTHWISE_KERNEL = 3
 _HEADS = (1, 2, 5, 8)
 _SR = {"sr_ratios": (8, 4, 2, 1)}
 _WIDE = (64, 128, 320, 512)
-
-
-def norm_params(width: int) -> int:
-    """Scale and shift of a LayerNorm."""
-    return 2 * width
 
 
 class PvtV2(Family):

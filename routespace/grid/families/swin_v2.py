@@ -16,9 +16,8 @@ Shape legend: C channels · N tokens · P tokens with padding · A tokens of a w
 from __future__ import annotations
 
 from routespace.errors import SpecError
-from routespace.grid.families.base import EdgeCost, Family, GridNumbers, Parameter, Shape
+from routespace.grid.families.base import FLOAT_BYTES, EdgeCost, Family, GridNumbers, Parameter, Shape, norm_params
 
-FLOAT_BYTES = 4
 BIAS_HIDDEN = 512  # hidden channels of the network that turns relative positions into biases
 MERGED = 4  # tokens that a patch merging joins
 
@@ -39,11 +38,6 @@ def padded_size(map_size: tuple[int, int], sides: tuple[int, int]) -> tuple[int,
     """The smallest map of whole windows that holds a map of (H, W) tokens."""
     (h, w), (a, b) = map_size, sides
     return -(-h // a) * a, -(-w // b) * b
-
-
-def norm_params(width: int) -> int:
-    """Scale and shift of a LayerNorm."""
-    return 2 * width
 
 
 class SwinV2(Family):

@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CheckReport:
+class DataReport:
     """What was found.
 
     Attributes:
@@ -98,7 +98,7 @@ class _File(NamedTuple):
 
 def check_pictures(
     root: Path | str, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
-) -> CheckReport:
+) -> DataReport:
     """Read every picture of a folder or table.
 
     Args:
@@ -128,7 +128,7 @@ def check_pictures(
             counts[part][entry.name] += 1
         for kind, count in listed.left_out.items():
             left_out[kind] += count
-    return CheckReport(
+    return DataReport(
         {part: dict(found) for part, found in counts.items()},
         dict(left_out),
         tuple(sorted(findings, key=lambda finding: (order.index(finding.problem), finding.path))),

@@ -32,9 +32,9 @@ from routespace.train.data.digits_render import (
     MIN_DIGIT_PX,
     SPLITS,
     STROKE_LEVELS,
-    Batch,
     Digit,
     Objects,
+    RenderedScenes,
     Split,
     outline,
     paint,
@@ -43,7 +43,7 @@ from routespace.train.data.digits_render import (
     uniform,
 )
 
-__all__ = ["CLASSES", "Batch", "DigitsDataset", "Objects", "Scenes", "write_image_folder"]
+__all__ = ["CLASSES", "DigitsDataset", "Objects", "RenderedScenes", "Scenes", "write_image_folder"]
 TRIES, SHRINK = 24, 0.85  # places tried for a digit among others; each try is smaller by this factor
 SCENE_FIELDS = 4  # photograph, top, left, number of digits
 DIGIT_FIELDS = 5  # class, which digit of it, side, pole, level; then a (top, left) pair for each try
@@ -88,7 +88,7 @@ class Scenes:
 
     def render(
         self, indices: Sequence[int] | NDArray[np.int64], epoch: int = 0, *, objects: bool = False
-    ) -> Batch:
+    ) -> RenderedScenes:
         """Render the scenes of `indices` (B,), the same in whatever batch, order or process.
 
         epoch: gives fresh scenes of the train split; val and test are the same in every epoch.
@@ -108,7 +108,7 @@ class Scenes:
             labels[b] = max(digits, key=lambda digit: digit.side).label
             if objects:
                 found.append(outline(digits, opacities, self.image_size))
-        return Batch(images, labels, tuple(found))
+        return RenderedScenes(images, labels, tuple(found))
 
     def digits(self, index_B: NDArray[np.int64], epoch: int = 0) -> list[list[Digit]]:
         """Where the digits of each scene (B,) lie, and which they are, without rendering it."""

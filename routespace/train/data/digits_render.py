@@ -52,7 +52,7 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RenderedScenes:
     """Rendered scenes: images (B, H, W, 3) uint8 RGB, labels (B,) int64 of each scene's largest digit.
 
     objects: one `Objects` a scene, or empty where `render` was not asked for them.

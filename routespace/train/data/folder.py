@@ -38,7 +38,7 @@ LEFT_BEHIND = frozenset(
 LOOSE = "files outside class folders"
 
 
-class Layout(NamedTuple):
+class FolderLayout(NamedTuple):
     """The folders with class folders in them: one for each part, or ROOT itself for all of them."""
 
     train: Path | None
@@ -72,7 +72,7 @@ class FolderCatalogue:
         return list_folder(folder) if folder is not None else None
 
 
-def find_layout(root: Path, *, cut: bool = False) -> Layout:
+def find_layout(root: Path, *, cut: bool = False) -> FolderLayout:
     """Which folders of ROOT are parts: they bear a part's name and have folders in them.
 
     A folder called `train` that holds pictures only is a class of its own, beside `car` and `plane`.
@@ -95,7 +95,7 @@ def find_layout(root: Path, *, cut: bool = False) -> Layout:
     plain = not any(found.values())
     if plain and every and all(path.name.lower() in known for path in every):
         raise DataError(f"{every[0]}: no class folders; pictures are expected in {every[0]}/<class>/")
-    return Layout(**found, plain=plain)
+    return FolderLayout(**found, plain=plain)
 
 
 def list_folder(folder: Path) -> Listed:

@@ -31,7 +31,7 @@ CALIBRATION_SEED = 0
 
 
 @dataclass(frozen=True)
-class Part:
+class ProcessShare:
     """This process among those that train together."""
 
     rank: int = 0
@@ -52,7 +52,7 @@ class TrainBatches(Sampler[list[int]]):
         start: steps to leave out at the front, after a resume in mid-epoch.
     """
 
-    def __init__(self, count: int, batch_size: int, part: Part, seed: int | None) -> None:
+    def __init__(self, count: int, batch_size: int, part: ProcessShare, seed: int | None) -> None:
         self.count, self.batch_size, self.part, self.seed = count, batch_size, part, seed
         self.epoch = self.start = 0
 
@@ -78,7 +78,7 @@ class Loaders:
         part: this process among those that train together.
     """
 
-    def __init__(self, recipe: Recipe, source: Source, part: Part = Part()) -> None:
+    def __init__(self, recipe: Recipe, source: Source, part: ProcessShare = ProcessShare()) -> None:
         self.recipe, self.source, self.part = recipe, source, part
         data = recipe.data
         self._skipped = Skipped(data.skip_bad if isinstance(data, PicturesSpec) else 0)
@@ -168,7 +168,7 @@ class Loaders:
         return Batches(loader, self._skipped)
 
 
-def make_loaders(recipe: Recipe, part: Part = Part()) -> Loaders:
+def make_loaders(recipe: Recipe, part: ProcessShare = ProcessShare()) -> Loaders:
     """The loaders of a recipe.
 
     Args:

@@ -6,7 +6,7 @@
     webdataset  .tar shards on this machine
     timm        Hugging Face and torchvision datasets, through timm's `create_dataset`
 
-A new kind is a spec here, a member of `KINDS` in `data_kinds.py`, and its source in `train/data/source.py`.
+A new kind is a spec here, a member of `DATA_SPECS` in `data_kinds.py`, and its source in `train/data/source.py`.
 Reading one imports no torch.
 """
 
@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from routespace.preprocess import Interpolation, Preprocess
 from routespace.train.recipe.augment import check_augment
-from routespace.train.recipe.parts import AtLeast0, Natural, Part, Share, Whole
+from routespace.train.recipe.parts import AtLeast0, Natural, Section, Share, Whole
 
 __all__ = ["CsvSpec", "DigitsSpec", "FolderSpec", "Normalised", "PicturesSpec", "TimmSpec", "WebDatasetSpec"]
 
@@ -28,7 +28,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class Normalised(Part):
+class Normalised(Section):
     """What all kinds have.
 
     Args:

@@ -9,9 +9,11 @@ from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, Normal
 
 LOCATIONS = ("root", "images")  # fields that say where the data lies: they are no part of what is trained
 TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
-KINDS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec)
+DATA_SPECS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec)
 DataSpec = DigitsSpec | FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec
-SPECS: dict[str, type[Normalised]] = {get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in KINDS}
+SPECS: dict[str, type[Normalised]] = {
+    get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in DATA_SPECS
+}
 
 # One spec once had the fields of both kinds, and a run's recipe kept all of them.
 _BOTH = {"kind", "root", "workers"}

@@ -47,13 +47,13 @@ Natural = Annotated[int, Field(ge=1)]
 TIMM = "timm:"  # before the name of one of timm's networks
 
 
-class Part(Value):
+class Section(Value):
     """A section of a recipe: frozen, no unknown fields."""
 
     model_config = ConfigDict(validate_default=True)
 
 
-class BudgetSpec(Part):
+class BudgetSpec(Section):
     """How many MACs the routed network may take: L = L_task + weight·(E[MACs]/base − ratio)².
 
     Args:
@@ -107,7 +107,7 @@ class BudgetSpec(Part):
         return self.macs is not None or self.ratio is not None
 
 
-class TrainSpec(Part):
+class TrainSpec(Section):
     """How the weights are taught.
 
     Args:
@@ -174,7 +174,7 @@ class TrainSpec(Part):
         return self
 
 
-class Range(Part):
+class Range(Section):
     """A range of numbers to search; whole ones when low, high and step all are.
 
     Args:
@@ -229,7 +229,7 @@ def _read_limit(name: str, most: Any) -> int | float:
     return number
 
 
-class SearchSpec(Part):
+class SearchSpec(Section):
     """What a study varies and what it wants.
 
     Args:
