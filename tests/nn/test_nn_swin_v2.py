@@ -50,8 +50,8 @@ def staircase(preset: str, **fields) -> TaskNet:
     ("size", "image"),
     [
         ("t", (256, 256)),
-        ("s", (256, 256)),
-        ("b", (256, 256)),
+        pytest.param("s", (256, 256), marks=pytest.mark.slow),
+        pytest.param("b", (256, 256), marks=pytest.mark.slow),
         ("t", (224, 288)),
         ("t", (100, 132)),
         ("t", (32, 96)),

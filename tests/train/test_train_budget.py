@@ -236,7 +236,7 @@ def test_control_waits_for_the_gates_and_has_an_end():
     assert GateSpec.model_validate(net.gate_spec.model_dump()) == net.gate_spec
 
 
-@pytest.mark.parametrize("ratio", [0.6, 0.8, 1.0])
+@pytest.mark.parametrize("ratio", [0.6, *(pytest.param(ratio, marks=pytest.mark.slow) for ratio in (0.8, 1.0))])
 def test_training_and_calibration_reach_the_target(ratio):
     recipe = tiny(budget__ratio=ratio, gates__temperature=0.7)
     net, target = network(recipe), recipe.budget_macs()

@@ -47,7 +47,11 @@ def recipe_of(preset="dit_b0", **changes):
     return tiny(data__train_size=16, data__val_size=4).override(grid | NOTHING | changes)
 
 
-@pytest.mark.parametrize(("preset", "name"), NAMES.items(), ids=list(NAMES))
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [pytest.param(*pair, marks=pytest.mark.slow if "swin" in pair[0] else ()) for pair in NAMES.items()],
+    ids=list(NAMES),
+)
 def test_the_staircase_starts_as_the_pretrained_network(preset, name, tmp_path):
     model = oracle(name)
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
