@@ -1,10 +1,11 @@
 # make demo   the whole journey on real data      make test   every quick test
 # make check  ruff, mypy, import-linter            make bench  the measured tables
+# make gpu    the tests that need a CUDA device, then its table
 # Each target sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench gpu clean
 
 setup: .venv/.ready
 
@@ -33,6 +34,10 @@ check: setup
 
 bench: setup
 	for script in cost routing supernet latency; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

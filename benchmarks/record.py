@@ -17,7 +17,7 @@ from routespace.files import write_json
 def record(path: Path, device: str, result: dict[str, Any]) -> None:
     """Write a result as JSON, with the `device` ('cpu', 'cuda') that it was measured on."""
     machine = {
-        "device": this_device(device, 1).name,
+        "device": this_device(torch.device(device), 1).name,
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "torch": torch.__version__,

@@ -18,6 +18,8 @@ from routespace.nn.packing.rows import spread_rows, take
 
 # Padding may waste so many MACs an image before a loop over images takes less time: what one call costs.
 CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
+FLASH_FROM = (8, 0)  # compute capability
+FLASH_MULTIPLE, FLASH_MOST = 8, 256  # numbers of a head
 
 
 def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTokens | PackTables) -> Tensor:
@@ -36,7 +38,7 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
         return padded_attention(queries, keys, values, keep.rows, keep.tokens)
     if keep.per_image is not None:
         return equal_attention(queries, keys, values)
-    if queries.is_cuda and queries.dtype in (torch.float16, torch.bfloat16):
+    if _fits_flash(queries):
         return varlen_attention(queries, keys, values, keep)
     if isinstance(keep, PackTables):
         assert keep.slots is not None
@@ -45,6 +47,19 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
     parts = zip(torch.split(queries, keep.lengths), torch.split(keys, 1), torch.split(values, 1), strict=True)
     return torch.cat([equal_attention(q, k, v) for q, k, v in parts if len(q)])
+
+
+def _fits_flash(queries: Tensor) -> bool:
+    """Whether flash attention takes (n, h, d) queries as they are: on CUDA, in half precision, of a fitting d."""
+    d = queries.shape[2]
+    if not queries.is_cuda or queries.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return d % FLASH_MULTIPLE == 0 and d <= FLASH_MOST and _has_flash()
+
+
+@torch.compiler.assume_constant_result
+def _has_flash() -> bool:
+    return torch.cuda.get_device_capability() >= FLASH_FROM
 
 
 def _padding_pays(padded: int, queries: Tensor, keys: Tensor) -> bool:
