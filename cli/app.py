@@ -26,6 +26,7 @@ from routespace.cli import (
     evaluate,
     export,
     extract,
+    predict,
     profile,
     recipes,
     search,
@@ -137,7 +138,7 @@ app = typer.Typer(
     "train it as a supernet under a budget, extract a small network, and verify that it is the same one.",
     epilog="Start with `routespace demo`: the whole journey on real handwritten digits in a few minutes.",
 )
-for module in (build, train, evaluate, search, extract, verify, recipes, cost, profile, export, demo):
+for module in (build, train, evaluate, predict, search, extract, verify, recipes, cost, profile, export, demo):
     app.command(module.NAME, epilog=f"Example:  {module.EXAMPLE}")(allowing_families(module.run))
 app.add_typer(data.app, name=data.NAME)
 

@@ -42,8 +42,8 @@ def run(
     """
     from routespace.cli.arguments import named_recipe, one_of
     from routespace.cli.status import busy, loading
+    from routespace.deploy.folder import net_folder
     from routespace.files import require_place
-    from routespace.workflow.subjects import net_folder
 
     one_of("split", split, SPLITS)
     net_folder(source)

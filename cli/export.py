@@ -30,8 +30,8 @@ def run(
     from routespace.cli.arguments import several_of, size_pair
     from routespace.cli.render import mega
     from routespace.cli.status import busy, loading
+    from routespace.deploy.folder import net_folder
     from routespace.files import require_place
-    from routespace.workflow.subjects import net_folder
 
     formats, size = several_of("format", form, tuple(EXPORTERS)), size_pair(image_size)
     net_folder(source)

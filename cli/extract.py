@@ -48,10 +48,9 @@ def run(
     from routespace.cli.arguments import named_recipe, one_of, parse_limits, parse_macs
     from routespace.cli.render import draw, legend
     from routespace.cli.status import busy, loading
-    from routespace.deploy.folder import require_bundle_place
+    from routespace.deploy.folder import net_folder, require_bundle_place
     from routespace.errors import command_line
     from routespace.grid.resources import joined_limits
-    from routespace.workflow.subjects import net_folder
 
     one_of("method", method, METHODS)
     given = named_recipe(recipe)

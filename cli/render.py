@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from routespace.grid.architecture import Architecture
@@ -74,17 +75,23 @@ def big(count: int) -> str:
     return f"{10**rest:.2f}e{int(exponent)}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    """Print a table: the first column to the left, the others to the right.
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    *,
+    left: Sequence[str] = (),
+) -> None:
+    """Print a table: the first column and those in `left` to the left, the others to the right.
 
     Nothing is cut, for people type what they read: in a narrow terminal the columns stand closer together, and
     what is wider still is left to the terminal to wrap.
     """
     frame = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        frame.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        frame.add_row(*("–" if cell is None else str(cell) for cell in row))
+        frame.add_column(column, justify="left" if i == 0 or column in left else "right", no_wrap=True)
+    for row in rows:  # as Text: what stands in brackets is part of a name
+        frame.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
     screen, unlimited = console(), console(UNLIMITED)
     if unlimited.measure(frame).maximum > screen.width:
         frame.padding = (0, 1, 0, 0)

@@ -71,8 +71,8 @@ def run(
 
 def _require_network(start: Path) -> None:
     """Raise BundleError for what `--from` cannot take."""
+    from routespace.deploy.folder import net_folder
     from routespace.errors import BundleError
-    from routespace.workflow.subjects import net_folder
 
     if start.is_file():
         way = f"--set {shlex.quote(f'train.weights={start}')}"

@@ -30,7 +30,7 @@ def run(
     """
     from routespace.cli.arguments import size_pair
     from routespace.cli.status import busy, loading
-    from routespace.workflow.subjects import net_folder
+    from routespace.deploy.folder import net_folder
 
     size = size_pair(image_size)
     if tolerance is not None and not 0 <= tolerance < float("inf"):  # nan is neither

@@ -44,6 +44,7 @@ _PUBLIC = {
     "routespace.deploy.bundle": ("Card", "save_bundle", "load_bundle"),
     "routespace.deploy.export.write": ("export", "load_exported"),
     "routespace.deploy.latency.profiling": ("profile",),
+    "routespace.deploy.predict.predictor": ("Predictor",),
     # looking at it
     "routespace.draw.grid": ("draw_grid",),
     # a command's work
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from routespace.deploy.export.write import load_exported as load_exported
     from routespace.deploy.extract import extract as extract
     from routespace.deploy.latency.profiling import profile as profile
+    from routespace.deploy.predict.predictor import Predictor as Predictor
     from routespace.deploy.verify import verify as verify
     from routespace.draw.grid import draw_grid as draw_grid
     from routespace.errors import BudgetError as BudgetError

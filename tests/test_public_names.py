@@ -21,6 +21,7 @@ PUBLIC = [
     "GridError",
     "GridSpec",
     "MissingDependencyError",
+    "Predictor",
     "Recipe",
     "RouteNet",
     "RouteOutput",

@@ -1,4 +1,4 @@
-"""Bundle folders as places: what one is, and where one may be written. No torch, so that it is asked first."""
+"""Folders as places: what a bundle is, where one may be written, where a network lies. No torch: asked first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from routespace import file_names
-from routespace.errors import BundleError
+from routespace.errors import BundleError, command_line
 from routespace.files import require_place
 
 
@@ -40,3 +40,19 @@ def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None
         raise BundleError(
             f"{folder}: holds a bundle already; give a new folder, or replace it with --overwrite (overwrite=True)"
         )
+
+
+def net_folder(folder: Path) -> Path:
+    """Where a run (`net/`) or a bundle (itself) keeps its network.
+
+    Raises:
+        BundleError: neither; the message tells what is there instead.
+    """
+    for place in (folder / file_names.NET, folder):
+        if (place / file_names.NETWORK).exists():
+            return place
+    if (folder / file_names.RECIPE).exists():
+        again = command_line("train", folder, "--resume")
+        raise BundleError(f"{folder}: the run is not finished; it goes on with: {again}")
+    state = "is a file" if folder.is_file() else "has no network" if folder.exists() else "does not exist"
+    raise BundleError(f"{folder}: {state}; give the folder of a finished run or of a bundle")

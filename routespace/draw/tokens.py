@@ -65,7 +65,8 @@ def draw_tokens(
 
     Args:
         architecture: of the network that routed.
-        images: (B, 3, H, W) floats in 0…1, as they are to be seen; the first twelve are drawn.
+        images: (B, 1, 3 or 4, H, W) floats in 0…1, grey, RGB or RGBA, as they are to be seen; the first twelve are
+            drawn.
         routes: of the network's pass over the same images.
         path: where to; the ending chooses the format.
         labels: a word below each image.
@@ -82,7 +83,7 @@ def draw_tokens(
         raise SpecError(f"images: {len(images)} given, but {routed} were routed; give the same batch")
     height, width = images.shape[-2:]
     rates = [rate for rate in architecture.spec.rates if _transformers(architecture, rate)]
-    pictures = images[:MOST_IMAGES].detach().cpu().permute(0, 2, 3, 1).clamp(0, 1).numpy()
+    pictures = _rgb(images[:MOST_IMAGES].detach().cpu().permute(0, 2, 3, 1).clamp(0, 1).numpy())
     columns, rows = 1 + len(rates), len(pictures)
     size = (SIDE_INCHES * columns, (SIDE_INCHES + 0.25) * rows + 0.4)
     figure = Figure(figsize=size, layout="constrained")
@@ -99,6 +100,15 @@ def draw_tokens(
             shown = picture * (DARK + (1 - DARK) * light)
             _show(grid[row, column], shown, f"{shares[row].mean():.0%}")
     return save_figure(figure, path)
+
+
+def _rgb(pictures: NDArray[Any]) -> NDArray[Any]:
+    """(B, H, W, 1, 3 or 4) → (B, H, W, 3): what is transparent shows white."""
+    if pictures.shape[-1] == 4:
+        alpha = pictures[..., 3:]
+        seen: NDArray[Any] = pictures[..., :3] * alpha + (1 - alpha)
+        return seen
+    return pictures.repeat(3, axis=-1) if pictures.shape[-1] == 1 else pictures
 
 
 def _transformers(architecture: Architecture, rate: int) -> list[str]:

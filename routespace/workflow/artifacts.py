@@ -11,7 +11,7 @@ from pathlib import Path
 
 from routespace import file_names
 from routespace.deploy.bundle import Card, load_bundle
-from routespace.deploy.folder import is_bundle
+from routespace.deploy.folder import is_bundle, net_folder
 from routespace.errors import BundleError
 from routespace.grid.usage import Usage
 from routespace.nn.running import pick_device
@@ -19,7 +19,7 @@ from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.recipe.recipe import Recipe
-from routespace.workflow.subjects import load_usage, net_folder
+from routespace.workflow.subjects import load_usage
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from routespace import file_names
-from routespace.errors import BundleError, GridError, SpecError, command_line
+from routespace.deploy.folder import net_folder
+from routespace.errors import BundleError, GridError, SpecError
 from routespace.files import read_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -102,19 +103,3 @@ def load_usage(folder: Path, grid: RoutingGrid) -> Usage | None:
     """What a run measured on validation; None where there is no `usage.json`."""
     path = folder / file_names.USAGE
     return usage_from_json(read_json(path, wanted="a run's usage.json"), grid) if path.exists() else None
-
-
-def net_folder(folder: Path) -> Path:
-    """Where a run (`net/`) or a bundle (itself) keeps its network.
-
-    Raises:
-        BundleError: neither; the message tells what is there instead.
-    """
-    for place in (folder / file_names.NET, folder):
-        if (place / file_names.NETWORK).exists():
-            return place
-    if (folder / file_names.RECIPE).exists():
-        again = command_line("train", folder, "--resume")
-        raise BundleError(f"{folder}: the run is not finished; it goes on with: {again}")
-    state = "is a file" if folder.is_file() else "has no network" if folder.exists() else "does not exist"
-    raise BundleError(f"{folder}: {state}; give the folder of a finished run or of a bundle")

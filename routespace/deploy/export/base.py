@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,11 +46,13 @@ class LoadedNet:
         names: of the outputs.
         metadata: what the file tells about the network.
         run: images (N, C, H, W) → its outputs.
+        batch: how many images it takes at once; None for any number. Ours take any, others' files may not.
     """
 
     names: tuple[str, ...]
     metadata: Mapping[str, str]
     run: Callable[[Tensor], tuple[Tensor, ...]]
+    batch: int | None = None
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
         """(N, C, H, W) normalised pixels → the logits (N, classes), or a tuple where there are several outputs."""
@@ -60,6 +62,22 @@ class LoadedNet:
         return found[0] if len(found) == 1 else found
 
 
+class Load(Protocol):
+    """How a file is read again."""
+
+    def __call__(self, path: Path, device: str | None = None) -> LoadedNet:
+        """The network in a file.
+
+        Args:
+            path: the file.
+            device: where to run: `auto`, `cpu`, `cuda` or `cuda:1`; None for the runtime's own choice.
+
+        Raises:
+            SpecError: a device that the format's runtime does not compute on.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Exporter:
     """A file format.
@@ -67,7 +85,8 @@ class Exporter:
     Attributes:
         name: what it is called.
         suffix: of its files.
-        needs: packages that it needs, beyond those that are always there.
+        needs: packages that writing needs, beyond those that are always there.
+        runs_with: packages that reading needs.
         types: element types of the networks that it can hold, as torch calls them.
         write: makes the file and returns operator → how often it stands in the graph.
         load: reads it again.
@@ -76,6 +95,7 @@ class Exporter:
     name: str
     suffix: str
     needs: tuple[str, ...]
+    runs_with: tuple[str, ...]
     types: tuple[str, ...]
     write: Callable[[Prepared, Path], Mapping[str, int]]
-    load: Callable[[Path], LoadedNet]
+    load: Load

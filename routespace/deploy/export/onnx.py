@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
+from routespace.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,8 +54,10 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(attribute.g)
 
 
-def _load(path: Path) -> LoadedNet:
+def _load(path: Path, device: str | None = None) -> LoadedNet:
     """The network as ONNX Runtime computes it on the CPU."""
+    if device not in (None, "auto", "cpu"):
+        raise SpecError(f"device: {device!r:.40} is not there for .onnx files; they run on the cpu here")
     import onnxruntime
     import torch
 
@@ -62,14 +65,16 @@ def _load(path: Path) -> LoadedNet:
     options.log_severity_level = ERRORS_ONLY
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    dtype = torch.float16 if session.get_inputs()[0].type == "tensor(float16)" else torch.float32
+    (fed,) = session.get_inputs()
+    dtype = torch.float16 if fed.type == "tensor(float16)" else torch.float32
+    batch = fed.shape[0] if isinstance(fed.shape[0], int) else None  # a free one has a name
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        fed = {"images": images.to("cpu", dtype).numpy()}
-        return tuple(torch.from_numpy(found) for found in session.run(None, fed))
+        numbers = images.to("cpu", dtype).numpy()
+        return tuple(torch.from_numpy(found) for found in session.run(None, {fed.name: numbers}))
 
     names = tuple(output.name for output in session.get_outputs())
-    return LoadedNet(names, dict(session.get_modelmeta().custom_metadata_map), run)
+    return LoadedNet(names, dict(session.get_modelmeta().custom_metadata_map), run, batch)
 
 
 def onnx_exporter(*, opset: int | None = None) -> Exporter:
@@ -78,6 +83,7 @@ def onnx_exporter(*, opset: int | None = None) -> Exporter:
         name="onnx",
         suffix=".onnx",
         needs=("onnx", "onnxscript", "onnxruntime"),
+        runs_with=("onnxruntime",),
         types=("float32", "float16"),  # it has no convolutions of others on a CPU
         write=partial(_write, opset=opset),
         load=_load,

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.files import json_text
@@ -31,26 +31,41 @@ def _write(prepared: Prepared, path: Path) -> Mapping[str, int]:
     return Counter(str(node.target).removeprefix("aten.") for node in calls)
 
 
-def _load(path: Path) -> LoadedNet:
-    """The program as torch runs it, on the device that it was traced on, where images are moved."""
+def _load(path: Path, device: str | None = None) -> LoadedNet:
+    """The program as torch runs it; without a device on the one that it was traced on. Images are moved there."""
     import torch
+    from torch.export.passes import move_to_device_pass
+
+    from routespace.nn.running import pick_device
 
     extra = {METADATA: ""}
-    module = torch.export.load(path, extra_files=extra).module()
-    metadata, weight = json.loads(extra[METADATA] or "{}"), next(module.parameters())
+    program = torch.export.load(path, extra_files=extra)
+    if device is not None:
+        program = move_to_device_pass(program, pick_device(device))
+    metadata, module = json.loads(extra[METADATA] or "{}"), program.module()
+    weight = next(module.parameters())
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             found = module(images.to(weight.device, weight.dtype))
         return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
-    return LoadedNet(tuple(json.loads(metadata.get("outputs", "[]"))), metadata, run)
+    return LoadedNet(tuple(json.loads(metadata.get("outputs", "[]"))), metadata, run, _batch(program))
+
+
+def _batch(program: Any) -> int | None:
+    """How many images a program takes at once; None for any number."""
+    inputs = program.graph_signature.user_inputs
+    fed = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs)
+    count = fed.meta["val"].shape[0]
+    return count if isinstance(count, int) else None
 
 
 PT2 = Exporter(
     name="pt2",
     suffix=".pt2",
     needs=(),
+    runs_with=(),
     types=("float32", "bfloat16", "float16", "float64"),
     write=_write,
     load=_load,

@@ -77,20 +77,26 @@ def export(
     )
 
 
-def load_exported(path: Path | str) -> LoadedNet:
+def load_exported(path: Path | str, *, device: str | None = None) -> LoadedNet:
     """An exported network, to be called with images: (N, C, H, W) → logits (N, classes).
 
+    Args:
+        path: the file.
+        device: where to run: `auto`, `cpu`, `cuda` or `cuda:1`; None for the format's own choice.
+
     Raises:
-        SpecError: a file of no known format.
+        SpecError: a file of no known format, or a device that its runtime does not compute on.
         MissingDependencyError: a package that the format needs is not installed.
         BundleError: the file cannot be read.
     """
     path, exporter = Path(path), exporter_of(path)
     if not path.is_file():
         raise BundleError(f"{path}: no such file; give one that `export` wrote")
-    require(exporter)
+    require(exporter.runs_with, f"running {exporter.suffix} files")
     try:
-        return exporter.load(path)
+        return exporter.load(path, device)
+    except RoutespaceError:
+        raise
     except Exception as error:  # each runtime has exceptions of its own
         _pass_interrupts(error)
         raise BundleError(
@@ -143,7 +149,7 @@ def export_as(
         for batch in CHECKED_BATCHES:  # an image size that does not fit ends here
             images = example_images(net, batch, image_size, seed=batch)
             pairs.append((images, _by_name(module, module(images))))
-        require(exporter)
+        require(exporter.needs, f"export to {exporter.name}")
         traced = example_images(net, TRACED_BATCH, image_size)
         prepared = Prepared(module, traced, _about(net, traced, metadata or {}))
         with replaced(path) as partial:
@@ -167,20 +173,23 @@ def _difference(loaded: LoadedNet, pairs: Sequence[tuple[Tensor, dict[str, Tenso
     return max(difference(expected, given) for (_, expected), given in zip(pairs, found, strict=True))
 
 
-def require(exporter: Exporter) -> None:
-    """Raise MissingDependencyError, with the install command, for a format whose packages are not there.
+def require(packages: Sequence[str], what: str) -> None:
+    """Import packages.
+
+    Args:
+        packages: that a format needs.
+        what: they are needed for.
 
     Raises:
+        MissingDependencyError: with the install command, when one is not there.
         KeyboardInterrupt: Ctrl-C while they were imported, which libraries take for a missing part of theirs.
     """
-    for name in exporter.needs:
+    for name in packages:
         try:
             importlib.import_module(name)
         except ImportError as error:
             _pass_interrupts(error)
-            raise MissingDependencyError(
-                f"export to {exporter.name} needs {name}; install it with: {INSTALL}"
-            ) from error
+            raise MissingDependencyError(f"{what} needs {name}; install it with: {INSTALL}") from error
 
 
 def _silent(_: str) -> None:

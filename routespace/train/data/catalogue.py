@@ -11,7 +11,6 @@ No torch here.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from PIL import Image
 
 from routespace.errors import DataError
+from routespace.picture_files import plain_name
 from routespace.pictures import Colour, header, read_picture, why_unreadable
 
 Split = Literal["train", "val", "test"]
@@ -114,11 +114,6 @@ class FileReader:
                 return None
         except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
             return f"{place}: {why_unreadable(error, place)}"
-
-
-def plain_name(text: str) -> str:
-    """A name whose accents are written one way: macOS writes them another way than Linux does."""
-    return unicodedata.normalize("NFC", text)
 
 
 def plain_key(path: PurePath) -> str:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from routespace.errors import DataError
-from routespace.pictures import picture_suffixes
+from routespace.picture_files import pictures_below, plain_name, visible
 from routespace.train.data.catalogue import (
     Entry,
     FileReader,
     Listed,
     Split,
     examples,
-    plain_name,
     require_root,
 )
 from routespace.train.recipe.data import FolderSpec
@@ -31,10 +30,6 @@ NAMES: dict[Split, tuple[str, ...]] = {  # of the folders of each part, in any c
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-# What macOS, Windows and network drives leave behind, in lower case; names with a dot in front are hidden.
-LEFT_BEHIND = frozenset(
-    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir"}
-)
 LOOSE = "files outside class folders"
 
 
@@ -108,13 +103,13 @@ def list_folder(folder: Path) -> Listed:
     entries: list[Entry] = []
     for path in _folders(folder):
         name, others = plain_name(path.name), Counter[str]()
-        found = [Entry(file, name, _key(file, path)) for file in _pictures(str(path), others)]
+        found = [Entry(file, name, _key(file, path)) for file in pictures_below(str(path), others)]
         if not found:
             told = f" (left out: {told_left_out(others)})" if others else ""
             raise DataError(f"{path}: the class folder holds no pictures{told}; put some in, or remove it")
         entries += found
         left_out += others
-    loose = sum(1 for item in _visible(folder) if not item.is_dir())
+    loose = sum(1 for item in visible(folder) if not item.is_dir())
     if loose:
         left_out[LOOSE] += loose
     if not entries:
@@ -129,44 +124,10 @@ def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
     return examples((f"{kind} {count}" for kind, count in ordered), most=8)
 
 
-def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What a folder holds, by name, without hidden and left-behind things.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with os.scandir(folder) as items:
-            found = [item for item in items if not hidden(item.name)]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}); allow it, or remove the folder") from error
-    return sorted(found, key=lambda item: plain_name(item.name))
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder of that name is passed over without a word."""
-    return name.startswith(".") or name.lower() in LEFT_BEHIND
-
-
 def _folders(folder: Path) -> Iterator[Path]:
-    return (Path(item.path) for item in _visible(folder) if item.is_dir())
+    return (Path(item.path) for item in visible(folder) if item.is_dir())
 
 
 def _key(file: str, folder: Path) -> str:
     """A picture's own path below its class folder."""
     return plain_name(file[len(str(folder)) + 1 :].replace(os.sep, "/"))
-
-
-def _pictures(folder: str, others: Counter[str], inside: tuple[str, ...] = ()) -> Iterator[str]:
-    """Every picture below a folder; files of other kinds are counted in `others`. Linked folders are followed."""
-    real = os.path.realpath(folder)
-    if real in inside:
-        raise DataError(f"{folder}: is a link to a folder around it; remove the link")
-    for item in _visible(folder):
-        ending = os.path.splitext(item.name)[1].lower()
-        if item.is_dir():
-            yield from _pictures(item.path, others, (*inside, real))
-        elif ending in picture_suffixes():
-            yield item.path
-        else:
-            others[ending or "files without an ending"] += 1

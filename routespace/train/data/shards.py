@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from routespace.errors import DataError
+from routespace.picture_files import plain_name
 from routespace.pictures import Colour, header, picture_suffixes, read_picture, why_unreadable
-from routespace.train.data.catalogue import Entry, Listed, Split, plain_name, require_root
+from routespace.train.data.catalogue import Entry, Listed, Split, require_root
 from routespace.train.recipe.data import WebDatasetSpec
 
 NAME_FILES = ("classes.txt", "classnames.txt")  # a class name a line, beside the shards

@@ -7,7 +7,8 @@ from collections import defaultdict
 from pathlib import Path, PurePath
 
 from routespace.errors import DataError
-from routespace.train.data.catalogue import Entry, FileReader, Listed, Split, plain_key, plain_name, require_root
+from routespace.picture_files import plain_name
+from routespace.train.data.catalogue import Entry, FileReader, Listed, Split, plain_key, require_root
 from routespace.train.data.folder import NAMES
 from routespace.train.recipe.data import CsvSpec
 

@@ -11,8 +11,9 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 
 from routespace.errors import DataError, MissingDependencyError
+from routespace.picture_files import plain_name
 from routespace.pictures import Colour, as_channels, quiet_pillow, read_picture
-from routespace.train.data.catalogue import Entry, Listed, Split, plain_name
+from routespace.train.data.catalogue import Entry, Listed, Split
 from routespace.train.recipe.data import TimmSpec
 
 

@@ -1,0 +1,202 @@
+"""`routespace predict`: names what is on images, with a run, a bundle or an exported file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from routespace.cli.options import AsJson, Device
+from routespace.files import json_text, require_place, write_bytes
+
+if TYPE_CHECKING:
+    from routespace.deploy.predict.images import Pictures
+    from routespace.deploy.predict.predictor import Prediction, Predictor
+
+NAME = "predict"
+EXAMPLE = "routespace predict small/ photos/ --top 3"
+STDIN = STDOUT = "-"
+SHOWN = 20  # unreadable pictures, and classes of the summary, that are named
+
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE|RUN|FILE", help="A trained network, or a .onnx or .pt2 file."),
+]
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE|FOLDER|-...", help="What to look at; - reads paths, a line each, or an image from stdin."
+    ),
+]
+Top = Annotated[int, typer.Option(min=1, help="How many classes to name.")]
+ToCsv = Annotated[str | None, typer.Option("--csv", help="Write a table to this file; - prints it.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images that are run at once.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read images; 0: this one.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw which tokens of the first images were computed.")]
+
+
+def run(
+    source: Source,
+    images: Images,
+    top: Top = 5,
+    as_json: AsJson = False,
+    to_csv: ToCsv = None,
+    batch: BatchSize = 32,
+    workers: Workers = 0,
+    device: Device = "auto",
+    picture: Picture = None,
+) -> None:
+    """Name what is on images, fed exactly as in evaluation.
+
+    Of a folder every picture at any depth is taken, by name. Pictures that cannot be read are named and left out;
+    only when none can be read does the command fail.
+    """
+    from routespace.cli.status import busy, loading
+    from routespace.deploy.predict.network import require_network
+    from routespace.errors import SpecError
+
+    if as_json and to_csv == STDOUT:
+        raise SpecError("csv: --csv - and --json both print; give --csv a file, or leave one of them out")
+    table_file = None if to_csv in (None, STDOUT) else Path(to_csv or "")
+    require_network(source)
+    for place in (picture, table_file):
+        if place is not None:
+            require_place(place)
+    pictures = pictures_of(images)
+    with loading():
+        from routespace.deploy.predict.predictor import Predictor
+        from routespace.workflow.predicting import paint_predictions, paintable
+    predictor = Predictor(source, device, batch, workers=workers)
+    if picture is not None:
+        paintable(predictor, picture)
+    with busy("predicting") as say:
+        found = predicted(predictor, pictures, top, say)
+        if picture is not None:
+            paint_predictions(predictor, pictures, picture)
+    if table_file is not None:
+        write_bytes(table_file, csv_text(found).encode("utf-8", "surrogateescape"))
+    if as_json:
+        print(json_text([as_data(prediction) for prediction in found]))
+    elif to_csv == STDOUT:
+        print(printable(csv_text(found)), end="")
+    elif table_file is not None:
+        print(printable(f"{table_file}  {summary(found)}"))
+    else:
+        show(found, single=pictures.single)
+
+
+def pictures_of(given: Sequence[str]) -> Pictures:
+    """The images that the arguments name; raises DataError when there are none."""
+    from routespace.deploy.predict.images import gather
+
+    if STDIN in given:
+        return _from_stdin(sys.stdin.buffer.read())
+    return gather(given[0] if len(given) == 1 else given)
+
+
+def _from_stdin(content: bytes) -> Pictures:
+    """One image, or those whose paths stand there, a line each or with zero bytes between them (find -print0)."""
+    from routespace.deploy.predict.images import Picture, Pictures, gather
+    from routespace.errors import DataError
+    from routespace.pictures import header, quiet_pillow
+
+    try:
+        with quiet_pillow(), header(io.BytesIO(content)):
+            return Pictures([Picture(STDIN, io.BytesIO(content))], single=True)
+    except Exception:  # Pillow's readers raise whatever makes them stumble
+        lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    paths = [os.fsdecode(line) for line in lines if line.strip()]
+    if not any(os.path.lexists(path) for path in paths):
+        state = "is empty" if not content else "holds neither an image that Pillow can read nor paths of images"
+        raise DataError(f"stdin: {state}; give an image, or paths with one a line")
+    return gather(paths)
+
+
+def predicted(predictor: Predictor, pictures: Pictures, top: int, say: Callable[[str], None]) -> list[Prediction]:
+    """What is on the images that can be read; the others are named on stderr.
+
+    Raises:
+        DataError: none can be read.
+    """
+    from routespace.errors import DataError
+    from routespace.train.data.folder import told_left_out
+
+    found: list[Prediction] = []
+    unread: list[DataError] = []
+    total = len(pictures.items)
+    for prediction in predictor.stream(pictures, top=top, unreadable=unread.append):
+        found.append(prediction)
+        say(f"predicting, {len(found)} of {total} images")
+    if not found:
+        raise unread[0] if total == 1 else DataError(f"none of the {total} images can be read; first {unread[0]}")
+    for error in unread[:SHOWN]:
+        _tell(f"warning: {error}")
+    if unread:
+        _tell(f"warning: {len(unread)} of {total} images cannot be read and are left out")
+    if pictures.left_out:
+        _tell(f"left out: {told_left_out(pictures.left_out)}")
+    return found
+
+
+def _tell(line: str) -> None:
+    typer.echo(printable(line), err=True)
+
+
+def show(found: Sequence[Prediction], *, single: bool) -> None:
+    """Print predictions: an image's classes below each other, those of several in a row each."""
+    from routespace.cli.render import percent, table
+
+    if single:
+        table(("class", "score"), [(printable(name), percent(score)) for name, score in _ranked(found[0])])
+        return
+    rows = []
+    for prediction in found:
+        others = ", ".join(f"{name} {percent(score)}" for name, score in _ranked(prediction)[1:])
+        row = (prediction.path or "", prediction.label, percent(prediction.score), others)
+        rows.append([printable(cell) for cell in row])
+    columns = ("image", "class", "score", "then")
+    table(columns, rows, left=("class", "then"))
+    if len(found) > 1:
+        print(printable(summary(found)))
+
+
+def summary(found: Iterable[Prediction]) -> str:
+    """How many images there were, and of which classes: `14 images: ant 9, cat 5`."""
+    counts = Counter(prediction.label for prediction in found).most_common()
+    named = ", ".join(f"{name} {count}" for name, count in counts[:SHOWN])
+    total = sum(count for _, count in counts)
+    return f"{total} {'image' if total == 1 else 'images'}: {named}{', …' if len(counts) > SHOWN else ''}"
+
+
+def as_data(prediction: Prediction) -> dict[str, object]:
+    """A prediction as JSON data."""
+    top = [{"label": name, "score": score} for name, score in _ranked(prediction)]
+    return {"path": prediction.path, "label": prediction.label, "score": prediction.score, "top": top}
+
+
+def csv_text(found: Sequence[Prediction]) -> str:
+    """A table with a header: path, label, score, and label_2, score_2 and so on."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    more = range(2, len(found[0].labels) + 1)
+    writer.writerow(["path", "label", "score", *(f"{name}_{i}" for i in more for name in ("label", "score"))])
+    for prediction in found:
+        ranked = [cell for name, score in _ranked(prediction) for cell in (name, f"{score:.6f}")]
+        writer.writerow([prediction.path or "", *ranked])
+    return text.getvalue()
+
+
+def printable(text: str) -> str:
+    """A text whose bytes that are no UTF-8, as in old file names, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _ranked(prediction: Prediction) -> list[tuple[str, float]]:
+    return list(zip(prediction.labels, prediction.scores, strict=True))

@@ -1,0 +1,131 @@
+"""What is given to predict on, as a list of pictures; and how they are read. No torch here.
+
+Shapes: H, W pixels · C channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from routespace.errors import DataError, SpecError
+from routespace.picture_files import pictures_below
+from routespace.pictures import why_unreadable
+from routespace.preprocess import Preprocess
+
+Place = str | os.PathLike[str]
+Pixels = Image.Image | NDArray[np.uint8]
+Given = Place | Pixels | BinaryIO  # one image, or a folder of them
+Several = Sequence[Given] | Iterator[Given]
+WANTED = "paths, folders, PIL images, or uint8 arrays (H, W, C)"
+
+
+class Picture(NamedTuple):
+    """An image to predict on.
+
+    Attributes:
+        path: where it lies; None for one that was given as pixels or as an open file.
+        source: a path, an open file, or a PIL image.
+    """
+
+    path: str | None
+    source: Any
+
+
+@dataclass
+class Pictures:
+    """Images to predict on.
+
+    Attributes:
+        items: in the order in which they were given, those of a folder by name.
+        single: one image was given, not a list or a folder.
+        left_out: what a folder holds besides, such as ".txt" → 3.
+    """
+
+    items: list[Picture] = field(default_factory=list)
+    single: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def gather(images: Given | Iterable[Given]) -> Pictures:
+    """The images that are meant.
+
+    Args:
+        images: a path, a folder (its pictures at any depth, without hidden ones), a PIL image, an array (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, an open binary file, or several of these.
+
+    Raises:
+        DataError: no such file, or a folder without pictures.
+        SpecError: something else was given.
+    """
+    found = Pictures()
+    if isinstance(images, str | os.PathLike):
+        if not Path(images).exists():
+            raise DataError(f"{images}: no such file or folder; give an image, or a folder of images")
+        _add(found, images)
+        found.single = not Path(images).is_dir()
+    elif isinstance(images, Image.Image | np.ndarray) or hasattr(images, "read"):
+        _add(found, images)
+        found.single = True
+    elif isinstance(images, Iterable) and not isinstance(images, bytes):
+        for given in images:
+            _add(found, given)
+    else:
+        raise SpecError(f"images: a {type(images).__name__} was given; give {WANTED}")
+    return found
+
+
+def _add(found: Pictures, given: Any) -> None:
+    if isinstance(given, str | os.PathLike):
+        path = os.fspath(given)
+        found.items += _in_folder(path, found.left_out) if os.path.isdir(path) else [Picture(path, path)]
+    elif isinstance(given, np.ndarray):
+        found.items.append(Picture(None, _from_array(given)))
+    elif isinstance(given, Image.Image) or hasattr(given, "read"):
+        found.items.append(Picture(None, given))
+    else:
+        raise SpecError(f"images: a {type(given).__name__} was given; give {WANTED}")
+
+
+def _in_folder(folder: str, left_out: Counter[str]) -> list[Picture]:
+    found = [Picture(path, path) for path in pictures_below(folder, left_out)]
+    if not found:
+        others = ", ".join(f"{kind} {count}" for kind, count in left_out.most_common(5))
+        told = f" ({others})" if others else ""
+        raise DataError(f"{folder}: no pictures in this folder{told}; give an image, or a folder of images")
+    return found
+
+
+def _from_array(pixels: NDArray[Any]) -> Image.Image:
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise SpecError(
+            f"images: an array {shape} of {pixels.dtype} was given; give uint8 (H, W, C) with 1, 3 or 4 channels, "
+            f"several as a list"
+        )
+    if 0 in shape:
+        raise SpecError(f"images: an array {shape} was given, which has no pixels")
+    return Image.fromarray(pixels[:, :, 0] if len(shape) == 3 and shape[2] == 1 else pixels)
+
+
+def read(picture: Picture, preprocess: Preprocess) -> NDArray[np.float32]:
+    """An image as a network reads it: (C, H, W).
+
+    Raises:
+        DataError: it cannot be read; the message names it.
+    """
+    if not isinstance(picture.source, Image.Image):
+        return preprocess.read(picture.source, name=picture.path or getattr(picture.source, "name", "") or "image")
+    try:
+        return preprocess(picture.source)
+    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        name = getattr(picture.source, "filename", "") or "image"
+        raise DataError(f"{name}: {why_unreadable(error, name)}; replace or remove it") from error

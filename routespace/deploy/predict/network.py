@@ -1,0 +1,142 @@
+"""A trained network as something that gives logits, with what it says about its images: a folder's or a file's.
+
+Shape legend: N images · C channels · H, W pixels · K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routespace.deploy.export.formats import EXPORTERS, exporter_of
+from routespace.deploy.folder import is_bundle, net_folder
+from routespace.errors import BundleError, RoutespaceError, SpecError, reason
+from routespace.grid.families.base import Family
+from routespace.preprocess import Preprocess, load_preprocess, preprocess_from_json
+
+if TYPE_CHECKING:
+    from routespace.nn.task_net import TaskNet
+
+Feeding = tuple[Preprocess, tuple[str, ...]]  # how images go in, and the names of the outputs
+
+
+@dataclass(frozen=True)
+class OpenNetwork:
+    """A trained classifier, ready to run.
+
+    Attributes:
+        logits: (N, C, H, W) as preprocessing gives them → (N, K) float32.
+        told: what run, bundle or file says about its images and classes; None where it says nothing.
+        batch: images that it takes at once; None for any number.
+        net: the network itself; None for an exported file.
+    """
+
+    logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    told: Feeding | None
+    batch: int | None = None
+    net: TaskNet | None = None
+
+
+def require_network(path: Path | str) -> None:
+    """Raise unless a path can be a run, a bundle or an exported file. No torch: it is asked first.
+
+    Raises:
+        BundleError: it leads nowhere, or to a folder without a network.
+        SpecError: a file of no known format, or `preprocess.json` cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BundleError(f"{path}: does not exist; give a run, a bundle, or an exported file ({_endings()})")
+    if not path.is_dir():
+        exporter_of(path)
+        return
+    files = [file.name for file in sorted(path.iterdir()) if file.suffix in _endings().split(", ")]
+    if files and not is_bundle(path):
+        raise BundleError(f"{path}: is a folder of exported files; give one of them, such as {path / files[0]}")
+    net_folder(path)
+    load_preprocess(path)
+
+
+def open_network(path: Path | str, *, device: str | None = None, families: Iterable[Family] = ()) -> OpenNetwork:
+    """The network of a run, a bundle or an exported file.
+
+    Args:
+        path: where it lies.
+        device: where to run: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`; None for `auto`.
+        families: block families of your own that it may be made of.
+
+    Raises:
+        BundleError: no finished run, no bundle, or a damaged file.
+        SpecError: a file of no known format, no such device, or a network that is no classifier.
+        MissingDependencyError: the format needs a package that is not installed.
+    """
+    path = Path(path)
+    require_network(path)
+    return _of_folder(path, device or "auto", families) if path.is_dir() else _of_file(path, device or "auto")
+
+
+def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNetwork:
+    import torch
+
+    from routespace.deploy.bundle import load_bundle
+    from routespace.nn.running import as_input, pick_device
+    from routespace.nn.weights import load_net
+
+    place = pick_device(device)
+    if is_bundle(folder):
+        net = load_bundle(folder, families=families).net
+    else:
+        net = load_net(net_folder(folder), families=families)
+    net = net.eval().to(place).decide(execution="auto")
+    _require_classifier(folder, net.head.names)
+
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            found = net(as_input(net, torch.from_numpy(images))).logits
+        return np.asarray(found.float().cpu().numpy())
+
+    return OpenNetwork(logits, load_preprocess(folder), net=net)
+
+
+def _of_file(path: Path, device: str) -> OpenNetwork:
+    import torch
+
+    from routespace.deploy.export.write import load_exported
+
+    loaded = load_exported(path, device=device)
+    _require_classifier(path, loaded.names)
+
+    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            (found,) = loaded.run(torch.from_numpy(images))
+        except Exception as error:  # each runtime has exceptions of its own
+            raise RoutespaceError(f"{path}: cannot take images {images.shape} ({reason(error):.200})") from error
+        return np.asarray(found.float().cpu().numpy())
+
+    return OpenNetwork(logits, _told(path, loaded.metadata), batch=loaded.batch)
+
+
+def _told(path: Path, metadata: Mapping[str, str]) -> Feeding | None:
+    """What a file says in its metadata; where its format has no place for it, what lies beside it."""
+    if "preprocess" not in metadata:
+        return load_preprocess(path.parent)
+    try:
+        return preprocess_from_json(json.loads(metadata["preprocess"]))
+    except ValueError as error:  # SpecError is one
+        raise BundleError(f"{path}: its metadata cannot be read ({error}); export it again") from error
+
+
+def _require_classifier(path: Path, names: tuple[str, ...]) -> None:
+    """Raise SpecError for a network whose outputs are several, or maps."""
+    if len(names) > 1 or any(name.startswith("features") for name in names):
+        raise SpecError(f"{path}: gives {', '.join(names)}, no classes; give a classifier")
+
+
+def _endings() -> str:
+    return ", ".join(exporter.suffix for exporter in EXPORTERS.values())

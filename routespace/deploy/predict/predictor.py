@@ -1,0 +1,192 @@
+"""Predictor: what is on these images?
+
+    predictor = Predictor("small")                # a run, a bundle, model.onnx or model.pt2
+    found = predictor("photo.jpg")                # found.label, found.score
+    for found in predictor("photos"):             # a folder, a list of paths, PIL images, arrays
+        print(found.path, found.label, found.score)
+
+Images are read and prepared by the very code of evaluation, so on a folder the share of right answers is what
+`evaluate` says. Importing this needs no torch; a Predictor imports it when it is made.
+
+Shape legend: N images · C channels · H, W pixels · K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routespace.deploy.predict.batches import read_batches
+from routespace.deploy.predict.images import Given, Pictures, Pixels, Several, gather
+from routespace.deploy.predict.network import open_network
+from routespace.errors import BundleError, DataError, SpecError
+from routespace.grid.families.base import Family
+from routespace.preprocess import Preprocess
+
+BATCH_SIZE = 32
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about an image.
+
+    Attributes:
+        path: of the image; None for one that was given as pixels or as an open file.
+        labels: names of the likeliest classes, the likeliest first.
+        scores: of the same, 0…1; over all classes they sum up to 1.
+    """
+
+    path: str | None
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """Name of the likeliest class."""
+        return self.labels[0]
+
+    @property
+    def score(self) -> float:
+        """Its score, 0…1."""
+        return self.scores[0]
+
+
+class Predictor:
+    """A trained classifier that names what is on images.
+
+    A routed network computes what its gates decide; an exported file computes everything.
+
+    Args:
+        path: a finished run, a bundle, or an exported file (.onnx, .pt2).
+        device: where to run: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`; None for `auto`.
+        batch_size: images that are run at once. A file that takes another number at once gets that.
+        workers: processes that read images; with 0 this one does.
+        preprocess, classes: how images go in, and the names of the outputs in their order, for a network that does
+            not tell; without names its outputs are numbered.
+        families: block families of your own that it may be made of.
+
+    Attributes:
+        path, batch_size, workers, preprocess, classes: as given, or as the network tells.
+        net: the network itself; None for an exported file.
+
+    Raises:
+        BundleError: no finished run, no bundle, a damaged file, or one that does not tell how images go in.
+        SpecError: a file of no known format, no such device, no classifier, or another number of classes.
+        MissingDependencyError: the format needs a package that is not installed.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        device: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        *,
+        workers: int = 0,
+        preprocess: Preprocess | None = None,
+        classes: Sequence[str] = (),
+        families: Iterable[Family] = (),
+    ) -> None:
+        for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if number < least:
+                raise SpecError(f"{name}: {number} is not allowed; give {least} or more")
+        found = open_network(path, device=device, families=families)
+        if found.told is None and preprocess is None:
+            raise BundleError(
+                f"{path}: does not tell how images go in; write it with `routespace export` or `extract`, or give "
+                f"preprocess=Preprocess(size=(H, W)) and classes"
+            )
+        told_preprocess, told_classes = found.told or (preprocess, ())
+        self.path = Path(path)
+        self.preprocess: Preprocess = preprocess or told_preprocess  # type: ignore[assignment]  # one is there
+        self.classes = tuple(classes) or told_classes
+        self.batch_size, self.workers = found.batch or batch_size, workers
+        self.net = found.net
+        self._logits, self._fixed = found.logits, found.batch
+
+    @overload
+    def __call__(self, images: Pixels, *, top: int | None = ...) -> Prediction: ...
+    @overload
+    def __call__(self, images: Given, *, top: int | None = ...) -> Any: ...  # a folder's are several
+    @overload
+    def __call__(self, images: Several, *, top: int | None = ...) -> list[Prediction]: ...
+    def __call__(self, images: Given | Iterable[Given], *, top: int | None = TOP) -> Any:
+        """Name what is on images.
+
+        Args:
+            images: an image: a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or
+                an open binary file; or a folder (its pictures at any depth, by name), or several of these.
+            top: how many classes to name; None for all.
+
+        Returns:
+            The Prediction of one image; a list of them for a folder or several.
+
+        Raises:
+            DataError: an image cannot be read, or a folder has none; see `stream` to leave out unreadable ones.
+            SpecError: something else was given.
+        """
+        pictures = gather(images)
+        found = list(self.stream(pictures, top=top))
+        return found[0] if pictures.single else found
+
+    def stream(
+        self,
+        images: Given | Iterable[Given] | Pictures,
+        *,
+        top: int | None = TOP,
+        unreadable: Callable[[DataError], None] | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions one by one, batch after batch: for more images than shall be kept in memory.
+
+        Args:
+            images, top: as for a call.
+            unreadable: is called with the error of each image that cannot be read, which is then left out; without
+                it the error is raised.
+
+        Raises:
+            DataError, SpecError: as for a call.
+        """
+        if top is not None and top < 1:
+            raise SpecError(f"top: {top} is not allowed; give 1 or more")
+        pictures = images if isinstance(images, Pictures) else gather(images)
+        for batch in read_batches(pictures.items, self.preprocess, self.batch_size, workers=self.workers):
+            for error in batch.unreadable:
+                if unreadable is None:
+                    raise error
+                unreadable(error)
+            if batch.paths:
+                rows = self.logits(np.stack(batch.images))
+                yield from (self._named(path, row, top) for path, row in zip(batch.paths, rows, strict=True))
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, C, H, W) as `preprocess` gives them → (N, K), in the order of `classes`.
+
+        Raises:
+            BundleError: the network gives no finite numbers.
+            SpecError: images that do not fit, or another number of classes than there are names.
+        """
+        count = len(images)
+        if self._fixed is not None and count < self._fixed:
+            images = np.concatenate([images, np.repeat(images[-1:], self._fixed - count, axis=0)])
+        found = self._logits(images)[:count]
+        if found.ndim != 2 or len(found) != count or (self.classes and found.shape[1] != len(self.classes)):
+            shape = tuple(found.shape)
+            raise SpecError(
+                f"{self.path}: gives {shape} for {count} images and {len(self.classes)} class names; give a "
+                f"classifier, and a name for each of its outputs"
+            )
+        if not np.isfinite(found).all():
+            raise BundleError(f"{self.path}: gives numbers that are not finite; its weights are of no use")
+        return found
+
+    def _named(self, path: str | None, logits: NDArray[np.float32], top: int | None) -> Prediction:
+        best = np.argsort(-logits, kind="stable")[:top]
+        shares = np.exp(logits.astype(np.float64) - logits.max())
+        shares /= shares.sum()
+        names = tuple(self.classes[i] if self.classes else str(i) for i in best)
+        return Prediction(path, names, tuple(float(shares[i]) for i in best))

@@ -1,0 +1,67 @@
+"""Painting predictions: which tokens of one's own images a routed network computed.
+
+Shapes: B images · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from routespace.deploy.predict.batches import read_batches
+from routespace.deploy.predict.images import Pictures
+from routespace.deploy.predict.predictor import Predictor
+from routespace.draw.tokens import MOST_IMAGES, draw_tokens
+from routespace.errors import DataError, SpecError
+from routespace.nn.running import as_input
+from routespace.nn.task_net import TaskNet
+from routespace.workflow.evaluation import require_paintable
+
+
+def paintable(predictor: Predictor, path: Path) -> TaskNet:
+    """The routed network of a predictor.
+
+    Raises:
+        SpecError: an exported file, a static network, or a picture of another kind.
+    """
+    if predictor.net is None:
+        raise SpecError(
+            f"picture: {predictor.path.name} is an exported file and computes every token; give the run or bundle"
+        )
+    require_paintable(predictor.net, path)
+    return predictor.net
+
+
+def paint_predictions(predictor: Predictor, pictures: Pictures, path: Path) -> Path:
+    """Draw which tokens of the first twelve readable images are computed, with what was answered.
+
+    Args:
+        predictor: of a routed network.
+        pictures: what was predicted on.
+        path: of the picture.
+
+    Raises:
+        SpecError: nothing can be painted; see `paintable`.
+        DataError: no image can be read.
+        BundleError: the file cannot be written.
+    """
+    net = paintable(predictor, path)
+    batches = read_batches(pictures.items, predictor.preprocess, MOST_IMAGES)
+    read = itertools.islice((image for batch in batches for image in batch.images), MOST_IMAGES)
+    images = list(read)
+    if not images:
+        raise DataError("picture: none of the images can be read")
+    shown = torch.from_numpy(np.stack(images))
+    with torch.inference_mode():
+        out = net(as_input(net, shown))
+    best = out.logits.softmax(1).float().max(1)
+    names = predictor.classes
+    words = [
+        f"{names[number] if names else number} {score:.0%}"
+        for number, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    seen = torch.from_numpy(predictor.preprocess.shown(shown.numpy()))
+    return draw_tokens(net.architecture, seen, out.routes, path=path, labels=words)
