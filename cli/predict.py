@@ -66,16 +66,16 @@ def run(
         raise SpecError("csv: --csv - and --json both print; give --csv a file, or leave one of them out")
     table_file = None if to_csv in (None, STDOUT) else Path(to_csv or "")
     require_network(source)
+    if picture is not None:
+        _require_paintable(source, picture)
     for place in (picture, table_file):
         if place is not None:
             require_place(place)
     pictures = pictures_of(images)
     with loading():
         from routespace.deploy.predict.predictor import Predictor
-        from routespace.workflow.predicting import paint_predictions, paintable
+        from routespace.workflow.predicting import paint_predictions
     predictor = Predictor(source, device, batch, workers=workers)
-    if picture is not None:
-        paintable(predictor, picture)
     with busy("predicting") as say:
         found = predicted(predictor, pictures, top, say)
         if picture is not None:
@@ -90,6 +90,15 @@ def run(
         print(printable(f"{table_file}  {summary(found)}"))
     else:
         show(found, single=pictures.single)
+
+
+def _require_paintable(source: Path, picture: Path) -> None:
+    """Raise SpecError when no picture can be drawn of a network, or none of that kind."""
+    from routespace.draw.canvas import require_format
+    from routespace.workflow.subjects import require_routed
+
+    require_routed(source)
+    require_format(picture)
 
 
 def pictures_of(given: Sequence[str]) -> Pictures:
@@ -109,7 +118,7 @@ def _from_stdin(content: bytes) -> Pictures:
 
     try:
         with quiet_pillow(), header(io.BytesIO(content)):
-            return Pictures([Picture(STDIN, io.BytesIO(content))], single=True)
+            return Pictures([Picture(STDIN, content)], single=True)
     except Exception:  # Pillow's readers raise whatever makes them stumble
         lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     paths = [os.fsdecode(line) for line in lines if line.strip()]

@@ -17,22 +17,7 @@ from routespace.deploy.predict.predictor import Predictor
 from routespace.draw.tokens import MOST_IMAGES, draw_tokens
 from routespace.errors import DataError, SpecError
 from routespace.nn.running import as_input
-from routespace.nn.task_net import TaskNet
 from routespace.workflow.evaluation import require_paintable
-
-
-def paintable(predictor: Predictor, path: Path) -> TaskNet:
-    """The routed network of a predictor.
-
-    Raises:
-        SpecError: an exported file, a static network, or a picture of another kind.
-    """
-    if predictor.net is None:
-        raise SpecError(
-            f"picture: {predictor.path.name} is an exported file and computes every token; give the run or bundle"
-        )
-    require_paintable(predictor.net, path)
-    return predictor.net
 
 
 def paint_predictions(predictor: Predictor, pictures: Pictures, path: Path) -> Path:
@@ -44,11 +29,14 @@ def paint_predictions(predictor: Predictor, pictures: Pictures, path: Path) -> P
         path: of the picture.
 
     Raises:
-        SpecError: nothing can be painted; see `paintable`.
+        SpecError: an exported file, a static network, or a picture of another kind.
         DataError: no image can be read.
         BundleError: the file cannot be written.
     """
-    net = paintable(predictor, path)
+    net = predictor.net
+    if net is None:
+        raise SpecError("picture: an exported file computes every token; give the run or bundle")
+    require_paintable(net, path)
     batches = read_batches(pictures.items, predictor.preprocess, MOST_IMAGES)
     read = itertools.islice((image for batch in batches for image in batch.images), MOST_IMAGES)
     images = list(read)

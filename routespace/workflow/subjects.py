@@ -103,3 +103,14 @@ def load_usage(folder: Path, grid: RoutingGrid) -> Usage | None:
     """What a run measured on validation; None where there is no `usage.json`."""
     path = folder / file_names.USAGE
     return usage_from_json(read_json(path, wanted="a run's usage.json"), grid) if path.exists() else None
+
+
+def require_routed(path: Path) -> None:
+    """Raise SpecError unless a path is that of a routed run or bundle: others compute every token."""
+    if path.is_file():
+        raise SpecError(
+            f"picture: {path.name} is an exported file and computes every token; give the run or bundle"
+        )
+    found = load_subject(str(path))
+    if found.architecture is None or found.architecture.is_static:
+        raise SpecError("picture: the network is static and computes every token; give a routed one")

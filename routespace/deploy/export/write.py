@@ -9,12 +9,10 @@ Shape legend: N images · C channels · H, W pixels.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +20,9 @@ from torch import Tensor
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
+from routespace.deploy.export.packages import pass_interrupts, require
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
-from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
+from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import json_text, replaced
 from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet
@@ -32,7 +31,6 @@ from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
 
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
 CHECKED_BATCHES = (1, 3)
-INSTALL = 'pip install "routespace[export]"'
 
 Say = Callable[[str], None]  # is told what is being done, a few words at a time
 
@@ -98,7 +96,7 @@ def load_exported(path: Path | str, *, device: str | None = None) -> LoadedNet:
     except RoutespaceError:
         raise
     except Exception as error:  # each runtime has exceptions of its own
-        _pass_interrupts(error)
+        pass_interrupts(error)
         raise BundleError(
             f"{path}: cannot be read ({_first_line(error)}); it is damaged or another file"
         ) from error
@@ -173,25 +171,6 @@ def _difference(loaded: LoadedNet, pairs: Sequence[tuple[Tensor, dict[str, Tenso
     return max(difference(expected, given) for (_, expected), given in zip(pairs, found, strict=True))
 
 
-def require(packages: Sequence[str], what: str) -> None:
-    """Import packages.
-
-    Args:
-        packages: that a format needs.
-        what: they are needed for.
-
-    Raises:
-        MissingDependencyError: with the install command, when one is not there.
-        KeyboardInterrupt: Ctrl-C while they were imported, which libraries take for a missing part of theirs.
-    """
-    for name in packages:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            _pass_interrupts(error)
-            raise MissingDependencyError(f"{what} needs {name}; install it with: {INSTALL}") from error
-
-
 def _silent(_: str) -> None:
     """Tell nobody."""
 
@@ -228,7 +207,7 @@ def _explained(path: Path) -> Iterator[None]:
     except (RoutespaceError, OSError):  # a full disk is told by whoever moves the file to its place
         raise
     except Exception as error:
-        _pass_interrupts(error)
+        pass_interrupts(error)
         raise RoutespaceError(
             f"{path}: torch {torch.__version__} cannot export this network ({_first_line(error)}); "
             f"nothing was written"
@@ -237,12 +216,3 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return f"{next((line for line in str(error).splitlines() if line.strip()), type(error).__name__):.200}"
-
-
-def _pass_interrupts(error: BaseException) -> None:
-    """Raise KeyboardInterrupt where an error is what a library made of one."""
-    seen: Any = error
-    while seen is not None:
-        if isinstance(seen, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        seen = seen.__cause__ or seen.__context__

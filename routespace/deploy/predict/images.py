@@ -5,6 +5,7 @@ Shapes: H, W pixels · C channels.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +34,7 @@ class Picture(NamedTuple):
 
     Attributes:
         path: where it lies; None for one that was given as pixels or as an open file.
-        source: a path, an open file, or a PIL image.
+        source: a path, an open file, the bytes of one, or a PIL image.
     """
 
     path: str | None
@@ -122,10 +123,11 @@ def read(picture: Picture, preprocess: Preprocess) -> NDArray[np.float32]:
     Raises:
         DataError: it cannot be read; the message names it.
     """
-    if not isinstance(picture.source, Image.Image):
-        return preprocess.read(picture.source, name=picture.path or getattr(picture.source, "name", "") or "image")
+    source = io.BytesIO(picture.source) if isinstance(picture.source, bytes) else picture.source
+    if not isinstance(source, Image.Image):
+        return preprocess.read(source, name=picture.path or getattr(source, "name", "") or "image")
     try:
-        return preprocess(picture.source)
+        return preprocess(source)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-        name = getattr(picture.source, "filename", "") or "image"
+        name = getattr(source, "filename", "") or "image"
         raise DataError(f"{name}: {why_unreadable(error, name)}; replace or remove it") from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routespace.deploy.export.formats import EXPORTERS, exporter_of
+from routespace.deploy.export.packages import require
 from routespace.deploy.folder import is_bundle, net_folder
 from routespace.errors import BundleError, RoutespaceError, SpecError, reason
 from routespace.grid.families.base import Family
@@ -43,33 +44,50 @@ class OpenNetwork:
     net: TaskNet | None = None
 
 
-def require_network(path: Path | str) -> None:
+def require_network(path: Path | str, *, fed: bool = False) -> None:
     """Raise unless a path can be a run, a bundle or an exported file. No torch: it is asked first.
 
+    Args:
+        path: where it lies.
+        fed: how images go in is known from elsewhere; a folder need not tell.
+
     Raises:
-        BundleError: it leads nowhere, or to a folder without a network.
+        BundleError: it leads nowhere, to a folder without a network, or one that does not tell how images go in.
         SpecError: a file of no known format, or `preprocess.json` cannot be read.
+        MissingDependencyError: the format needs a package that is not installed.
     """
     path = Path(path)
     if not path.exists():
         raise BundleError(f"{path}: does not exist; give a run, a bundle, or an exported file ({_endings()})")
     if not path.is_dir():
-        exporter_of(path)
+        exporter = exporter_of(path)
+        require(exporter.runs_with, f"running {exporter.suffix} files")
         return
     files = [file.name for file in sorted(path.iterdir()) if file.suffix in _endings().split(", ")]
     if files and not is_bundle(path):
         raise BundleError(f"{path}: is a folder of exported files; give one of them, such as {path / files[0]}")
     net_folder(path)
-    load_preprocess(path)
+    if load_preprocess(path) is None and not fed:
+        raise untold(path)
 
 
-def open_network(path: Path | str, *, device: str | None = None, families: Iterable[Family] = ()) -> OpenNetwork:
+def untold(path: Path) -> BundleError:
+    """The error of a network that does not tell how images go in."""
+    how = f"save_preprocess({str(path)!r}, …)" if path.is_dir() else "`routespace export RUN|BUNDLE`"
+    given = "Predictor(…, preprocess=…, classes=…)"
+    return BundleError(f"{path}: does not tell how images go in; write that with {how}, or give {given}")
+
+
+def open_network(
+    path: Path | str, *, device: str | None = None, families: Iterable[Family] = (), fed: bool = False
+) -> OpenNetwork:
     """The network of a run, a bundle or an exported file.
 
     Args:
         path: where it lies.
         device: where to run: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`; None for `auto`.
         families: block families of your own that it may be made of.
+        fed: how images go in is known from elsewhere.
 
     Raises:
         BundleError: no finished run, no bundle, or a damaged file.
@@ -77,8 +95,11 @@ def open_network(path: Path | str, *, device: str | None = None, families: Itera
         MissingDependencyError: the format needs a package that is not installed.
     """
     path = Path(path)
-    require_network(path)
-    return _of_folder(path, device or "auto", families) if path.is_dir() else _of_file(path, device or "auto")
+    require_network(path, fed=fed)
+    found = _of_folder(path, device or "auto", families) if path.is_dir() else _of_file(path, device or "auto")
+    if found.told is None and not fed:
+        raise untold(path)
+    return found
 
 
 def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNetwork:

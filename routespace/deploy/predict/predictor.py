@@ -95,15 +95,12 @@ class Predictor:
         for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if number < least:
                 raise SpecError(f"{name}: {number} is not allowed; give {least} or more")
-        found = open_network(path, device=device, families=families)
-        if found.told is None and preprocess is None:
-            raise BundleError(
-                f"{path}: does not tell how images go in; write it with `routespace export` or `extract`, or give "
-                f"preprocess=Preprocess(size=(H, W)) and classes"
-            )
-        told_preprocess, told_classes = found.told or (preprocess, ())
+        found = open_network(path, device=device, families=families, fed=preprocess is not None)
+        told_preprocess, told_classes = found.told or (None, ())
+        fed = preprocess or told_preprocess
+        assert fed is not None  # it was opened
         self.path = Path(path)
-        self.preprocess: Preprocess = preprocess or told_preprocess  # type: ignore[assignment]  # one is there
+        self.preprocess = fed
         self.classes = tuple(classes) or told_classes
         self.batch_size, self.workers = found.batch or batch_size, workers
         self.net = found.net
