@@ -49,7 +49,6 @@ def run(
     from routespace.cli.render import draw, legend
     from routespace.cli.status import busy, loading
     from routespace.deploy.folder import net_folder, require_bundle_place
-    from routespace.errors import command_line
     from routespace.grid.resources import joined_limits
 
     one_of("method", method, METHODS)
@@ -77,6 +76,15 @@ def run(
         taken = extract_chosen(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
+    _what_next(found, folder)
+
+
+def _what_next(found: Artifact, folder: Path) -> None:
+    """Print the commands that a bundle is for."""
+    from routespace.errors import command_line
+
+    if found.preprocess is not None:
+        print(f"look at images with: {command_line('predict', folder, 'IMAGE_OR_FOLDER')}")
     if found.recipe is not None:
         print(f"fine-tune it with: {command_line('train', found.folder, '--from', folder)}")
 

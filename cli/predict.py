@@ -17,7 +17,7 @@ from routespace.cli.options import AsJson, Device
 from routespace.files import json_text, require_place, write_bytes
 
 if TYPE_CHECKING:
-    from routespace.deploy.predict.images import Pictures
+    from routespace.deploy.predict.images import InputImages
     from routespace.deploy.predict.predictor import Prediction, Predictor
 
 NAME = "predict"
@@ -101,7 +101,7 @@ def _require_paintable(source: Path, picture: Path) -> None:
     require_format(picture)
 
 
-def pictures_of(given: Sequence[str]) -> Pictures:
+def pictures_of(given: Sequence[str]) -> InputImages:
     """The images that the arguments name; raises DataError when there are none."""
     from routespace.deploy.predict.images import gather
 
@@ -110,15 +110,15 @@ def pictures_of(given: Sequence[str]) -> Pictures:
     return gather(given[0] if len(given) == 1 else given)
 
 
-def _from_stdin(content: bytes) -> Pictures:
+def _from_stdin(content: bytes) -> InputImages:
     """One image, or those whose paths stand there, a line each or with zero bytes between them (find -print0)."""
-    from routespace.deploy.predict.images import Picture, Pictures, gather
+    from routespace.deploy.predict.images import InputImage, InputImages, gather
     from routespace.errors import DataError
     from routespace.pictures import header, quiet_pillow
 
     try:
         with quiet_pillow(), header(io.BytesIO(content)):
-            return Pictures([Picture(STDIN, content)], single=True)
+            return InputImages([InputImage(STDIN, content)], single=True)
     except Exception:  # Pillow's readers raise whatever makes them stumble
         lines = content.split(b"\0") if b"\0" in content else content.splitlines()
     paths = [os.fsdecode(line) for line in lines if line.strip()]
@@ -128,7 +128,7 @@ def _from_stdin(content: bytes) -> Pictures:
     return gather(paths)
 
 
-def predicted(predictor: Predictor, pictures: Pictures, top: int, say: Callable[[str], None]) -> list[Prediction]:
+def predicted(predictor: Predictor, images: InputImages, top: int, say: Callable[[str], None]) -> list[Prediction]:
     """What is on the images that can be read; the others are named on stderr.
 
     Raises:
@@ -139,8 +139,8 @@ def predicted(predictor: Predictor, pictures: Pictures, top: int, say: Callable[
 
     found: list[Prediction] = []
     unread: list[DataError] = []
-    total = len(pictures.items)
-    for prediction in predictor.stream(pictures, top=top, unreadable=unread.append):
+    total = len(images.items)
+    for prediction in predictor.stream(images, top=top, unreadable=unread.append):
         found.append(prediction)
         say(f"predicting, {len(found)} of {total} images")
     if not found:
@@ -149,8 +149,8 @@ def predicted(predictor: Predictor, pictures: Pictures, top: int, say: Callable[
         _tell(f"warning: {error}")
     if unread:
         _tell(f"warning: {len(unread)} of {total} images cannot be read and are left out")
-    if pictures.left_out:
-        _tell(f"left out: {told_left_out(pictures.left_out)}")
+    if images.left_out:
+        _tell(f"left out: {told_left_out(images.left_out)}")
     return found
 
 

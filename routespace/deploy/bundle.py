@@ -76,6 +76,7 @@ class Card(Value):
         accuracy_after: after fine-tuning, or the final one, 0…1.
         accuracy_on: the images that these were measured on.
         provenance: where it comes from.
+        use: four lines of Python, to be run beside the bundle's folder; `save_bundle` fills them in.
         files: file name → SHA-256; `save_bundle` fills it in.
     """
 
@@ -89,6 +90,7 @@ class Card(Value):
     accuracy_after: Share | None = None
     accuracy_on: str | None = None
     provenance: Provenance = Field(default_factory=Provenance)
+    use: tuple[str, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -188,13 +190,37 @@ def save_bundle(
     require_bundle_place(folder, overwrite=overwrite)
     with replaced_folder(folder) as partial:
         save_net(net, partial)
-        card = card.model_copy(
-            update={"files": {f: _sha256(partial / f) for f in (file_names.WEIGHTS, file_names.NETWORK)}}
-        )
+        found = {name: _sha256(partial / name) for name in (file_names.WEIGHTS, file_names.NETWORK)}
+        use = how_to_use(net, folder.name, fed=file_names.PREPROCESS in (texts or {}))
+        card = card.model_copy(update={"use": use, "files": found})
         write_json(partial / file_names.CARD, card.model_dump(mode="json"))
         for name, text in (texts or {}).items():
             write_text(partial / name, text)
     return card
+
+
+def how_to_use(net: TaskNet, name: str, *, fed: bool) -> tuple[str, ...]:
+    """Four lines of Python that run a network.
+
+    Args:
+        net: the network.
+        name: of its folder.
+        fed: the folder tells how images go in, so it can be given pictures rather than numbers.
+    """
+    if fed and net.head.names == ("logits",):
+        return (
+            "from routespace import Predictor",
+            f"predictor = Predictor({name!r})",
+            'for found in predictor("photos"):  # a folder, or a list of paths, PIL images or arrays',
+            "    print(found.path, found.label, found.score)",
+        )
+    shape = ", ".join(map(str, (1, net.spec.in_channels, *net.spec.image_size)))
+    return (
+        "import torch",
+        "from routespace import load_bundle",
+        f"net = load_bundle({name!r}).net",
+        f"outputs = net(torch.zeros({shape})).outputs  # of normalised pixels",
+    )
 
 
 def load_bundle(folder: Path | str, *, families: Iterable[Family] = ()) -> Bundle:

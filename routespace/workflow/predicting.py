@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from routespace.deploy.predict.batches import read_batches
-from routespace.deploy.predict.images import Pictures
+from routespace.deploy.predict.images import InputImages
 from routespace.deploy.predict.predictor import Predictor
 from routespace.draw.tokens import MOST_IMAGES, draw_tokens
 from routespace.errors import DataError, SpecError
@@ -20,7 +20,7 @@ from routespace.nn.running import as_input
 from routespace.workflow.evaluation import require_paintable
 
 
-def paint_predictions(predictor: Predictor, pictures: Pictures, path: Path) -> Path:
+def paint_predictions(predictor: Predictor, pictures: InputImages, path: Path) -> Path:
     """Draw which tokens of the first twelve readable images are computed, with what was answered.
 
     Args:

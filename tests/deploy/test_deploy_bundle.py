@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from routespace import file_names
 from routespace.deploy.bundle import Card, Provenance, load_bundle, save_bundle
@@ -22,6 +23,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net, save_net
+from routespace.preprocess import Preprocess, preprocess_to_json
 
 FIELDS = {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2), "mlp_ratios": (2.0, 2.0),
           "sr_ratios": (2, 1), "image_size": 32, "num_classes": 3}  # fmt: skip
@@ -316,3 +318,32 @@ def test_weights_and_architecture_of_two_networks_do_not_mix(tmp_path):
         load_net(tmp_path / "b")
     with pytest.raises(BundleError, match="cannot be written"):
         save_net(make_net(), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("fed", [True, False])
+def test_the_card_tells_how_to_use_it_in_four_lines(net, fed, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "it's small"
+    classes = [f"class {number}" for number in range(net.spec.num_classes)]
+    preprocess = Preprocess(size=net.spec.image_size, channels=net.spec.in_channels)
+    text = json.dumps(preprocess_to_json(preprocess, classes))
+    card = save_bundle(net, folder, Card.of(net), texts={file_names.PREPROCESS: text} if fed else {})
+    assert len(card.use) == 4
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "photos" / "a.webp")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(load_bundle(folder).card.use), names)
+    if fed:
+        assert capsys.readouterr().out.startswith("photos/a.webp class ")
+    else:
+        assert names["outputs"].shape == (1, net.spec.num_classes)
+
+
+def test_the_card_of_a_backbone_tells_how_to_use_it(tmp_path, monkeypatch):
+    net = make_net(num_classes=0)
+    texts = {file_names.PREPROCESS: json.dumps(preprocess_to_json(Preprocess(size=net.spec.image_size), ()))}
+    card = save_bundle(net, tmp_path / "maps", Card.of(net), texts=texts)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(card.use), names)
+    assert names["outputs"]

@@ -1,15 +1,21 @@
 """README and docs: Python blocks run, quick bash blocks run, links lead somewhere.
 
-Python blocks of one file run in one namespace, from top to bottom. Bash blocks run where the fence says
-`bash quick`, and only their lines that start with `routespace`.
+Python blocks of one file run in one namespace, from top to bottom, beside a bundle `small` and a folder `photos`.
+Bash blocks run where the fence says `bash quick`, and only their lines that start with `routespace`.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tiny_grid import TINY_GRID
 from typer.testing import CliRunner
+
+from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, file_names, save_bundle
+from routespace.preprocess import Preprocess, preprocess_to_json
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,9 +28,20 @@ def blocks(page: Path, *fences: str) -> list[str]:
     return [code for fence, code in FENCE.findall(page.read_text()) if fence.strip() in fences]
 
 
+def what_pages_speak_of(folder: Path) -> None:
+    """A bundle called `small`, and some photos."""
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.parse(TINY_GRID))))
+    data = preprocess_to_json(Preprocess(size=(32, 32)), [f"class {number}" for number in range(10)])
+    save_bundle(net, folder / "small", Card.of(net), texts={file_names.PREPROCESS: json.dumps(data)})
+    for name in ("cat/0.jpg", "dog/1.webp"):
+        (folder / "photos" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (60, 40), "green").save(folder / "photos" / name)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    what_pages_speak_of(tmp_path)
     namespace: dict = {"__name__": "__main__"}
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)

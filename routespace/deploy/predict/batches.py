@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from routespace.deploy.predict.images import Picture, read
+from routespace.deploy.predict.images import InputImage, read
 from routespace.errors import DataError
 from routespace.preprocess import Preprocess
 
 Read = tuple[str | None, NDArray[np.float32] | str]  # path, and the image or why it cannot be read
 
 
-class Batch(NamedTuple):
+class ReadBatch(NamedTuple):
     """Images that were read.
 
     Attributes:
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 
 
 def read_batches(
-    items: Sequence[Picture], preprocess: Preprocess, size: int, *, workers: int = 0
-) -> Iterator[Batch]:
+    items: Sequence[InputImage], preprocess: Preprocess, size: int, *, workers: int = 0
+) -> Iterator[ReadBatch]:
     """Read images in their order.
 
     Args:
@@ -43,14 +43,14 @@ def read_batches(
         size: images of a batch; fewer where some cannot be read, and at the end.
         workers: processes that read; with 0 this one does.
     """
-    reader = Reader(items, preprocess)
+    reader = ImageReader(items, preprocess)
     for found in _by_processes(reader, size, workers) if workers else _here(reader, size):
         good = [(path, image) for path, image in found if not isinstance(image, str)]
         bad = [DataError(image) for _, image in found if isinstance(image, str)]
-        yield Batch([path for path, _ in good], [image for _, image in good], bad)
+        yield ReadBatch([path for path, _ in good], [image for _, image in good], bad)
 
 
-class Reader:
+class ImageReader:
     """Reads images by their numbers, and raises nothing; it travels to other processes.
 
     Args:
@@ -58,7 +58,7 @@ class Reader:
         preprocess: how.
     """
 
-    def __init__(self, items: Sequence[Picture], preprocess: Preprocess) -> None:
+    def __init__(self, items: Sequence[InputImage], preprocess: Preprocess) -> None:
         self.items, self.preprocess = items, preprocess
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Reader:
             return item.path, str(error)
 
 
-def _here(reader: Reader, size: int) -> Iterator[list[Read]]:
+def _here(reader: ImageReader, size: int) -> Iterator[list[Read]]:
     for start in range(0, len(reader), size):
         yield [reader[i] for i in range(start, min(start + size, len(reader)))]
 

@@ -29,7 +29,7 @@ Several = Sequence[Given] | Iterator[Given]
 WANTED = "paths, folders, PIL images, or uint8 arrays (H, W, C)"
 
 
-class Picture(NamedTuple):
+class InputImage(NamedTuple):
     """An image to predict on.
 
     Attributes:
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 
 @dataclass
-class Pictures:
+class InputImages:
     """Images to predict on.
 
     Attributes:
@@ -51,12 +51,12 @@ class Pictures:
         left_out: what a folder holds besides, such as ".txt" → 3.
     """
 
-    items: list[Picture] = field(default_factory=list)
+    items: list[InputImage] = field(default_factory=list)
     single: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def gather(images: Given | Iterable[Given]) -> Pictures:
+def gather(images: Given | Iterable[Given]) -> InputImages:
     """The images that are meant.
 
     Args:
@@ -67,7 +67,7 @@ def gather(images: Given | Iterable[Given]) -> Pictures:
         DataError: no such file, or a folder without pictures.
         SpecError: something else was given.
     """
-    found = Pictures()
+    found = InputImages()
     if isinstance(images, str | os.PathLike):
         if not Path(images).exists():
             raise DataError(f"{images}: no such file or folder; give an image, or a folder of images")
@@ -84,20 +84,20 @@ def gather(images: Given | Iterable[Given]) -> Pictures:
     return found
 
 
-def _add(found: Pictures, given: Any) -> None:
+def _add(found: InputImages, given: Any) -> None:
     if isinstance(given, str | os.PathLike):
         path = os.fspath(given)
-        found.items += _in_folder(path, found.left_out) if os.path.isdir(path) else [Picture(path, path)]
+        found.items += _in_folder(path, found.left_out) if os.path.isdir(path) else [InputImage(path, path)]
     elif isinstance(given, np.ndarray):
-        found.items.append(Picture(None, _from_array(given)))
+        found.items.append(InputImage(None, _from_array(given)))
     elif isinstance(given, Image.Image) or hasattr(given, "read"):
-        found.items.append(Picture(None, given))
+        found.items.append(InputImage(None, given))
     else:
         raise SpecError(f"images: a {type(given).__name__} was given; give {WANTED}")
 
 
-def _in_folder(folder: str, left_out: Counter[str]) -> list[Picture]:
-    found = [Picture(path, path) for path in pictures_below(folder, left_out)]
+def _in_folder(folder: str, left_out: Counter[str]) -> list[InputImage]:
+    found = [InputImage(path, path) for path in pictures_below(folder, left_out)]
     if not found:
         others = ", ".join(f"{kind} {count}" for kind, count in left_out.most_common(5))
         told = f" ({others})" if others else ""
@@ -117,7 +117,7 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if len(shape) == 3 and shape[2] == 1 else pixels)
 
 
-def read(picture: Picture, preprocess: Preprocess) -> NDArray[np.float32]:
+def read(picture: InputImage, preprocess: Preprocess) -> NDArray[np.float32]:
     """An image as a network reads it: (C, H, W).
 
     Raises:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routespace.deploy.predict.batches import read_batches
-from routespace.deploy.predict.images import Given, Pictures, Pixels, Several, gather
+from routespace.deploy.predict.images import Given, InputImages, Pixels, Several, gather
 from routespace.deploy.predict.network import open_network
 from routespace.errors import BundleError, DataError, SpecError
 from routespace.grid.families.base import Family
@@ -133,7 +133,7 @@ class Predictor:
 
     def stream(
         self,
-        images: Given | Iterable[Given] | Pictures,
+        images: Given | Iterable[Given] | InputImages,
         *,
         top: int | None = TOP,
         unreadable: Callable[[DataError], None] | None = None,
@@ -150,7 +150,7 @@ class Predictor:
         """
         if top is not None and top < 1:
             raise SpecError(f"top: {top} is not allowed; give 1 or more")
-        pictures = images if isinstance(images, Pictures) else gather(images)
+        pictures = images if isinstance(images, InputImages) else gather(images)
         for batch in read_batches(pictures.items, self.preprocess, self.batch_size, workers=self.workers):
             for error in batch.unreadable:
                 if unreadable is None:
