@@ -2,6 +2,9 @@
 
 import json
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.cbook
@@ -10,15 +13,18 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from train_photos import photo_recipe
+from train_tiny import tiny
 from typer.testing import CliRunner
 
 from routespace.cli.app import app
+from routespace.picture_files import plain_name
 from routespace.preprocess import load_preprocess
 from routespace.train.data.source import make_source
 from routespace.train.run import train_recipe
 
 FORMATS = ("jpg", "png", "webp", "bmp", "tiff", "gif", "JPG", "jpeg", "PNG", "avif", "ppm", "jpe")
 COUNT = {"train": 24, "test": 12}
+NAMES = ("T\u00e4nzerin ☕", "red flower", "temple")
 SIDE = 48
 
 
@@ -91,7 +97,7 @@ def command(*args):
 
 def test_every_picture_is_found_and_read(messy):
     source = make_source(photo_recipe(messy))
-    assert source.classes == ("T\u00e4nzerin ☕", "red flower", "temple")
+    assert source.classes == NAMES
     assert source.summary.left_out == {".heic": 1, "files outside class folders": 1}
     assert sum(map(len, source.parts.values())) == 3 * COUNT["train"] + 13
     assert len(source.test()) == 3 * COUNT["test"]
@@ -102,7 +108,7 @@ def test_every_picture_is_found_and_read(messy):
             assert image.abs().max() < 2.7
 
 
-def test_from_check_to_evaluate(messy, tmp_path, monkeypatch):
+def test_from_check_to_prediction(messy, tmp_path, monkeypatch):
     monkeypatch.chdir(messy.parent)
     checked = command("data", "check", messy.name, "--workers", "1", "--json")
     assert checked.exit_code == 0
@@ -122,7 +128,66 @@ def test_from_check_to_evaluate(messy, tmp_path, monkeypatch):
     assert result["images"] == 3 * COUNT["test"]
     again = json.loads(command("evaluate", tmp_path / "run", "--data", messy, "--json", "--device", "cpu").stdout)
     assert (again["accuracy"], again["loss"]) == (result["accuracy"], result["loss"])
-    assert load_preprocess(tmp_path / "run")[1] == ("T\u00e4nzerin ☕", "red flower", "temple")
+    assert load_preprocess(tmp_path / "run")[1] == NAMES
+    predicted = command("predict", tmp_path / "run", messy / "test", "--json", "--device", "cpu")
+    assert share_right(json.loads(predicted.stdout), messy) == pytest.approx(result["accuracy"], abs=1e-6)
+    odd = command("predict", tmp_path / "run", messy / "train", "--json", "--device", "cpu")
+    assert len(json.loads(odd.stdout)) == 85  # what the class folders hold, as training found it
+    assert odd.stderr == "left out: .heic 1, .txt 1\n"
+
+
+def share_right(found, root):
+    """The share of predictions that are the name of the image's folder below `test`."""
+    names = [plain_name(Path(one["path"]).relative_to(root / "test").parts[0]) for one in found]
+    return np.mean([one["label"] == name for one, name in zip(found, names, strict=True)])
+
+
+def fine(*args):
+    """What a command that ends well prints."""
+    done = command(*args)
+    assert done.exit_code == 0, (args, done.stderr)
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_from_a_bundle_s_weights_to_an_onnx_file_alone(messy, tmp_path):
+    """The whole way: weights of a bundle, training, extraction, fine-tuning, export, prediction."""
+    pytest.importorskip("onnxruntime")
+    train_recipe(tiny(routing="static", train__epochs=1), tmp_path / "digits")
+    fine("extract", tmp_path / "digits", "-o", tmp_path / "pretrained")
+    recipe = photo_recipe(messy, routing="both", train__epochs=3, train__batch_size=8, train__lr=5e-3)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert fine("data", "check", messy).startswith("3 classes, 121 images (train 85, test 36)")
+    weights = ("--set", f"train.weights={tmp_path / 'pretrained'}")
+    told = fine("train", tmp_path / "recipe.yaml", *weights, "--out", tmp_path / "run")
+    assert f"weights: {tmp_path / 'pretrained'}" in told
+    assert "new: gates, head (3 classes)" in told
+    routed = json.loads(fine("evaluate", tmp_path / "run", "--json", "--no-speed", "--device", "cpu"))
+    assert routed["counted_macs"] < routed["macs"]
+    assert share_right(json.loads(fine("predict", tmp_path / "run", messy / "test", "--json")), messy) == (
+        pytest.approx(routed["accuracy"], abs=1e-6)
+    )
+    fine("extract", tmp_path / "run", "--ratio", 0.7, "-o", tmp_path / "small")
+    tuning = ("--set", "train.epochs=8", "--set", "train.warmup_epochs=0", "--set", "train.lr=5e-3")
+    fine("train", tmp_path / "recipe.yaml", "--from", tmp_path / "small", *tuning, "--out", tmp_path / "tuned")
+    fine("extract", tmp_path / "tuned", "-o", tmp_path / "final")
+    tested = json.loads(fine("evaluate", tmp_path / "final", "--json", "--device", "cpu"))
+    fine("export", tmp_path / "final", "-o", tmp_path / "exported", "--format", "onnx")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(tmp_path / "exported/model.onnx", alone)
+    for gone in ("digits", "pretrained", "run", "small", "tuned", "final", "exported"):
+        shutil.rmtree(tmp_path / gone)
+    code = (
+        "import json, sys; from routespace import Predictor; predictor = Predictor('model.onnx', batch_size=5); "
+        "print(json.dumps([{'path': one.path, 'label': one.label} for one in predictor(sys.argv[1])]))"
+    )
+    words = [sys.executable, "-c", code, messy / "test"]
+    done = subprocess.run(words, cwd=alone, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found) == tested["images"] == 3 * COUNT["test"]
+    assert share_right(found, messy) == pytest.approx(tested["accuracy"], abs=1e-6)
+    assert 2 <= len({one["label"] for one in found}) <= 3
 
 
 def test_a_broken_one_is_refused_before_anything_is_written(messy, tmp_path):
