@@ -27,7 +27,7 @@ FORMER = {
 
 
 def test_each_kind_has_its_own_fields_and_reads_back():
-    assert list(SPECS) == ["digits", "folder", "csv", "webdataset", "timm"]
+    assert list(SPECS) == ["digits", "folder", "csv", "webdataset", "timm", "scenes"]
     for kind, spec in SPECS.items():
         recipe = tiny(data__kind=kind)
         assert type(recipe.data) is spec

@@ -146,6 +146,29 @@ def hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], li
     return trained, [entries[i] for i in sorted(held)]
 
 
+def three_sides(entries: Sequence[Entry], fraction: float) -> dict[Split, list[Entry]]:
+    """train, val and test: each picture's side is a function of its own key, as in `hold_out`.
+
+    val and test get about the share `fraction` each; of a class of three pictures or more every side gets one.
+    """
+    by_class: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for i, entry in enumerate(entries):
+        by_class[entry.name].append((_share(entry.key), i))
+    sides: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
+    for found in by_class.values():
+        found.sort()
+        first = sum(share < fraction for share, _ in found)
+        second = sum(share < 2 * fraction for share, _ in found)
+        if len(found) >= 3:
+            first = min(max(first, 1), len(found) - 2)
+            second = min(max(second, first + 1), len(found) - 1)
+        numbers = [i for _, i in found]
+        sides["val"] += numbers[:first]
+        sides["test"] += numbers[first:second]
+        sides["train"] += numbers[second:]
+    return {side: [entries[i] for i in sorted(chosen)] for side, chosen in sides.items()}
+
+
 def _share(key: str) -> float:
     digest = hashlib.blake2b(SALT + key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

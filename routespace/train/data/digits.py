@@ -40,8 +40,8 @@ from routespace.train.data.digits_render import (
     paint,
     split_digits,
     split_photos,
-    uniform,
 )
+from routespace.train.data.draws import uniform
 
 __all__ = ["CLASSES", "DigitsDataset", "Objects", "RenderedScenes", "Scenes", "write_image_folder"]
 TRIES, SHRINK = 24, 0.85  # places tried for a digit among others; each try is smaller by this factor

@@ -1,7 +1,6 @@
-"""How a digit is painted: the sources of the digits data, its random numbers and its brush.
+"""How a digit is painted: the sources of the digits data and its brush.
 
     split_digits, split_photos   what a split may use: its handwritten digits, its band of the photographs
-    uniform                      every random number, from whole numbers such as (seed, epoch, scene, field)
     Digit, paint, outline        one digit to paint; painting it; boxes and masks
     Objects, Batch               what comes out
 
@@ -34,8 +33,6 @@ CELLS = 9  # the 8 cells and half a cell of paper on each side, so that strokes 
 INK_FLOOR, INK_GAIN = 0.15, 2.0  # paper to stroke: ink 0.15 is clear, 0.65 opaque; the mask starts at 0.4
 KEEP_FRAC = 0.25  # contrast the photograph keeps around a digit: at most 64 of 255 grey levels
 STROKE_LEVELS = 40  # a stroke is within 40 levels of white (or black), so at least 151 from its surround
-
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64
 
 
 @dataclass(frozen=True)
@@ -123,21 +120,6 @@ def split_photos(split: Split, image_size: tuple[int, int]) -> tuple[NDArray[np.
         size = (round(factor * (last - first)), round(factor * bands[0].shape[0]))  # PIL: width, height
         bands = [np.asarray(Image.fromarray(band).resize(size, Image.Resampling.BICUBIC)) for band in bands]
     return tuple(np.ascontiguousarray(view) for band in bands for view in (band, band[:, ::-1]))
-
-
-def uniform(*words: "int | NDArray[np.int64]") -> NDArray[np.float64]:
-    """A number in [0, 1) for each combination of the broadcastable whole numbers `words`, all at once.
-
-    A counter-based generator: the same words always give the same number, whatever else is drawn.
-    Chained finalisers of splitmix64 (Steele, Lea & Flood, 2014), the upper 53 bits.
-    """
-    state = np.zeros(1, np.uint64)  # never a scalar: numpy warns when those wrap around
-    for word in words:
-        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(_GOLDEN)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX1)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX2)
-        state ^= state >> np.uint64(31)
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def margin_px(side: int) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from routespace.preprocess import Preprocess
 from routespace.train.data.digits import CLASSES, DigitsDataset, Scenes
 from routespace.train.data.digits_render import Split
-from routespace.train.data.record import Summary
+from routespace.train.data.record import Summary, in_turn
 from routespace.train.recipe.data import DigitsSpec
 
 EVAL_SEED = 0  # validation and test scenes are the same for every recipe seed
@@ -46,7 +44,7 @@ class DigitsSource:
     def summary(self) -> Summary:
         """How many scenes of each class: they come in turn."""
         sizes = {"train": self.spec.train_size, "val": self.spec.val_size}
-        return Summary({part: _in_turn(size, self.classes) for part, size in sizes.items()})
+        return Summary({part: in_turn(size, self.classes) for part, size in sizes.items()})
 
     def quick_check(self) -> tuple[str, ...]:
         """Nothing: there are no files."""
@@ -57,9 +55,3 @@ class DigitsSource:
         return DigitsDataset(
             Scenes(split, size, seed, spec.digit_px, spec.digits_per_scene), count, self.preprocess
         )
-
-
-def _in_turn(size: int, classes: Sequence[str]) -> dict[str, int]:
-    """How many of `size` scenes each class gets, to within one."""
-    whole, rest = divmod(size, len(classes))
-    return {name: whole + (i < rest) for i, name in enumerate(classes)}

@@ -118,6 +118,15 @@ def list_folder(folder: Path) -> Listed:
     return Listed(str(folder), entries, left_out=dict(left_out))
 
 
+def pictures_below(folder: Path) -> list[tuple[str, str]]:
+    """(path, path below the folder) of every picture at any depth, without classes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return [(file, _key(file, folder)) for file in _pictures(str(folder), Counter())]
+
+
 def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
     """`.heic 3, .txt 1`, the greatest numbers first."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))

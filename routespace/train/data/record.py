@@ -50,6 +50,12 @@ class Summary:
         return f"{len(totals)} classes, {sum(totals.values())} images ({parts}): {each}{told}"
 
 
+def in_turn(size: int, classes: Sequence[str]) -> dict[str, int]:
+    """How many of `size` scenes each class gets, to within one."""
+    whole, rest = divmod(size, len(classes))
+    return {name: whole + (i < rest) for i, name in enumerate(classes)}
+
+
 def summarise(
     parts: Mapping[str, Sequence[Entry]], classes: Sequence[str], left_out: Mapping[str, int]
 ) -> Summary:

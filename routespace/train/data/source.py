@@ -23,6 +23,7 @@ from routespace.train.data.digits_source import DigitsSource
 from routespace.train.data.folder import FolderCatalogue
 from routespace.train.data.pictures import PictureSource
 from routespace.train.data.record import DataRecord, Summary
+from routespace.train.data.scenes.source import ScenesSource
 from routespace.train.data.shards import ShardCatalogue
 from routespace.train.data.table import TableCatalogue
 from routespace.train.data.timm_data import TimmCatalogue
@@ -30,6 +31,7 @@ from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, Pictur
 from routespace.train.recipe.data_kinds import LOCATIONS, absolute
 from routespace.train.recipe.parts import TIMM
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.scenes import ScenesSpec
 
 
 class Source(Protocol):
@@ -122,12 +124,21 @@ def _digits(wanted: Wanted) -> Source:
     return source
 
 
+def _scenes(wanted: Wanted) -> Source:
+    source = ScenesSource(wanted.spec, wanted.preprocess, seed=wanted.seed)
+    if wanted.classes not in (None, source.classes):
+        named = examples(wanted.classes or (), most=10)
+        raise DataError(f"data.cutouts: its classes are not the network's ({named}); give those of its training")
+    return source
+
+
 SOURCES: dict[type, Callable[[Wanted], Source]] = {
     DigitsSpec: _digits,
     FolderSpec: _pictures(FolderCatalogue),
     CsvSpec: _pictures(TableCatalogue),
     WebDatasetSpec: _pictures(ShardCatalogue),
     TimmSpec: _pictures(TimmCatalogue),
+    ScenesSpec: _scenes,
 }
 
 
@@ -179,9 +190,7 @@ def count_classes(recipe: Recipe) -> int:
 def located(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of its data and pretrained weights, which work from every folder."""
     data, weights = recipe.data, recipe.train.weights
-    paths: dict[str, str | None] = {}
-    if isinstance(data, PicturesSpec):
-        paths = {f"data.{name}": getattr(data, name, None) for name in LOCATIONS}
+    paths = {f"data.{name}": getattr(data, name) for name in LOCATIONS if name in type(data).model_fields}
     if weights is not None and not weights.startswith(TIMM):
         recipe = recipe.override({"train.weights": absolute(weights), "train.start": recipe.train.start})
     changes = {name: absolute(path) for name, path in paths.items() if path is not None}

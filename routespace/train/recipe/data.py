@@ -5,6 +5,7 @@
     csv         a table of paths and labels
     webdataset  .tar shards on this machine
     timm        Hugging Face and torchvision datasets, through timm's `create_dataset`
+    scenes      cut-outs composed onto photographs (`scenes.py`)
 
 A new kind is a spec here, a member of `DATA_SPECS` in `data_kinds.py`, and its source in `train/data/source.py`.
 Reading one imports no torch.

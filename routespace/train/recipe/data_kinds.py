@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, Normalised, TimmSpec, WebDatasetSpec
+from routespace.train.recipe.scenes import ScenesSpec
 
-LOCATIONS = ("root", "images")  # fields that say where the data lies: they are no part of what is trained
+LOCATIONS = (
+    "root",
+    "images",
+    "cutouts",
+    "backgrounds",
+)  # where data lies: no part of what is trained
 TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
-DATA_SPECS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec)
-DataSpec = DigitsSpec | FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec
+DATA_SPECS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec, ScenesSpec)
+DataSpec = DigitsSpec | FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec | ScenesSpec
 SPECS: dict[str, type[Normalised]] = {
     get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in DATA_SPECS
 }

@@ -1,0 +1,147 @@
+"""Scenes as a source: as many as a recipe asks for, composed while training goes on.
+
+    source = ScenesSource(spec, preprocess, seed=0)
+    source.train().objects(7)          # boxes, classes and masks of a scene
+
+Shape legend: B scenes · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from routespace.preprocess import Preprocess
+from routespace.train.data.catalogue import Entry, Split
+from routespace.train.data.digits_render import SPLITS
+from routespace.train.data.record import DataRecord, Summary, in_turn
+from routespace.train.data.scenes.compose import Composed, Objects, compose
+from routespace.train.data.scenes.layout import draw
+from routespace.train.data.scenes.pictures import choose, class_names, gather
+from routespace.train.recipe.scenes import ScenesSpec
+
+EVAL_SEED = 0  # validation and test scenes are the same for every recipe seed
+
+
+class ScenesDataset(Dataset[tuple[Tensor, int]]):
+    """`count` scenes for classification: item i is (image (3, H, W) normalised, class of the largest object).
+
+    Args:
+        spec: what may stand in a scene.
+        split: train scenes are fresh in each epoch; val and test are the same.
+        count: how many.
+        preprocess: size and normalisation.
+        seed: of what is drawn.
+
+    Raises:
+        DataError: cut-outs or photographs are missing or damaged.
+    """
+
+    def __init__(self, spec: ScenesSpec, split: Split, count: int, preprocess: Preprocess, *, seed: int) -> None:
+        self.spec, self.split, self.count, self.seed = spec, split, count, seed
+        self.preprocess = preprocess
+        _ = gather(spec, split, preprocess.size)
+        # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the scenes of the train split; no effect on val and test."""
+        self._epoch.fill_(epoch if self.split == "train" else 0)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """A whole batch at once; a DataLoader calls this where it exists."""
+        images, labels = self.batch(indices)
+        return list(zip(images.unbind(), labels.tolist(), strict=True))
+
+    def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W), normalised, and labels (B,), composed on a device."""
+        made = self.compose(indices, device)
+        fed = self.preprocess
+        mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (fed.mean, fed.std))
+        images = made.images.permute(0, 3, 1, 2).float()
+        images = images.mul_(1 / (255 * std)).sub_(mean / std).contiguous()
+        return images, torch.from_numpy(made.layout.labels).to(device)
+
+    def compose(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Composed:
+        """The scenes of `indices` (B,), with everything that is known of them.
+
+        Raises:
+            IndexError: there are not so many scenes.
+        """
+        if not all(0 <= index < self.count for index in indices):
+            raise IndexError(f"scene index outside 0..{self.count - 1}")
+        material = gather(self.spec, self.split, self.preprocess.size)
+        words = (self.seed, SPLITS.index(self.split), int(self._epoch))
+        layout = draw(self.spec, material.library, self.preprocess.size, indices, words)
+        return compose(layout, material.cutouts.to(device), material.photos.to(device))
+
+    def objects(self, index: int) -> Objects:
+        """Boxes, classes and masks of a scene's objects."""
+        return self.compose([index]).objects(0)
+
+
+class ScenesSource:
+    """Scenes of a recipe; see `Source`.
+
+    Args:
+        spec: how many scenes, and what is in them.
+        preprocess: image size and normalisation.
+        seed: of the training scenes; those of val and test are the same for every seed.
+
+    Raises:
+        DataError: the cut-outs are missing.
+    """
+
+    fresh_each_epoch = True
+    beside_training = True  # composing draws no numbers from global generators
+
+    def __init__(self, spec: ScenesSpec, preprocess: Preprocess, *, seed: int) -> None:
+        self.spec, self.preprocess, self.seed = spec, preprocess, seed
+        self.classes = class_names(spec)
+
+    def train(self) -> ScenesDataset:
+        """Training scenes, fresh in each epoch."""
+        return self._scenes("train", self.spec.train_size, self.seed)
+
+    def val(self) -> ScenesDataset:
+        """Validation scenes."""
+        return self._scenes("val", self.spec.val_size, EVAL_SEED)
+
+    def test(self) -> ScenesDataset:
+        """Test scenes."""
+        return self._scenes("test", self.spec.test_size, EVAL_SEED)
+
+    @property
+    def summary(self) -> Summary:
+        """How many scenes of each class: they come in turn."""
+        sizes = {"train": self.spec.train_size, "val": self.spec.val_size}
+        return Summary({part: in_turn(size, self.classes) for part, size in sizes.items()})
+
+    def quick_check(self) -> tuple[str, ...]:
+        """Nothing: every picture is read before the first epoch."""
+        return ()
+
+    @cached_property
+    def record(self) -> DataRecord | None:
+        """The cut-outs and photographs of train and val; None where they are scikit-learn's."""
+        if self.spec.cutouts is None and self.spec.backgrounds is None:
+            return None
+        parts: dict[str, list[Entry]] = {}
+        for split in ("train", "val"):
+            chosen = choose(self.spec, split)
+            parts[split] = [*chosen.cutouts, *(entry._replace(name="(photographs)") for entry in chosen.photos)]
+        return DataRecord.of(parts, self.classes)
+
+    def _scenes(self, split: Split, count: int, seed: int) -> ScenesDataset:
+        return ScenesDataset(self.spec, split, count, self.preprocess, seed=seed)
