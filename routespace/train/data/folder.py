@@ -103,7 +103,7 @@ def list_folder(folder: Path) -> Listed:
     entries: list[Entry] = []
     for path in _folders(folder):
         name, others = plain_name(path.name), Counter[str]()
-        found = [Entry(file, name, _key(file, path)) for file in pictures_below(str(path), others)]
+        found = [Entry(file, name, key_below(file, path)) for file in pictures_below(str(path), others)]
         if not found:
             told = f" (left out: {told_left_out(others)})" if others else ""
             raise DataError(f"{path}: the class folder holds no pictures{told}; put some in, or remove it")
@@ -118,15 +118,6 @@ def list_folder(folder: Path) -> Listed:
     return Listed(str(folder), entries, left_out=dict(left_out))
 
 
-def pictures_below(folder: Path) -> list[tuple[str, str]]:
-    """(path, path below the folder) of every picture at any depth, without classes.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    return [(file, _key(file, folder)) for file in _pictures(str(folder), Counter())]
-
-
 def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
     """`.heic 3, .txt 1`, the greatest numbers first."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
@@ -137,6 +128,6 @@ def _folders(folder: Path) -> Iterator[Path]:
     return (Path(item.path) for item in visible(folder) if item.is_dir())
 
 
-def _key(file: str, folder: Path) -> str:
+def key_below(file: str, folder: Path) -> str:
     """A picture's own path below its class folder."""
     return plain_name(file[len(str(folder)) + 1 :].replace(os.sep, "/"))

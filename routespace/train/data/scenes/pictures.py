@@ -7,6 +7,7 @@ A picture's split follows from its own path, so that it never changes sides when
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from routespace.errors import DataError
+from routespace.picture_files import pictures_below
 from routespace.pictures import read_picture
 from routespace.train.data.catalogue import Entry, Split, three_sides
 from routespace.train.data.digits_render import INK_FLOOR, INK_GAIN, split_digits, split_photos
-from routespace.train.data.folder import FolderCatalogue, pictures_below
+from routespace.train.data.folder import FolderCatalogue, key_below
 from routespace.train.data.scenes.atlas import Atlas
 from routespace.train.data.scenes.layout import Library
 from routespace.train.recipe.data import FolderSpec
@@ -133,7 +135,7 @@ def _photos(root: str) -> list[Entry]:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give one with photographs (data.backgrounds)")
-    found = [Entry(file, "", key) for file, key in pictures_below(folder)]
+    found = [Entry(file, "", key_below(file, folder)) for file in pictures_below(str(folder), Counter())]
     if not found:
         raise DataError(f"{folder}: holds no pictures; give a folder with photographs (data.backgrounds)")
     return found
