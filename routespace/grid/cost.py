@@ -20,6 +20,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.leading import leading_row
 from routespace.grid.prices import CostTable, cost_table, gate_cost
 from routespace.grid.resources import NO_GATE, RESOURCES, GateCost, analytic
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
@@ -114,10 +115,12 @@ def architecture_cost(
     check_usage_names(usage or {}, architecture.grid.edges)
     edges = {name: table.edges[name] for name in architecture.edges}
     prices: dict[str, GateCost] = {}
+    leader = leading_row(architecture) if gates is not None and gates.source == "map" else None
     for name in architecture.gated_edges if gates is not None else ():
         edge = architecture.grid.edges[name]
         if gates is not None and edge.kind != "identity":
-            prices[name] = gate_cost(table.spec, edge, gates)
+            follows = gates.source == "map" and edge.kind == "transformer" and name != leader
+            prices[name] = gate_cost(table.spec, edge, gates, follows=follows)
     used = _used(table, edges, prices, usage)
     return ArchitectureCost(
         totals={

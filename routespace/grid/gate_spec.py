@@ -11,11 +11,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from routespace.values import Value
 
 Granularity = Literal["layer", "image", "token", "window"]
+
+
+def _odd(side: int) -> int:
+    if side % 2 == 0:
+        raise ValueError(f"{side} is even; give an odd side, so that a token stands in the middle")
+    return side
+
+
+Side = Annotated[int, Field(ge=1, le=31), AfterValidator(_odd)]
+MAP_CONTEXT, MAP_SMOOTH = 5, 3  # sides with `source: map` where none are given
 Open01 = Annotated[float, Field(gt=0, lt=1)]
 Closed01 = Annotated[float, Field(ge=0, le=1)]
 
@@ -43,6 +53,24 @@ class GateSpec(Value):
             without capacity. Shapes are known as far as nodes have one way in, and on a staircase `keep` alone
             fixes the cost; where several ways meet the shares are the same, but packed execution waits for the
             counts, and so it does with `early_stop`, where stopped tokens are ranked too: fewer are computed then.
+        source: where a row's margins come from. `own`: from weights of its own. `map`: the gate of the first gated
+            row alone has weights; what it says of each token, the maximum over the tokens that a coarser token
+            covers, is the margin of all later rows, which costs them nothing. Rows must be `token`, that first row
+            must be of the finest gated rate, and everything must arrive at it.
+        context: side of the square of tokens around each token whose mean and standard deviation a row's gate
+            reads beside the token itself, without giving them a gradient; 1: the token alone. None: 5 with `map`,
+            else 1.
+        smooth: side of the square of margins that is averaged before a row decides; 1: none. None: 3 with `map`,
+            else 1.
+        opening: what a row's gate opens for. `threshold`: what is above one threshold, the same for all gates.
+            `share`: each gate has a threshold of its own, above which is a given share of a training batch's
+            tokens, and at inference a running mean of it (`threshold` then moves all of them alike). The shares
+            follow from the budget, see `BudgetSpec`.
+        teach: `dense` teaches rows while all gates are held open (`budget.open_frac`): the tokens whose block
+            changes most of what the loss depends on should open, see `routespace/train/teaching.py`; they learn
+            from nothing else. `none`: rows learn from the task's and the budget's gradients.
+        teach_share: share of a batch's tokens that `dense` teaches to open; a taught gate begins with this chance
+            in place of `openness`, so that it need not unlearn that first.
         keys: what skipped tokens do as keys and values: `all` keeps them visible, `kept` hides them (the
             paper's literal formula).
         early_stop: a token once skipped in a row stays skipped there until a patch embedding refreshes it.
@@ -63,6 +91,12 @@ class GateSpec(Value):
     selection: Literal["learned", "random", "attention"] = "learned"
     keep: Open01 = 0.5
     capacity: bool = False
+    source: Literal["own", "map"] = "own"
+    context: Side | None = None
+    smooth: Side | None = None
+    opening: Literal["threshold", "share"] = "threshold"
+    teach: Literal["none", "dense"] = "none"
+    teach_share: Open01 = 0.15
     keys: Literal["all", "kept"] = "all"
     early_stop: bool = False
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -84,7 +118,36 @@ class GateSpec(Value):
             )
         if self.selection == "attention" and self.rows != "token":
             raise ValueError(f"selection: 'attention' ranks tokens; rows must be 'token' (given: {self.rows!r})")
+        self._check_rows()
         return self
+
+    def _check_rows(self) -> None:
+        """Raise ValueError for what only rows that decide token by token, by weights and a margin, can do."""
+        wants = {
+            "source: 'map'": self.source == "map",
+            f"context: {self.context}": self.context_side > 1,
+            f"smooth: {self.smooth}": self.smooth_side > 1,
+            "opening: 'share'": self.opening == "share",
+            "teach: 'dense'": self.teach == "dense",
+        }
+        for wish, wanted in wants.items():
+            if wanted and (self.rows != "token" or self.selection != "learned" or self.kind == "tanh"):
+                raise ValueError(
+                    f"{wish} is for rows that decide about tokens by what they have learned; it needs rows "
+                    f"'token', selection 'learned' and kind 'gumbel' or 'sigmoid'"
+                )
+        if self.opening == "share" and (self.capacity or self.early_stop):
+            raise ValueError("opening: 'share' fixes how much opens; leave out capacity and early_stop")
+
+    @property
+    def context_side(self) -> int:
+        """The side of the context in force, in tokens."""
+        return self.context if self.context is not None else (MAP_CONTEXT if self.source == "map" else 1)
+
+    @property
+    def smooth_side(self) -> int:
+        """The side of the smoothing in force, in tokens."""
+        return self.smooth if self.smooth is not None else (MAP_SMOOTH if self.source == "map" else 1)
 
     @property
     def scales_edge(self) -> bool:
@@ -115,13 +178,17 @@ class GateSpec(Value):
         """Learned numbers of one gate on maps of `width` channels; `rows` False for a column gate."""
         if rows and self.selection != "learned":
             return 0
-        return self.logits if granularity == "layer" else self.logits * (width + 1)
+        return self.logits if granularity == "layer" else self.logits * (self.gate_inputs(width, rows=rows) + 1)
+
+    def gate_inputs(self, width: int, *, rows: bool = True) -> int:
+        """What a gate's linear layer reads of a place: the token's channels, and its context's two of each."""
+        return 3 * width if rows and self.context_side > 1 else width
 
     def gate_macs(self, granularity: Granularity, width: int, places: int, *, rows: bool = True) -> int:
         """MACs of one gate: `places` decisions (1 an image; the tokens; the windows), a linear layer each."""
         if granularity == "layer" or (rows and self.selection != "learned"):
             return 0
-        return self.logits * width * places
+        return self.logits * self.gate_inputs(width, rows=rows) * places
 
 
 def gate_places(granularity: Granularity, map_size: tuple[int, int], window: int) -> int:

@@ -19,7 +19,7 @@ from routespace.errors import GridError, SpecError
 from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import Edge, RoutingGrid
-from routespace.grid.resources import NO_EDGE, GateCost, require_analytic
+from routespace.grid.resources import NO_EDGE, NO_GATE, GateCost, require_analytic
 from routespace.grid.spec import GridSpec
 
 EXACT_FLOAT = 1 << 53  # float64 adds integers below this exactly, and BLAS adds them much faster than int64
@@ -45,12 +45,14 @@ def head_cost(spec: GridSpec) -> EdgeCost:
     return EdgeCost(params, 0, width * classes, FLOAT_BYTES * params, FLOAT_BYTES * (width + classes))
 
 
-def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec) -> GateCost:
+def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec, *, follows: bool = False) -> GateCost:
     """The price of the gate named by `edge`: a row's (transformer) or a column's (patch_embed).
 
     A column's `token` gate decides once per coarse token, from the fine map pooled 2×2; its `window` counts
-    coarse tokens.
+    coarse tokens. A row that `follows` another's margins has no weights and nothing to multiply.
     """
+    if follows:
+        return NO_GATE
     width = spec.width(edge.rate)
     column = edge.kind == "patch_embed"
     granularity = gates.columns if column else gates.rows
@@ -58,7 +60,7 @@ def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec) -> GateCost:
     places = gate_places(granularity, size, gates.window)
     params = gates.gate_params(granularity, width, rows=not column)
     macs = gates.gate_macs(granularity, width, places, rows=not column)
-    moved = places * (width + gates.logits) if macs else 0
+    moved = places * (gates.gate_inputs(width, rows=not column) + gates.logits) if macs else 0
     return GateCost(params, macs, FLOAT_BYTES * (params + moved))
 
 

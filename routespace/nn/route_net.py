@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.leading import check_map, leading_row
 from routespace.grid.spec import map_size
 from routespace.nn.families.base import Block, FamilyModules, PatchEmbed, Stage, Stem, modules_of
 from routespace.nn.families.compiled import compile_blocks
@@ -94,6 +95,8 @@ class RouteNet(nn.Module):
         self.spec = spec
         self._deciding = deciding
         self.plan = compile_plan(architecture)
+        check_map(architecture, self.gate_spec)
+        leader = leading_row(architecture)
         parts = modules_of(spec.family)
         self.stem = source.stem if source else parts.stem(spec)
         self.edges = nn.ModuleDict()
@@ -104,7 +107,7 @@ class RouteNet(nn.Module):
                 continue
             self.edges[name] = source.edges[name] if source else self._make_edge(step, parts, drop_path)
             if step.gated:
-                self.gates[name] = source.gates[name] if source else self._make_gate(step)
+                self.gates[name] = source.gates[name] if source else self._make_gate(step, leads=name == leader)
         self.outputs = nn.ModuleDict(
             {
                 f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.output(spec, rate)
@@ -120,10 +123,11 @@ class RouteNet(nn.Module):
         first = self.spec.blocks_before(layer)
         return parts.stage(self.spec, rate, self.spec.depth(layer), drop_path * share, first=first)
 
-    def _make_gate(self, step: Row | Embed) -> Gate:
+    def _make_gate(self, step: Row | Embed, *, leads: bool) -> Gate:
         rows = isinstance(step, Row)
         granularity = self.gate_spec.rows if rows else self.gate_spec.columns
-        return Gate(self.gate_spec, granularity, self.spec.width(step.source[1]), rows=rows)
+        follows = rows and self.gate_spec.source == "map" and not leads
+        return Gate(self.gate_spec, granularity, self.spec.width(step.source[1]), rows=rows, follows=follows)
 
     @property
     def deciding(self) -> Deciding:
@@ -267,18 +271,29 @@ class RouteNet(nn.Module):
         compiled blocks and checkpointing; whatever is set on the part leaves this network as it is.
 
         Raises:
-            GridError: `architecture` is not a part of this network's.
+            GridError: `architecture` is not a part of this network's, or has gated rows without the one whose gate
+                makes their map (`gates.source: map`).
         """
         if not self.architecture.contains(architecture):
             raise GridError(
                 f"architecture: {architecture.hash} is no part of {self.architecture.hash}; it needs the same "
                 f"grid, edges that exist here, and gates only where this network has them"
             )
+        self._check_leader(architecture)
         part = RouteNet.__new__(RouteNet)
         nn.Module.__init__(part)
         part._assemble(architecture, self._deciding, 0.0, source=view_of(self))
         part.training = self.training
         return part
+
+    def _check_leader(self, part: Architecture) -> None:
+        """Raise GridError for a part with gates that would have nobody to follow."""
+        leader, own = leading_row(part), leading_row(self.architecture)
+        if self.gate_spec.source == "map" and leader is not None and leader != own:
+            raise GridError(
+                f"architecture: {leader} is gated, but {own}, whose gate makes the map for all rows, is not; gate "
+                f"that row too, or none"
+            )
 
     def gate_places(self, image_size: tuple[int, int] | torch.Size) -> dict[str, GatePlaces]:
         """Edge name → where its gate decides, for images of (H, W) pixels."""

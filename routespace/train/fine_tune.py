@@ -19,7 +19,7 @@ from routespace.train.recipe.recipe import PRESET_KEEPS, Recipe
 MAY_DIFFER = ("image_size", "num_classes")  # what no weight of the backbone depends on
 SIZE_SETS = ("widths", "heads", "mlp_ratios")
 OF_TRAINED_GATES = ("threshold", "openness")  # calibration moves the one, and only new gates begin with the other
-SHAPES_GATES = ("kind", "rows", "columns", "selection")
+SHAPES_GATES = ("kind", "rows", "columns", "selection", "source", "context_side", "opening")
 SHOWN_FIELDS = 4
 
 
@@ -176,8 +176,8 @@ def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSp
     if _weights(fitted) != _weights(given):
         name = next(name for name in SHAPES_GATES if getattr(fitted, name) != getattr(given, name))
         raise SpecError(
-            f"gates.{name}: {getattr(fitted, name)!r} was asked, but the given network's gates are of "
-            f"{getattr(given, name)!r}, with other weights; leave it out, or train a new network"
+            f"gates.{name.removesuffix('_side')}: {getattr(fitted, name)!r} was asked, but the given network's "
+            f"gates are of {getattr(given, name)!r}, with other weights; leave it out, or train a new network"
         )
     return fitted
 
@@ -185,7 +185,7 @@ def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSp
 def _weights(gates: GateSpec) -> tuple[object, ...]:
     """Equal for gates that have the same weights, meaning the same."""
     rows, columns = gates.gate_params(gates.rows, 1), gates.gate_params(gates.columns, 1, rows=False)
-    return gates.kind, rows, columns
+    return gates.kind, rows, columns, gates.source, gates.opening
 
 
 def _check_routing(recipe: Recipe, architecture: Architecture, asked: Collection[str] | None) -> None:

@@ -48,6 +48,7 @@ def test_each_gate_is_measured_once_and_edges_at_more_shares(table):
         {"capacity": True, "keys": "kept"},
         {"selection": "random", "rows": "image"},
         {"selection": "attention", "early_stop": True},
+        {"source": "map", "opening": "share"},
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -113,15 +113,25 @@ def gate_specs(draw: Any, *, random: bool = True) -> GateSpec:
     choices = ["learned", "learned", *(["random"] if random else []), *(["attention"] if rows == "token" else [])]
     selection = draw(st.sampled_from(choices))
     ranked = rows == "token" and kind != "tanh" and relaxation != "soft" and selection != "random"
+    seeing = draw(seeing_gates()) if rows == "token" and kind != "tanh" and selection == "learned" else {}
+    share = "opening" in seeing
     return GateSpec(
+        **seeing,
         kind=kind,
         rows=rows,
         columns=columns,
         relaxation=relaxation,
         selection=selection,
         keep=draw(st.sampled_from([0.2, 0.5, 0.9])),
-        capacity=ranked and draw(st.booleans()),
+        capacity=ranked and not share and draw(st.booleans()),
         keys=draw(st.sampled_from(["all", "kept"])),
-        early_stop=draw(st.booleans()),
+        early_stop=not share and draw(st.booleans()),
         openness=0.5,
     )
+
+
+@st.composite
+def seeing_gates(draw: Any) -> dict[str, Any]:
+    """What rows that decide token by token may have beside the rest; sometimes nothing."""
+    fields = {"source": ["map"], "context": [3, 5], "smooth": [3], "opening": ["share"], "teach": ["dense"]}
+    return {name: draw(st.sampled_from(values)) for name, values in fields.items() if draw(st.booleans())}

@@ -150,6 +150,8 @@ def with_lively_gates(net: TaskNet) -> TaskNet:
         torch.nn.init.normal_(parameter, std=0.5)
     for gate in net.gates.values():
         gate.update_ema(0.0)
+        if gate.cut is not None:
+            gate.cut.value.fill_(0.2)
     return net
 
 

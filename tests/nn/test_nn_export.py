@@ -19,7 +19,7 @@ def small_net(routing: str = "both", **gates) -> TaskNet:
     architecture = Architecture.full(grid) if routing == "both" else Architecture.routed(grid, routing)
     net = TaskNet.classifier(architecture, GateSpec(openness=0.5, **gates)).eval()
     for gate in net.gates.values():
-        if gate.ema_weight is not None:
+        if gate.learned and gate.ema_weight is not None:
             nn.init.normal_(gate.ema_weight, std=0.5)
     return net
 
@@ -41,8 +41,9 @@ def assert_exports(net: TaskNet) -> None:
         {"kind": "tanh", "rows": "image"},
         {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True},
         {"capacity": True, "columns": "token", "keep": 0.4},
+        {"source": "map"},
     ],
-    ids=["default", "tanh images", "everything per token", "equal counts"],
+    ids=["default", "tanh images", "everything per token", "equal counts", "one map"],
 )
 def test_dense_export(gates):
     assert_exports(small_net(**gates))
@@ -51,6 +52,15 @@ def test_dense_export(gates):
 def test_auto_exports_as_dense():
     net = small_net("depth")
     net.decide(execution="auto")
+    assert_exports(net)
+
+
+@pytest.mark.parametrize("execution", ["dense", "packed"])
+def test_export_of_one_map_and_its_cuts(execution):
+    net = small_net("depth", source="map", opening="share")
+    for gate in net.gates.values():
+        gate.cut.value.fill_(0.1)
+    net.decide(execution=execution)
     assert_exports(net)
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from routespace.deploy.latency.parts import COLUMN_GATE, ROW_GATE, PartKey, part_keys
+from routespace.deploy.latency.parts import COLUMN_GATE, MAP_GATE, ROW_GATE, PartKey, part_keys
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
@@ -25,6 +25,7 @@ from routespace.nn.packing.maps import spread
 from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.execution import EdgeInput, Packed
 from routespace.nn.routing.gates import Gate, share_count, top_share
+from routespace.nn.routing.margins import MarginMap
 from routespace.nn.routing.state import NodeState
 from routespace.nn.task_net import TaskNet
 
@@ -76,7 +77,7 @@ class Bench:
         """
         return {
             (key, keep): self.part(key, keep, seed)
-            for key in sorted(part_keys(self.grid, gated=self.gated))
+            for key in sorted(part_keys(self.grid, gated=self.gated, mapped=self.gates.source == "map"))
             for keep in sorted({1.0, *(keeps if key.kind == "transformer" else ())})
             if keep == 1.0 or keep * self._places(key.rate) >= 1
         }
@@ -100,6 +101,8 @@ class Bench:
             return lambda: output(x)
         if kind == "merge":
             return lambda: _merge(x, CHAIN)
+        if kind == MAP_GATE:
+            return self._followed(rate)
         if kind in (ROW_GATE, COLUMN_GATE):
             return self._decisions(rate, rows=kind == ROW_GATE)
         if kind == "patch_embed":
@@ -137,6 +140,14 @@ class Bench:
         granularity, width = spec.rows if rows else spec.columns, self.spec.width(rate)
         gates = [self._ready(Gate(spec, granularity, width, rows=rows)) for _ in range(CHAIN)]
         return lambda: [gate(x, hw, deciding).counted > 0 for gate in gates]
+
+    def _followed(self, rate: int) -> Work:
+        """Deciding by the margins of the finest rate."""
+        spec, x, hw = self.gates, self._map(rate), self.spec.map_size(rate)
+        deciding, finest = Deciding.at_start(spec), self.spec.map_size(self.spec.rates[0])
+        margins = MarginMap(torch.randn(self.batch, finest[0] * finest[1], device=self.device), finest)
+        gate = self._ready(Gate(spec, spec.rows, self.spec.width(rate), rows=True, follows=True))
+        return lambda: [gate(x, hw, deciding, margins=margins.at(hw)).counted > 0 for _ in range(CHAIN)]
 
     def _kept(self, rate: int, keep: float, seed: int) -> Tensor:
         """(B, N) bool: the share `keep` of each image's tokens, or of its windows where rows decide by these."""

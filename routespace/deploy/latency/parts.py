@@ -1,7 +1,7 @@
 """The parts of a network that take time of their own: their keys, and the time of one.
 
     part_keys(grid)               stem, transformers, patch embeddings, merges, outputs, head
-    part_keys(grid, gated=True)   also the gates of rows (row_gate) and of patch embeddings (column_gate)
+    part_keys(grid, gated=True)   also the gates of rows (row_gate, map_gate) and of patch embeddings (column_gate)
 
 A part is told by kind, rate, depth and phase: edges that share these take the same time, and so do their gates.
 """
@@ -16,11 +16,14 @@ from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.values import Value
 
-PartKind = Literal["stem", "transformer", "patch_embed", "merge", "output", "head", "row_gate", "column_gate"]
+PartKind = Literal[
+    "stem", "transformer", "patch_embed", "merge", "output", "head", "row_gate", "map_gate", "column_gate"
+]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ROW_GATE: PartKind = "row_gate"
+MAP_GATE: PartKind = "map_gate"
 COLUMN_GATE: PartKind = "column_gate"
-GATES = "gates"  # the group of both: static subnets tell nothing about it, so no factor is fitted for it
+GATES = "gates"  # the group of them: static subnets tell nothing about it, so no factor is fitted for it
 
 
 class PartKey(NamedTuple):
@@ -28,7 +31,8 @@ class PartKey(NamedTuple):
 
     Attributes:
         kind: `stem`, `transformer`, `patch_embed`, `merge` (adding two arrivals at a node), `output`, `head`,
-            `row_gate` (deciding between transformer and identity) or `column_gate` (of a patch embedding).
+            `row_gate` (deciding between transformer and identity), `map_gate` (the same by another row's margins)
+            or `column_gate` (of a patch embedding).
         rate: of the part's source; 0 where it has none.
         depth: blocks of a transformer edge, else 0.
         phase: of a transformer edge whose family alternates kinds of blocks, the first block's place in the
@@ -43,7 +47,7 @@ class PartKey(NamedTuple):
     @property
     def group(self) -> str:
         """The group whose fitted factor the part takes."""
-        if self.kind in (ROW_GATE, COLUMN_GATE):
+        if self.kind in (ROW_GATE, MAP_GATE, COLUMN_GATE):
             return GATES
         return f"{self.kind}_r{self.rate:02d}" if self.kind in ("transformer", "patch_embed") else "rest"
 
@@ -75,12 +79,13 @@ class PartTime(Value):
         return PartKey(self.kind, self.rate, self.depth, self.phase)
 
 
-def part_keys(grid: RoutingGrid, *, gated: bool = False) -> set[PartKey]:
+def part_keys(grid: RoutingGrid, *, gated: bool = False, mapped: bool = False) -> set[PartKey]:
     """The distinct parts of a grid.
 
     Args:
         grid: the grid.
         gated: with the gates of its edges.
+        mapped: also with those that follow another row's margins (`gates.source: map`).
     """
     keys = {PartKey("stem"), *(PartKey("output", rate) for rate in grid.spec.output_rates)}
     if grid.spec.num_classes:
@@ -92,7 +97,7 @@ def part_keys(grid: RoutingGrid, *, gated: bool = False) -> set[PartKey]:
         if edge.kind == "patch_embed":
             keys.add(PartKey("merge", 2 * edge.rate))
         if gated:
-            keys.add(gate_key(edge))
+            keys |= {gate_key(edge), gate_key(edge, follows=mapped)}
     return keys
 
 
@@ -105,6 +110,13 @@ def edge_key(spec: GridSpec, edge: Edge) -> PartKey:
     return PartKey("transformer", edge.rate, spec.depth(edge.layer), phase)
 
 
-def gate_key(edge: Edge) -> PartKey:
-    """The part that the gate of a transformer or patch_embed edge is; a row's is kept with its transformer."""
-    return PartKey(ROW_GATE if edge.kind == "transformer" else COLUMN_GATE, edge.rate)
+def gate_key(edge: Edge, *, follows: bool = False) -> PartKey:
+    """The part that the gate of a transformer or patch_embed edge is; a row's is kept with its transformer.
+
+    Args:
+        edge: the edge.
+        follows: a row's gate decides by another row's margins.
+    """
+    if edge.kind == "patch_embed":
+        return PartKey(COLUMN_GATE, edge.rate)
+    return PartKey(MAP_GATE if follows else ROW_GATE, edge.rate)

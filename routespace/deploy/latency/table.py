@@ -31,13 +31,17 @@ from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import allow_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node, RoutingGrid
+from routespace.grid.leading import leading_row
 from routespace.grid.resources import MeasuredPrices
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.values import Value
 
 # What a gated edge's time depends on.
-TIMED = ("kind", "rows", "columns", "window", "selection", "capacity", "keys")
+TIMED = (
+    *("kind", "rows", "columns", "window", "selection", "capacity", "keys"),
+    *("source", "context_side", "smooth_side", "opening"),
+)
 
 
 class Subnet(Value):
@@ -95,7 +99,8 @@ class LatencyTable(Value):
         for (key, keep), times in points.items():
             if times > 1:
                 raise ValueError(f"parts: {key}, keep {keep:g} is there {times} times, once is allowed; {again}")
-        for key in sorted(part_keys(RoutingGrid(self.spec), gated=self.gates is not None)):
+        gated, mapped = self.gates is not None, self.gates is not None and self.gates.source == "map"
+        for key in sorted(part_keys(RoutingGrid(self.spec), gated=gated, mapped=mapped)):
             if (key, 1.0) not in points:
                 raise ValueError(f"parts: {key} is missing; {again}")
         return self
@@ -158,6 +163,7 @@ def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None 
     require_grid(table, architecture.grid)
     check_usage_names(usage or {}, architecture.grid.edges)
     total = table.constant_ms
+    leader = leading_row(architecture) if table.gates is not None and table.gates.source == "map" else None
     for rate, count in merges(architecture).items():
         total += count * table.ms(PartKey("merge", rate))
     for name, state in architecture.edges.items():
@@ -168,7 +174,8 @@ def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None 
         if images:
             total += images * table.ms(edge_key(architecture.spec, edge), min(1.0, tokens / images))
         if state == "gated":
-            total += asked * table.ms(gate_key(edge))
+            follows = leader is not None and name != leader
+            total += asked * table.ms(gate_key(edge, follows=follows))
     return total
 
 
@@ -183,7 +190,8 @@ def gate_problem(table: LatencyTable, gates: GateSpec | None = None) -> str | No
     if table.gates is None:
         return f"latency table: it holds no gates, so the time of deciding is left out; {again}"
     other = [name for name in TIMED if gates and getattr(gates, name) != getattr(table.gates, name)]
-    return f"latency table: its gates are of another kind ({', '.join(other)}); {again}" if other else None
+    named = ", ".join(name.removesuffix("_side") for name in other)
+    return f"latency table: its gates are of another kind ({named}); {again}" if other else None
 
 
 def merges(architecture: Architecture) -> Counter[int]:

@@ -10,6 +10,7 @@ Nothing else about a network changes how its gates decide, but their weights and
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, Unpack, get_args
 
@@ -18,7 +19,8 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 
 Execution = Literal["dense", "packed", "auto"]
-BUILT = ("kind", "rows", "columns", "window", "selection", "capacity")  # fields that a gate's modules are made by
+# Fields that a gate's modules are made by.
+BUILT = ("kind", "rows", "columns", "window", "selection", "capacity", "source", "context_side", "opening")
 
 
 class Changes(TypedDict, total=False):
@@ -29,6 +31,7 @@ class Changes(TypedDict, total=False):
     noise: float
     held: Architecture | None
     execution: Execution
+    shares: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Deciding:
             lets the gates decide.
         execution: `dense` computes everything and masks (the reference); `packed` computes the kept tokens alone;
             `auto` chooses per edge by the share that is kept in the batch.
+        shares: transformer edge → share of a batch's tokens that its gate opens while training, for gates whose
+            `opening` is `share`; None at inference and wherever their own thresholds are to hold.
 
     Raises:
         SpecError: a value that is not allowed.
@@ -53,6 +58,7 @@ class Deciding:
     noise: float
     held: Architecture | None = None
     execution: Execution = "dense"
+    shares: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.execution not in get_args(Execution):
@@ -80,7 +86,7 @@ class Deciding:
             given, made = getattr(changed.gates, field), getattr(self.gates, field)
             if given != made:
                 raise SpecError(
-                    f"gates.{field}: {given!r} does not fit; this network's gates were made with {made!r}, "
-                    f"make a network with the other gates"
+                    f"gates.{field.removesuffix('_side')}: {given!r} does not fit; this network's gates were made "
+                    f"with {made!r}, make a network with the other gates"
                 )
         return changed

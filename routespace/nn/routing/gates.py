@@ -23,6 +23,7 @@ from routespace.grid.gate_spec import GateSpec, Granularity
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
+from routespace.nn.routing.margins import Cut, in_context, smoothed, without_autocast
 
 GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
 INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
@@ -49,13 +50,14 @@ class Decision(NamedTuple):
 
 
 class Gate(nn.Module):
-    """One gate: pooled features → linear → decision.
+    """One gate: pooled features → linear → margin → decision.
 
     Args:
         spec: the gates' spec.
         granularity: what decides together.
         width: channels of the map that the gate reads.
         rows: True for the gate of a row, False for that of a patch embedding, whose places are 2×2 groups.
+        follows: it has no weights, and decides by the margins of another row's gate.
     """
 
     weight: nn.Parameter | None
@@ -63,22 +65,29 @@ class Gate(nn.Module):
     ema_weight: Tensor | None
     ema_bias: Tensor
 
-    def __init__(self, spec: GateSpec, granularity: Granularity, width: int, *, rows: bool) -> None:
+    def __init__(
+        self, spec: GateSpec, granularity: Granularity, width: int, *, rows: bool, follows: bool = False
+    ) -> None:
         super().__init__()
         self.granularity = granularity
         self.group = 1 if rows else 2
         self.window = spec.window if granularity == "window" else 1
         self.capacity = spec.capacity and granularity == "token"
         self.selection = spec.selection if rows else "learned"
-        self.learned = self.selection == "learned"
+        self.follows = follows
+        self.leads = rows and spec.source == "map" and not follows
+        self.context = spec.context_side if rows else 1
+        self.cut = Cut() if rows and spec.opening == "share" else None
+        self.learned = self.selection == "learned" and not follows
         if not self.learned:
             return
-        self.bias = nn.Parameter(initial_bias(spec))
+        taught = rows and spec.teach == "dense"
+        self.bias = nn.Parameter(initial_bias(spec, spec.teach_share if taught else spec.openness))
         self.register_buffer("ema_bias", self.bias.detach().clone())
         if granularity == "layer":  # one learned number (two logits), no features
             self.weight = self.ema_weight = None
         else:
-            self.weight = nn.Parameter(torch.empty(spec.logits, width))
+            self.weight = nn.Parameter(torch.empty(spec.logits, spec.gate_inputs(width, rows=rows)))
             nn.init.trunc_normal_(self.weight, std=INIT_STD)
             self.register_buffer("ema_weight", self.weight.detach().clone())
 
@@ -95,6 +104,8 @@ class Gate(nn.Module):
         *,
         present: Tensor | None = None,
         count: int | None = None,
+        margins: Tensor | None = None,
+        share: float | None = None,
     ) -> Decision:
         """Decide from the map x (B, N, C) of height and width `hw`.
 
@@ -105,34 +116,56 @@ class Gate(nn.Module):
             present: (B, N) bool, the tokens that are there; None for all. What is chosen by rank is chosen among
                 them.
             count: how many of every image `present` holds, where that is known beforehand.
+            margins: (B, N) those of the leading row, to decide by instead of one's own.
+            share: of the batch's tokens to open in training, of a gate that opens a share.
         """
-        spec, (places, coarse) = deciding.gates, self._places(x, hw)
+        spec, coarse = deciding.gates, self._spread_over(hw)
         best = partial(self._best, keep=spec.keep, hw=hw, present=present, count=count)
         if self.selection == "random":
-            scores = torch.rand(places.shape[:2], device=x.device) - 1 + spec.keep
+            scores = torch.rand(self._places(x, hw).shape[:2], device=x.device) - 1 + spec.keep
             value = (scores > 0).float()
             decision = Decision(value, value, torch.full_like(value, spec.keep))
         elif self.selection == "attention":
-            value, per_image = best(attention_scores(places))
+            value, per_image = best(attention_scores(self._places(x, hw)))
             decision = Decision(value, value, value, per_image)
         else:
-            ranked = best if self.capacity else None
-            decision = self._decide(self._logits(places), deciding, ranked)
+            own = self.margins_to_decide_by(x, hw, spec) if margins is None else margins
+            if self.cut is not None:
+                own = own - self.cut(own, share)
+            decision = self._decide(own, deciding, best if self.capacity else None)
         value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
         return Decision(value, counted, chance, decision.per_image if self.window == 1 else None)
 
-    def _places(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """(B, N, C) → (B, P, C) and the height and width of the map over which decisions are spread."""
+    def margins(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) → (B, P) what its weights say of each place: above 0 where it should open."""
+        logits = self._logits(self._places(x, hw))
+        return logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
+
+    def margins_to_decide_by(self, x: Tensor, hw: tuple[int, int], spec: GateSpec) -> Tensor:
+        """(B, N, C) → (B, P) the same, smoothed; what a taught gate decides gives its weights no gradient."""
+        margins = self.margins(x, hw)
+        if self.group > 1:  # of a patch embedding
+            return margins
+        margins = smoothed(margins, hw, spec.smooth_side)
+        return margins.detach() if spec.teach == "dense" else margins
+
+    def _spread_over(self, hw: tuple[int, int]) -> tuple[int, int]:
+        """The height and width of the map over which decisions are spread."""
+        return (1, 1) if self.decides_for_images else map_size(hw, self.group)
+
+    def _places(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
+        """(B, N, C) → (B, P, C): what a decision is made from; with context (B, N, 3C)."""
         if self.decides_for_images:
-            return x.mean(1, keepdim=True), (1, 1)
-        return pool(x, hw, self.group * self.window), map_size(hw, self.group)
+            return x.mean(1, keepdim=True)
+        return in_context(x, hw, self.context) if self.context > 1 else pool(x, hw, self.group * self.window)
 
     def _logits(self, places: Tensor) -> Tensor:
         """(B, P, C) → (B, P, 1 or 2), with the EMA copy of the weights at inference."""
         weight, bias = (self.weight, self.bias) if self.training else (self.ema_weight, self.ema_bias)
         if weight is None:
             return bias.expand(places.shape[0], 1, -1)
-        return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
+        with without_autocast(places, wanted=self.context > 1):  # few bits would make ties of near margins
+            return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
 
     def _best(
         self, scores: Tensor, *, keep: float, hw: tuple[int, int], present: Tensor | None, count: int | None
@@ -156,14 +189,13 @@ class Gate(nn.Module):
         wanted = torch.ceil(keep * counts.double()) if rows else (-(-counts // GROUP_TOKENS)).clamp(max=most)
         return top_places(scores, wanted), None
 
-    def _decide(self, logits: Tensor, deciding: Deciding, ranked: Ranked | None) -> Decision:
+    def _decide(self, margin: Tensor, deciding: Deciding, ranked: Ranked | None) -> Decision:
         spec = deciding.gates
         if spec.kind == "tanh":
-            value = F.relu(torch.tanh(logits[..., 0]))
+            value = F.relu(torch.tanh(margin))
             if not self.training:
                 value = torch.where(value > spec.open_above, value, torch.zeros_like(value))
             return Decision(value, (value > 0).float() + (value - value.detach()), value.detach())
-        margin = logits[..., 0] - logits[..., 1] if spec.kind == "gumbel" else logits[..., 0]
         chance = torch.sigmoid(margin)
         per_image = None
         if ranked is not None:
@@ -194,9 +226,8 @@ class Gate(nn.Module):
             self.ema_weight.lerp_(self.weight, 1 - decay)
 
 
-def initial_bias(spec: GateSpec) -> Tensor:
-    """Bias with which an untrained gate opens with probability `openness` (tanh: has that value)."""
-    p = spec.openness
+def initial_bias(spec: GateSpec, p: float) -> Tensor:
+    """Bias with which an untrained gate opens with probability `p` (tanh: has that value)."""
     if spec.kind == "tanh":
         return torch.tensor([math.atanh(p)])
     logit = math.log(p / (1 - p))

@@ -17,6 +17,7 @@ from routespace.nn.plan import Embed, Row
 from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.execution import Compute, EdgeInput
 from routespace.nn.routing.gates import Decision, Gate
+from routespace.nn.routing.margins import MarginMap
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.routing.state import NodeState
 
@@ -33,6 +34,7 @@ class ForwardState:
         replay: decisions to use instead of the gates', by edge name.
         nodes: the nodes reached so far that are still to be read.
         taken: what each edge did.
+        margins: what the leading row's gate said of each token, for the rows after it (`gates.source: map`).
     """
 
     spec: GridSpec
@@ -43,6 +45,7 @@ class ForwardState:
     replay: Routes
     nodes: dict[Node, NodeState]
     taken: dict[str, EdgeRoute]
+    margins: MarginMap | None = None
 
     def arrive(self, node: Node, state: NodeState) -> None:
         """Add an arrival to a node's sum."""
@@ -156,13 +159,20 @@ def _decide_embed(
 
 def _ask(name: str, here: NodeState, hw: tuple[int, int], run: ForwardState) -> Decision:
     """The gate's decision, or the recorded one; `per_image` only where it holds for what is here, too."""
+    gate = run.gate(name)
+    if gate.leads and not run.gates.keys() <= run.replay.keys():
+        run.margins = MarginMap(gate.margins_to_decide_by(here.x, hw, run.deciding.gates), hw)
     if name in run.replay:
         route = run.replay[name]
         kept = route.kept.float()
         value = kept if route.value is None else route.value
         counted = kept if run.deciding.gates.scales_edge else value
         return Decision(value, counted, value, route.per_image if here.reach is None else None)
-    decision: Decision = run.gates[name](here.x, hw, run.deciding, present=here.arrived(), count=here.count)
+    margins = run.margins.at(hw) if run.margins is not None and (gate.leads or gate.follows) else None
+    share = None if run.deciding.shares is None else run.deciding.shares.get(name)
+    decision: Decision = gate(
+        here.x, hw, run.deciding, present=here.arrived(), count=here.count, margins=margins, share=share
+    )
     if here.reach is not None and here.count is None:
         return decision._replace(per_image=None)  # images that are not here keep nothing
     return decision
@@ -172,7 +182,10 @@ def _scale(name: str, decision: Decision, run: ForwardState) -> Tensor | None:
     """What the result is multiplied by; None where that is 1 at every kept token and has no gradient."""
     if name in run.replay:
         return run.replay[name].value
-    return decision.value if run.gate(name).training or run.deciding.gates.scales_edge else None
+    gates = run.deciding.gates
+    if gates.scales_edge or (run.gate(name).training and gates.relaxation == "soft"):
+        return decision.value
+    return decision.value if decision.value.requires_grad else None
 
 
 def _value_to_record(name: str, decision: Decision, run: ForwardState) -> Tensor | None:
