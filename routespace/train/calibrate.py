@@ -113,7 +113,7 @@ def _why(target: float, tried: list[Trial]) -> str:
 
 
 def _macs_at(net: AnyNet, logit: float, batches: Iterable[Any]) -> float:
-    with net.deciding_as(gates=_with_threshold(net.gate_spec, logit), held=None, execution="auto"):
+    with net.deciding_as(gates=_with_threshold(net.gate_spec, logit), held=None, shares=None, execution="auto"):
         return mean_macs(net, batches)
 
 

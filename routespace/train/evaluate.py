@@ -83,7 +83,12 @@ def evaluate(
     net = unwrap(net, wanted=TaskNet)
     task = task or task_of_head(net.head.kind, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
-    with placed(net, device), evaluating(net), net.deciding_as(held=None, execution="auto"), together():
+    with (
+        placed(net, device),
+        evaluating(net),
+        net.deciding_as(held=None, shares=None, execution="auto"),
+        together(),
+    ):
         seen = _pass(net, loader, task, sampling if expected and net.gates else None)
     total = seen.usage.gathered()
     if not total.images:

@@ -31,9 +31,11 @@ from routespace.train.optim import make_optimizer, make_schedule
 from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.shares import RowShares, agree_on_cuts
 from routespace.train.step_loss import Losses, StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
 from routespace.train.tasks.base import Task
+from routespace.train.teaching import GateTeacher
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
 
@@ -71,7 +73,9 @@ class Trainer:
         self.task, self.accelerator, self.report = task, accelerator, report
         self.base_macs, self.target_macs = recipe.base_macs(), target_macs
         self.budget: BudgetLoss | None = None
-        if target_macs is not None:
+        self.shares = RowShares.of(recipe, net.architecture, target_macs)
+        self.teacher = GateTeacher(net)
+        if target_macs is not None and self.shares is None:
             self.budget = BudgetLoss(recipe.budget, self.base_macs, target_macs)
         self.optimizer = make_optimizer(net, self.spec)
         self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
@@ -85,6 +89,11 @@ class Trainer:
         self._sums = dict.fromkeys(self._names, 0.0)
         self._epoch_rate = 0.0
         self._start: Architecture | None = None
+
+    @property
+    def _nets(self) -> list[TaskNet]:
+        """The network that trains, and the moving average of its weights, where there is one."""
+        return [self.net, *([self.ema.module] if self.ema is not None else [])]
 
     @property
     def final_net(self) -> TaskNet:
@@ -141,9 +150,11 @@ class Trainer:
         progress = done / (self.spec.epochs * self.loaders.steps)
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
         self.schedule.step_update(done)
-        with self.net.deciding_as(held=self._held(progress)):
+        held, shares = self._held(progress), self.shares.at(progress) if self.shares else None
+        with self.net.deciding_as(held=held, shares=shares), self.teacher.watching(on=held is not None):
             losses = self.step_loss(images, targets, progress)
         self.accelerator.backward(losses.loss)
+        self.teacher.teach(self.accelerator)
         if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
             for group in self.optimizer.param_groups:
                 self.accelerator.clip_grad_norm_(group["params"], self.spec.clip_grad)
@@ -152,6 +163,8 @@ class Trainer:
         self.net.update_gate_ema()
         if self.ema is not None:
             self.ema.update(self.net)
+        if self.shares is not None:
+            agree_on_cuts(self._nets, self.accelerator)
         stacked = torch.stack([value.detach().double() for value in losses])
         numbers: list[float] = self.accelerator.reduce(stacked, "mean").tolist()
         with together():  # all of them see it; one tells
@@ -174,7 +187,7 @@ class Trainer:
         """Put the gates' threshold where the budget has moved it."""
         if self.budget is None or not self.budget.spec.control:
             return
-        for net in (self.net, *([self.ema.module] if self.ema is not None else [])):
+        for net in self._nets:
             set_threshold(net, threshold_logit(self.recipe.gates.open_above) + self.budget.shift)
 
     def _held(self, progress: float) -> Architecture | None:
@@ -217,9 +230,11 @@ class Trainer:
         means = {name: total / max(1, self.step) for name, total in self._sums.items()}
         metric = self.task.metric.name
         trained, counted = means["macs"] / self.base_macs, found["counted_macs"] / self.base_macs
-        target = self._target_ratio()
+        target, began = self._target_ratio(), self.epoch / self.spec.epochs
         if self.budget is not None:  # judged by where the epoch began: the target must not have moved in it
-            self.budget.correct(trained, counted, self.epoch / self.spec.epochs)
+            self.budget.correct(trained, counted, began)
+        if self.shares is not None:
+            self.shares.correct(means["macs"], found["counted_macs"], began)
         return {
             "epoch": self.epoch + 1,
             "loss": means["loss"],
@@ -240,6 +255,8 @@ class Trainer:
 
     def _target_ratio(self) -> float | None:
         share = (self.epoch * self.loaders.steps + self.step) / max(1, self.spec.epochs * self.loaders.steps)
+        if self.shares is not None:
+            return self.shares.macs(share) / self.base_macs
         return self.budget.target_ratio(share) if self.budget else None
 
     def progress(self, stage: str = "train") -> Progress:
@@ -274,6 +291,7 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "budget": self.budget.state() if self.budget else None,
+            "excess_macs": self.shares.excess if self.shares else None,
             "epoch": self.epoch,
             "step": self.step,
             "sums": self._sums,
@@ -291,6 +309,8 @@ class Trainer:
         if self.budget is not None:
             self.budget.load_state(state["budget"])
             self._move_threshold()
+        if self.shares is not None:
+            self.shares.excess = state["excess_macs"]
         self.epoch, self.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
         done = self.epoch * self.loaders.steps + self.step

@@ -42,6 +42,7 @@ from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import FORMAT, RunFolder
 from routespace.train.start import Start, make_net, run_key, start_folder
 from routespace.train.stopping import StopSignal
+from routespace.train.teaching import check_teaching
 
 Report = Callable[[Progress], None]
 STATES = (AcceleratorState, PartialState, GradientState)  # accelerate's, shared by a whole process
@@ -162,6 +163,7 @@ def _trainer(
     recipe, first = start.recipe, accelerator.is_main_process
     target = check_budget(recipe, start.architecture)
     recipe.base_macs()
+    check_teaching(recipe, gated=start.given is None and not start.architecture.is_static)
     check_processes(recipe, accelerator.num_processes)
     loaders = make_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
     if not len(loaders.source.val()):  # type: ignore[arg-type]

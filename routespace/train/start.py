@@ -185,7 +185,7 @@ def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None) -> tuple[
 def open_staircase(net: TaskNet, path: Architecture) -> None:
     """Set the gates' biases: edges of `path` open with the spec's openness, all others with 1 − openness."""
     spec = net.gate_spec
-    closed = initial_bias(spec.model_copy(update={"openness": 1 - spec.openness}))
+    closed = initial_bias(spec, 1 - spec.openness)
     for name, module in net.gates.items():
         assert isinstance(module, Gate)
         if module.learned and name not in path.edges:

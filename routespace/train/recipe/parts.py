@@ -56,6 +56,10 @@ class Section(Value):
 class BudgetSpec(Section):
     """How many MACs the routed network may take: L = L_task + weight·(E[MACs]/base − ratio)².
 
+    With `gates.opening: share` there is no loss: each row opens a share of the tokens, by its rate, such that the
+    target is met (see `routespace/train/shares.py`); everything until `open_frac`, falling to the final shares at
+    `settle_frac`. Of the other fields `ratio`, `of`, `macs` and `calibrate` hold.
+
     Args:
         ratio: target as a share of the base; None for no target.
         of: the base: the grid's `staircase`, its `full` architecture, or `base`, the family's own network of

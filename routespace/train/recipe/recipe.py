@@ -106,6 +106,17 @@ class Recipe(Value):
                 f"budget.control: {self.budget.control} moves a threshold; gates of kind 'tanh', with capacity or "
                 f"without a learned selection have none, leave control at 0"
             )
+        if self.budget.control and self.gates.opening == "share":
+            raise ValueError("budget.control: gates that open a share meet the budget by it; leave control at 0")
+        if (
+            self.train.start == "staircase"
+            and self.gates.source == "map"
+            and self.routing not in ("depth", "static")
+        ):
+            raise ValueError(
+                "train.start: 'staircase' shuts rows by their biases, but with gates.source 'map' one row's "
+                "weights decide for all; set train.start to open"
+            )
         grid = self.grid
         self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
         self.task.check(grid)
@@ -288,7 +299,7 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(data.get(section), dict):
             data[section] = {}
         data = data[section]
-    data[name] = value
+    data[name] = copy.deepcopy(value)  # a later field may be set inside it
 
 
 def _preset_fields(name: Any) -> dict[str, Any]:

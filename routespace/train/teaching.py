@@ -1,0 +1,123 @@
+"""Teaching gates by the dense pass (`gates.teach: dense`): which tokens are worth their block is there to be seen.
+
+While all gates are held open every token x of a row becomes y = T(x), and the backward pass brings dL/dy. What the
+loss would have noticed of leaving a token out is about ⟨dL/dy, y − x⟩. Its sign is noise, but its size
+
+    worth = ‖dL/dy‖ · ‖y − x‖, divided by its mean over the image
+
+finds objects. The best `gates.teach_share` of a batch's tokens are labelled 1, and the gate learns to tell them
+by a binary cross-entropy on its margins before they are smoothed, with a backward pass of its own that reaches
+nothing but the gate. It costs next to nothing, as the gradient is there. When gates are let go, nothing teaches
+them any more.
+
+Shape legend: B images · N tokens of a map · C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routespace.errors import SpecError
+from routespace.nn.routing.gates import Gate
+from routespace.nn.routing.margins import share_cut
+from routespace.nn.task_net import TaskNet
+from routespace.train.recipe.recipe import Recipe
+
+LEAST_MEAN = 1e-12  # of an image whose tokens change nothing at all
+
+
+class Pass(NamedTuple):
+    """What a row's blocks read and gave in a dense pass: x and y (B, N, C), and the map's height and width."""
+
+    x: Tensor
+    y: Tensor
+    hw: tuple[int, int]
+
+
+def check_teaching(recipe: Recipe, *, gated: bool) -> None:
+    """Raise SpecError for new gates that are to be taught while they are held open, but never are."""
+    if gated and recipe.gates.teach == "dense" and recipe.budget.open_frac == 0 and recipe.train.epochs:
+        raise SpecError(
+            "gates.teach: 'dense' teaches while all gates are held open, but budget.open_frac is 0; give it a "
+            "share of the training, such as 0.2"
+        )
+
+
+class GateTeacher:
+    """Teaches the row gates of a network.
+
+    Args:
+        net: the network.
+    """
+
+    def __init__(self, net: TaskNet) -> None:
+        self._share = net.gate_spec.teach_share
+        self._gates: dict[str, Gate] = {}
+        for name, gate in net.gates.items():
+            if net.gate_spec.teach == "dense" and isinstance(gate, Gate) and gate.group == 1 and gate.learned:
+                self._gates[name] = gate
+        self._edges = {name: net.edges[name] for name in self._gates}
+        self._passes: dict[str, Pass] = {}
+
+    @contextmanager
+    def watching(self, *, on: bool) -> Iterator[None]:
+        """A forward pass of which taught rows' inputs and outputs are kept, where `on`: gates are held open."""
+        self._passes.clear()
+        hooks = [self._watch(name, edge) for name, edge in self._edges.items()] if on else []
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _watch(self, name: str, edge: nn.Module) -> Any:
+        def keep(_: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
+            if y.requires_grad:
+                y.retain_grad()
+                self._passes[name] = Pass(inputs[0].detach(), y, inputs[1])
+
+        return edge.register_forward_hook(keep)
+
+    def teach(self, accelerator: Accelerator) -> None:
+        """After the backward pass: give the gates the gradients of their labels; settle those that are done.
+
+        With several processes each labels the best of its own part of the batch, and the gradients are averaged.
+        """
+        if not self._passes:
+            for gate in self._gates.values():
+                gate.update_ema(0.0)  # it learns no more: inference shall decide by what it has learned
+            return
+        for name, seen in self._passes.items():
+            if seen.y.grad is None:
+                continue
+            gate = self._gates[name]
+            margins = gate.margins(seen.x, seen.hw)
+            loss = F.binary_cross_entropy_with_logits(margins, labels(seen, seen.y.grad, self._share))
+            weights = [weight for weight in gate.parameters(recurse=False) if weight.requires_grad]
+            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                mean = accelerator.reduce(gradient, "mean")
+                weight.grad = mean if weight.grad is None else weight.grad + mean
+        self._passes.clear()
+
+
+@torch.no_grad()
+def labels(seen: Pass, gradient: Tensor, share: float) -> Tensor:
+    """(B, N) floats: 1 for the share of the batch's tokens whose block is worth most.
+
+    Args:
+        seen: a row's dense pass.
+        gradient: (B, N, C) the loss's, by y.
+        share: of all tokens.
+    """
+    x, y = seen.x.float(), seen.y.float()
+    worth: Tensor = gradient.float().norm(dim=2) * (y - x).norm(dim=2)
+    worth = worth / worth.mean(1, keepdim=True).clamp(min=LEAST_MEAN)
+    best: Tensor = worth > share_cut(worth, share)
+    return best.float()
