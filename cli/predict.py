@@ -72,10 +72,12 @@ def run(
         if place is not None:
             require_place(place)
     pictures = pictures_of(images)
-    with loading():
+    with loading("loading the network"):
         from routespace.deploy.predict.predictor import Predictor
-        from routespace.workflow.predicting import paint_predictions
-    predictor = Predictor(source, device, batch, workers=workers)
+
+        predictor = Predictor(source, device, batch, workers=workers)
+        if picture is not None:  # it brings what training needs
+            from routespace.workflow.predicting import paint_predictions
     with busy("predicting") as say:
         found = predicted(predictor, pictures, top, say)
         if picture is not None:

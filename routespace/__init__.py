@@ -42,7 +42,8 @@ _PUBLIC = {
     "routespace.deploy.extract": ("extract",),
     "routespace.deploy.verify": ("verify",),
     "routespace.deploy.bundle": ("Card", "save_bundle", "load_bundle"),
-    "routespace.deploy.export.write": ("export", "load_exported"),
+    "routespace.deploy.export.write": ("export",),
+    "routespace.deploy.export.load": ("load_exported",),
     "routespace.deploy.latency.profiling": ("profile",),
     "routespace.deploy.predict.predictor": ("Predictor",),
     # looking at it
@@ -73,8 +74,8 @@ if TYPE_CHECKING:
     from routespace.deploy.bundle import load_bundle as load_bundle
     from routespace.deploy.bundle import save_bundle as save_bundle
     from routespace.deploy.derive import derive as derive
+    from routespace.deploy.export.load import load_exported as load_exported
     from routespace.deploy.export.write import export as export
-    from routespace.deploy.export.write import load_exported as load_exported
     from routespace.deploy.extract import extract as extract
     from routespace.deploy.latency.profiling import profile as profile
     from routespace.deploy.predict.predictor import Predictor as Predictor

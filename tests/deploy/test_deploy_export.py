@@ -11,8 +11,9 @@ import torch
 
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.formats import EXPORTERS
+from routespace.deploy.export.load import load_exported
 from routespace.deploy.export.onnx import onnx_exporter
-from routespace.deploy.export.write import export, export_as, load_exported
+from routespace.deploy.export.write import export, export_as
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid

@@ -47,12 +47,22 @@ class LoadedNet:
         metadata: what the file tells about the network.
         run: images (N, C, H, W) → its outputs.
         batch: how many images it takes at once; None for any number. Ours take any, others' files may not.
+        compute: the same as `run` with numpy's arrays, of a runtime that needs no torch.
     """
 
     names: tuple[str, ...]
     metadata: Mapping[str, str]
     run: Callable[[Tensor], tuple[Tensor, ...]]
     batch: int | None = None
+    compute: Callable[[np.ndarray], tuple[np.ndarray, ...]] | None = None
+
+    def numbers(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(N, C, H, W) float32, normalised pixels → the outputs; where the runtime needs none, without torch."""
+        if self.compute is not None:
+            return self.compute(images)
+        import torch
+
+        return tuple(found.float().cpu().numpy() for found in self.run(torch.from_numpy(images)))
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
         """(N, C, H, W) normalised pixels → the logits (N, classes), or a tuple where there are several outputs."""

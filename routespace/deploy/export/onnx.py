@@ -13,6 +13,7 @@ from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
@@ -58,23 +59,27 @@ def _load(path: Path, device: str | None = None) -> LoadedNet:
     """The network as ONNX Runtime computes it on the CPU."""
     if device not in (None, "auto", "cpu"):
         raise SpecError(f"device: {device!r:.40} is not there for .onnx files; they run on the cpu here")
+    import numpy as np
     import onnxruntime
-    import torch
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
     (fed,) = session.get_inputs()
-    dtype = torch.float16 if fed.type == "tensor(float16)" else torch.float32
+    dtype = np.float16 if fed.type == "tensor(float16)" else np.float32
     batch = fed.shape[0] if isinstance(fed.shape[0], int) else None  # a free one has a name
 
+    def compute(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(session.run(None, {fed.name: images.astype(dtype, copy=False)}))
+
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        numbers = images.to("cpu", dtype).numpy()
-        return tuple(torch.from_numpy(found) for found in session.run(None, {fed.name: numbers}))
+        import torch
+
+        numbers = images.cpu().float().numpy()
+        return tuple(torch.from_numpy(found) for found in compute(numbers))
 
     names = tuple(output.name for output in session.get_outputs())
-    return LoadedNet(names, dict(session.get_modelmeta().custom_metadata_map), run, batch)
+    return LoadedNet(names, dict(session.get_modelmeta().custom_metadata_map), run, batch, compute)
 
 
 def onnx_exporter(*, opset: int | None = None) -> Exporter:

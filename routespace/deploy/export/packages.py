@@ -1,4 +1,4 @@
-"""Packages that formats need, and what is told when one is not there. No torch: it is asked first."""
+"""Packages that formats need, and what is told of their errors. No torch: it is asked first."""
 
 from __future__ import annotations
 
@@ -37,3 +37,8 @@ def pass_interrupts(error: BaseException) -> None:
         if isinstance(seen, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         seen = seen.__cause__ or seen.__context__
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or its name."""
+    return f"{next((line for line in str(error).splitlines() if line.strip()), type(error).__name__):.200}"

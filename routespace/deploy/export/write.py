@@ -20,9 +20,9 @@ from torch import Tensor
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
-from routespace.deploy.export.packages import pass_interrupts, require
+from routespace.deploy.export.packages import first_line, pass_interrupts, require
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
-from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.errors import RoutespaceError, SpecError
 from routespace.files import json_text, replaced
 from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet
@@ -73,33 +73,6 @@ def export(
     return export_as(
         exporter_of(path), net, path, image_size=image_size, tolerance=tolerance, metadata=metadata, say=say
     )
-
-
-def load_exported(path: Path | str, *, device: str | None = None) -> LoadedNet:
-    """An exported network, to be called with images: (N, C, H, W) → logits (N, classes).
-
-    Args:
-        path: the file.
-        device: where to run: `auto`, `cpu`, `cuda` or `cuda:1`; None for the format's own choice.
-
-    Raises:
-        SpecError: a file of no known format, or a device that its runtime does not compute on.
-        MissingDependencyError: a package that the format needs is not installed.
-        BundleError: the file cannot be read.
-    """
-    path, exporter = Path(path), exporter_of(path)
-    if not path.is_file():
-        raise BundleError(f"{path}: no such file; give one that `export` wrote")
-    require(exporter.runs_with, f"running {exporter.suffix} files")
-    try:
-        return exporter.load(path, device)
-    except RoutespaceError:
-        raise
-    except Exception as error:  # each runtime has exceptions of its own
-        pass_interrupts(error)
-        raise BundleError(
-            f"{path}: cannot be read ({_first_line(error)}); it is damaged or another file"
-        ) from error
 
 
 def export_as(
@@ -209,10 +182,6 @@ def _explained(path: Path) -> Iterator[None]:
     except Exception as error:
         pass_interrupts(error)
         raise RoutespaceError(
-            f"{path}: torch {torch.__version__} cannot export this network ({_first_line(error)}); "
+            f"{path}: torch {torch.__version__} cannot export this network ({first_line(error)}); "
             f"nothing was written"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{next((line for line in str(error).splitlines() if line.strip()), type(error).__name__):.200}"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routespace.deploy.export.formats import EXPORTERS, exporter_of
+from routespace.deploy.export.load import load_exported
 from routespace.deploy.export.packages import require
 from routespace.deploy.folder import is_bundle, net_folder
 from routespace.errors import BundleError, RoutespaceError, SpecError, reason
@@ -126,19 +127,15 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
 
 
 def _of_file(path: Path, device: str) -> OpenNetwork:
-    import torch
-
-    from routespace.deploy.export.write import load_exported
-
     loaded = load_exported(path, device=device)
     _require_classifier(path, loaded.names)
 
     def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            (found,) = loaded.run(torch.from_numpy(images))
+            (found,) = loaded.numbers(images)
         except Exception as error:  # each runtime has exceptions of its own
             raise RoutespaceError(f"{path}: cannot take images {images.shape} ({reason(error):.200})") from error
-        return np.asarray(found.float().cpu().numpy())
+        return found.astype(np.float32)
 
     return OpenNetwork(logits, _told(path, loaded.metadata), batch=loaded.batch)
 
