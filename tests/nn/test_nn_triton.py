@@ -1,5 +1,6 @@
 """The Triton kernel against plain operations: in Triton's interpreter on a CPU, for real on CUDA."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -41,6 +42,37 @@ def assert_kernel_is_right(gather_gelu, device: str, dtype: torch.dtype, toleran
     (grad,) = torch.autograd.grad(y.square().sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):  # not a second derivative without its parts
         grad.square().sum().backward()
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
+    """What the interpreter lets through a compiler may refuse: every call is compiled instead of being run."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+
+    from routespace.nn.kernels.depthwise_triton import gather_gelu
+
+    codes = {torch.int64: "*i64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    made = []
+
+    def compile_only(kernel, *args, grid, warmup, **constants):
+        names = [name for name in kernel.arg_names if name not in constants]
+        signature = {
+            name: codes[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+            for name, value in zip(names, args, strict=True)
+        }
+        source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+        made.append(triton_compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"])
+
+    triton_compile = importlib.import_module("triton").compile
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    keep = KeptTokens(torch.rand(2, 42) < 0.6, (6, 7))
+    for dtype in (torch.float32, torch.bfloat16):
+        shapes = [(len(keep.rows), 70), (9, 70), (70,)]
+        inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+        gather_gelu(*inputs, keep.neighbours).sum().backward()
+    assert len(made) == 6  # forward, and two in the backward pass
+    assert all(made)
 
 
 def test_kernel_in_the_interpreter():

@@ -161,6 +161,13 @@ class _GatherConv(Function):
         return zero_behind(grad_hidden), grad_taps, None
 
 
+@torch.compiler.allow_in_graph
+def _gather_conv(padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
+    """One operation to the compiler, which takes it apart when it is differentiated: torch 2.11 fails before."""
+    convolved: Tensor = _GatherConv.apply(padded, taps, neighbours)
+    return convolved
+
+
 @cache
 def has_triton() -> bool:
     """Whether Triton is installed; torch brings it on Linux with CUDA."""
@@ -186,6 +193,5 @@ def gather_depthwise(padded: Tensor, taps: Tensor, bias: Tensor, neighbours: Ten
         (n, R).
     """
     if torch.is_grad_enabled() and padded.requires_grad:
-        convolved: Tensor = _GatherConv.apply(padded, taps, neighbours) + bias
-        return convolved
+        return _gather_conv(padded, taps, neighbours) + bias
     return _weighted(padded, taps, neighbours) + bias

@@ -26,9 +26,11 @@ ROOT_HALF = tl.constexpr(0.7071067811865476)
 ROOT_TAU = tl.constexpr(0.3989422804014327)
 
 
+# Triton reads annotations as code, in which only its own names may stand.
 @triton.jit
 def _gather_kernel(
-    hidden: Any, taps: Any, offset: Any, neighbours: Any, summed: Any, activated: Any, n: Any, r: Any,
+    hidden: tl.tensor, taps: tl.tensor, offset: tl.tensor, neighbours: tl.tensor, summed: tl.tensor,
+    activated: tl.tensor, n: tl.tensor, r: tl.tensor,
     ACTIVATE: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -52,7 +54,7 @@ def _gather_kernel(
 
 @triton.jit
 def _taps_kernel(
-    grad: Any, hidden: Any, neighbours: Any, grad_taps: Any, n: Any, r: Any,
+    grad: tl.tensor, hidden: tl.tensor, neighbours: tl.tensor, grad_taps: tl.tensor, n: tl.tensor, r: tl.tensor,
     STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
