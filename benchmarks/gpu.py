@@ -92,11 +92,11 @@ def main() -> None:
         left = args.seconds - (time.time() - began)
         found["lines"][name], fatal = run_line(name, setting, best, left)
         record(path, setting.device.type, found)
+        if args.cache and (kept := torch.compiler.save_cache_artifacts()):
+            args.cache.write_bytes(kept[0])
         release()
         if fatal:
             go_on(args, args.lines[number + 1 :], began)
-    if args.cache and (kept := torch.compiler.save_cache_artifacts()):
-        args.cache.write_bytes(kept[0])
     print(f"\n{time.time() - began:.0f} s; {path}")
 
 
@@ -143,6 +143,7 @@ def go_on(args: argparse.Namespace, lines: list[str], began: float) -> None:
         return
     print("the GPU is in no state to go on with; a new process takes over", flush=True)
     options = ["--seconds", str(args.seconds), "--rounds", str(args.rounds), "--out", str(args.out)]
+    options += ["--cache", str(args.cache)] if args.cache else []
     options += ["--no-compile"] * args.no_compile + ["--began", str(began)]
     os.execv(sys.executable, [sys.executable, str(Path(__file__)), *options, "--lines", *lines])
 

@@ -20,6 +20,7 @@ def recorded(run: Callable[[], torch.Tensor], device: torch.device) -> Callable[
     """The call as a CUDA graph, to be replayed; on a CPU, which has none, the call itself."""
     if device.type != "cuda":
         return run
+    run()  # compiles, which is no work for another stream
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

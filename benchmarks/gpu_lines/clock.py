@@ -21,7 +21,7 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Timed:
-    """A run's median milliseconds, and the most memory in use meanwhile; or why there are none."""
+    """A run's median milliseconds, and the most memory that it adds to what stays; or why there are none."""
 
     ms: float | None = None
     memory_mb: float | None = None
@@ -75,16 +75,18 @@ def measure(runs: dict[str, Run], setting: Setting) -> dict[str, Timed]:
 
 
 def _warmed_up(run: Run, setting: Setting) -> tuple[float | None, int]:
-    """The most megabytes in use, and how many calls make a measurement."""
+    """The most megabytes that a call adds to what stays, and how many calls make a measurement."""
     device, warm = setting.device, 1 if setting.rehearse else WARM_UP
     run()
     synchronize(device)
+    stays = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        stays = torch.cuda.memory_allocated(device)
     for _ in range(warm - 1):
         run()
     took = milliseconds(run, device)
-    memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+    memory = (torch.cuda.max_memory_allocated(device) - stays) / 1e6 if device.type == "cuda" else None
     return memory, 1 if setting.rehearse else max(1, math.ceil(LEAST_MS / max(took, 1e-3)))
 
 
@@ -117,6 +119,7 @@ def recorded(run: Run, device: torch.device) -> Run:
     """The call as a CUDA graph, after some that warm up; on a CPU, which has none, the call itself."""
     if device.type != "cuda":
         return run
+    run()  # compiles, which is no work for another stream
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -102,7 +102,7 @@ class Row:
         work: of a call, where it is known.
         against: another row's name, whose time is divided by this one's.
         goal: what is aimed at: the least `speedup` against that row, or the least images a second.
-        memory_mb: the most memory that was in use, weights included.
+        memory_mb: the most memory that a call adds to what stays (weights, images, an optimiser's state).
         numbers: whatever else was found.
         error: why there is no time.
     """

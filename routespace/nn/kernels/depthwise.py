@@ -193,5 +193,6 @@ def gather_depthwise(padded: Tensor, taps: Tensor, bias: Tensor, neighbours: Ten
         (n, R).
     """
     if torch.is_grad_enabled() and padded.requires_grad:
-        return _gather_conv(padded, taps, neighbours) + bias
+        convolved: Tensor = _gather_conv(padded, taps, neighbours) + bias
+        return convolved
     return _weighted(padded, taps, neighbours) + bias
