@@ -139,6 +139,7 @@ def show_result(metrics: dict[str, Any], folder: Path) -> None:
             ("1×", giga(metrics["base_macs"])),
             ("parameters", mega(metrics["params"])),
             ("budget missed", calibration.get("note") or None),
+            *(("note", remark) for remark in metrics.get("remarks") or ()),
             ("time", f"{clock(metrics['seconds'])}, epochs: {metrics['epochs']}, on {metrics['device']}"),
             ("run", folder),
         ]

@@ -159,6 +159,7 @@ class Watcher:
         """Watch another training from here on."""
         self._label, self._budget = label, budget
         self._seen = 0
+        self._remarks: list[str] = []
         self._target: float | None = None
         self._explained = False
         if self._bars is not None and self._task is not None:
@@ -176,6 +177,7 @@ class Watcher:
             self._seen = epoch
             self.say(epoch_line(news, label=self._label, width=self._width))
             self._explain(news.metrics)
+            self._remark(news.metrics)
         elif self._quiet_s is not None and self._now() - self._last >= self._quiet_s:
             self.say(step_line(news, label=self._label, width=self._width))
         if self._bars is not None and self._task is not None:
@@ -194,3 +196,10 @@ class Watcher:
         if note and falls and not self._explained:
             self._explained = True
             self.say(self._label + note)
+
+    def _remark(self, record: Mapping[str, Any]) -> None:
+        """Say what looks wrong, when it is not what was said of the epoch before."""
+        remarks = record.get("remarks") or []
+        for remark in remarks if remarks != self._remarks else ():
+            self.say(self._label + remark)
+        self._remarks = remarks

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from routespace.train.optim import make_optimizer, make_schedule
 from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.remarks import Validation, remarks_on
 from routespace.train.shares import RowShares, agree_on_cuts
 from routespace.train.step_loss import Losses, StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
@@ -99,6 +100,11 @@ class Trainer:
     def final_net(self) -> TaskNet:
         """The network to validate and save: the moving average, where there is one."""
         return self.ema.module if self.ema is not None else self.net
+
+    @property
+    def last_task_loss(self) -> float | None:
+        """The task's loss on the training images of the last epoch; None before one."""
+        return self.records[-1]["task_loss"] if self.records else None
 
     def fit(self, stop: StopSignal, save: Callable[[], None]) -> None:
         """Train until the last epoch; `save` is called at checkpoints.
@@ -251,7 +257,14 @@ class Trainer:
             "temperature": last.temperature,
             "images_per_s": round(self._epoch_rate, 1),
             "seconds": round(self.seconds, 2),
+            "remarks": self.remarks(found, means["task_loss"], (self.epoch + 1) / self.spec.epochs),
         }
+
+    def remarks(self, found: Mapping[str, Any], task_loss: float | None, progress: float) -> list[str]:
+        """What looks wrong in a validation; arguments as in `remarks_on`."""
+        shares = self.shares.final if self.shares is not None else None
+        seen = Validation(found["usage"], found["counted_macs"], task_loss, progress)
+        return remarks_on(seen, self.recipe, self.net.architecture, shares=shares, target=self.target_macs)
 
     def _target_ratio(self) -> float | None:
         share = (self.epoch * self.loaders.steps + self.step) / max(1, self.spec.epochs * self.loaders.steps)

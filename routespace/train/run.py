@@ -294,6 +294,7 @@ def _result(
         "target_ratio": target / base if target is not None else None,
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "calibration": asdict(found) if found is not None else None,
+        "remarks": trainer.remarks(measured, trainer.last_task_loss, 1.0),
         "epochs": trainer.epoch,
         "images_per_s": round(sum(rates) / len(rates), 1) if rates else None,
         "eval_images_per_s": round(measured["images_per_s"], 1),
