@@ -104,10 +104,13 @@ def _require_paintable(source: Path, picture: Path) -> None:
 
 
 def pictures_of(given: Sequence[str]) -> InputImages:
-    """The images that the arguments name; raises DataError when there are none."""
+    """The images that the arguments name; raises DataError when there are none, SpecError for - beside others."""
     from routespace.deploy.predict.images import gather
+    from routespace.errors import SpecError
 
     if STDIN in given:
+        if len(given) > 1:
+            raise SpecError("images: - stands for standard input; give it alone, or paths")
         return _from_stdin(sys.stdin.buffer.read())
     return gather(given[0] if len(given) == 1 else given)
 

@@ -6,13 +6,14 @@ Shapes: B images · C channels · H, W pixels.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from routespace.deploy.predict.batches import read_batches
-from routespace.deploy.predict.images import InputImages
+from routespace.deploy.predict.images import Given, InputImages, gather
 from routespace.deploy.predict.predictor import Predictor
 from routespace.draw.tokens import MOST_IMAGES, draw_tokens
 from routespace.errors import DataError, SpecError
@@ -20,12 +21,12 @@ from routespace.nn.running import as_input
 from routespace.workflow.evaluation import require_paintable
 
 
-def paint_predictions(predictor: Predictor, pictures: InputImages, path: Path) -> Path:
+def paint_predictions(predictor: Predictor, images: Given | Iterable[Given] | InputImages, path: Path) -> Path:
     """Draw which tokens of the first twelve readable images are computed, with what was answered.
 
     Args:
         predictor: of a routed network.
-        pictures: what was predicted on.
+        images: what a Predictor takes.
         path: of the picture.
 
     Raises:
@@ -37,12 +38,13 @@ def paint_predictions(predictor: Predictor, pictures: InputImages, path: Path) -
     if net is None:
         raise SpecError("picture: an exported file computes every token; give the run or bundle")
     require_paintable(net, path)
-    batches = read_batches(pictures.items, predictor.preprocess, MOST_IMAGES)
+    meant = images if isinstance(images, InputImages) else gather(images)
+    batches = read_batches(meant.items, predictor.preprocess, MOST_IMAGES)
     read = itertools.islice((image for batch in batches for image in batch.images), MOST_IMAGES)
-    images = list(read)
-    if not images:
+    found = list(read)
+    if not found:
         raise DataError("picture: none of the images can be read")
-    shown = torch.from_numpy(np.stack(images))
+    shown = torch.from_numpy(np.stack(found))
     with torch.inference_mode():
         out = net(as_input(net, shown))
     best = out.logits.softmax(1).float().max(1)

@@ -147,6 +147,14 @@ def test_what_cannot_be_read_is_named_and_counted(place, messy):
         assert told[2:] == ["warning: 2 of 8 images cannot be read and are left out", "left out: .heic 1"]
 
 
+def test_a_line_now_and_then_where_output_goes_to_a_pipe(place, monkeypatch):
+    monkeypatch.setattr("routespace.cli.status.QUIET_S", 0)
+    told = predict(place / "small", place / "photos", "--batch", 4, "--json").stderr.splitlines()
+    assert told == [f"predicting, {i} of 6 images …" for i in range(1, 7)]
+    monkeypatch.setattr("routespace.cli.status.QUIET_S", 30)
+    assert predict(place / "small", place / "photos", "--batch", 4, "--json").stderr == ""
+
+
 def test_nothing_that_can_be_read_is_an_error(place, messy):
     for path in messy.iterdir():
         shutil.rmtree(path) if path.is_dir() else None
@@ -207,6 +215,7 @@ finally:
         (["small", "photos", "--csv", "photos"], ["photos", "cannot be written"]),
         (["small", "photos", "--json", "--csv", "-"], ["--csv", "--json"]),
         (["small", "photos", "--top", "0"], ["--top"]),
+        (["small", "photos", "-"], ["images: -", "give it alone"]),
         (["small"], ["IMAGE"]),
     ],
 )

@@ -29,6 +29,7 @@ from routespace import (
     evaluate,
     export,
     extract_bundle,
+    load_bundle,
     save_bundle,
     train_recipe,
 )
@@ -97,6 +98,14 @@ def test_as_many_are_right_as_evaluation_says(place, kind):
     )
 
 
+def test_the_card_of_an_extracted_network_says_how_to_use_it(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    exec("\n".join(load_bundle("bundle").card.use), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 90
+    assert sum(line.split("/")[2] == line.split(" ")[1] for line in lines) > 45  # photos/train/ant/0.png ant 0.9
+
+
 def test_scores_are_shares_the_greatest_first(place):
     predictor = Predictor(place / "bundle")
     image = place / "test/dog/wrong1.jpg"
@@ -126,6 +135,7 @@ def test_images_in_every_form_are_the_same_image(place, tmp_path):
     assert [one.scores for one in predictor(iter([*forms[:3], tmp_path]))] == scores[:4]
     assert [one.path for one in predictor(forms[:2])] == [str(tmp_path / "a.png"), None]
     assert predictor([]) == []
+    assert Predictor(place / "alone_onnx/model.onnx", torch.device("cpu"))(pixels).label == predictor(pixels).label
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).rotate(90, expand=True).save(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from routespace.errors import DataError, SpecError
 from routespace.picture_files import pictures_below
-from routespace.pictures import why_unreadable
+from routespace.pictures import quiet_pillow, why_unreadable
 from routespace.preprocess import Preprocess
 
 Place = str | os.PathLike[str]
@@ -127,7 +127,8 @@ def read(picture: InputImage, preprocess: Preprocess) -> NDArray[np.float32]:
     if not isinstance(source, Image.Image):
         return preprocess.read(source, name=picture.path or getattr(source, "name", "") or "image")
     try:
-        return preprocess(source)
+        with quiet_pillow():
+            return preprocess(source)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         name = getattr(source, "filename", "") or "image"
         raise DataError(f"{name}: {why_unreadable(error, name)}; replace or remove it") from error

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from routespace.deploy.predict.network import open_network
 from routespace.errors import BundleError, DataError, SpecError
 from routespace.grid.families.base import Family
 from routespace.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH_SIZE = 32
 TOP = 5
@@ -84,7 +87,7 @@ class Predictor:
     def __init__(
         self,
         path: Path | str,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         batch_size: int = BATCH_SIZE,
         *,
         workers: int = 0,
@@ -95,7 +98,8 @@ class Predictor:
         for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if number < least:
                 raise SpecError(f"{name}: {number} is not allowed; give {least} or more")
-        found = open_network(path, device=device, families=families, fed=preprocess is not None)
+        place = None if device is None else str(device)
+        found = open_network(path, device=place, families=families, fed=preprocess is not None)
         told_preprocess, told_classes = found.told or (None, ())
         fed = preprocess or told_preprocess
         assert fed is not None  # it was opened
