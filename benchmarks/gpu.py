@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--cache", type=Path, help="file of compiled kernels, read and written")
+    parser.add_argument("--kernels", type=Path, help="also write which kernels take the time of each run")
     parser.add_argument("--no-compile", action="store_true", help="eager alone: starts in seconds")
     parser.add_argument("--rehearse", action="store_true", help="every line, tiny, on the CPU")
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)  # of the process that this one goes on for
@@ -77,6 +78,7 @@ def main() -> None:
         rehearse=args.rehearse,
         compiled=not args.no_compile,
         rounds=1 if args.rehearse else args.rounds,
+        kernels=args.kernels,
     )
     card = "rehearsal" if args.rehearse else this_device(torch.device("cuda"), 1).name
     path = args.out / f"gpu_{re.sub('[^a-z0-9]+', '_', card.lower())}.json"
@@ -144,6 +146,7 @@ def go_on(args: argparse.Namespace, lines: list[str], began: float) -> None:
     print("the GPU is in no state to go on with; a new process takes over", flush=True)
     options = ["--seconds", str(args.seconds), "--rounds", str(args.rounds), "--out", str(args.out)]
     options += ["--cache", str(args.cache)] if args.cache else []
+    options += ["--kernels", str(args.kernels)] if args.kernels else []
     options += ["--no-compile"] * args.no_compile + ["--began", str(began)]
     os.execv(sys.executable, [sys.executable, str(Path(__file__)), *options, "--lines", *lines])
 

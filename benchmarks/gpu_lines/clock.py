@@ -10,6 +10,8 @@ import traceback
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from gpu_lines.line import Ceilings, Run, Setting
 
@@ -17,6 +19,7 @@ WARM_UP = 3  # calls: the first compiles and chooses kernels
 LEAST_MS = 10.0  # a measurement repeats its run until it takes about so long
 COPY_BYTES, PRODUCT_SIDE = 4 << 30, 8192
 LEAST_ROUNDS = 3
+KERNELS = 16  # of a run that are told
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ def measure(runs: dict[str, Run], setting: Setting) -> dict[str, Timed]:
             times[name].append(milliseconds(runs[name], setting.device, count))
     for name, taken in times.items():
         found[name] = Timed(statistics.median(taken), memory[name])
+    if setting.kernels is not None:
+        with setting.kernels.open("a") as file:
+            for name in repeats:
+                file.write(f"{name}\n{kernels(runs[name], setting.device)}\n")
     return {name: found[name] for name in runs}
 
 
@@ -88,6 +95,27 @@ def _warmed_up(run: Run, setting: Setting) -> tuple[float | None, int]:
     took = milliseconds(run, device)
     memory = (torch.cuda.max_memory_allocated(device) - stays) / 1e6 if device.type == "cuda" else None
     return memory, 1 if setting.rehearse else max(1, math.ceil(LEAST_MS / max(took, 1e-3)))
+
+
+def kernels(run: Run, device: torch.device) -> str:
+    """The kernels of a call that take most of its time: share, milliseconds, calls, name."""
+    kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        run()
+        synchronize(device)
+    on_cpu = device.type == "cpu"
+    took = [
+        (event.self_cpu_time_total if on_cpu else event.self_device_time_total, event.count, event.key)
+        for event in profiler.key_averages()
+        if event.device_type == kind
+    ]
+    total = sum(us for us, _, _ in took) or 1.0
+    lines = [
+        f"  {us / total:6.1%} {us / 1e3:9.3f} ms {count:5d} × {name:.120}"
+        for us, count, name in sorted(took)[::-1]
+    ]
+    return "\n".join([f"  {total / 1e3:.3f} ms in all", *lines[:KERNELS]])
 
 
 def is_fatal(error: BaseException) -> bool:

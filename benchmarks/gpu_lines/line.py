@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ class Setting:
         rehearse: tiny sizes: every line runs, and no number says anything.
         compiled: also compile; without it the lines start in seconds.
         rounds: turns of each run, after those that warm up.
+        kernels: a file to which the kernels of each run are told; None for none.
     """
 
     device: torch.device
     rehearse: bool = False
     compiled: bool = True
     rounds: int = 9
+    kernels: Path | None = None
 
     @property
     def dtype(self) -> torch.dtype:

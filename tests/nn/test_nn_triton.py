@@ -38,6 +38,8 @@ def assert_kernel_is_right(gather_gelu, device: str, dtype: torch.dtype, toleran
     for got, want in zip(*found, strict=True):
         assert (got - want).abs().max() <= tolerance * want.abs().max()
     hidden, kernel, offset = inputs
+    with torch.no_grad():  # writes no sums
+        assert torch.equal(gather_gelu(hidden, taps_of(kernel), offset, keep.neighbours), found[0][0])
     y = gather_gelu(hidden, taps_of(kernel), offset, keep.neighbours)
     (grad,) = torch.autograd.grad(y.square().sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):  # not a second derivative without its parts
@@ -71,7 +73,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
         shapes = [(len(keep.rows), 70), (9, 70), (70,)]
         inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
         gather_gelu(*inputs, keep.neighbours).sum().backward()
-    assert len(made) == 6  # forward, and two in the backward pass
+        with torch.no_grad():
+            gather_gelu(*inputs, keep.neighbours)
+    assert len(made) == 8  # forward, two in the backward pass, and inference
     assert all(made)
 
 

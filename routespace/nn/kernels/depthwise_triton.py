@@ -31,7 +31,7 @@ ROOT_TAU = tl.constexpr(0.3989422804014327)
 def _gather_kernel(
     hidden: tl.tensor, taps: tl.tensor, offset: tl.tensor, neighbours: tl.tensor, summed: tl.tensor,
     activated: tl.tensor, n: tl.tensor, r: tl.tensor,
-    ACTIVATE: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ACTIVATE: tl.constexpr, SUM: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -49,7 +49,8 @@ def _gather_kernel(
         total += tl.load(offset + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
         gelu = total * 0.5 * (1.0 + tl.erf(total * ROOT_HALF))
         tl.store(activated + place, gelu.to(activated.dtype.element_ty), mask=inside)
-    tl.store(summed + place, total.to(summed.dtype.element_ty), mask=inside)
+    if SUM:
+        tl.store(summed + place, total.to(summed.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -72,15 +73,22 @@ def _taps_kernel(
 
 
 def _gather(
-    hidden: Tensor, taps: Tensor, offset: Tensor | None, neighbours: Tensor, *, flip: bool
+    hidden: Tensor,
+    taps: Tensor,
+    offset: Tensor | None,
+    neighbours: Tensor,
+    *,
+    flip: bool = False,
+    total: bool = True,
 ) -> tuple[Tensor, Tensor]:
+    """The sums (n, R), where `total` wants them, and with an offset what is activated; else the sums again."""
     n, r = hidden.shape
-    summed = torch.empty_like(hidden)
-    activated = summed if offset is None else torch.empty_like(hidden)
+    activated = torch.empty_like(hidden)
+    summed = torch.empty_like(hidden) if offset is not None and total else activated
     grid = (triton.cdiv(n, BLOCK_ROWS), triton.cdiv(r, BLOCK_CHANNELS))
     _gather_kernel[grid](
         hidden, taps, taps if offset is None else offset, neighbours, summed, activated, n, r,
-        ACTIVATE=offset is not None, FLIP=flip, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
+        ACTIVATE=offset is not None, SUM=total, FLIP=flip, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
     )  # fmt: skip
     return summed, activated
 
@@ -89,7 +97,7 @@ class _GatherGelu(Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, taps: Tensor, offset: Tensor, neighbours: Tensor) -> Tensor:
         hidden = hidden.contiguous()
-        summed, activated = _gather(hidden, taps, offset, neighbours, flip=False)
+        summed, activated = _gather(hidden, taps, offset, neighbours)
         ctx.save_for_backward(hidden, taps, neighbours, summed)
         return activated
 
@@ -121,5 +129,8 @@ def gather_gelu(hidden: Tensor, taps: Tensor, offset: Tensor, neighbours: Tensor
     Returns:
         (n, R).
     """
-    activated: Tensor = _GatherGelu.apply(hidden, taps, offset, neighbours)
+    if torch.is_grad_enabled() and any(part.requires_grad for part in (hidden, taps, offset)):
+        activated: Tensor = _GatherGelu.apply(hidden, taps, offset, neighbours)
+    else:  # the sums are for the backward pass alone: a third of what is written and read
+        _, activated = _gather(hidden.contiguous(), taps, offset, neighbours, total=False)
     return activated
