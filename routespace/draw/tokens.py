@@ -120,3 +120,4 @@ def _show(axes: Axes, picture: NDArray[Any], label: str) -> None:
     axes.imshow(picture, interpolation="nearest")
     axes.set(xticks=[], yticks=[], xlabel=label)
     axes.xaxis.label.set_fontsize(8)
+    axes.xaxis.label.set_parse_math(False)  # a name may hold dollars

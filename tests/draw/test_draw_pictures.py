@@ -146,6 +146,18 @@ def test_tokens_are_drawn_and_bad_input_is_refused(tmp_path):
     assert not (tmp_path / "no.png").exists()
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_transparent_images_are_drawn_as_they_are_seen(tmp_path, channels):
+    architecture, images, routes = routed_pass()
+    images = torch.full_like(images[:, :1], 0.25).repeat(1, channels, 1, 1)
+    label = "$\\nosuch$ under 5$"
+    path = draw_tokens(architecture, images, routes, path=tmp_path / "tokens.svg", labels=[label])
+    assert label in path.read_text()
+    picture = matplotlib.image.imread(draw_tokens(architecture, images, routes, path=tmp_path / "tokens.png"))
+    seen = 0.25 if channels == 1 else 0.25 * 0.25 + 0.75  # a quarter of it covers white
+    assert (np.abs(picture[..., :3] - seen) < 0.01).all(-1).sum() > 30_000  # the first column is the images
+
+
 def test_another_process_draws_the_same_file(tmp_path):
     code = (
         "import sys; from routespace import Architecture, GridSpec, RoutingGrid\n"
