@@ -150,7 +150,7 @@ def test_tokens_are_drawn_and_bad_input_is_refused(tmp_path):
 def test_grey_and_transparent_images_are_drawn_as_they_are_seen(tmp_path, channels):
     architecture, images, routes = routed_pass()
     images = torch.full_like(images[:, :1], 0.25).repeat(1, channels, 1, 1)
-    label = "$\\nosuch$ under 5$"
+    label = "$\\nosuch$ at 5"
     path = draw_tokens(architecture, images, routes, path=tmp_path / "tokens.svg", labels=[label])
     assert label in path.read_text()
     picture = matplotlib.image.imread(draw_tokens(architecture, images, routes, path=tmp_path / "tokens.png"))
