@@ -28,6 +28,9 @@ def run(
     latency: Annotated[Path | None, typer.Option(help="A table of `profile`: adds milliseconds.")] = None,
     ms: Annotated[float | None, typer.Option(help="Milliseconds to check, by the --latency table.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the grid as JSON.")] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Add what training it takes (needs torch: seconds).")
+    ] = False,
     as_json: AsJson = False,
     **fields: Any,
 ) -> None:
@@ -51,6 +54,8 @@ def run(
     report = summary(grid, budget)
     if latency is not None:
         report["latency_ms"] = _latencies(grid, latency)
+    if memory:
+        report["memory"] = _memory(grid)
     print(json_text(report)) if as_json else show(grid, report)
     _require(grid, report, budget=budget, ms=ms)
     if out is not None:
@@ -151,11 +156,49 @@ def show(grid: RoutingGrid, report: dict[str, Any]) -> None:
         ("paths", big(report["paths"]) if report["paths"] is not None else None),
         ("hash", report["hash"]),
     ]
+    if "memory" in report:
+        rows += _memory_rows(report["memory"])
     if "latency_ms" in report:
         rows.insert(7, ("latency", " · ".join(f"{name} {ms:.3g} ms" for name, ms in report["latency_ms"].items())))
     if "satisfiable" in report:
         rows.append(("budget", f"{giga(report['budget_macs'])}: {_verdict(report)}"))
     pairs(rows)
+
+
+def _memory(grid: RoutingGrid) -> dict[str, int | None]:
+    """Bytes that training the full grid with default gates takes, and the largest batch that fits here."""
+    from routespace.cli.status import loading
+    from routespace.grid.architecture import Architecture
+    from routespace.train.recipe.parts import TrainSpec
+
+    with loading():
+        from routespace.nn.running import pick_device
+        from routespace.train.memory import free_memory, training_need
+    device = pick_device("auto")
+    need, free = training_need(Architecture.full(grid), TrainSpec(), device=device.type), free_memory(device)
+    return {
+        "weights": need.weights,
+        "gradients": need.gradients,
+        "optimiser": need.optimiser,
+        "per_image": need.per_image,
+        "free": free,
+        "largest_batch": None if free is None else need.most_images(free),
+    }
+
+
+def _memory_rows(memory: dict[str, int | None]) -> list[tuple[str, object]]:
+    from routespace.memory import bytes_text
+
+    parts = [f"{name} {bytes_text(memory[name] or 0)}" for name in ("weights", "gradients", "optimiser")]
+    rows: list[tuple[str, object]] = [
+        ("training", " · ".join(parts)),
+        ("", f"{bytes_text(memory['per_image'] or 0)} for each image of a batch, in fp32 with every gate open"),
+    ]
+    if memory["free"] is not None:
+        rows.append(
+            ("", f"{bytes_text(memory['free'])} are free here, for batches of up to {memory['largest_batch']}")
+        )
+    return rows
 
 
 def _verdict(report: dict[str, Any]) -> str:

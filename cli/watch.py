@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from routespace.train.progress import Progress
 
 MINUTE_S, HOUR_S = 60, 3600
+TIMED_STEPS = 8  # after which the time of an epoch is told
+TOLD_EPOCH_S = 10  # and more: shorter ones tell by themselves
 QUIET_S = 30  # without a line in a pipe; then people wonder whether it hangs
 BAR_WIDTH = 20
 GAP = "  "
@@ -55,6 +57,13 @@ def cost_text(ratio: float | None, target: float | None, expected: float | None 
     return f"MACs {ratio:.3f}×" + (f" ({inside})" if inside else "")
 
 
+def loss_text(loss: float | None, budget: float | None = None) -> str:
+    """What is minimised, the budget's part of it by its name."""
+    if loss is None:
+        return ""
+    return f"loss {loss - budget:.3f} + budget {budget:.3f}" if budget else f"loss {loss:.3f}"
+
+
 def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> str:
     """The last line of metrics.jsonl for people; counted and expected MACs are those of the validation images."""
     record, metric = news.metrics, news.metric
@@ -63,7 +72,7 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
     learned = f" (training {metric.text(trained)})" if trained is not None else ""
     line = [
         Piece(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
-        Piece(f"loss {record['loss']:.3f}", 3),
+        Piece(loss_text(record["loss"], record.get("budget_loss")), 3),
         Piece(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
         Piece(cost_text(ratio, target, record.get("expected_ratio")), 4),
         Piece(f"{record['images_per_s']:.0f} images/s", 5),
@@ -78,7 +87,7 @@ def step_line(news: Progress, *, label: str = "", width: int | None = None, head
         Piece(f"{label}{news.stage} {news.epoch}/{news.epochs}" if head else "", 0),
         Piece(f"step {news.step}/{news.steps}" if head and news.steps else "", 2),
         Piece(f"{clock(news.eta_s)} left" if news.eta_s is not None else "", 1),
-        Piece(f"loss {news.loss:.3f}" if news.loss is not None else "", 3),
+        Piece(loss_text(news.loss, news.budget_loss), 3),
         Piece(f"{news.metric.name} {news.metric.text(news.score, 0)}" if news.score is not None else "", 4),
         Piece(cost_text(news.macs_ratio, news.target_ratio), 5),
         Piece(f"{news.images_per_s:.0f} images/s" if news.images_per_s else "", 6),
@@ -162,6 +171,7 @@ class Watcher:
         self._remarks: list[str] = []
         self._target: float | None = None
         self._explained = False
+        self._steps = 0  # of training, until the time of an epoch is told
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, description=f"{label}starting", completed=0, news="")
 
@@ -178,7 +188,7 @@ class Watcher:
             self.say(epoch_line(news, label=self._label, width=self._width))
             self._explain(news.metrics)
             self._remark(news.metrics)
-        elif self._quiet_s is not None and self._now() - self._last >= self._quiet_s:
+        elif not self._tell_time(news) and self._quiet_s is not None and self._now() - self._last >= self._quiet_s:
             self.say(step_line(news, label=self._label, width=self._width))
         if self._bars is not None and self._task is not None:
             head, steps = f"{self._label}{news.stage} {news.epoch}/{news.epochs}", f"{news.step}/{news.steps}"
@@ -186,6 +196,21 @@ class Watcher:
             line = f"{steps}{GAP}{step_line(news, width=room, head=False)}"
             total = max(news.steps, 1)
             self._bars.update(self._task, description=head, completed=news.step, total=total, news=line)
+
+    def _tell_time(self, news: Progress) -> bool:
+        """Say once how long an epoch takes, when some steps have shown it; True where it is said."""
+        if news.stage != "train" or self._steps >= TIMED_STEPS:
+            return False
+        self._steps += 1
+        left = (news.epochs - news.epoch + 1) * news.steps - news.step
+        if self._steps < TIMED_STEPS or news.eta_s is None or left <= 0:
+            return False
+        epoch_s = news.eta_s / left * news.steps
+        if epoch_s >= TOLD_EPOCH_S:
+            self.say(
+                f"{self._label}an epoch takes about {clock(epoch_s)}, the whole training {clock(news.eta_s)} more"
+            )
+        return epoch_s >= TOLD_EPOCH_S
 
     def _explain(self, record: Mapping[str, Any]) -> None:
         """Say once why the target fell below the budget."""

@@ -1,6 +1,6 @@
 """The budget: the loss that holds what a routed pass costs to a target.
 
-budget_loss(net, routes, macs=…)     weight·(E[MACs]/base − target)², DiT (arXiv 2308.03409) eq. 9
+budget_loss(net, routes, macs=…)     weight·(E[MACs]/base − target)², DiT (arXiv 2308.03409) eq. 9; linear far away
 BudgetLoss                           the same with a recipe's schedules, multiplier and threshold
 check_budget(recipe, architecture)   whether the gates can reach it
 """
@@ -19,6 +19,7 @@ from routespace.train.macs import closed_macs, expected_macs, open_macs
 from routespace.train.recipe.parts import BudgetSpec
 from routespace.train.recipe.recipe import Recipe
 
+FAR = 1.0  # of the base: from this distance on the loss grows linearly
 MOST_EXCESS_FRAC = 0.3  # of the target: a correction beyond this would be a fault elsewhere
 MOST_SHIFT = 14.0  # logits: beyond it gates are all open, or all shut
 
@@ -50,6 +51,16 @@ def check_budget(recipe: Recipe, architecture: Architecture) -> int | None:
     return target
 
 
+def penalty(distance: Tensor) -> Tensor:
+    """d² up to FAR and 2·d·FAR − FAR² beyond, for a distance in shares of the base (Huber's).
+
+    A deep grid with open gates begins four bases away from its target. The slope of a square would outweigh the
+    task's gradient several times there; of this it is the same as one base away, however deep the grid.
+    """
+    size = distance.abs()
+    return torch.where(size <= FAR, size.square(), FAR * (2 * size - FAR))
+
+
 def budget_loss(
     net: AnyNet,
     routes: Routes,
@@ -59,7 +70,7 @@ def budget_loss(
     base: float | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """weight·(E[MACs]/base − macs/base)², the budget of a training loop of one's own (DiT, eq. 9):
+    """weight·penalty(E[MACs]/base − macs/base), the budget of a training loop of one's own (DiT, eq. 9):
 
         for images, labels in batches:
             out = net(images)
@@ -75,7 +86,7 @@ def budget_loss(
         net: the network that took the decisions.
         routes: those of a batch, with the gates' gradients.
         macs: wanted of one image.
-        weight: of the squared distance.
+        weight: of the squared distance; beyond one base the loss grows linearly.
         base: MACs that the distance is a share of; those of the grid's plain staircase without it.
         image_size: height and width in pixels of the images; the spec's own by default.
 
@@ -95,11 +106,11 @@ def budget_loss(
     if base is None:
         base = float(architecture_cost(Architecture.staircase(net.architecture.grid)).macs)
     distance = (expected_macs(net, routes, image_size=image_size) - macs) / base
-    return weight * distance.float().square()
+    return weight * penalty(distance.float())
 
 
 class BudgetLoss:
-    """weight·(E[MACs]/base − target)², with switch-on, moving target and multiplier.
+    """weight·penalty(E[MACs]/base − target), with switch-on, moving target and multiplier.
 
     Args:
         spec: weight, schedule and the rest.
@@ -138,7 +149,7 @@ class BudgetLoss:
         if ratio is None:
             return torch.zeros((), device=macs.device)
         distance = (macs / self.base - ratio).float()
-        return self.spec.weight * distance.square() + self.multiplier * distance
+        return self.spec.weight * penalty(distance) + self.multiplier * distance
 
     def update(self, macs: float, progress: float) -> None:
         """Take note of a step's expected MACs: multiplier and threshold move by their distance from the target."""

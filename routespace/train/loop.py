@@ -133,7 +133,7 @@ class Trainer:
             for name, value in zip(self._names, losses, strict=True):
                 self._sums[name] += value
             self.step += 1
-            self._epoch_rate = (self.step - first) * self.spec.batch_size / (time.perf_counter() - start)
+            self._epoch_rate = (self.step - first) * self.spec.batch / (time.perf_counter() - start)
             self.report(self.progress())
             if self._told_to_stop(stop):
                 self.seconds += time.perf_counter() - start
@@ -283,12 +283,13 @@ class Trainer:
             step=self.step,
             steps=self.loaders.steps,
             loss=self._sums["loss"] / self.step if self.step else None,
+            budget_loss=self._sums["budget_loss"] / self.step if self.step and self.budget is not None else None,
             score=self._score(),
             metric=self.task.metric,
             macs_ratio=self._sums["macs"] / self.step / self.base_macs if self.step else None,
             target_ratio=self._target_ratio(),
             images_per_s=rate,
-            eta_s=left * self.spec.batch_size / rate if rate else None,
+            eta_s=left * self.spec.batch / rate if rate else None,
             metrics=self.records[-1] if self.records else {},
         )
 

@@ -83,9 +83,9 @@ def _layout(parameter: Tensor) -> Callable[[Tensor], Tensor]:
 
 def check_processes(recipe: Recipe, count: int) -> None:
     """Raise SpecError where a process's part of a batch could not be trained on."""
-    each, train = recipe.train.batch_size // count, recipe.train
+    each, train = recipe.train.batch // count, recipe.train
     if (train.mixup or train.cutmix) and each % 2:
         raise SpecError(
-            f"train.batch_size: {train.batch_size} over {count} processes gives each {each}; mixup and cutmix "
+            f"train.batch_size: {train.batch} over {count} processes gives each {each}; mixup and cutmix "
             f"pair images, give a multiple of {2 * count}"
         )

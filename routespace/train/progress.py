@@ -17,7 +17,8 @@ class Progress:
         stage: `train`, `validate`, `calibrate` or `evaluate`.
         epoch, epochs: the epoch under way, from 1; how many there are.
         step, steps: steps done in this epoch; how many it has.
-        loss, score: averages of this epoch so far; the score is the task's metric on training images.
+        loss, budget_loss, score: averages of this epoch so far: of what is minimised, of the budget's part in it
+            (None without a budget), and of the task's metric on training images.
         macs_ratio, target_ratio: expected MACs of this epoch's training images and the target, as shares of the
             base; those of the validation images, expected and counted, are in `metrics`.
         images_per_s: in this epoch, all processes.
@@ -32,6 +33,7 @@ class Progress:
     step: int = 0
     steps: int = 0
     loss: float | None = None
+    budget_loss: float | None = None
     score: float | None = None
     macs_ratio: float | None = None
     target_ratio: float | None = None

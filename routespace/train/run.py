@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from routespace.grid.usage import USAGE_FORMAT
 from routespace.nn.routing.gates import Gate
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import save_net
+from routespace.train.batch import settled_batch
 from routespace.train.budget import check_budget
 from routespace.train.calibrate import Calibration, calibrate_threshold
 from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -117,7 +118,7 @@ def train_recipe(
         begins = accelerator.is_main_process and not resume
         # Before the first checkpoint after the start's there is nothing worth keeping.
         with undone(run.path, unless=run.metrics_path) if begins else contextlib.nullcontext():
-            _begin(trainer, run, start, resume=resume)
+            _begin(trainer, run, replace(start, recipe=trainer.recipe), resume=resume)
             with StopSignal() as stop:
                 trainer.fit(stop, lambda: _save(trainer, run))
         return _finish(trainer, run)
@@ -164,15 +165,17 @@ def _trainer(
     target = check_budget(recipe, start.architecture)
     recipe.base_macs()
     check_teaching(recipe, gated=start.given is None and not start.architecture.is_static)
-    check_processes(recipe, accelerator.num_processes)
     loaders = make_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
     if not len(loaders.source.val()):  # type: ignore[arg-type]
         raise DataError("data: there are no images to validate with; give some")
     if first:
         look_at(loaders.source, run, tell or (lambda _: None))
+    say = tell if first else None
+    recipe = settled_batch(recipe, start.architecture, accelerator, images=loaders.images, tell=say)
+    check_processes(recipe, accelerator.num_processes)
+    loaders = loaders.of(recipe)
     task = recipe.task.make(recipe.grid, recipe.train)
-    say = tell if tell is not None and first else lambda _: None
-    net = make_net(start, task, init, tell=say).to(accelerator.device)
+    net = make_net(start, task, init, tell=say or (lambda _: None)).to(accelerator.device)
     accelerator.ddp_handler.find_unused_parameters = not start.architecture.is_static
     return Trainer(recipe, net, loaders, task=task, accelerator=accelerator, target_macs=target, report=report)
 
@@ -296,6 +299,7 @@ def _result(
         "calibration": asdict(found) if found is not None else None,
         "remarks": trainer.remarks(measured, trainer.last_task_loss, 1.0),
         "epochs": trainer.epoch,
+        "batch_size": recipe.train.batch,
         "images_per_s": round(sum(rates) / len(rates), 1) if rates else None,
         "eval_images_per_s": round(measured["images_per_s"], 1),
         "seconds": round(seconds, 2),

@@ -22,6 +22,7 @@ from routespace.train.data.kept import keep
 from routespace.train.data.source import Source, count_classes
 from routespace.train.fine_tune import Fitted, fit_to, keep_fitted, same_network
 from routespace.train.pretrained import load_pretrained
+from routespace.train.recipe.parts import AUTO
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import WANTED, RunFolder, without_places
 from routespace.train.tasks.base import Task
@@ -67,6 +68,8 @@ class Start:
         if not run.is_run:
             raise BundleError(f"{run.path}: no run to resume; leave --resume out, or give the folder of one")
         saved = _saved_recipe(run)
+        if recipe.train.batch_size == AUTO:  # chosen once, whatever this machine would take
+            recipe = recipe.override({"train.batch_size": saved.train.batch_size})
         data = read_json(run.architecture_path, wanted=WANTED)
         trained, given = Architecture.from_json(data), data.get(GIVEN) or None
         wanted = cls(keep_fitted(recipe, saved, asked), trained) if given else cls(recipe, recipe.architecture())

@@ -160,3 +160,14 @@ def test_log10_of_huge_counts():
 def test_bad_input_is_one_line(cli, args, words):
     result = cli("build", *args)
     result.assert_refused(*words)
+
+
+def test_memory_of_training_is_told(cli):
+    words = ("build", "--layers", "2", "--max-down", "8", "--size", "b0", "--image-size", "64", "--memory")
+    told = json.loads(cli(*words, "--json").assert_fine().out)["memory"]
+    assert told["weights"] == pytest.approx(told["gradients"], rel=0.01)
+    assert told["optimiser"] == 2 * told["gradients"]
+    assert told["largest_batch"] * told["per_image"] < told["free"]
+    printed = cli(*words).assert_fine().out
+    assert "for each image of a batch" in printed
+    assert "are free here, for batches of up to" in printed

@@ -76,12 +76,34 @@ def test_a_pipe_hears_of_a_long_epoch_every_half_minute():
     watcher = Watcher(said.append, now=lambda: now[0])
     for step in range(100):
         now[0] = float(step)
-        watcher(news(step))
+        watcher(news(step, eta_s=None))
     assert [line.split("step ")[1].split("/")[0] for line in said] == ["30", "60", "90"]
     watcher(news(100, metrics=RECORD))
     now[0] += 29
     watcher(news(0, metrics=RECORD))
     assert len(said) == 4
+
+
+def test_some_steps_tell_how_long_an_epoch_takes():
+    said = []
+    watcher = Watcher(said.append, quiet_s=None)
+    per_step = 0.5
+    for step in range(1, 20):
+        left = 289 * 1251 - step
+        watcher(news(step, eta_s=per_step * left))
+    assert said == ["an epoch takes about 10:25, the whole training 50:12:45 more"]
+    said.clear()
+    watcher.begin("", None)
+    for step in range(1, 20):
+        watcher(news(step, steps=19, epoch=1, epochs=2, eta_s=0.1 * (38 - step)))
+    assert not said  # a short epoch tells by itself
+
+
+def test_the_budget_is_told_apart_from_the_task():
+    assert "loss 2.297  " in step_line(news())
+    assert "loss 2.000 + budget 0.297  " in step_line(news(budget_loss=0.297))
+    assert "loss 1.250 + budget 0.250  " in epoch_line(news(metrics=RECORD | {"budget_loss": 0.25}))
+    assert "loss 1.500  " in epoch_line(news(metrics=RECORD | {"budget_loss": 0.0}))
 
 
 def test_a_target_below_the_budget_is_explained_once():

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter
-from routespace.train.budget import BudgetLoss, budget_loss, check_budget
+from routespace.train.budget import BudgetLoss, budget_loss, check_budget, penalty
 from routespace.train.calibrate import calibrate_threshold, set_threshold
 from routespace.train.evaluate import Sampling, evaluate, sampling_gates
 from routespace.train.macs import closed_macs, counted_macs, expected_macs, open_macs
-from routespace.train.recipe.recipe import BudgetSpec
+from routespace.train.recipe.recipe import BudgetSpec, Recipe
 from routespace.train.run import train_recipe
 
 
@@ -314,8 +315,47 @@ def test_the_budget_of_ones_own_loop_is_the_recipes_formula():
     routes = net(images()).routes
     macs = expected_macs(net, routes)
     assert budget_loss(net, routes, macs=macs.item()).item() == pytest.approx(0, abs=1e-9)
-    target, base = 1.1 * closed_macs(net.architecture, net.gate_spec), 1e6
+    target, base = 1.1 * closed_macs(net.architecture, net.gate_spec), 1e7
+    assert abs(macs.item() - target) < base
     found = budget_loss(net, routes, macs=target, base=base, weight=3.0)
     assert found.item() == pytest.approx(3 * ((macs.item() - target) / base) ** 2, rel=1e-5)
     with pytest.raises(BudgetError, match="is impossible; with every gate closed the network takes"):
         budget_loss(net, routes, macs=1.0)
+
+
+def test_a_far_budget_pulls_as_one_base_away():
+    near = torch.tensor([-1.0, -0.4, 0.0, 0.7, 1.0], dtype=torch.float64, requires_grad=True)
+    assert torch.equal(penalty(near), near**2)
+    far = torch.tensor([-6.0, -1.5, 1.5, 6.0], dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(penalty(far).sum(), far)
+    assert slopes.tolist() == [-2, -2, 2, 2]
+    assert penalty(far).tolist() == pytest.approx([11, 2, 2, 11])
+
+
+@pytest.mark.parametrize("layers", [4, 24])
+def test_a_deep_grid_starts_with_its_task(layers):
+    """Gates open, weight the default: the task has the larger gradient in the weights that both share."""
+    grid = {
+        "layers": layers,
+        "widths": [8, 16, 24, 32],
+        "heads": [1, 2, 3, 4],
+        "image_size": 32,
+        "num_classes": 10,
+    }
+    gates, data = {"openness": 0.97}, {"digit_px": [16, 30]}
+    recipe = Recipe.parse({"name": "deep", "grid": {"size": "b0"} | grid, "gates": gates, "data": data})
+    net, base = network(recipe).train(), recipe.base_macs()
+    torch.manual_seed(0)
+    out = net(torch.randn(4, 3, 32, 32))
+    task = torch.nn.functional.cross_entropy(out.logits, torch.arange(4))
+    paid = expected_macs(net, out.routes)
+    budget = BudgetLoss(recipe.budget, base, recipe.budget_macs())(paid, 0.0)
+    assert paid.item() / base > 3
+    assert task.item() == pytest.approx(math.log(10), rel=0.1)  # however many arrivals a node adds up
+    shared = [p for name, p in net.named_parameters() if not name.startswith("backbone.gates.")]
+
+    def slope(loss):
+        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        return torch.stack([gradient.norm() for gradient in found if gradient is not None]).norm()
+
+    assert slope(budget) < slope(task)

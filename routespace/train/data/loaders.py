@@ -23,6 +23,7 @@ from routespace.train.data.prefetch import Prefetch
 from routespace.train.data.skipping import Batches, Guarded, Skipped, collate
 from routespace.train.data.source import Source, make_source
 from routespace.train.recipe.data import PicturesSpec
+from routespace.train.recipe.parts import AUTO
 from routespace.train.recipe.recipe import Recipe
 
 Batch = tuple[Tensor, Tensor]
@@ -90,6 +91,23 @@ class Loaders:
         return len(self.source.classes)
 
     @property
+    def images(self) -> int:
+        """Number of training images."""
+        return self._batches.count
+
+    def of(self, recipe: Recipe) -> Loaders:
+        """The same images by another recipe, such as one of another batch size.
+
+        Raises:
+            DataError: more images in a batch than there are.
+        """
+        if recipe == self.recipe:
+            return self
+        loaders = Loaders(recipe, self.source, self.part)
+        loaders.check()
+        return loaders
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of one epoch."""
         return self._batches.count // self._batches.batch_size
@@ -101,7 +119,9 @@ class Loaders:
 
     def check(self) -> None:
         """Raise DataError unless the training images fill a batch that all processes share evenly."""
-        count, batch_size = self._batches.count, self.recipe.train.batch_size
+        count, batch_size = self._batches.count, self.recipe.train.batch
+        if self.recipe.train.batch_size == AUTO and count:  # a number will be chosen that fits them
+            return
         if count < batch_size:
             raise DataError(f"train.batch_size: {batch_size} is more than the {count} training images; give fewer")
         if batch_size % self.part.world:
@@ -148,7 +168,7 @@ class Loaders:
     @cached_property
     def _batches(self) -> TrainBatches:
         seed = None if self.source.fresh_each_epoch else self.recipe.seed
-        return TrainBatches(len(cast(Sized, self._train)), self.recipe.train.batch_size, self.part, seed)
+        return TrainBatches(len(cast(Sized, self._train)), self.recipe.train.batch, self.part, seed)
 
     def _plain(self, dataset: Dataset[Any], most: int | None = None) -> Batches:
         count = len(cast(Sized, dataset))
@@ -159,7 +179,7 @@ class Loaders:
         mine = chosen[self.part.rank :: self.part.world]
         loader: DataLoader[Any] = DataLoader(
             Subset(Guarded(dataset, replace=False), mine),
-            batch_size=max(1, self.recipe.train.batch_size // self.part.world),
+            batch_size=max(1, self.recipe.train.batch // self.part.world),
             collate_fn=collate,
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),

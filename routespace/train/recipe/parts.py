@@ -42,6 +42,8 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Whole = Annotated[int, Field(ge=0)]
 Natural = Annotated[int, Field(ge=1)]
+AUTO = "auto"
+UNTRAINED_BATCH = 64  # images at a time of a recipe whose batch size no training has chosen yet
 
 
 TIMM = "timm:"  # before the name of one of timm's networks
@@ -65,7 +67,8 @@ class BudgetSpec(Section):
         of: the base: the grid's `staircase`, its `full` architecture, or `base`, the family's own network of
             the grid's `size` (the paper's C_base).
         macs: absolute target, such as 12M; it wins over `ratio`.
-        weight: λ of the squared distance.
+        weight: λ of the squared distance; from a distance of one base on the loss grows linearly, so that a deep
+            grid with open gates does not drown the task.
         multiplier_lr: above 0 adds ν·(E[MACs]/base − ratio), where ν grows by this times the distance at every
             step (method of multipliers): the squared distance alone settles where its slope balances the
             task's, above the target.
@@ -116,7 +119,8 @@ class TrainSpec(Section):
 
     Args:
         epochs: passes over the training images; 0 trains nothing (calibration and evaluation still run).
-        batch_size: images of one optimiser step, all processes together.
+        batch_size: images of one optimiser step, all processes together; `auto` takes the largest power of two
+            that fits the machine, and keeps it in the run's recipe. Rates of learning stay as they are.
         lr, gate_lr: peak learning rates of AdamW; gates have their own group, without weight decay.
         min_lr: where the cosine ends.
         weight_decay: of matrices; norms and biases have none.
@@ -141,7 +145,7 @@ class TrainSpec(Section):
     """
 
     epochs: Whole = 20
-    batch_size: Natural = 64
+    batch_size: Natural | Literal["auto"] = 64
     lr: Above0 = 1e-3
     gate_lr: Above0 | None = None
     min_lr: AtLeast0 = 1e-5
@@ -171,11 +175,16 @@ class TrainSpec(Section):
             )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}; give at most that")
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
+        if (self.mixup or self.cutmix) and self.batch % 2:
             raise ValueError(
                 f"batch_size: {self.batch_size} is odd; mixup and cutmix pair images, give an even one"
             )
         return self
+
+    @property
+    def batch(self) -> int:
+        """`batch_size` as a number; while it is `auto`, which a training settles, that of an evaluation."""
+        return UNTRAINED_BATCH if self.batch_size == AUTO else int(self.batch_size)
 
 
 class Range(Section):
