@@ -55,7 +55,7 @@ def run(
         from routespace.workflow import evaluation
         from routespace.workflow.artifacts import load_artifact
     found = load_artifact(source, recipe=given, device=device)
-    chosen = found.require_recipe()
+    chosen = found.images_recipe(named=data is not None)
     if picture is not None:
         evaluation.require_paintable(found.net, picture)
     found.net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work

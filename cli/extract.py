@@ -125,10 +125,11 @@ def show(
     found: Artifact, taken: Extraction, limits: Mapping[str, float], table: LatencyTable | None = None
 ) -> None:
     """Print what was taken, under which limits, and what was measured on the way."""
-    from routespace.cli.render import amount, pairs, percent
+    from routespace.cli.render import amount, pairs
     from routespace.deploy.latency.table import predict
     from routespace.grid.resources import RESOURCES
     from routespace.nn.task_net import network_cost
+    from routespace.train.tasks.kinds import task_of_head
 
     small, whole = taken.card.costs, network_cost(found.net).totals
     rows: list[tuple[str, object]] = []
@@ -140,7 +141,8 @@ def show(
         elif table is not None:
             rows.append((label, f"{predict(table, taken.net.architecture):.3g} ms predicted{under}"))
     rows.append(("verified", f"largest difference of outputs {taken.max_difference:.1e}"))
-    if taken.accuracy is not None:
+    if taken.score is not None and taken.score_whole is not None:
+        metric = task_of_head(taken.net.head.kind, taken.net.spec).metric
         on = f" of {taken.images} validation images"
-        rows.append(("accuracy", f"{percent(taken.accuracy)}{on}; whole {percent(taken.accuracy_whole)}"))
+        rows.append((metric.name, f"{metric.text(taken.score)}{on}; whole {metric.text(taken.score_whole)}"))
     pairs([*rows, ("architecture", taken.card.architecture)])

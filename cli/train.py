@@ -52,14 +52,16 @@ def run(
         from routespace.train.start import fine_tuning
         from routespace.train.stopping import TrainingStoppedError, is_first_process
         from routespace.workflow.artifacts import load_artifact
-    init = None if start is None else load_artifact(start).net
+    given = None if start is None else load_artifact(start)
+    init = None if given is None else given.net
+    earlier = () if given is None else [score.model_dump(mode="json") for score in given.scores]
     try:
         shown = chosen
         if init is not None and chosen.budget.macs is not None and not resume:  # a share of that network's base
             shown = fine_tuning(chosen, init, asked).recipe
         with watching(budget=budget_ratio(shown)) as progress:
             told: dict[str, Any] = {"progress": progress if is_first_process() else None, "tell": progress.say}
-            result = train_recipe(chosen, folder, init=init, resume=resume, asked=asked, **told)
+            result = train_recipe(chosen, folder, init=init, resume=resume, asked=asked, earlier=earlier, **told)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
         if not RunFolder(folder).is_run:
             raise KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left") from error

@@ -17,6 +17,7 @@ DATA = "data.json"  # the names of the images that it began with
 METRICS = "metrics.jsonl"
 NET = "net"  # a folder, of the final network
 RESULT = "result.json"
+EARLIER = "earlier.json"  # what was measured of the network that a run started from
 USAGE = "usage.json"
 
 # of a bundle, and of a study

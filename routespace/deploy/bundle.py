@@ -1,6 +1,6 @@
 """A bundle: a folder with a network (`model.safetensors`, `network.json`) and `card.json`, its papers.
 
-    save_bundle(net, folder, Card.of(net, accuracy_after=.71))    whole or not at all
+    save_bundle(net, folder, Card.of(net, scores=scores))         whole or not at all
     load_bundle(folder)                                           → Bundle(net, card), every file checked
 
 The card holds the SHA-256 of the other two files, so a truncated, changed or swapped one is noticed.
@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from routespace import file_names
 from routespace.deploy.folder import is_bundle, require_bundle_place
+from routespace.deploy.scores import Score, older_scores
 from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.families.base import Family
@@ -32,7 +33,6 @@ from routespace.values import Value
 
 CHUNK_BYTES = 1 << 20
 Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _versions() -> dict[str, str]:
@@ -72,36 +72,34 @@ class Card(Value):
         costs: resource (`params`, `macs`, …: the table in `grid/resources.py`) → what one image of the spec's size
             takes with everything computed, gates included.
         expected_macs: the measured average, for a routed network.
-        accuracy_before: of the network as extracted, 0…1.
-        accuracy_after: after fine-tuning, or the final one, 0…1.
-        accuracy_on: the images that these were measured on.
+        scores: how good it was found to be, at each stage of its life, and on which images.
         provenance: where it comes from.
         use: four lines of Python, to be run beside the bundle's folder; `save_bundle` fills them in.
         files: file name → SHA-256; `save_bundle` fills it in.
     """
 
-    format: Literal["routespace.card/2"] = "routespace.card/2"
+    format: Literal["routespace.card/3"] = "routespace.card/3"
     grid: str
     architecture: str
     static: bool
     costs: Mapping[str, Amount]
     expected_macs: Amount | None = None
-    accuracy_before: Share | None = None
-    accuracy_after: Share | None = None
-    accuracy_on: str | None = None
+    scores: tuple[Score, ...] = ()
     provenance: Provenance = Field(default_factory=Provenance)
     use: tuple[str, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _from_format_1(cls, data: Any) -> Any:
-        """Cards used to name two resources, as fields of their own."""
-        if not isinstance(data, dict) or data.get("format") != "routespace.card/1":
+    def _from_older(cls, data: Any) -> Any:
+        """Cards used to name two resources (1), and two accuracies (1 and 2), as fields of their own."""
+        if not isinstance(data, dict) or data.get("format") not in ("routespace.card/1", "routespace.card/2"):
             return data
-        named = {name: value for name, value in data.items() if name in ("macs", "params")}
-        rest = {name: value for name, value in data.items() if name not in named}
-        return rest | {"format": "routespace.card/2", "costs": named}
+        found = dict(data)
+        if data["format"] == "routespace.card/1":
+            found["costs"] = {name: found.pop(name) for name in ("macs", "params") if name in found}
+        scores = older_scores(found)
+        return found | {"format": "routespace.card/3", "scores": scores}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,9 +123,7 @@ class Card(Value):
         cls,
         net: AnyNet,
         *,
-        accuracy_before: float | None = None,
-        accuracy_after: float | None = None,
-        accuracy_on: str | None = None,
+        scores: Iterable[Score] = (),
         expected_macs: float | None = None,
         provenance: Provenance | None = None,
     ) -> Self:
@@ -140,9 +136,7 @@ class Card(Value):
             static=net.architecture.is_static,
             costs={**cost.totals, "params": sum(parameter.numel() for parameter in net.parameters())},
             expected_macs=expected_macs,
-            accuracy_before=accuracy_before,
-            accuracy_after=accuracy_after,
-            accuracy_on=accuracy_on,
+            scores=tuple(scores),
             provenance=provenance or Provenance(),
         )
 

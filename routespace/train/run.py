@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +73,7 @@ def train_recipe(
     progress: Report | None = None,
     tell: Callable[[str], None] | None = None,
     asked: Collection[str] | None = None,
+    earlier: Iterable[Mapping[str, Any]] = (),
 ) -> RunResult:
     """Train a recipe into a run folder.
 
@@ -91,6 +92,8 @@ def train_recipe(
         tell: called with lines on what is about to be trained: classes and images, and where it starts from.
         asked: with `init`, the dotted fields that must hold, such as those of `--set`; the network decides all
             others of grid and gates, and the data the number of classes. None: all hold, as told above.
+        earlier: with `init`, JSON data on what was measured of it (a card's `scores`), which the run keeps for the
+            card of what it becomes.
 
     Raises:
         BundleError: `out` holds something else, cannot be written, or is a run of another recipe.
@@ -110,7 +113,7 @@ def train_recipe(
             if resume:
                 start = Start.resumed(run, recipe, init, asked=asked)
             else:
-                start = Start.of(recipe, init, asked=asked)
+                start = replace(Start.of(recipe, init, asked=asked), earlier=tuple(earlier))
             if resume and run.is_finished:
                 return RunResult(run.path, run.read_result(), run.load_net())
             report: Report = progress if progress is not None else lambda _: None

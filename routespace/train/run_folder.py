@@ -2,6 +2,7 @@
 
 preprocess.json      how images go in, and the class names in the order of the outputs
 data.json            names of the images that it began with, where they are not rendered
+earlier.json         what was measured of a network that it started from, if anything was
 recipe.yaml          the recipe, every field; written last of what a training starts with
 architecture.json    what is trained: the recipe's architecture, or that of the network it started from
 checkpoint/state.pt  weights, optimiser, generators: where --resume goes on; from before the first step on
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
 
 FORMAT = "routespace.run/1"
+GIVEN = "given"  # in architecture.json: digest of the network that the training started from, or false
 WANTED = "the folder of a run"
 
 
@@ -67,6 +69,11 @@ class RunFolder:
     def data_path(self) -> Path:
         """Which images it began with."""
         return self.path / file_names.DATA
+
+    @property
+    def earlier_path(self) -> Path:
+        """What was measured of the network that it started from."""
+        return self.path / file_names.EARLIER
 
     @property
     def checkpoint_path(self) -> Path:
@@ -111,6 +118,10 @@ class RunFolder:
         """What is trained; raises BundleError or SpecError."""
         return Architecture.from_json(read_json(self.architecture_path, wanted=WANTED))
 
+    def read_given(self) -> bool:
+        """Whether the training started from a given network; raises BundleError."""
+        return bool(read_json(self.architecture_path, wanted=WANTED).get(GIVEN))
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """One dict per finished epoch; empty before the first. Raises BundleError when the file is damaged."""
         if not self.metrics_path.exists():
@@ -151,7 +162,8 @@ class RunFolder:
 
     def _is_leftover(self) -> bool:
         """Whether all there is was written before the recipe, which makes a folder a run."""
-        begun = self.checkpoint_path.parent, self.architecture_path, self.preprocess_path, self.data_path
+        begun = {self.checkpoint_path.parent, self.architecture_path, self.preprocess_path, self.data_path}
+        begun.add(self.earlier_path)
         return not self.is_run and all(path in begun or path.name.startswith(".") for path in self.path.iterdir())
 
 

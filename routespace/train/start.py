@@ -24,10 +24,9 @@ from routespace.train.fine_tune import Fitted, fit_to, keep_fitted, same_network
 from routespace.train.pretrained import load_pretrained
 from routespace.train.recipe.parts import AUTO
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.run_folder import WANTED, RunFolder, without_places
+from routespace.train.run_folder import GIVEN, WANTED, RunFolder, without_places
 from routespace.train.tasks.base import Task
 
-GIVEN = "given"  # in architecture.json: digest of the network that the training started from, or false
 MOST_SHOWN = 3  # differing fields in one message
 
 
@@ -40,6 +39,7 @@ class Start:
         given: digest of the network whose weights it starts from; None for fresh ones.
         lines: what of the recipe the given network has changed.
         goes_on: a checkpoint has the weights.
+        earlier: JSON data on what was measured of a given network.
     """
 
     recipe: Recipe
@@ -47,6 +47,7 @@ class Start:
     given: str | None = None
     lines: tuple[str, ...] = ()
     goes_on: bool = False
+    earlier: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe, init: TaskNet | None, *, asked: Collection[str] | None = None) -> Start:
@@ -151,6 +152,8 @@ def start_folder(run: RunFolder, start: Start, source: Source, state: dict[str, 
     save_checkpoint(run.checkpoint_path, state)
     write_json(run.architecture_path, start.architecture.to_json() | {GIVEN: start.given or False})
     keep(source, run)
+    if start.earlier:
+        write_json(run.earlier_path, {"scores": list(start.earlier)})
     write_text(run.recipe_path, start.recipe.to_yaml())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from routespace import file_names
 from routespace.deploy.bundle import Card, load_bundle
 from routespace.deploy.folder import is_bundle, net_folder
+from routespace.deploy.scores import Score
 from routespace.errors import BundleError
 from routespace.grid.usage import Usage
 from routespace.nn.running import pick_device
@@ -19,6 +20,9 @@ from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.run_folder import RunFolder
+from routespace.train.tasks.kinds import task_of_head
+from routespace.workflow.history import run_scores
 from routespace.workflow.subjects import load_usage
 
 
@@ -33,6 +37,7 @@ class Artifact:
         card: a bundle's; None for a run.
         usage: what the run measured on validation; empty for a static network, None when not measured.
         preprocess, classes: how images go in, and the names of the outputs; None for one of before they were kept.
+        scores: how good it and what it came from were found to be.
     """
 
     folder: Path
@@ -42,6 +47,7 @@ class Artifact:
     usage: Usage | None
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
+    scores: tuple[Score, ...] = ()
 
     def require_recipe(self) -> Recipe:
         """The recipe; raises BundleError when there is none."""
@@ -50,6 +56,33 @@ class Artifact:
                 f"{self.folder}: has no {file_names.RECIPE}; name the recipe of its data with --recipe"
             )
         return self.recipe
+
+    def images_recipe(self, *, named: bool) -> Recipe:
+        """The recipe of the images to evaluate on.
+
+        Args:
+            named: the images are named elsewhere, so that a network that tells how they go in needs no recipe.
+
+        Raises:
+            BundleError: there is none, and it would be needed.
+        """
+        told = self.preprocess is not None and bool(self.classes)
+        if self.recipe is None and told and not named:
+            raise BundleError(
+                f"{self.folder}: has no {file_names.RECIPE}; give its images with --data, or their recipe "
+                f"with --recipe"
+            )
+        if self.recipe is not None or not told:
+            return self.require_recipe()
+        return Recipe.parse(
+            {
+                "name": self.folder.resolve().name.lstrip(".") or "bundle",
+                "task": task_of_head(self.net.head.kind, self.net.spec).name,
+                "grid": self.net.spec.model_dump(mode="json"),
+                "data": {"kind": "folder"},
+            },
+            families=[self.net.spec.family],
+        )
 
 
 def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: str = "cpu") -> Artifact:
@@ -68,12 +101,14 @@ def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: s
     own = folder / file_names.RECIPE
     if recipe is None and own.exists():
         recipe = Recipe.read(own)
-    fed = load_preprocess(folder) or (None, None)
+    preprocess, classes = load_preprocess(folder) or (None, None)
     if is_bundle(folder):
         net, card = load_bundle(folder)
-        return Artifact(folder, net.eval().to(place), recipe, card, None, *fed)
+        return Artifact(folder, net.eval().to(place), recipe, card, None, preprocess, classes, card.scores)
     net = load_net(net_folder(folder)).eval().to(place)
-    return Artifact(folder, net, recipe, None, load_usage(folder, net.architecture.grid), *fed)
+    usage = load_usage(folder, net.architecture.grid)
+    scores = run_scores(RunFolder(folder), recipe)
+    return Artifact(folder, net, recipe, None, usage, preprocess, classes, scores)
 
 
 def load_run(folder: Path | str, *, device: str = "cpu") -> Artifact:

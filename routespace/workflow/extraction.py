@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from routespace import file_names
 from routespace.deploy.bundle import Card, Provenance, save_bundle
@@ -16,6 +16,7 @@ from routespace.deploy.derive import derive
 from routespace.deploy.extract import extract
 from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
+from routespace.deploy.scores import Score
 from routespace.deploy.verify import VerifyReport, verify
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.files import json_text
@@ -28,6 +29,7 @@ from routespace.train.evaluate import evaluate
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
+from routespace.workflow.history import images_of, with_score
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Extraction:
         net: the small network, in evaluation mode.
         card: of the bundle.
         max_difference: largest difference of outputs to the part that it was taken from.
-        accuracy_whole, accuracy: on validation (0…1), of the network it came from and of itself; None when not
+        metric: name of the task's.
+        score_whole, score: the metric on validation, of the network it came from and of itself; None when not
             evaluated.
         images: that were evaluated.
     """
@@ -46,8 +49,9 @@ class Extraction:
     net: TaskNet
     card: Card
     max_difference: float
-    accuracy_whole: float | None = None
-    accuracy: float | None = None
+    metric: str
+    score_whole: float | None = None
+    score: float | None = None
     images: int = 0
 
 
@@ -71,7 +75,7 @@ def extract_bundle(
         limits: resource (`params`, `latency_ms`, …: the table in `grid/resources.py`) → the most allowed.
         table: predicts milliseconds, for a limit on `latency_ms`; of one batch of the table.
         method: `milp` (proven best) or `threshold`.
-        evaluated: measure the accuracy on validation, of the whole and of the part.
+        evaluated: measure the task's metric on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
 
     Raises:
@@ -143,7 +147,7 @@ def extract_chosen(
         artifact: where the weights come from.
         chosen: a static part of its architecture.
         out: the bundle's folder.
-        evaluated: measure the accuracy of the whole and of the part.
+        evaluated: measure the task's metric of the whole and of the part.
         overwrite: replace a bundle that is there.
 
     Raises:
@@ -153,9 +157,13 @@ def extract_chosen(
     require_bundle_place(out, overwrite=overwrite)
     small = extract(artifact.net, chosen).eval()
     report = _verified(artifact.net, chosen, small)
-    found = _measured(artifact, small) if evaluated else Measured()
-    card = save_bundle(small, out, _card(artifact, small, found), overwrite=overwrite, texts=_papers(artifact))
-    return Extraction(small, card, report.max_difference, found.whole, found.part, found.images)
+    metric = task_of_head(small.head.kind, small.spec).metric.name
+    whole, part = _measured(artifact, small, metric) if evaluated else (None, None)
+    card = Card.of(small, scores=_scores(artifact, small, whole, part), provenance=_provenance(artifact))
+    card = save_bundle(small, out, card, overwrite=overwrite, texts=_papers(artifact))
+    if whole is None or part is None:
+        return Extraction(small, card, report.max_difference, metric)
+    return Extraction(small, card, report.max_difference, metric, whole.value, part.value, part.images or 0)
 
 
 def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
@@ -170,25 +178,36 @@ def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyRepor
     return report
 
 
-class Measured(NamedTuple):
-    """The task's metric of a network and of its part on validation images, how many these are, and which."""
-
-    whole: float | None = None
-    part: float | None = None
-    images: int = 0
-    on: str | None = None
-
-
-def _measured(artifact: Artifact, small: TaskNet) -> Measured:
+def _measured(artifact: Artifact, small: TaskNet, metric: str) -> tuple[Score, Score]:
+    """The task's metric of a network and of its part on validation images."""
     loaders = make_loaders(artifact.require_recipe())
-    metric = task_of_head(small.head.kind, small.spec).metric.name
     whole = evaluate(artifact.net, loaders.val, expected=False)
     same = small.architecture == artifact.net.architecture
     part = whole if same else evaluate(small, loaders.val, expected=False)
     record = loaders.source.record
-    listed = "" if record is None else f", data {record.digest}"
-    on = f"{part['images']} validation images of {loaders.recipe.data.kind}{listed}"
-    return Measured(whole[metric], part[metric], part["images"], on)
+    before, after = (
+        Score(
+            stage=stage,
+            metric=metric,
+            value=result[metric],
+            images=result["images"],
+            split="val",
+            data=images_of(loaders.recipe),
+            digest=None if record is None else record.digest,
+        )
+        for stage, result in (("before_extraction", whole), ("extracted", part))
+    )
+    return before, after
+
+
+def _scores(artifact: Artifact, small: TaskNet, whole: Score | None, part: Score | None) -> tuple[Score, ...]:
+    """What the card tells: of a part two new scores; a network that is taken as it is keeps its history."""
+    if small.architecture != artifact.net.architecture:
+        return () if whole is None or part is None else (whole, part)
+    if part is None:
+        return artifact.scores
+    stage = artifact.scores[-1].stage if artifact.scores else "trained"
+    return with_score(artifact.scores, part.model_copy(update={"stage": stage}))
 
 
 def _papers(artifact: Artifact) -> dict[str, str]:
@@ -200,21 +219,6 @@ def _papers(artifact: Artifact) -> dict[str, str]:
         data = preprocess_to_json(artifact.preprocess, artifact.classes or ())
         papers[file_names.PREPROCESS] = json_text(data) + "\n"
     return papers
-
-
-def _card(artifact: Artifact, small: TaskNet, found: Measured) -> Card:
-    """The bundle's card: of a part its accuracy before fine-tuning, of what was trained as it is the final one."""
-    earlier = artifact.card
-    whole = small.architecture == artifact.net.architecture
-    trained = whole and (earlier is None or earlier.accuracy_after is not None)
-    before = earlier.accuracy_before if trained and earlier is not None else None
-    return Card.of(
-        small,
-        accuracy_before=before if trained else found.part,
-        accuracy_after=found.part if trained else None,
-        accuracy_on=found.on,
-        provenance=_provenance(artifact),
-    )
 
 
 def _provenance(artifact: Artifact) -> Provenance:

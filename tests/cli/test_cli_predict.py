@@ -237,3 +237,14 @@ def test_a_name_that_is_no_utf_8(place, tmp_path):
     done = predict(place / "small", tmp_path, "--csv", tmp_path / "a.csv")
     assert done.exit_code == 0, done.stderr
     assert bytes(odd).split(b"/")[-1] in (tmp_path / "a.csv").read_bytes()
+
+
+def test_a_bundle_without_its_recipe_is_evaluated_on_named_images(cli, tmp_path):
+    folder = bundle(tmp_path / "alone")
+    photos(tmp_path / "photos", count=2, split="", sub="deep")
+    save_preprocess(folder, Preprocess(size=(32, 32), channels=3), ("dog", "ant", "cat"))
+    cli("evaluate", folder).assert_refused("has no recipe.yaml", "--data", "--recipe")
+    report = json.loads(cli("evaluate", folder, "--data", tmp_path / "photos", "--json").assert_fine().out)
+    right = [found.label == Path(found.path).parts[-3] for found in Predictor(folder, "cpu")(tmp_path / "photos")]
+    assert report["images"] == len(right) == 6
+    assert report["accuracy"] == pytest.approx(sum(right) / 6)

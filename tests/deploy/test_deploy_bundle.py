@@ -14,6 +14,7 @@ from routespace import file_names
 from routespace.deploy.bundle import Card, Provenance, load_bundle, save_bundle
 from routespace.deploy.extract import extract
 from routespace.deploy.folder import is_bundle
+from routespace.deploy.scores import Score
 from routespace.deploy.verify import verify
 from routespace.errors import BundleError
 from routespace.grid.architecture import Architecture
@@ -51,7 +52,8 @@ def left_in(folder):
 
 def test_round_trip(net, tmp_path):
     provenance = Provenance(recipe="digits_tiny", recipe_hash="abc", run="runs/1")
-    card = Card.of(net, accuracy_before=0.31, accuracy_after=0.62, provenance=provenance)
+    scores = [Score(stage="extracted", metric="accuracy", value=0.31, images=40, split="val", data="digits")]
+    card = Card.of(net, scores=scores, provenance=provenance)
     written = save_bundle(net, tmp_path / "a" / "b", card)
     loaded = load_bundle(tmp_path / "a" / "b")
     assert loaded.card == written
@@ -232,7 +234,7 @@ def test_damage_is_noticed(bundle, tmp_path, name, damage):
         path.mkdir()
     elif damage == "of another bundle":
         other = make_net(7)
-        save_bundle(other, tmp_path / "other", Card.of(other, accuracy_after=0.5))
+        save_bundle(other, tmp_path / "other", Card.of(other))
         if name == file_names.NETWORK:  # two nets of one architecture have the same one
             path.write_bytes(content.replace(b"token", b"image"))
         else:
@@ -253,11 +255,25 @@ def test_a_card_that_names_two_resources_as_older_ones_do(net, bundle):
     assert loaded.format == Card.of(net).format
 
 
+def test_a_card_with_two_accuracies_as_older_ones_do(bundle):
+    card = json.loads((bundle / file_names.CARD).read_text())
+    del card["scores"]
+    told = {"accuracy_before": 0.25, "accuracy_after": 0.5, "accuracy_on": "40 validation images of digits"}
+    (bundle / file_names.CARD).write_text(json.dumps(card | told | {"format": "routespace.card/2"}))
+    found = load_bundle(bundle).card.scores
+    assert [(score.stage, score.metric, score.value) for score in found] == [
+        ("extracted", "accuracy", 0.25),
+        ("fine_tuned", "accuracy", 0.5),
+    ]
+    assert {score.on for score in found} == {"40 validation images of digits"}
+
+
 def test_a_card_with_unknown_or_impossible_fields_is_refused(bundle):
     card = json.loads((bundle / file_names.CARD).read_text())
     for change, message in (
         ({"colour": 1}, "colour: unknown field"),
-        ({"accuracy_after": 71.0}, "accuracy_after"),
+        ({"scores": [{"stage": "trained", "metric": "accuracy", "value": 71.0}]}, r"scores\.0.*71.*from 0 to 1"),
+        ({"scores": [{"stage": "born", "metric": "accuracy", "value": 0.5}]}, r"scores\.0\.stage"),
         ({"costs": {"macs": 1}}, r"costs\.params: missing"),
         ({"costs": {"macs": -1, "params": 1}}, r"costs\.macs"),
     ):

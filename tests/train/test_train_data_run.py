@@ -43,7 +43,7 @@ def test_a_run_knows_its_data_from_every_folder(here, monkeypatch):
     lines = []
     recipe = photo_recipe("photos", train__epochs=1, data__crop_pct=0.8)
     train_recipe(recipe, "run", tell=lines.append)
-    assert lines == [make_source(recipe).summary.text]
+    assert lines[0] == make_source(recipe).summary.text
     monkeypatch.chdir("/")
     saved = Recipe.from_yaml((here / "run/recipe.yaml").read_text())
     assert saved.data.root == str(here / "photos")

@@ -49,17 +49,17 @@ def test_a_run_from_python_to_a_bundle(run, tmp_path):
     assert small.card.macs <= 0.6 * loaded.recipe.base_macs()
     assert verify(loaded.net, small.net.architecture, small.net).ok
     report = evaluate_network(small.net, loaded.recipe, split="val")
-    assert report["accuracy"] == taken.accuracy
+    assert report["accuracy"] == taken.score
     assert report["images"] == 40
     whole = evaluate_network(loaded.net, loaded.recipe, split="val", speed=False)
-    assert whole["accuracy"] == taken.accuracy_whole
+    assert whole["accuracy"] == taken.score_whole
     assert load_artifact(tmp_path / "small").require_recipe() == loaded.recipe
 
 
 def test_without_a_limit_the_recipe_s_own_budget_holds(run, tmp_path):
     taken = extract_bundle(run, tmp_path / "small", evaluated=False)
     assert taken.card.macs <= load_recipe(run).budget_macs()
-    assert taken.accuracy is None
+    assert taken.score is None
 
 
 def test_what_stands_in_the_way_is_told_before_anything_is_loaded(run, tmp_path):
@@ -107,21 +107,42 @@ def test_devices_by_their_words():
         pick_device(f"cuda:{there}")
 
 
-def test_a_card_tells_before_and_after_fine_tuning_and_on_which_images(run, tmp_path):
+def test_a_card_tells_the_network_s_whole_life_and_on_which_images(run, tmp_path):
     part = extract_bundle(run, tmp_path / "part", macs=round(0.6 * load_recipe(run).base_macs()))
-    assert part.card.accuracy_before == part.accuracy
-    assert part.card.accuracy_after is None
-    assert part.card.accuracy_on == "40 validation images of digits"
-    init = load_bundle(tmp_path / "part").net
-    train_recipe(load_recipe("digits_tiny", TINY), tmp_path / "tuned", init=init)
+    assert [(score.stage, score.value) for score in part.card.scores] == [
+        ("before_extraction", part.score_whole),
+        ("extracted", part.score),
+    ]
+    assert {score.on for score in part.card.scores} == {"40 val images of digits"}
+    assert {score.metric for score in part.card.scores} == {part.metric} == {"accuracy"}
+    given = load_artifact(tmp_path / "part")
+    earlier = [score.model_dump(mode="json") for score in given.scores]
+    recipe = load_recipe("digits_tiny", TINY)
+    train_recipe(recipe, tmp_path / "tuned", init=given.net, earlier=earlier)
     tuned = extract_bundle(tmp_path / "tuned", tmp_path / "whole")
     assert tuned.card.architecture == part.card.architecture
-    assert tuned.card.accuracy_after == tuned.accuracy == tuned.accuracy_whole
-    assert tuned.card.accuracy_before is None  # of other weights
+    assert tuned.card.scores[:2] == part.card.scores
+    assert [score.stage for score in tuned.card.scores] == ["before_extraction", "extracted", "fine_tuned"]
+    assert tuned.card.scores[2].value == tuned.score == tuned.score_whole
+    untimed = extract_bundle(tmp_path / "tuned", tmp_path / "unmeasured", evaluated=False)
+    assert untimed.card.scores == tuned.card.scores  # the run's own result
     copied = extract_bundle(tmp_path / "part", tmp_path / "copied")  # a bundle of a bundle: its card goes on
-    assert (copied.card.accuracy_before, copied.card.accuracy_after) == (part.accuracy, None)
+    assert copied.card.scores == part.card.scores
     unknown = extract_bundle(run, tmp_path / "unknown", evaluated=False)
-    assert (unknown.card.accuracy_before, unknown.card.accuracy_on) == (None, None)
+    assert unknown.card.scores == ()
+    plain = train_recipe(recipe.override({"routing": "static"}), tmp_path / "plain")
+    (score,) = extract_bundle(plain.folder, tmp_path / "static").card.scores
+    assert (score.stage, score.value) == ("trained", plain.metrics["accuracy"])
+
+
+def test_a_fine_tuning_that_was_resumed_still_knows_its_network(run, tmp_path):
+    given = extract_bundle(run, tmp_path / "part", macs=round(0.6 * load_recipe(run).base_macs()))
+    recipe, out = load_recipe("digits_tiny", TINY), tmp_path / "tuned"
+    earlier = [score.model_dump(mode="json") for score in given.card.scores]
+    train_recipe(recipe, out, init=given.net, earlier=earlier)
+    (out / "result.json").unlink()
+    train_recipe(recipe, out, resume=True, asked=())
+    assert [score.stage for score in load_run(out).scores] == ["before_extraction", "extracted", "fine_tuned"]
 
 
 def test_a_bundle_without_room_for_its_papers_is_none(run, tmp_path, monkeypatch):
