@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import warnings
 from typing import Any, cast
@@ -37,7 +38,7 @@ from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import INTERRUPTED, Interrupts
 from routespace.errors import RoutespaceError, command_line, reason
 from routespace.memory import keep_freed_memory
-from routespace.train.stopping import PeerError
+from routespace.train.stopping import PeerError, is_first_process
 
 BAD_INPUT = 2
 TYPED = "routespace.typed"  # in a context's meta: the words of the command line
@@ -110,9 +111,24 @@ def same_command(ctx: typer.Context) -> str:
 
 
 def fail(message: str, code: int) -> typer.Exit:
-    """Print one line on stderr; returns the exception that ends the program."""
-    typer.echo(f"error: {message}", err=True)
+    """Print one line on stderr, in one of several processes; returns the exception that ends the program."""
+    if tells(stopped=code == INTERRUPTED):
+        typer.echo(f"error: {message}", err=True)
     return typer.Exit(code)
+
+
+def tells(*, stopped: bool = False) -> bool:
+    """Whether this process tells why it ends.
+
+    What goes wrong before several processes can agree goes wrong in each: the first one on a machine tells.
+    Later the one that has an error tells (see PeerError). That they were stopped is told by the first of all.
+    """
+    if stopped:
+        return is_first_process()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return True
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
 
 
 def one_line(error: BaseException) -> str:

@@ -10,9 +10,13 @@ import typer
 from routespace.cli.options import Changes, Data, Latency
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from routespace.search import StudyRecord
+    from routespace.train.recipe.recipe import Recipe
 
 NAME = "search"
+FEEDS = ("grid.num_classes", "grid.in_channels", "grid.image_size")  # of the grid, what the data must fit
 EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
 
 
@@ -48,10 +52,9 @@ def run(
     from routespace.cli.study_view import TrialWatch
     from routespace.cli.train import with_changes
     from routespace.cli.watch import watching
-    from routespace.search.space import require_search
 
     chosen = with_changes(recipe, changes or [], data=data)
-    require_search(chosen)
+    chosen.require_search()
     if latency is not None:
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     folder = out or Path("runs") / f"{chosen.name}-search"
@@ -60,6 +63,7 @@ def run(
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
     try:
         with watching() as watcher:
+            _tell_data(chosen, watcher.say)
             record = run_study(
                 chosen,
                 folder,
@@ -73,6 +77,23 @@ def run(
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     conclude(record, folder)
+
+
+def _tell_data(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Tell which classes and how many images the trials see, unless they search that.
+
+    Raises:
+        DataError: the data is missing, damaged, or has another number of classes than the recipe's grid.
+    """
+    from routespace.train.data.source import make_source
+
+    search = recipe.require_search()
+    if any(field.startswith("data.") or field in FEEDS for field in search.space):
+        return
+    own = {
+        field: value for field, value in search.overrides.items() if field.startswith("data.") or field in FEEDS
+    }
+    say(make_source(recipe.override(own) if own else recipe).summary.text)  # the trials warn of what is dubious
 
 
 def conclude(record: StudyRecord, folder: Path) -> None:

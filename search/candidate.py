@@ -18,7 +18,6 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import content_hash
 from routespace.search.latency import missing_table, planned_ms, planned_usage
-from routespace.search.space import require_search
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class RecipeCandidate:
         """
         from routespace.train.budget import check_budget  # torch: not needed to look at a study
 
-        search = require_search(recipe)
+        search = recipe.require_search()
         own = recipe.override({**search.overrides, **changes, "search": None})
         architecture = own.architecture()
         target = check_budget(own, architecture)

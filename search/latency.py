@@ -25,7 +25,6 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage, Usage, usage_from_json
-from routespace.search.space import require_search
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
             there is a limit of latency and none to check it with.
         GridError: it is of another grid than the trials'.
     """
-    search = require_search(recipe)
+    search = recipe.require_search()
     limit = search.limits.get("latency_ms")
     if search.latency_table is None:
         if limit is None:

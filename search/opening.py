@@ -20,7 +20,6 @@ from routespace.search.candidate import ELSEWHERE
 from routespace.search.objectives import directions, objectives_of
 from routespace.search.problem import Problem
 from routespace.search.records import FORMAT
-from routespace.search.space import require_search
 from routespace.search.storage import DATABASE, TURN_FILE, WORKERS, default_url, without_password
 from routespace.train.recipe.recipe import Recipe
 
@@ -56,7 +55,7 @@ def open_study(
     elif study.get_trials(deepcopy=False):
         raise SpecError(f"study: {name!r} was not made by routespace's search; choose another name")
     else:
-        own = problem.space.values_in(recipe.override(require_search(recipe).overrides))
+        own = problem.space.values_in(recipe.override(recipe.require_search().overrides))
         if own is not None:
             study.enqueue_trial(own, skip_if_exists=True)
         with warnings.catch_warnings():
@@ -85,7 +84,7 @@ def signature(recipe: Recipe) -> dict[str, Any]:
     del data["name"]
     for section, names in ELSEWHERE.items():
         data[section] = {name: value for name, value in data[section].items() if name not in names}
-    search = require_search(recipe)
+    search = recipe.require_search()
     data["search"] = {key: data["search"][key] for key in ("space", "limits", "overrides")}
     data["search"]["objectives"] = list(objectives_of(recipe))
     data["search"]["overrides"] = dict(search.overrides)

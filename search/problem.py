@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from routespace.search.candidate import Candidate, RecipeCandidate
 from routespace.search.evaluator import Evaluator, train_candidate
 from routespace.search.objectives import objectives_of
-from routespace.search.space import Space, require_search
+from routespace.search.space import Space
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def recipe_problem(
     Raises:
         SpecError: nothing to search, or a field or objective that is not allowed.
     """
-    search, space, objectives = require_search(recipe), Space.of(recipe), objectives_of(recipe)
+    search, space, objectives = recipe.require_search(), Space.of(recipe), objectives_of(recipe)
     chosen = evaluator or partial(train_candidate, objectives=objectives, table=table)
     return Problem(
         space=space,

@@ -27,7 +27,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from routespace.errors import SpecError
-from routespace.train.recipe.parts import Range, SearchSpec
+from routespace.train.recipe.parts import Range
 from routespace.train.recipe.recipe import Recipe
 
 __all__ = ["Space"]
@@ -56,7 +56,7 @@ class Space:
             SpecError: no space, a field that cannot be searched, or a choice that its field never allows.
                 What only some combinations forbid is found when a trial draws it.
         """
-        search = require_search(recipe)
+        search = recipe.require_search()
         distributions: dict[str, BaseDistribution] = {}
         choices: dict[str, Mapping[Any, Any]] = {}
         for field, values in search.space.items():
@@ -107,16 +107,6 @@ class Space:
         names = list(self.distributions)
         for values in itertools.product(*(_values(self.distributions[name]) for name in names)):
             yield dict(zip(names, values, strict=True))
-
-
-def require_search(recipe: Recipe) -> SearchSpec:
-    """The recipe's SearchSpec; raises SpecError when it has none, or varies nothing."""
-    if recipe.search is None or not recipe.search.space:
-        raise SpecError(
-            f"search.space: recipe {recipe.name!r} varies nothing; "
-            f"give fields to search, such as search.space: {{budget.ratio: [0.3, 0.5, 0.7]}}"
-        )
-    return recipe.search
 
 
 def _check_field(recipe: Recipe, field: str, values: Any) -> None:

@@ -26,7 +26,6 @@ from routespace.search.problem import recipe_problem
 from routespace.search.records import StudyRecord, close, snapshot
 from routespace.search.rescue import quiet, sigterm_interrupts, usable
 from routespace.search.runner import Loop, StudyCall, Watch
-from routespace.search.space import require_search
 from routespace.search.storage import Turn, Worker, absolute_storage, check_storage, default_url, open_storage
 from routespace.train.recipe.recipe import Recipe
 
@@ -65,7 +64,7 @@ def run_study(
         RoutespaceError: the first trials all failed, or no trial finished.
         KeyboardInterrupt: also upon SIGTERM; the trial in hand is queued again.
     """
-    table, search = study_table(recipe), require_search(recipe)
+    table, search = study_table(recipe), recipe.require_search()
     problem = recipe_problem(recipe, table, evaluator)
     number = search.trials if trials is None else trials
     if number < 1:

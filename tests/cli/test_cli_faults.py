@@ -205,3 +205,14 @@ def test_an_interrupted_training_says_what_is_left(begun, cli, monkeypatch, tmp_
     assert line.startswith("error: interrupted; ")
     assert (f"routespace train '{tmp_path / 'a b'}' --resume" in line) == begun
     assert ("nothing is left" in line) == (not begun)
+
+
+@pytest.mark.parametrize(("rank", "local", "told"), [("0", "0", True), ("1", "1", False), ("3", "0", True)])
+def test_of_several_processes_one_on_each_machine_tells_an_error(cli, monkeypatch, rank, local, told):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    for words in (["train", "nosuch"], ["train", "digits_tiny", "--nosuch"]):
+        done = cli(*words)
+        assert done.code == 2
+        assert done.err.startswith("error: ") == told
+        assert not done.out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_grid import TINY_GRID
+from train_photos import photos
 
 from routespace.cli.study_view import TrialWatch, draw_study, show_study
 from routespace.cli.watch import Watcher
@@ -124,3 +125,22 @@ def test_a_study_of_failures_is_an_error_and_can_be_repeated(
     out = cli(*command).assert_fine().out
     assert "tiny: 2 finished" in out
     assert f"take one: routespace extract {tmp_path / 's'} --trial " in out
+
+
+def test_a_search_tells_its_classes_and_refuses_other_ones_before_it_begins(cli, tmp_path):
+    photos(tmp_path / "photos", count=12)
+    photos(tmp_path / "photos", count=5, split="val")
+    few = ("--trials", 1, "--data", tmp_path / "photos", "--set", "train.epochs=1", "--set", "search.overrides={}")
+    done = cli("search", "digits_tiny", *few, "--out", tmp_path / "wrong")
+    done.assert_refused("grid.num_classes: 10", "3 classes", "grid.num_classes=3")
+    small = ("--set", "grid.num_classes=3", "--set", "train.batch_size=4", "--set", "train.warmup_epochs=0")
+    space = (
+        "--set",
+        "search.space={budget.ratio: [0.7]}",
+        "--set",
+        "grid.layers=2",
+        "--set",
+        "grid.embed_layers=all",
+    )
+    out = cli("search", "digits_tiny", *few, *small, *space, "--out", tmp_path / "study").assert_fine().out
+    assert out.startswith("3 classes, 51 images (train 36, val 15): ant 17, cat 17, dog 17\n")

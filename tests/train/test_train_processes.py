@@ -100,3 +100,15 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(tmp_path):
     assert "5.png" in line
     assert not (tmp_path / "run").exists()
     assert "routespace/train/" not in done.stderr  # the traceback that is there is the launcher's
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_a_batch_and_an_early_error_is_told_once(tmp_path):
+    done = command(tiny(train__batch_size="auto", train__epochs=1), tmp_path / "run", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["batch_size"] == 8  # of 64 images, 4 in each
+    assert len(lines_of(done, "memory: ")) == len(lines_of(done, "train.batch_size: 8")) == 1
+    again = command(tiny(), tmp_path / "run", tmp_path)
+    assert again.returncode != 0
+    (line,) = lines_of(again, "error: ")
+    assert "is a finished run" in line

@@ -231,6 +231,15 @@ class Recipe(Value):
         assert self.budget.ratio is not None
         return round(self.budget.ratio * self.base_macs())
 
+    def require_search(self) -> SearchSpec:
+        """What a study varies; raises SpecError when the recipe varies nothing."""
+        if self.search is None or not self.search.space:
+            raise SpecError(
+                f"search.space: recipe {self.name!r} varies nothing; "
+                f"give fields to search, such as search.space: {{budget.ratio: [0.3, 0.5, 0.7]}}"
+            )
+        return self.search
+
     @property
     def preprocess(self) -> Preprocess:
         """How evaluation feeds the network."""
