@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -30,18 +29,14 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
 from routespace.nn.weights import check_loads, load_net, save_net
 from routespace.values import Value
+from routespace.versions import versions_of
 
 CHUNK_BYTES = 1 << 20
 Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}
-    try:
-        found["routespace"] = version("routespace")
-    except PackageNotFoundError:  # a checkout that is not installed
-        found["routespace"] = "unknown"
-    return found
+    return versions_of("routespace") | {"torch": str(torch.__version__)}
 
 
 class Provenance(Value):

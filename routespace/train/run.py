@@ -11,7 +11,6 @@ import datetime
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from routespace.train.run_folder import FORMAT, RunFolder
 from routespace.train.start import Start, make_net, run_key, start_folder
 from routespace.train.stopping import StopSignal
 from routespace.train.teaching import check_teaching
+from routespace.versions import versions_of
 
 Report = Callable[[Progress], None]
 STATES = (AcceleratorState, PartialState, GradientState)  # accelerate's, shared by a whole process
@@ -308,6 +308,6 @@ def _result(
         "seconds": round(seconds, 2),
         "device": str(trainer.accelerator.device),
         "processes": trainer.accelerator.num_processes,
-        "versions": {name: version(name) for name in ("routespace", "torch", "timm")},
+        "versions": versions_of("routespace", "torch", "timm"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
