@@ -1,6 +1,6 @@
 """Images in batches, read here or by other processes; what cannot be read comes as an error beside them.
 
-Shapes: C channels · H, W pixels.
+Shape legend: N images · C channels · H, W pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from routespace.errors import DataError
 from routespace.preprocess import Preprocess
 
 Read = tuple[str | None, NDArray[np.float32] | str]  # path, and the image or why it cannot be read
+Packed = tuple[list[str | None], NDArray[np.float32], list[str]]  # paths, their images, and about the others
 
 
 class ReadBatch(NamedTuple):
@@ -23,12 +24,12 @@ class ReadBatch(NamedTuple):
 
     Attributes:
         paths: where they lie.
-        images: the same, (C, H, W) each.
+        images: the same, (N, C, H, W); without C, H and W when there are none.
         unreadable: of the others.
     """
 
     paths: list[str | None]
-    images: list[NDArray[np.float32]]
+    images: NDArray[np.float32]
     unreadable: list[DataError]
 
 
@@ -44,10 +45,8 @@ def read_batches(
         workers: processes that read; with 0 this one does.
     """
     reader = ImageReader(items, preprocess)
-    for found in _by_processes(reader, size, workers) if workers else _here(reader, size):
-        good = [(path, image) for path, image in found if not isinstance(image, str)]
-        bad = [DataError(image) for _, image in found if isinstance(image, str)]
-        yield ReadBatch([path for path, _ in good], [image for _, image in good], bad)
+    for paths, images, unreadable in _by_processes(reader, size, workers) if workers else _here(reader, size):
+        yield ReadBatch(paths, images, [DataError(word) for word in unreadable])
 
 
 class ImageReader:
@@ -72,15 +71,31 @@ class ImageReader:
             return item.path, str(error)
 
 
-def _here(reader: ImageReader, size: int) -> Iterator[list[Read]]:
+def _packed(found: Sequence[Read]) -> Packed:
+    good = [(path, image) for path, image in found if not isinstance(image, str)]
+    images = np.stack([image for _, image in good]) if good else np.empty(0, np.float32)
+    return [path for path, _ in good], images, [word for _, word in found if isinstance(word, str)]
+
+
+def _here(reader: ImageReader, size: int) -> Iterator[Packed]:
     for start in range(0, len(reader), size):
-        yield [reader[i] for i in range(start, min(start + size, len(reader)))]
+        yield _packed([reader[i] for i in range(start, min(start + size, len(reader)))])
 
 
-def _by_processes(reader: Any, size: int, workers: int) -> Iterator[list[Read]]:
+def _by_processes(reader: Any, size: int, workers: int) -> Iterator[Packed]:
     import torch
     from torch.utils.data import DataLoader
 
-    yield from DataLoader(
-        reader, batch_size=size, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    loader: DataLoader[Any] = DataLoader(
+        reader, batch_size=size, num_workers=workers, collate_fn=_shared, generator=torch.Generator()
     )
+    for paths, images, unreadable in loader:
+        yield paths, images.numpy(), unreadable
+
+
+def _shared(found: Sequence[Read]) -> tuple[list[str | None], Any, list[str]]:
+    """The images as a tensor: those travel between processes without being copied."""
+    import torch
+
+    paths, images, unreadable = _packed(found)
+    return paths, torch.from_numpy(images), unreadable

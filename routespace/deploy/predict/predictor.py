@@ -161,7 +161,7 @@ class Predictor:
                     raise error
                 unreadable(error)
             if batch.paths:
-                rows = self.logits(np.stack(batch.images))
+                rows = self.logits(batch.images)
                 yield from (self._named(path, row, top) for path, row in zip(batch.paths, rows, strict=True))
 
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
