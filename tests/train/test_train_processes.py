@@ -56,6 +56,18 @@ def test_two_processes_route_calibrate_and_resume(tmp_path):
     assert train_recipe(recipe, tmp_path / "run", resume=True).metrics == result
 
 
+@pytest.mark.slow
+def test_two_processes_agree_on_one_map(tmp_path):
+    """Labels, cuts and gradients of a taught map; the budget holds on the whole of each batch, to what halves tell."""
+    gates = {"source": "map", "opening": "share", "teach": "dense", "noise": 0.0}
+    budget = {"ratio": 0.6, "open_frac": 0.5, "settle_frac": 0.5}
+    recipe = tiny(routing="depth", gates=gates, budget=budget, train__execution="packed")
+    launch(tmp_path, recipe, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["counted_macs"] == pytest.approx(result["target_macs"], rel=0.05)
+    assert train_recipe(recipe, tmp_path / "run", resume=True).metrics == result
+
+
 def command(recipe, out: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """`routespace train` by two processes."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())

@@ -160,7 +160,7 @@ def _decide_embed(
 def _ask(name: str, here: NodeState, hw: tuple[int, int], run: ForwardState) -> Decision:
     """The gate's decision, or the recorded one; `per_image` only where it holds for what is here, too."""
     gate = run.gate(name)
-    if gate.leads and not run.gates.keys() <= run.replay.keys():
+    if gate.leads and any(other not in run.replay for other in run.gates):
         run.margins = MarginMap(gate.margins_to_decide_by(here.x, hw, run.deciding.gates), hw)
     if name in run.replay:
         route = run.replay[name]
