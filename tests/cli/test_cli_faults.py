@@ -158,6 +158,7 @@ def test_commands_that_go_on_are_complete_and_quoted(cli, tmp_path):
     cli(*args).assert_fine()
     done = cli("extract", out, "--no-evaluate", "-o", tmp_path / "the small one").assert_fine().out
     assert f"routespace train '{out}' --from '{tmp_path / 'the small one'}'" in done
+    assert f"routespace predict '{tmp_path / 'the small one'}' IMAGE_OR_FOLDER\n" in done
     assert load_recipe(out).budget.ratio == 0.6
 
 
