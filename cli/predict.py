@@ -32,7 +32,7 @@ Source = Annotated[
 Images = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGE|FOLDER|-...", help="What to look at; - reads paths, a line each, or an image from stdin."
+        metavar="IMAGE|FOLDER|-", help="What to look at; - reads paths, a line each, or an image from stdin."
     ),
 ]
 Top = Annotated[int, typer.Option(min=1, help="How many classes to name.")]
