@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from routespace.deploy.latency.table import LatencyTable
+    from routespace.grid.architecture import Architecture
     from routespace.workflow.artifacts import Artifact
     from routespace.workflow.extraction import Extraction
+    from routespace.workflow.fine_tuning import FineTuning
 
 NAME = "extract"
 EXAMPLE = "routespace extract runs/digits_tiny --macs 12M -o small/"
@@ -36,6 +38,15 @@ def run(
     latency: Latency = None,
     trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
     method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
+    finetune: Annotated[
+        int | None, typer.Option(metavar="EPOCHS", help="Train the part on for so long before it is saved.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUNDLE|RUN|timm:NAME|none", help="Who teaches it meanwhile; by default what it was cut from."
+        ),
+    ] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure accuracy on validation, whole and extracted.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
@@ -43,11 +54,12 @@ def run(
 ) -> None:
     """Choose the most used part of a supernet under a limit, take it out, verify and save it.
 
-    Without a limit it is the recipe's own budget. A static network is then taken whole.
+    Without a limit it is the recipe's own budget. A static network is then taken whole. With --finetune the part
+    is trained on before it is saved, by the recipe of its run.
     """
     from routespace.cli.arguments import named_recipe, one_of, parse_limits, parse_macs
     from routespace.cli.render import draw, legend
-    from routespace.cli.status import busy, loading
+    from routespace.cli.status import loading
     from routespace.deploy.folder import net_folder, require_bundle_place
     from routespace.grid.resources import joined_limits
 
@@ -57,13 +69,15 @@ def run(
     if macs is not None:
         limits = joined_limits(limits, parse_macs(macs))
     _check_limits(limits, ratio, ms=ms, latency=latency)
+    _check_teacher(finetune, teacher)
     require_bundle_place(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
     with loading():
         from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
-        from routespace.workflow.extraction import choose, extract_chosen
+        from routespace.workflow.extraction import choose
+    tuning = _tuning(finetune, teacher)
     found = load_artifact(run_folder, recipe=given, device=device)
     table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
     limits |= {} if ms is None else {"latency_ms": ms}
@@ -72,11 +86,56 @@ def run(
     chosen = choose(found, limits, table=table, method=method)
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
-    with busy("extracting, verifying and evaluating"):
-        taken = extract_chosen(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
+    taken = _take(found, chosen, folder, evaluate=evaluate, overwrite=overwrite, tuning=tuning)
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     _what_next(found, folder)
+
+
+def _check_teacher(epochs: int | None, teacher: str | None) -> None:
+    """Raise SpecError for a teacher without anything to teach."""
+    if teacher is not None and epochs is None:
+        raise SpecError("teacher: it teaches in a fine-tuning; give --finetune EPOCHS with it")
+
+
+def _tuning(epochs: int | None, teacher: str | None) -> FineTuning | None:
+    from routespace.workflow.fine_tuning import FineTuning
+
+    return None if epochs is None else FineTuning(epochs, teacher)
+
+
+def _take(
+    found: Artifact,
+    chosen: Architecture,
+    folder: Path,
+    *,
+    evaluate: bool,
+    overwrite: bool,
+    tuning: FineTuning | None,
+) -> Extraction:
+    """Extract, verify, evaluate, fine-tune and save, with progress."""
+    from routespace.cli.status import busy
+    from routespace.cli.watch import watching
+    from routespace.train.stopping import TrainingStoppedError
+    from routespace.workflow.extraction import extract_chosen
+
+    if tuning is None:
+        with busy("extracting, verifying and evaluating"):
+            return extract_chosen(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
+    with watching("fine-tuning") as news:
+        try:
+            return extract_chosen(
+                found,
+                chosen,
+                folder,
+                evaluated=evaluate,
+                overwrite=overwrite,
+                tuning=tuning,
+                progress=news,
+                tell=news.say,
+            )
+        except TrainingStoppedError as error:
+            raise KeyboardInterrupt("interrupted; nothing was saved") from error
 
 
 def _what_next(found: Artifact, folder: Path) -> None:
@@ -126,6 +185,7 @@ def show(
 ) -> None:
     """Print what was taken, under which limits, and what was measured on the way."""
     from routespace.cli.render import amount, pairs
+    from routespace.cli.watch import clock
     from routespace.deploy.latency.table import predict
     from routespace.grid.resources import RESOURCES
     from routespace.nn.task_net import network_cost
@@ -145,4 +205,8 @@ def show(
         metric = task_of_head(taken.net.head.kind, taken.net.spec).metric
         on = f" of {taken.images} validation images"
         rows.append((metric.name, f"{metric.text(taken.score)}{on}; whole {metric.text(taken.score_whole)}"))
+    if taken.tuned is not None:
+        metric = task_of_head(taken.net.head.kind, taken.net.spec).metric
+        after, spent = metric.text(taken.tuned[metric.name]), clock(taken.tuned["seconds"])
+        rows.append(("fine-tuned", f"{after} after {taken.tuned['epochs']} epochs, {spent}"))
     pairs([*rows, ("architecture", taken.card.architecture)])

@@ -70,9 +70,11 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
     trained = record.get(f"train_{metric.name}")
     ratio, target = record.get("counted_ratio"), record.get("target_ratio")
     learned = f" (training {metric.text(trained)})" if trained is not None else ""
+    soft = record.get("soft_loss")
+    taught = f" (labels {record['task_loss']:.3f}, teacher {soft:.3f})" if soft is not None else ""
     line = [
         Piece(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
-        Piece(loss_text(record["loss"], record.get("budget_loss")), 3),
+        Piece(loss_text(record["loss"], record.get("budget_loss")) + taught, 3),
         Piece(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
         Piece(cost_text(ratio, target, record.get("expected_ratio")), 4),
         Piece(f"{record['images_per_s']:.0f} images/s", 5),

@@ -67,11 +67,24 @@ class SweepStep(NamedTuple):
         return [*ways, Move(rest, None, None)] if self.is_output else ways
 
 
-def steps(grid: RoutingGrid) -> list[SweepStep]:
-    """The sweep over a grid: its nodes in execution order. It starts with mask 1 (the stem) and ends with 0."""
+Space = RoutingGrid | Architecture
+
+
+def grid_in(space: Space) -> RoutingGrid:
+    """The grid of a space: itself, or that of an architecture."""
+    return space.grid if isinstance(space, Architecture) else space
+
+
+def steps(space: Space) -> list[SweepStep]:
+    """The sweep over a grid: its nodes in execution order. It starts with mask 1 (the stem) and ends with 0.
+
+    Of an architecture only its own edges are taken, open or gated; their places are those of its grid's order.
+    """
+    grid = grid_in(space)
     leaving: dict[Node, dict[str, int]] = {node: {} for node in grid.nodes}
     for place, edge in enumerate(grid.edges.values()):
-        leaving[edge.source][edge.kind] = place
+        if edge.name in space.edges:
+            leaving[edge.source][edge.kind] = place
     outputs, carry = set(grid.outputs), 1 << len(grid.spec.rates)
     return [
         SweepStep(
@@ -127,15 +140,17 @@ def constant_macs(grid: RoutingGrid) -> int:
     return int(cost_table(grid).constant("macs"))
 
 
-def least_sum(grid: RoutingGrid, prices: Sequence[float]) -> tuple[float, list[int]]:
+def least_sum(space: Space, prices: Sequence[float]) -> tuple[float, list[int]]:
     """The static architecture with the least sum of edge prices: the sum and its edges' places in the order.
 
     Args:
-        prices: one number per edge, of either sign. Integers stay exact; negate them for the greatest sum.
+        space: a grid, or an architecture of it: only its edges are taken.
+        prices: one number per edge of the grid, of either sign.
+            Integers stay exact; negate them for the greatest sum.
     """
     # mask → (sum, linked list of moves); the first of equals wins, so the result is the same everywhere.
     best: dict[int, tuple[float, tuple[Any, ...]]] = {1: (0, ())}
-    for step in steps(grid):
+    for step in steps(space):
         after: dict[int, tuple[float, tuple[Any, ...]]] = {}
         for mask, (total, taken) in best.items():
             for move in step.moves(mask):
@@ -175,14 +190,23 @@ def static_range(grid: RoutingGrid) -> StaticRange:
     )
 
 
-def least_macs(grid: RoutingGrid) -> int:
+def least_macs(space: Space) -> int:
     """MACs of the cheapest static architecture: the least budget that can be met."""
-    return constant_macs(grid) + int(least_sum(grid, edge_macs(grid))[0])
+    grid = grid_in(space)
+    return constant_macs(grid) + int(least_sum(space, edge_macs(grid))[0])
 
 
-def most_macs(grid: RoutingGrid) -> int:
+def most_macs(space: Space) -> int:
     """MACs of the dearest static architecture: a budget above it limits nothing."""
-    return constant_macs(grid) - int(least_sum(grid, [-price for price in edge_macs(grid)])[0])
+    grid = grid_in(space)
+    return constant_macs(grid) - int(least_sum(space, [-price for price in edge_macs(grid)])[0])
+
+
+def cheapest(space: Space) -> Architecture:
+    """The static architecture of the fewest MACs."""
+    grid = grid_in(space)
+    names = list(grid.edges)
+    return Architecture(grid.spec, {names[i]: "open" for i in least_sum(space, edge_macs(grid))[1]})
 
 
 def satisfiable(grid: RoutingGrid, macs: float) -> bool:

@@ -18,7 +18,17 @@ import numpy as np
 
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
-from routespace.grid.count import Move, constant_macs, edge_macs, least_macs, least_sum, most_macs, steps
+from routespace.grid.count import (
+    Move,
+    Space,
+    constant_macs,
+    edge_macs,
+    grid_in,
+    least_macs,
+    least_sum,
+    most_macs,
+    steps,
+)
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.histogram import check_request, nothing_inside
 from routespace.grid.prices import cost_table
@@ -40,15 +50,19 @@ class StaticTables:
     shares are exact to about 1e-12. Where counts pass 1e300 (hundreds of layers) the rarest costs underflow to
     zero.
 
+    Args:
+        space: a grid, or an architecture of it: only its edges are taken.
+
     Attributes:
         unit: MACs of one bin; it divides all costs where they are few.
         slack: least and greatest of (exact MACs - units) over all static architectures.
         counts: per unit total, the number of static architectures, up to one common factor.
     """
 
-    def __init__(self, grid: RoutingGrid) -> None:
+    def __init__(self, space: Space) -> None:
+        grid = grid_in(space)
         prices = edge_macs(grid)
-        self.grid, self.constant, self.sweep = grid, constant_macs(grid), steps(grid)
+        self.grid, self.constant, self.sweep = grid, constant_macs(grid), steps(space)
         self._moves: list[dict[int, list[Move]]] = []
         masks = {1}
         for step in self.sweep:
@@ -58,8 +72,8 @@ class StaticTables:
         self.unit = _best_unit(prices, bins)
         self._quanta = _spread_rounding(prices, self.unit)
         residual = [price - self.unit * q for price, q in zip(prices, self._quanta, strict=True)]
-        self.slack = int(least_sum(grid, residual)[0]), -int(least_sum(grid, [-r for r in residual])[0])
-        self._tables = self._complete(1 - int(least_sum(grid, [-q for q in self._quanta])[0]))
+        self.slack = int(least_sum(space, residual)[0]), -int(least_sum(space, [-r for r in residual])[0])
+        self._tables = self._complete(1 - int(least_sum(space, [-q for q in self._quanta])[0]))
         self.counts = self._tables[0][1]
 
     def _quantum(self, move: Move) -> int:
@@ -153,8 +167,8 @@ def _spread_rounding(prices: Sequence[int], unit: int) -> list[int]:
 
 
 @lru_cache(maxsize=2)  # up to 64 MB each
-def _tables(grid: RoutingGrid) -> StaticTables:
-    return StaticTables(grid)
+def _tables(space: Space) -> StaticTables:
+    return StaticTables(space)
 
 
 def static_distribution(grid: RoutingGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -174,12 +188,18 @@ def median_macs(grid: RoutingGrid) -> int:
 
 
 def sample_static_bits(
-    grid: RoutingGrid, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
+    space: Space, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
 ) -> np.ndarray:
     """Draw n static architectures, uniform (with repetition) among those whose exact MACs lie in the window.
 
     Candidates are drawn uniformly from a window widened by the rounding's slack, and kept when their exact MACs
     lie in the asked one; so what is kept is uniform too.
+
+    Args:
+        space: a grid, or an architecture of it: only its edges are taken.
+        n: how many.
+        low_macs, high_macs: the window, both ends included.
+        seed: equal seeds give equal samples.
 
     Returns:
         bool (n, edges) in the grid's edge order, as `batch_cost` takes it.
@@ -189,16 +209,17 @@ def sample_static_bits(
         SpecError: n is negative or the window is empty.
     """
     check_request(n, low_macs, high_macs)
-    tables, rng, table = _tables(grid), np.random.default_rng(seed), cost_table(grid)
+    grid = grid_in(space)
+    tables, rng, table = _tables(space), np.random.default_rng(seed), cost_table(grid)
     units = tables.window(low_macs, high_macs)
     if not tables.counts[slice(*units)].any():
-        span = least_macs(grid), most_macs(grid)
+        span = least_macs(space), most_macs(space)
         raise BudgetError(nothing_inside("static architecture", low_macs, high_macs, span))
     kept: list[np.ndarray] = []
     found = tried = 0
     while found < n:
         if tried >= max(MIN_TRIES, MAX_TRIES * n):
-            span = least_macs(grid), most_macs(grid)
+            span = least_macs(space), most_macs(space)
             message = nothing_inside("static architecture", low_macs, high_macs, span)
             raise BudgetError(f"{message} ({found} found in {tried} draws)")
         wanted = 1.2 * (n - found) * (tried / max(found, 1) if tried else 2)  # at the rate of what was kept so far
@@ -211,9 +232,14 @@ def sample_static_bits(
 
 
 def sample_static(
-    grid: RoutingGrid, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
+    space: Space, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
 ) -> list[Architecture]:
     """`sample_static_bits` as Architectures; the same arguments and errors."""
-    bits = sample_static_bits(grid, n, low_macs=low_macs, high_macs=high_macs, seed=seed)
+    bits = sample_static_bits(space, n, low_macs=low_macs, high_macs=high_macs, seed=seed)
+    return architectures_of(grid_in(space), bits)
+
+
+def architectures_of(grid: RoutingGrid, bits: np.ndarray) -> list[Architecture]:
+    """Static architectures from bool (n, edges) in the grid's edge order."""
     names = np.array(list(grid.edges))
     return [Architecture(grid.spec, dict.fromkeys(names[row].tolist(), "open")) for row in bits]

@@ -25,14 +25,14 @@ MOST_SHIFT = 14.0  # logits: beyond it gates are all open, or all shut
 
 
 def check_budget(recipe: Recipe, architecture: Architecture) -> int | None:
-    """The target in MACs, or None.
+    """The target of the training in MACs, or None: without a budget or gates, and where gates are not trained.
 
     Raises:
         BudgetError: the gates cannot reach it, or need not: it is more than everything computed takes. The message
             names the least and the most possible.
     """
     target = recipe.budget_macs()
-    if target is None or architecture.is_static:
+    if target is None or architecture.is_static or recipe.train.mode == "sandwich":
         return None
     base = recipe.base_macs()
     field = "budget.macs" if recipe.budget.macs is not None else "budget.ratio"

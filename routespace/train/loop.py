@@ -27,7 +27,9 @@ from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import Sampling, evaluate
+from routespace.train.modes import make_passes
 from routespace.train.optim import make_optimizer, make_schedule
+from routespace.train.passes import Runner
 from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
@@ -36,6 +38,7 @@ from routespace.train.shares import RowShares, agree_on_cuts
 from routespace.train.step_loss import Losses, StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
 from routespace.train.tasks.base import Task
+from routespace.train.teacher import Teacher
 from routespace.train.teaching import GateTeacher
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
@@ -52,11 +55,13 @@ class Trainer:
         accelerator: device, precision and processes.
         target_macs: the budget, or None.
         report: called with a Progress after every step.
+        teacher: outside the network, or None.
 
     Attributes:
         epoch, step: where training stands: epochs done, steps done in the next.
         records: one dict per finished epoch, the lines of metrics.jsonl.
         seconds: of training, validation included.
+        outside: the teacher of soft labels from outside the network, or None.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Trainer:
         accelerator: Accelerator,
         target_macs: int | None,
         report: Callable[[Progress], None],
+        teacher: Teacher | None = None,
     ) -> None:
         self.recipe, self.spec, self.net, self.loaders = recipe, recipe.train, net, loaders
         self.task, self.accelerator, self.report = task, accelerator, report
@@ -81,8 +87,10 @@ class Trainer:
         self.optimizer = make_optimizer(net, self.spec)
         self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
         self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
-        step_loss = StepLoss(net, task, self.budget)
+        step_loss = StepLoss(net, task, self.budget, self.spec)
         self.step_loss, self.stepper = accelerator.prepare(step_loss, self.optimizer)
+        self.outside = teacher
+        self.passes = make_passes(Runner(self.step_loss, accelerator, teacher), net, recipe, loaders.steps)
         self.epoch = self.step = 0
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -158,8 +166,7 @@ class Trainer:
         self.schedule.step_update(done)
         held, shares = self._held(progress), self.shares.at(progress) if self.shares else None
         with self.net.deciding_as(held=held, shares=shares), self.teacher.watching(on=held is not None):
-            losses = self.step_loss(images, targets, progress)
-        self.accelerator.backward(losses.loss)
+            losses = self.passes(images, targets, progress, done)
         self.teacher.teach(self.accelerator)
         if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
             for group in self.optimizer.param_groups:
@@ -228,6 +235,8 @@ class Trainer:
         start = time.perf_counter()
         done = self.epoch * self.loaders.steps + self.step
         last = Sampling.at(self.recipe.gates, (done - 1) / (self.spec.epochs * self.loaders.steps))
+        if self.spec.mode == "sandwich":  # gates that nobody trains are open, and sampling them tells nothing
+            last = last._replace(noise=0.0)
         try:
             found = evaluate(self.final_net, self.loaders.val, task=self.task, sampling=last)
         except DivergedError as error:
@@ -245,6 +254,7 @@ class Trainer:
             "epoch": self.epoch + 1,
             "loss": means["loss"],
             "task_loss": means["task_loss"],
+            "soft_loss": means["soft_loss"] if self.passes.teaches else None,
             "budget_loss": means["budget_loss"],
             f"train_{metric}": means[metric],
             metric: found[metric],

@@ -39,14 +39,16 @@ def load_pretrained(net: TaskNet, source: str) -> str:
         SpecError: no such file, folder or network of timm.
         BundleError: the weights cannot be fetched or read, or do not fit the grid.
     """
-    place = None if source.startswith(TIMM) else _network_folder(Path(source))
+    place = None if source.startswith(TIMM) else network_folder(Path(source))
+    if place is None and not source.startswith(TIMM) and not Path(source).is_file():
+        raise SpecError(f"train.weights: {missing(Path(source))}; {HINT}")
     try:
         if place is not None:
             given = load_net(place, families=[net.spec.family])
             kept, weights = load_network_weights(net, given), given.state_dict()
         else:
             found: nn.Module | Mapping[str, Any] = (
-                _from_timm(source) if source.startswith(TIMM) else _read(Path(source))
+                timm_network(source) if source.startswith(TIMM) else _read(Path(source))
             )
             weights = state_dict_of(found)
             kept = load_timm_weights(net, found)
@@ -58,24 +60,28 @@ def load_pretrained(net: TaskNet, source: str) -> str:
     return f"weights: {source}, {millions:.3g} M parameters" + (f"; new: {', '.join(told)}" if told else "")
 
 
-def _network_folder(path: Path) -> Path | None:
-    """Where a run or a bundle keeps its network; None for a file of weights.
-
-    Raises:
-        SpecError: there is neither.
-    """
+def network_folder(path: Path) -> Path | None:
+    """Where a run or a bundle keeps its network; None where there is none."""
     if path.name == file_names.WEIGHTS and (path.parent / file_names.NETWORK).exists():
         return path.parent
     for place in (path / "net", path):
         if (place / file_names.NETWORK).exists():
             return place
-    if not path.is_file():
-        state = "has no network" if path.exists() else "does not exist"
-        raise SpecError(f"train.weights: {path}: {state}; {HINT}")
     return None
 
 
-def _from_timm(source: str) -> nn.Module:
+def missing(path: Path) -> str:
+    """What is wrong with a path that should have had a network."""
+    return f"{path}: {'has no network' if path.exists() else 'does not exist'}"
+
+
+def timm_network(source: str) -> nn.Module:
+    """timm's pretrained network of `timm:NAME`.
+
+    Raises:
+        SpecError: timm has no such network, or no weights of it.
+        BundleError: they cannot be fetched.
+    """
     name = source.removeprefix(TIMM)
     if not timm.is_model(name):
         raise SpecError(f"timm knows no network of that name; {HINT}")

@@ -42,6 +42,7 @@ from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import FORMAT, RunFolder
 from routespace.train.start import Start, make_net, run_key, start_folder
 from routespace.train.stopping import StopSignal
+from routespace.train.teacher import teacher_of
 from routespace.train.teaching import check_teaching
 from routespace.versions import versions_of
 
@@ -178,9 +179,21 @@ def _trainer(
     check_processes(recipe, accelerator.num_processes)
     loaders = loaders.of(recipe)
     task = recipe.task.make(recipe.grid, recipe.train)
+    teacher = teacher_of(recipe, loaders.source, accelerator.device)
+    if teacher is not None and say is not None:
+        say(teacher.line)
     net = make_net(start, task, init, tell=say or (lambda _: None)).to(accelerator.device)
     accelerator.ddp_handler.find_unused_parameters = not start.architecture.is_static
-    return Trainer(recipe, net, loaders, task=task, accelerator=accelerator, target_macs=target, report=report)
+    return Trainer(
+        recipe,
+        net,
+        loaders,
+        task=task,
+        accelerator=accelerator,
+        target_macs=target,
+        report=report,
+        teacher=teacher,
+    )
 
 
 def _begin(trainer: Trainer, run: RunFolder, start: Start, *, resume: bool) -> None:
@@ -204,6 +217,12 @@ def _load(trainer: Trainer, run: RunFolder) -> None:
     state, count = load_checkpoint(run.checkpoint_path), trainer.accelerator.num_processes
     if state.get("recipe") != run_key(trainer.recipe):
         raise BundleError(f"{run.checkpoint_path}: is of another recipe; choose another --out")
+    teacher = state.get("teacher")
+    if teacher != _taught_by(trainer):
+        raise BundleError(
+            f"train.teacher: {trainer.recipe.train.teacher} has other weights than when {run.path} began; give "
+            f"the former teacher, or start anew with another --out"
+        )
     before = len(state["random"])
     if before != count:
         raise BundleError(
@@ -214,7 +233,12 @@ def _load(trainer: Trainer, run: RunFolder) -> None:
 
 
 def _state(trainer: Trainer) -> dict[str, Any]:
-    return {"recipe": run_key(trainer.recipe), **trainer.state()}
+    return {"recipe": run_key(trainer.recipe), "teacher": _taught_by(trainer), **trainer.state()}
+
+
+def _taught_by(trainer: Trainer) -> str | None:
+    """Digest of an outside teacher's weights; None without one."""
+    return None if trainer.outside is None else trainer.outside.digest
 
 
 def _save(trainer: Trainer, run: RunFolder) -> None:
@@ -298,6 +322,8 @@ def _result(
         "expected_ratio": measured["expected_macs"] / base,
         "counted_ratio": measured["counted_macs"] / base,
         "target_ratio": target / base if target is not None else None,
+        "teacher": recipe.train.teacher,
+        "teacher_macs": trainer.outside.macs if trainer.outside is not None else None,
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "calibration": asdict(found) if found is not None else None,
         "remarks": trainer.remarks(measured, trainer.last_task_loss, 1.0),

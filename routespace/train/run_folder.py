@@ -27,7 +27,7 @@ from routespace.files import read_json, read_text, require_place
 from routespace.grid.architecture import Architecture
 from routespace.grid.usage import EdgeUsage, usage_from_json
 from routespace.train.recipe.data_kinds import LOCATIONS
-from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.recipe import Recipe, without_train_places
 
 if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
@@ -168,8 +168,6 @@ class RunFolder:
 
 
 def without_places(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields, but for where its data and weights lie: they may have been moved."""
-    data = recipe.to_data()
-    if recipe.train.weights is not None:
-        data["train"]["weights"] = Path(recipe.train.weights).name
+    """The recipe's fields, but for where its data, weights and teacher lie: they may have been moved."""
+    data = without_train_places(recipe.to_data())
     return data | {"data": {name: value for name, value in data["data"].items() if name not in LOCATIONS}}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json, write_json, write_text
@@ -138,7 +139,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "
             yield f"{section}{name}: {before!s:.60} → {now!s:.60}"
 
 
-def weights_digest(net: TaskNet) -> str:
+def weights_digest(net: nn.Module) -> str:
     """Sixteen hex digits of a network's weights and buffers, equal for equal ones."""
     found = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):

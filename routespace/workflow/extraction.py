@@ -5,8 +5,8 @@ extract_bundle("runs/first", "small", macs=12_000_000)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +26,11 @@ from routespace.nn.task_net import TaskNet
 from routespace.preprocess import preprocess_to_json
 from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
+from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
+from routespace.workflow.fine_tuning import FineTuning, fine_tune
 from routespace.workflow.history import images_of, with_score
 
 
@@ -41,9 +43,10 @@ class Extraction:
         card: of the bundle.
         max_difference: largest difference of outputs to the part that it was taken from.
         metric: name of the task's.
-        score_whole, score: the metric on validation, of the network it came from and of itself; None when not
-            evaluated.
+        score_whole, score: the metric on validation, of the network it came from and of itself as it was taken
+            out; None when not evaluated.
         images: that were evaluated.
+        tuned: the result of its fine-tuning, as in a run's result.json; None without one.
     """
 
     net: TaskNet
@@ -53,6 +56,7 @@ class Extraction:
     score_whole: float | None = None
     score: float | None = None
     images: int = 0
+    tuned: Mapping[str, Any] | None = None
 
 
 def extract_bundle(
@@ -65,6 +69,7 @@ def extract_bundle(
     method: str = "milp",
     evaluated: bool = True,
     overwrite: bool = False,
+    tuning: FineTuning | None = None,
 ) -> Extraction:
     """Take the most used part under a limit out of a trained supernet, verify it, and save it as a bundle.
 
@@ -77,6 +82,7 @@ def extract_bundle(
         method: `milp` (proven best) or `threshold`.
         evaluated: measure the task's metric on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
+        tuning: how long to train it on before it is saved, and by whom it is taught.
 
     Raises:
         BudgetError: a limit is below the least possible, which the message names.
@@ -88,7 +94,7 @@ def extract_bundle(
     wanted: dict[str, float] = joined_limits(limits, macs)
     own = None if wanted else own_limit(artifact)
     chosen = choose(artifact, wanted if own is None else {"macs": own}, table=table, method=method)
-    return extract_chosen(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite)
+    return extract_chosen(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite, tuning=tuning)
 
 
 def own_limit(artifact: Artifact) -> int | None:
@@ -140,8 +146,13 @@ def extract_chosen(
     *,
     evaluated: bool = True,
     overwrite: bool = False,
+    tuning: FineTuning | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Extraction:
-    """Extract, verify, evaluate on validation and save. The test split is for `evaluate` alone.
+    """Extract, verify, evaluate on validation, fine-tune where that is asked for, and save.
+
+    The test split is for `evaluate` alone.
 
     Args:
         artifact: where the weights come from.
@@ -149,21 +160,43 @@ def extract_chosen(
         out: the bundle's folder.
         evaluated: measure the task's metric of the whole and of the part.
         overwrite: replace a bundle that is there.
+        tuning: how long to train it on, and by whom it is taught.
+        progress, tell: of the fine-tuning, as in `train_recipe`.
 
     Raises:
         BundleError: `out` holds something else, or cannot be written.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
+        TrainingStoppedError: a signal came while it was fine-tuned; nothing is saved.
     """
     require_bundle_place(out, overwrite=overwrite)
     small = extract(artifact.net, chosen).eval()
     report = _verified(artifact.net, chosen, small)
     metric = task_of_head(small.head.kind, small.spec).metric.name
     whole, part = _measured(artifact, small, metric) if evaluated else (None, None)
-    card = Card.of(small, scores=_scores(artifact, small, whole, part), provenance=_provenance(artifact))
+    scores, tuned = _scores(artifact, small, whole, part), None
+    if tuning is not None:
+        result = fine_tune(artifact, small, tuning, progress=progress, tell=tell)
+        small, tuned = result.net, result.metrics
+        scores = with_score(scores, _tuned_score(artifact, tuned))
+    card = Card.of(small, scores=scores, provenance=_provenance(artifact))
     card = save_bundle(small, out, card, overwrite=overwrite, texts=_papers(artifact))
+    found = Extraction(small, card, report.max_difference, metric, tuned=tuned)
     if whole is None or part is None:
-        return Extraction(small, card, report.max_difference, metric)
-    return Extraction(small, card, report.max_difference, metric, whole.value, part.value, part.images or 0)
+        return found
+    return replace(found, score_whole=whole.value, score=part.value, images=part.images or 0)
+
+
+def _tuned_score(artifact: Artifact, result: Mapping[str, Any]) -> Score:
+    """What a fine-tuning's result says for the card."""
+    metric = result["metric"]
+    return Score(
+        stage="fine_tuned",
+        metric=metric,
+        value=result[metric],
+        images=result["images"],
+        split="val",
+        data=images_of(artifact.require_recipe()),
+    )
 
 
 def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:

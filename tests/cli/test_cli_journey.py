@@ -242,3 +242,18 @@ def test_interrupt_saves_and_resume_finishes(cli, tmp_path):
     recipe = (out / "recipe.yaml").read_text()
     cli("train", out, "--resume", "--set", "train.epochs=41").assert_refused("another recipe")
     assert (out / "recipe.yaml").read_text() == recipe
+
+
+def test_extract_and_fine_tune(cli, place, tmp_path):
+    limit = ["extract", place / "run", "--ratio", "0.6"]
+    text = cli(*limit, "--finetune", 1, "-o", tmp_path / "small").assert_fine().out
+    assert f"teacher: {place / 'run'}" in text
+    assert "fine-tuning" in text
+    assert "after 1 epochs" in text
+    card = json.loads((tmp_path / "small" / "card.json").read_text())
+    assert [score["stage"] for score in card["scores"]] == ["before_extraction", "extracted", "fine_tuned"]
+    cli(*limit, "--teacher", place / "run", "-o", tmp_path / "no").assert_refused("--finetune")
+    cli(*limit, "--finetune", 0, "-o", tmp_path / "no").assert_refused("finetune", "1 or more")
+    nosuch = tmp_path / "nosuch"
+    cli(*limit, "--finetune", 1, "--teacher", nosuch, "-o", tmp_path / "no").assert_refused("nosuch", "not exist")
+    assert not (tmp_path / "no").exists()

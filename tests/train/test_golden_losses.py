@@ -24,13 +24,13 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.stopping import StopSignal
 
-SEEDS = {"pvt_v2": 3, "swin_v2": 6}
+SEEDS = {"pvt_v2": 3, "swin_v2": 6, "sandwich": 3}
 STEPS, BATCH = 4, 8
 SWIN = {name: value for name, value in TINY_GRID.items() if name != "sr_ratios"} | {
     "family": "swin_v2",
     "window": 4,
 }
-GRIDS = {"pvt_v2": TINY_GRID, "swin_v2": SWIN}
+GRIDS = {"pvt_v2": TINY_GRID, "swin_v2": SWIN, "sandwich": TINY_GRID}
 # The gates are held open in the first half of the first epoch; then noise, temperature, budget and control are on.
 RECIPE = {
     "name": "golden",
@@ -75,6 +75,8 @@ class Batches:
 def run(family: str) -> dict[str, list[float]]:
     """Losses and MACs, as means since the epoch's beginning at each step, and what validation found."""
     recipe = Recipe.parse(RECIPE | {"grid": GRIDS[family]})
+    if family == "sandwich":
+        recipe = recipe.override({"train.mode": "sandwich", "budget.ratio": None, "budget.control": 0.0})
     task = recipe.task.make(recipe.grid, recipe.train)
     seed = SEEDS[family]
     torch.manual_seed(seed)
@@ -94,7 +96,8 @@ def run(family: str) -> dict[str, list[float]]:
 
     accelerator = Accelerator(cpu=True)
     target = int(0.8 * recipe.base_macs())
-    options = {"accelerator": accelerator, "target_macs": target, "report": note}
+    budget = None if family == "sandwich" else target
+    options = {"accelerator": accelerator, "target_macs": budget, "report": note}
     trainer = Trainer(recipe, net, Batches(seed), task=task, **options)
     torch.manual_seed(seed + 1)
     with StopSignal() as stop:
@@ -118,6 +121,13 @@ GOLDEN = {
         "val_loss": [2.287807, 2.282382],
         "expected_ratio": [1.569002, 0.6446145],
         "counted_ratio": [0.6240759, 0.1196828],
+    },
+    "sandwich": {
+        "loss": [5.769938, 5.768401, 5.758972, 5.754776, 5.718132, 5.722462, 5.719172, 5.719395],
+        "macs": [4.088932, 3.618113, 4.057545, 4.160863, 4.703613, 4.540134, 4.358346, 4.372732],
+        "val_loss": [2.304188, 2.297884],
+        "expected_ratio": [1.728462, 1.728462],
+        "counted_ratio": [1.728462, 1.728462],
     },
 }
 

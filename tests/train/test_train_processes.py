@@ -48,6 +48,28 @@ def test_two_processes_train_like_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_train_a_sandwich_like_one(tmp_path):
+    """Each step is four passes, of which only the last makes the processes agree."""
+    recipe = tiny(train__mode="sandwich", train__epochs=1)
+    one = train_recipe(recipe, tmp_path / "one")
+    launch(tmp_path, recipe, tmp_path / "two")
+    two = load_net(tmp_path / "two" / "net")
+    for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0.05, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_are_taught_by_a_run(tmp_path):
+    train_recipe(tiny(train__epochs=0, routing="static"), tmp_path / "big")
+    recipe = tiny(routing="static", train__epochs=1, train__teacher=str(tmp_path / "big"))
+    one = train_recipe(recipe, tmp_path / "one")
+    launch(tmp_path, recipe, tmp_path / "two")
+    two = load_net(tmp_path / "two" / "net")
+    for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0.05, msg=name)
+
+
+@pytest.mark.slow
 def test_two_processes_route_calibrate_and_resume(tmp_path):
     recipe = tiny(train__execution="packed")
     launch(tmp_path, recipe, tmp_path / "run")

@@ -24,6 +24,8 @@ from routespace.nn.running import pick_device
 from routespace.preprocess import load_preprocess, preprocess_from_json
 from routespace.workflow.artifacts import load_artifact
 from routespace.workflow.exporting import export_artifact
+from routespace.workflow.extraction import choose, extract_chosen
+from routespace.workflow.fine_tuning import FineTuning, fine_tuned_recipe
 
 TINY = [
     *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
@@ -54,6 +56,34 @@ def test_a_run_from_python_to_a_bundle(run, tmp_path):
     whole = evaluate_network(loaded.net, loaded.recipe, split="val", speed=False)
     assert whole["accuracy"] == taken.score_whole
     assert load_artifact(tmp_path / "small").require_recipe() == loaded.recipe
+
+
+def test_a_part_is_fine_tuned_by_what_it_was_cut_from(run, tmp_path):
+    lines = []
+    found = load_run(run)
+    chosen = choose(found, {"macs": round(0.6 * found.recipe.base_macs())})
+    taken = extract_chosen(found, chosen, tmp_path / "small", tuning=FineTuning(1), tell=lines.append)
+    assert any(line.startswith(f"teacher: {run}, ") for line in lines)
+    small = load_bundle(tmp_path / "small")
+    before, cut, after = small.card.scores
+    assert (before.value, cut.value) == (taken.score_whole, taken.score)
+    assert (after.stage, after.value, after.images) == ("fine_tuned", taken.tuned["accuracy"], 40)
+    assert taken.tuned["teacher"] == str(run)
+    assert taken.tuned["epochs"] == 1
+    assert small.net.architecture == chosen
+    weights = found.net.restrict(chosen).state_dict()
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in small.net.state_dict().items())
+    report = evaluate_network(small.net, found.recipe, split="val")
+    assert report["accuracy"] == taken.tuned["accuracy"]
+
+
+def test_what_a_fine_tuning_cannot_do_is_told(run, tmp_path):
+    with pytest.raises(SpecError, match="finetune: 0 epochs are not allowed; give 1 or more"):
+        FineTuning(0)
+    with pytest.raises(SpecError, match=r"train.teacher: .*nosuch: does not exist"):
+        extract_bundle(run, tmp_path / "small", evaluated=False, tuning=FineTuning(1, str(tmp_path / "nosuch")))
+    assert not (tmp_path / "small").exists()
+    assert fine_tuned_recipe(load_run(run), FineTuning(2, "none")).train.teacher is None
 
 
 def test_without_a_limit_the_recipe_s_own_budget_holds(run, tmp_path):

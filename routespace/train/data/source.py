@@ -29,7 +29,7 @@ from routespace.train.data.table import TableCatalogue
 from routespace.train.data.timm_data import TimmCatalogue
 from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, PicturesSpec, TimmSpec, WebDatasetSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, absolute
-from routespace.train.recipe.parts import TIMM
+from routespace.train.recipe.parts import SELF, TIMM
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
 
@@ -188,10 +188,12 @@ def count_classes(recipe: Recipe) -> int:
 
 
 def located(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths of its data and pretrained weights, which work from every folder."""
-    data, weights = recipe.data, recipe.train.weights
+    """The recipe with absolute paths of its data, pretrained weights and teacher, which work from every folder."""
+    data, weights, teacher = recipe.data, recipe.train.weights, recipe.train.teacher
     paths = {f"data.{name}": getattr(data, name) for name in LOCATIONS if name in type(data).model_fields}
     if weights is not None and not weights.startswith(TIMM):
         recipe = recipe.override({"train.weights": absolute(weights), "train.start": recipe.train.start})
+    if teacher is not None and teacher != SELF and not teacher.startswith(TIMM):
+        paths["train.teacher"] = teacher
     changes = {name: absolute(path) for name, path in paths.items() if path is not None}
     return recipe.override(changes) if changes else recipe

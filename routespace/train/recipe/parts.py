@@ -47,6 +47,9 @@ UNTRAINED_BATCH = 64  # images at a time of a recipe whose batch size no trainin
 
 
 TIMM = "timm:"  # before the name of one of timm's networks
+SELF = "self"  # the teacher that a network is of itself
+# What recipes had not from the first version on: where it is as it comes, hashes are those of before.
+LATER = ("teacher", "teacher_weight", "teacher_temperature", "mode", "sandwich_parts", "sandwich_window")
 
 
 class Section(Value):
@@ -128,6 +131,16 @@ class TrainSpec(Section):
         clip_grad: largest gradient norm of each group (matrices, norms and biases, gates); None: no clipping.
         start: `open`, all gates open with the chance `gates.openness`, or `staircase`: those of the staircase with
             that chance, the others with the rest of it. Training then starts from the plain network.
+        teacher: gives soft labels beside the data's: `timm:NAME`, the folder of a run or bundle, or `self`, the
+            same network with everything computed, which then learns from the data in a pass of its own while the
+            routed pass also learns from it. Its time is part of the training's.
+        teacher_weight: the share of the soft labels in what teaches; the data's labels have the rest.
+        teacher_temperature: T of the soft labels: the loss is T²·KL(softmax(teacher/T) ‖ softmax(network/T)).
+        mode: `plain`, or `sandwich`: the gates are left alone, and each step trains everything computed, the
+            smallest part and some parts between, which also learn from the largest's answers. The budget then
+            plays no role before a part is extracted.
+        sandwich_parts: parts of each step beside the largest and the smallest.
+        sandwich_window: in which they lie, as shares of the MACs of everything computed.
         weights: of a pretrained network, to start from: `timm:NAME` (such as timm:pvt_v2_b2), a file
             (.safetensors, .pth), or the folder of a run or bundle. What it does not have begins anew: the gates,
             and a head for another number of classes. Where it is set and `start` is not, `start` is `staircase`.
@@ -154,6 +167,12 @@ class TrainSpec(Section):
     clip_grad: Above0 | None = 1.0
     start: Literal["open", "staircase"] = "open"
     weights: Annotated[str, Field(min_length=1)] | None = None
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    teacher_weight: Share = 0.5
+    teacher_temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    mode: Literal["plain", "sandwich"] = "plain"
+    sandwich_parts: Natural = 2
+    sandwich_window: tuple[Share, Share] = (0.0, 1.0)
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup: AtLeast0 = 0.0
@@ -173,6 +192,9 @@ class TrainSpec(Section):
                 f"warmup_epochs: {self.warmup_epochs:g} is more than the {self.epochs} epochs of which it is a "
                 f"part; give fewer"
             )
+        low, high = self.sandwich_window
+        if low >= high:
+            raise ValueError(f"sandwich_window: {low} to {high} is empty; give the lower share first")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}; give at most that")
         if (self.mixup or self.cutmix) and self.batch % 2:

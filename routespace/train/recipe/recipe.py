@@ -31,7 +31,7 @@ from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_kind, of_other_kind, settled
-from routespace.train.recipe.parts import BudgetSpec, SearchSpec, TrainSpec
+from routespace.train.recipe.parts import LATER, SELF, BudgetSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec
 from routespace.values import Value, fields_at
@@ -91,6 +91,8 @@ class Recipe(Value):
         train = data.get("train") if isinstance(data, Mapping) else None
         if not isinstance(train, Mapping) or train.get("weights") is None or "start" in train:
             return data
+        if train.get("mode") == "sandwich":
+            return data
         gates = data.get("gates", {})
         kind = gates.get("kind") if isinstance(gates, Mapping) else getattr(gates, "kind", None)
         return {**data, "train": {**train, "start": "open" if kind == "tanh" else "staircase"}}
@@ -120,6 +122,9 @@ class Recipe(Value):
         grid = self.grid
         self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
         self.task.check(grid)
+        self._check_teacher()
+        if self.train.mode == "sandwich":
+            self._check_sandwich()
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
         for section in ("space", "overrides"):
@@ -127,6 +132,35 @@ class Recipe(Value):
                 _check_field(f"search.{section}", field)
                 self._check_kind(f"search.{section}", field)
         return self
+
+    def _check_teacher(self) -> None:
+        teacher = self.train.teacher
+        if teacher is not None and not self.task.teachable:
+            raise ValueError(f"train.teacher: task {self.task.kind!r} knows no soft labels; leave it out")
+        if teacher == SELF and self.routing in ("static", "none"):
+            raise ValueError(f"train.teacher: 'self' needs gates; routing {self.routing!r} has none, leave it out")
+
+    def _check_sandwich(self) -> None:
+        """What is open when nothing has taught the gates is everything, and stays so."""
+        if self.routing in ("static", "none"):
+            raise ValueError(
+                f"train.mode: 'sandwich' needs choices; routing {self.routing!r} has none, use 'both'"
+            )
+        if not self.task.teachable:
+            raise ValueError(f"train.mode: task {self.task.kind!r} knows no soft labels; use 'plain'")
+        if self.train.teacher == SELF:
+            raise ValueError("train.teacher: in mode 'sandwich' the largest part is the teacher; leave 'self' out")
+        if self.train.start == "staircase":
+            raise ValueError(
+                "train.start: 'staircase' closes gates, which mode 'sandwich' leaves alone; give 'open'"
+            )
+        gates = self.gates
+        taught = gates.teach != "none" or gates.opening != "threshold"
+        if taught or not gates.has_threshold or gates.openness <= gates.open_above:
+            raise ValueError(
+                "train.mode: 'sandwich' needs gates that are open untrained; leave out kind 'tanh', capacity, "
+                "selection, teach and opening, and give an openness above the threshold"
+            )
 
     def _check_kind(self, where: str, field: str) -> None:
         section, _, name = field.partition(".")
@@ -223,7 +257,10 @@ class Recipe(Value):
         return int(architecture_cost(whole(grid)).macs)
 
     def budget_macs(self) -> int | None:
-        """The target in MACs of one image; None without one, or where nothing is gated."""
+        """The target in MACs of one image; None without one, or where nothing is gated.
+
+        After a sandwich training it is what is extracted.
+        """
         if not self.budget.wanted or self.routing in ("static", "none"):
             return None
         if self.budget.macs is not None:
@@ -248,12 +285,20 @@ class Recipe(Value):
     @cached_property
     def hash(self) -> str:
         """Twelve hex digits, equal for equal recipes on every machine: where the data lies does not count."""
-        data = self.to_data()
-        train = data["train"]
-        weights = train.pop("weights")
-        if weights is not None:  # recipes of before there were any keep their hash
-            train["weights"] = Path(weights).name
+        data = without_train_places(self.to_data())
+        if data["train"]["weights"] is None:  # recipes of before there were any keep their hash
+            data["train"].pop("weights")
         return content_hash(data | {"data": {**data["data"], **dict.fromkeys(LOCATIONS)}})
+
+
+def without_train_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's data with the names of weights and teacher for their paths, and no later field unset."""
+    fresh = TrainSpec().model_dump(mode="json")
+    train = {name: value for name, value in data["train"].items() if name not in LATER or value != fresh[name]}
+    for name in ("weights", "teacher"):
+        if train.get(name) is not None:
+            train[name] = Path(train[name]).name
+    return data | {"train": train}
 
 
 def _base_spec(grid: GridSpec) -> GridSpec:

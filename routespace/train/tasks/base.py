@@ -80,6 +80,9 @@ class Task(Protocol):
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """0-d mean loss of a batch."""
 
+    def soft_loss(self, outputs: Any, taught: Any, temperature: float) -> Tensor:
+        """0-d distance of a batch's outputs from a teacher's; asked where the task's spec is `teachable`."""
+
     def score(self, outputs: Any, targets: Any) -> Tensor | None:
         """0-d metric of one training batch, to watch; None where a batch says nothing about it."""
 
@@ -95,6 +98,7 @@ class TaskSpec(Value, ABC):
     """
 
     metric: ClassVar[Metric]
+    teachable: ClassVar[bool] = False  # whether the task has a `soft_loss`, to learn from a teacher by
 
     kind: str
 

@@ -66,6 +66,12 @@ class Classify:
         smoothing = self.smoothing if targets.ndim == 1 else 0.0
         return F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)
 
+    def soft_loss(self, outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """0-d T²·KL of logits (B, K) from a teacher's (B, K), both at temperature T."""
+        ours = F.log_softmax(outputs.float() / temperature, 1)
+        theirs = F.log_softmax(taught.float() / temperature, 1)
+        return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """0-d share of images whose class, or greater class where mixed, was found."""
         wanted = targets if targets.ndim == 1 else targets.argmax(1)

@@ -16,6 +16,7 @@ class ClassifySpec(TaskSpec):
     """Image classification: the grid's `num_classes`, top-1 accuracy."""
 
     metric = Metric("accuracy", "%", "maximise")
+    teachable = True
 
     kind: Literal["classify"] = "classify"
 

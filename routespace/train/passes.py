@@ -1,0 +1,114 @@
+"""What happens in one step between a batch and its gradients: which passes are made, and who teaches whom.
+
+    losses = passes(images, targets, progress, step)      # afterwards every parameter has its gradient
+
+`OnePass` is the ordinary step, with a teacher or without. `SelfTaught` makes two passes: everything computed, then
+routed. `Sandwich`, in sandwich.py, trains several parts of a supernet at once.
+
+Shape legend: B images of one process and step · C channels · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from routespace.errors import SpecError
+from routespace.nn.task_net import TaskNet
+from routespace.train.step_loss import Losses, Outcome
+from routespace.train.teacher import Teacher
+
+
+class Passes(Protocol):
+    """Forward and backward passes of one step."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there are soft labels."""
+        ...
+
+    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
+        """Images (B, C, H, W) and their targets → losses; gradients stay behind.
+
+        Args:
+            images, targets: of the batch.
+            progress: share of the training that is done.
+            step: optimiser steps that are done.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One pass forward and back through network and losses.
+
+    Attributes:
+        step_loss: a `StepLoss`, in whatever wrapper makes several processes agree.
+        accelerator: scales and synchronises.
+        teacher: outside the network, or None.
+    """
+
+    step_loss: Callable[..., Outcome]
+    accelerator: Accelerator
+    teacher: Teacher | None = None
+
+    def __call__(
+        self, images: Tensor, targets: Any, progress: float, *, last: bool = True, **options: Any
+    ) -> Outcome:
+        """The pass; gradients are added to those that are there, and shared by all processes at the `last` one."""
+        with nullcontext() if last else self._alone():
+            outcome = self.step_loss(images, targets, progress, **options)
+            self.accelerator.backward(outcome.losses.loss)
+        return outcome
+
+    def told(self, images: Tensor) -> Tensor | None:
+        """What the teacher says of images; None without one."""
+        if self.teacher is None:
+            return None
+        with self.accelerator.autocast():
+            return self.teacher(images)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        wrapped = self.step_loss
+        return self.accelerator.no_sync(wrapped) if isinstance(wrapped, nn.Module) else nullcontext()
+
+
+class OnePass:
+    """The network as it decides; the teacher's labels beside the data's where there is one."""
+
+    def __init__(self, run: Runner) -> None:
+        self.run, self.teaches = run, run.teacher is not None
+
+    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
+        """See Passes."""
+        return self.run(images, targets, progress, taught=self.run.told(images)).losses
+
+
+class SelfTaught:
+    """First everything computed, taught by the data; then routed, taught by the data and by the first pass.
+
+    While the gates are held there is nothing routed to teach, and the step is an ordinary one.
+
+    Raises:
+        SpecError: a network without gates.
+    """
+
+    def __init__(self, run: Runner, net: TaskNet) -> None:
+        if net.architecture.is_static:
+            raise SpecError("train.teacher: 'self' needs gates, and this network has none; leave it out")
+        self.run, self.net, self.teaches = run, net, True
+        self.whole = net.architecture.opened()
+
+    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
+        """See Passes; the losses are those of the routed pass, `loss` the sum of both."""
+        if self.net.deciding.held is not None:
+            return self.run(images, targets, progress).losses
+        with self.net.deciding_as(held=self.whole):
+            dense = self.run(images, targets, progress, last=False, budgeted=False)
+        routed = self.run(images, targets, progress, taught=dense.outputs).losses
+        return routed._replace(loss=routed.loss.detach() + dense.losses.loss.detach())

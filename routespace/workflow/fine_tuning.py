@@ -1,0 +1,84 @@
+"""Fine-tuning of what was extracted, taught by what it was cut from.
+
+tuned = fine_tune(artifact, small, FineTuning(epochs=8))
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from routespace.errors import SpecError
+from routespace.nn.task_net import TaskNet
+from routespace.train.progress import Progress
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run import RunResult, train_recipe
+from routespace.workflow.artifacts import Artifact
+
+WARMUP_FRAC = 1 / 16  # of the epochs: the optimiser begins anew, the weights do not
+NO_TEACHER = "none"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a part is trained on after it was taken out.
+
+    Attributes:
+        epochs: passes over the recipe's training images.
+        teacher: as `train.teacher` of a recipe; None for what the part was cut from, `none` for nobody.
+    """
+
+    epochs: int
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise SpecError(f"finetune: {self.epochs} epochs are not allowed; give 1 or more, or leave it out")
+
+
+def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
+    """The recipe of a fine-tuning: that of the artifact but for length, warm-up and teacher.
+
+    Raises:
+        BundleError: the artifact has none.
+        SpecError: the recipe's task knows no soft labels.
+    """
+    recipe = artifact.require_recipe()
+    teacher = str(artifact.folder) if tuning.teacher is None else tuning.teacher
+    return recipe.override(
+        {
+            "train.epochs": tuning.epochs,
+            "train.warmup_epochs": tuning.epochs * WARMUP_FRAC,
+            "train.teacher": None if teacher == NO_TEACHER else teacher,
+            "train.weights": None,
+            "train.mode": "plain",
+        }
+    )
+
+
+def fine_tune(
+    artifact: Artifact,
+    small: TaskNet,
+    tuning: FineTuning,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> RunResult:
+    """Train a part on; nothing is left on the disk, and the given network stays as it is.
+
+    Args:
+        artifact: what the part was taken from; its recipe is trained with.
+        small: the part.
+        tuning: how long, and by whom it is taught.
+        progress, tell: as in `train_recipe`.
+
+    Raises:
+        TrainingStoppedError: a signal came; nothing is kept.
+        RoutespaceError: as `train_recipe`.
+    """
+    recipe = fine_tuned_recipe(artifact, tuning)
+    with tempfile.TemporaryDirectory(prefix="routespace-") as place:
+        folder = Path(place) / "run"
+        return train_recipe(recipe, folder, init=small, asked=frozenset(), progress=progress, tell=tell)
