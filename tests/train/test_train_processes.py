@@ -80,7 +80,7 @@ def test_two_processes_route_calibrate_and_resume(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_agree_on_one_map(tmp_path):
-    """Labels, cuts and gradients of a taught map; the budget holds on the whole of each batch, to what halves tell."""
+    """Labels, cuts and gradients of a taught map; the budget holds on a whole batch, to what halves tell."""
     gates = {"source": "map", "opening": "share", "teach": "dense", "noise": 0.0}
     budget = {"ratio": 0.6, "open_frac": 0.5, "settle_frac": 0.5}
     recipe = tiny(routing="depth", gates=gates, budget=budget, train__execution="packed")
