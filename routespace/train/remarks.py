@@ -62,10 +62,8 @@ def remarks_on(
         chance = math.log(classes) if recipe.task.metric.name == ACCURACY and classes > 1 else None
         said += loss_remarks(seen.task_loss, chance, seen.progress)
     moves = shares is not None or budget.schedule == "linear"
-    trained = recipe.train.mode != "sandwich"  # there gates are left open on purpose
-    if trained and seen.progress >= max(
-        budget.open_frac, budget.warmup_frac, budget.settle_frac if moves else 0.0
-    ):
+    judged = recipe.train.mode != "sandwich"  # there gates are left open on purpose
+    if judged and seen.progress >= max(budget.open_frac, budget.warmup_frac, budget.settle_frac if moves else 0.0):
         cost = architecture_cost(architecture)
         routed = {row.name: cost.edges[row.name].routed_macs for row in gated_rows(architecture)}
         said += gate_remarks(seen.usage, routed, shares=shares, counted=seen.counted, target=target)
