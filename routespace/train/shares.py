@@ -67,7 +67,8 @@ class RowShares:
         """Those of a recipe; None where no gate opens a share.
 
         Raises:
-            BudgetError: patch embeddings are gated too, so that shares of rows do not fix the cost.
+            BudgetError: patch embeddings are gated too, so that shares of rows do not fix the cost; or the budget
+                leaves nothing for tokens.
         """
         gates, rows = recipe.gates, gated_rows(architecture)
         if gates.opening != "share" or not rows:
@@ -80,11 +81,17 @@ class RowShares:
             )
         cost = architecture_cost(architecture, gates=gates)
         routed = {row.name: cost.edges[row.name].routed_macs for row in rows}
+        fixed = cost.macs - sum(routed.values())
+        if target is not None and target <= fixed:
+            raise BudgetError(
+                f"budget: {target / 1e6:.4g} MMACs leaves no tokens to gates that open a share; what each image "
+                f"takes beside them is {fixed / 1e6:.4g} MMACs: give more, or take opening 'threshold'"
+            )
         side_px = math.sqrt(math.prod(architecture.spec.image_size))
         return cls(
             {row.name: row.rate / side_px for row in rows},
             routed,
-            fixed=cost.macs - sum(routed.values()),
+            fixed=fixed,
             target=target,
             keep=gates.keep,
             budget=recipe.budget,

@@ -71,6 +71,9 @@ def test_shares_without_a_budget_and_where_they_mean_nothing():
     both = recipe(routing="both")
     with pytest.raises(BudgetError, match="l00_r04_patch_embed is gated too; take routing 'depth'"):
         RowShares.of(both, both.architecture(), 1e6)
+    low = recipe()
+    with pytest.raises(BudgetError, match="leaves no tokens to gates that open a share"):
+        RowShares.of(low, low.architecture(), RowShares.of(low, low.architecture(), None).fixed)
     with pytest.raises(SpecError, match=r"budget\.control: gates that open a share"):
         recipe(budget__control=0.5)
 
