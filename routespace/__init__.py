@@ -34,6 +34,7 @@ _PUBLIC = {
     "routespace.recipes": ("load_recipe",),
     "routespace.train.run": ("train_recipe",),
     "routespace.train.evaluate": ("evaluate",),
+    "routespace.train.candidates": ("evaluate_candidates",),
     "routespace.train.budget": ("budget_loss",),
     "routespace.train.calibrate": ("calibrate_threshold",),
     # taking it away
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from routespace.search.study import run_study as run_study
     from routespace.train.budget import budget_loss as budget_loss
     from routespace.train.calibrate import calibrate_threshold as calibrate_threshold
+    from routespace.train.candidates import evaluate_candidates as evaluate_candidates
     from routespace.train.evaluate import evaluate as evaluate
     from routespace.train.recipe.recipe import Recipe as Recipe
     from routespace.train.run import train_recipe as train_recipe

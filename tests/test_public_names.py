@@ -38,6 +38,7 @@ PUBLIC = [
     "derive",
     "draw_grid",
     "evaluate",
+    "evaluate_candidates",
     "evaluate_network",
     "export",
     "extract",

@@ -213,7 +213,7 @@ class RouteNet(nn.Module):
         Raises:
             SpecError: images that do not fit, or routes of other images.
         """
-        sizes = self._map_sizes(images)
+        sizes = self.map_sizes(images)
         if routes is not None:
             routes.check(self.architecture.grid, images=images.shape[0], sizes=sizes)
         run = ForwardState(
@@ -255,7 +255,8 @@ class RouteNet(nn.Module):
         """What `forward` returned as tensors: the maps, fine to coarse."""
         return tuple(output.maps.values())
 
-    def _map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
+    def map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
+        """Rate → height and width of its maps for images (B, C, H, W); raises SpecError where they do not fit."""
         height, width = images.shape[-2:]
         if images.shape[1] != self.spec.in_channels or min(height, width) < self.spec.least_image_px:
             raise SpecError(
