@@ -10,8 +10,6 @@ import typer
 from routespace.cli.options import Changes, Data, Latency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from routespace.search import StudyRecord
     from routespace.train.recipe.recipe import Recipe
 
@@ -50,20 +48,25 @@ def run(
     from routespace.cli.app import same_command
     from routespace.cli.status import loading
     from routespace.cli.study_view import TrialWatch
-    from routespace.cli.train import with_changes
+    from routespace.cli.train import require_images, with_changes
     from routespace.cli.watch import watching
 
     chosen = with_changes(recipe, changes or [], data=data)
     chosen.require_search()
+    seen = _data_of_trials(chosen)
+    if seen is not None:
+        require_images(seen)
     if latency is not None:
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     folder = out or Path("runs") / f"{chosen.name}-search"
     with loading("loading torch and optuna"):
         from routespace.search import run_study
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
+        from routespace.train.data.source import make_source
     try:
         with watching() as watcher:
-            _tell_data(chosen, watcher.say)
+            if seen is not None:
+                watcher.say(make_source(seen).summary.text)  # the trials warn of what is dubious
             record = run_study(
                 chosen,
                 folder,
@@ -79,21 +82,15 @@ def run(
     conclude(record, folder)
 
 
-def _tell_data(recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Tell which classes and how many images the trials see, unless they search that.
-
-    Raises:
-        DataError: the data is missing, damaged, or has another number of classes than the recipe's grid.
-    """
-    from routespace.train.data.source import make_source
-
+def _data_of_trials(recipe: Recipe) -> Recipe | None:
+    """The recipe with the data that all trials see; None where they search that."""
     search = recipe.require_search()
     if any(field.startswith("data.") or field in FEEDS for field in search.space):
-        return
+        return None
     own = {
         field: value for field, value in search.overrides.items() if field.startswith("data.") or field in FEEDS
     }
-    say(make_source(recipe.override(own) if own else recipe).summary.text)  # the trials warn of what is dubious
+    return recipe.override(own) if own else recipe
 
 
 def conclude(record: StudyRecord, folder: Path) -> None:

@@ -43,10 +43,7 @@ def run(
     chosen = with_changes(recipe, changes or [], data=data, seed=seed, device=device)
     asked = frozenset(parse_assignments(changes or []))
     folder = out or _folder(recipe, chosen, start, resume=resume)
-    if not resume:
-        RunFolder(folder).refuse_existing()
-    if start is not None:
-        _require_network(start)
+    _require(chosen, folder, start, resume=resume)
     with loading():
         from routespace.train.run import train_recipe
         from routespace.train.start import fine_tuning
@@ -71,6 +68,18 @@ def run(
         show_result(result.metrics, folder)
 
 
+def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) -> None:
+    """Raise what can be told before torch is imported."""
+    from routespace.train.run_folder import RunFolder
+
+    if not resume:
+        RunFolder(folder).refuse_existing()
+    if start is not None:
+        _require_network(start)
+    if not resume:
+        require_images(recipe)
+
+
 def _require_network(start: Path) -> None:
     """Raise BundleError for what `--from` cannot take."""
     from routespace.deploy.folder import net_folder
@@ -80,6 +89,14 @@ def _require_network(start: Path) -> None:
         way = f"--set {shlex.quote(f'train.weights={start}')}"
         raise BundleError(f"--from: {start} is a file; give a run or a bundle, or start from it by {way}")
     net_folder(start)
+
+
+def require_images(recipe: Recipe) -> None:
+    """Raise DataError where a recipe's pictures are not there."""
+    if recipe.data.kind != "digits":  # of which there is nothing to look for
+        from routespace.train.data.lookup import require_pictures
+
+        require_pictures(recipe.data)
 
 
 def budget_ratio(recipe: Recipe) -> float | None:

@@ -217,3 +217,32 @@ def test_of_several_processes_one_on_each_machine_tells_an_error(cli, monkeypatc
         assert done.code == 2
         assert done.err.startswith("error: ") == told
         assert not done.out
+
+
+NO_TORCH = """
+import sys
+from routespace.cli.app import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "digits_tiny", "--data", "nosuch", "--out", "run"],
+        ["train", "digits_tiny", "--set", "data.kind=csv", "--set", "data.root=nosuch.csv", "--out", "run"],
+        ["search", "digits_tiny", "--data", "nosuch", "--out", "study"],
+        ["search", "digits_tiny", "--set", "search=null", "--out", "study"],
+        ["evaluate", "bundle", "--data", "nosuch"],
+    ],
+)
+def test_what_is_missing_is_told_before_torch_is_imported(tmp_path, words):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "network.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "False"], done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -20,14 +20,12 @@ from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Catalogue, examples
 from routespace.train.data.digits_source import DigitsSource
-from routespace.train.data.folder import FolderCatalogue
+from routespace.train.data.lookup import CATALOGUES
 from routespace.train.data.pictures import PictureSource
 from routespace.train.data.record import DataRecord, Summary
 from routespace.train.data.scenes.source import ScenesSource
-from routespace.train.data.shards import ShardCatalogue
-from routespace.train.data.table import TableCatalogue
 from routespace.train.data.timm_data import TimmCatalogue
-from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, PicturesSpec, TimmSpec, WebDatasetSpec
+from routespace.train.recipe.data import DigitsSpec, PicturesSpec, TimmSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, absolute
 from routespace.train.recipe.parts import SELF, TIMM
 from routespace.train.recipe.recipe import Recipe
@@ -134,9 +132,7 @@ def _scenes(wanted: Wanted) -> Source:
 
 SOURCES: dict[type, Callable[[Wanted], Source]] = {
     DigitsSpec: _digits,
-    FolderSpec: _pictures(FolderCatalogue),
-    CsvSpec: _pictures(TableCatalogue),
-    WebDatasetSpec: _pictures(ShardCatalogue),
+    **{spec: _pictures(catalogue) for spec, catalogue in CATALOGUES.items()},
     TimmSpec: _pictures(TimmCatalogue),
     ScenesSpec: _scenes,
 }

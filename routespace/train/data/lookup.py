@@ -1,0 +1,30 @@
+"""Whether the pictures of a recipe are there at all, asked before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from routespace.train.data.catalogue import Catalogue
+from routespace.train.data.folder import FolderCatalogue
+from routespace.train.data.shards import ShardCatalogue
+from routespace.train.data.table import TableCatalogue
+from routespace.train.recipe.data import CsvSpec, FolderSpec, WebDatasetSpec
+
+# Catalogues that need no other library. timm's is in `source.py`.
+CATALOGUES: dict[type, Callable[[Any], Catalogue]] = {
+    FolderSpec: FolderCatalogue,
+    CsvSpec: TableCatalogue,
+    WebDatasetSpec: ShardCatalogue,
+}
+
+
+def require_pictures(spec: object) -> None:
+    """Look for the pictures that a recipe's data section names; other kinds of data are not looked for.
+
+    Raises:
+        DataError: their folder or table is missing or damaged.
+    """
+    catalogue = CATALOGUES.get(type(spec))
+    if catalogue is not None:
+        catalogue(spec)
