@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NAME = "extract"
 EXAMPLE = "routespace extract runs/digits_tiny --macs 12M -o small/"
 METHODS = ("milp", "threshold")
+CHOICES = ("usage", "candidates")
 
 
 def run(
@@ -38,6 +39,9 @@ def run(
     latency: Latency = None,
     trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
     method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
+    choose: Annotated[
+        str, typer.Option(help="usage (the most used part) or candidates (the best of several on validation).")
+    ] = "usage",
     finetune: Annotated[
         int | None, typer.Option(metavar="EPOCHS", help="Train the part on for so long before it is saved.")
     ] = None,
@@ -52,7 +56,7 @@ def run(
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Choose the most used part of a supernet under a limit, take it out, verify and save it.
+    """Choose the best part of a supernet under a limit, take it out, verify and save it.
 
     Without a limit it is the recipe's own budget. A static network is then taken whole. With --finetune the part
     is trained on before it is saved, by the recipe of its run.
@@ -64,6 +68,7 @@ def run(
     from routespace.grid.resources import joined_limits
 
     one_of("method", method, METHODS)
+    one_of("choose", choose, CHOICES)
     given = named_recipe(recipe)
     limits = parse_limits(limit or [])
     if macs is not None:
@@ -76,20 +81,38 @@ def run(
     with loading():
         from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
-        from routespace.workflow.extraction import choose
     tuning = _tuning(finetune, teacher)
     found = load_artifact(run_folder, recipe=given, device=device)
     table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
     limits |= {} if ms is None else {"latency_ms": ms}
     own = None if limits and ratio is None else _own_limit(found, ratio)
     limits |= {} if own is None else {"macs": own}
-    chosen = choose(found, limits, table=table, method=method)
+    chosen = _choose(found, limits, choose, table=table, method=method)
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
     taken = _take(found, chosen, folder, evaluate=evaluate, overwrite=overwrite, tuning=tuning)
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     _what_next(found, folder)
+
+
+def _choose(
+    found: Artifact, limits: Mapping[str, float], by: str, *, table: LatencyTable | None, method: str
+) -> Architecture:
+    """The part to take; of candidates a line on how it was found."""
+    from routespace.cli.status import busy
+    from routespace.train.tasks.kinds import task_of_head
+    from routespace.workflow.choosing import choose_best
+    from routespace.workflow.extraction import choose
+
+    if by == "usage" or not limits:
+        return choose(found, limits, table=table, method=method)
+    with busy("evaluating candidates"):
+        best = choose_best(found, limits, table=table)
+    text = task_of_head(found.net.head.kind, found.net.spec).metric.text
+    each = ", ".join(f"{origin} {text(score)}" for origin, score in best.scores.items())
+    print(f"best of {best.candidates} candidates on validation: {text(best.score)} (best by origin: {each})\n")
+    return best.architecture
 
 
 def _check_teacher(epochs: int | None, teacher: str | None) -> None:

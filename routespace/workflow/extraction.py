@@ -30,6 +30,7 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
+from routespace.workflow.choosing import choose_best
 from routespace.workflow.fine_tuning import FineTuning, fine_tune
 from routespace.workflow.history import images_of, with_score
 
@@ -67,11 +68,12 @@ def extract_bundle(
     limits: Mapping[str, float] | None = None,
     table: LatencyTable | None = None,
     method: str = "milp",
+    by: str = "usage",
     evaluated: bool = True,
     overwrite: bool = False,
     tuning: FineTuning | None = None,
 ) -> Extraction:
-    """Take the most used part under a limit out of a trained supernet, verify it, and save it as a bundle.
+    """Take the best part under a limit out of a trained supernet, verify it, and save it as a bundle.
 
     Args:
         source: a finished run or a bundle, or its folder.
@@ -79,7 +81,8 @@ def extract_bundle(
         macs: the most MACs; without any limit it is the recipe's own budget, and a static network is taken whole.
         limits: resource (`params`, `latency_ms`, …: the table in `grid/resources.py`) → the most allowed.
         table: predicts milliseconds, for a limit on `latency_ms`; of one batch of the table.
-        method: `milp` (proven best) or `threshold`.
+        method: `milp` (proven best) or `threshold`, to derive from usage.
+        by: `usage`, the most used part, or `candidates`, the best of several on validation; see `choose_best`.
         evaluated: measure the task's metric on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
         tuning: how long to train it on before it is saved, and by whom it is taught.
@@ -89,11 +92,17 @@ def extract_bundle(
         BundleError: no such run, usage that was not measured, or `out` cannot be written.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
+    if by not in ("usage", "candidates"):
+        raise SpecError(f"by: {by!r:.40} is not known; give usage or candidates")
     require_bundle_place(out, overwrite=overwrite)
     artifact = source if isinstance(source, Artifact) else load_artifact(source)
     wanted: dict[str, float] = joined_limits(limits, macs)
     own = None if wanted else own_limit(artifact)
-    chosen = choose(artifact, wanted if own is None else {"macs": own}, table=table, method=method)
+    limits = wanted if own is None else {"macs": own}
+    if by == "candidates" and limits:
+        chosen = choose_best(artifact, limits, table=table).architecture
+    else:
+        chosen = choose(artifact, limits, table=table, method=method)
     return extract_chosen(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite, tuning=tuning)
 
 

@@ -257,3 +257,12 @@ def test_extract_and_fine_tune(cli, place, tmp_path):
     nosuch = tmp_path / "nosuch"
     cli(*limit, "--finetune", 1, "--teacher", nosuch, "-o", tmp_path / "no").assert_refused("nosuch", "not exist")
     assert not (tmp_path / "no").exists()
+
+
+def test_extract_the_best_of_several_candidates(cli, place, tmp_path):
+    limit = ["extract", place / "run", "--ratio", "0.6", "-o", tmp_path / "small"]
+    text = cli(*limit, "--choose", "candidates").assert_fine().out
+    assert "candidates on validation: " in text
+    assert "best by origin: " in text
+    assert "staircase" in text
+    cli(*limit, "--overwrite", "--choose", "luck").assert_refused("choose", "usage", "candidates")

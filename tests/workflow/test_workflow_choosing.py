@@ -1,0 +1,77 @@
+"""Choosing a part by candidates: never worse than what usage derives, nor than plain staircases."""
+
+import pytest
+import torch
+
+from routespace import evaluate, extract_bundle, load_bundle, load_recipe, load_run, train_recipe
+from routespace.errors import BudgetError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.cost import architecture_cost
+from routespace.train.data.loaders import make_loaders
+from routespace.workflow.choosing import candidates_within, choose_best
+from routespace.workflow.extraction import choose
+
+TINY = [
+    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
+    *("train.warmup_epochs=0", "grid.layers=3", "grid.embed_layers=all", "train.device=cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A finished run of a supernet."""
+    out = tmp_path_factory.mktemp("choosing") / "run"
+    train_recipe(load_recipe("digits_tiny", TINY), out)
+    run = load_run(out)
+    with torch.no_grad():
+        run.net.head.weight.mul_(30)  # parts that differ
+    return run
+
+
+@pytest.fixture(scope="module")
+def limits(found):
+    return {"macs": 0.7 * found.recipe.base_macs()}
+
+
+def test_the_choice_is_the_best_of_all_candidates_and_fits(found, limits):
+    parts = candidates_within(found, limits, count=8)
+    assert set(parts.values()) == {"usage", "staircase", "sample"}
+    assert all(architecture_cost(part).macs <= limits["macs"] for part in parts)
+    assert all(found.net.architecture.contains(part) for part in parts)
+    best = choose_best(found, limits, count=8)
+    assert best.candidates == len(parts)
+    images = make_loaders(found.recipe).val
+    alone = {part: evaluate(found.net.restrict(part), images, expected=False)["accuracy"] for part in parts}
+    assert best.score == max(alone.values()) == alone[best.architecture]
+    assert best.scores["usage"] == alone[choose(found, limits)]
+    assert best.origin == parts[best.architecture]
+    stairs = [part for part, origin in parts.items() if origin == "staircase"]
+    assert best.scores["staircase"] == max(alone[part] for part in stairs)
+
+
+def test_all_staircases_are_tried_where_they_are_few(found, limits):
+    parts = candidates_within(found, limits, count=1000)
+    grid = found.net.architecture.grid
+    for split in ((1, 1, 0, 0), (0, 1, 1, 1), (0, 0, 1, 2), (0, 0, 0, 0)):
+        part = Architecture.staircase(grid, split)
+        assert (part in parts) == (architecture_cost(part).macs <= limits["macs"]), split
+
+
+def test_other_limits_hold_and_impossible_ones_are_told(found, limits):
+    least = min(architecture_cost(part).params for part in candidates_within(found, limits, count=4))
+    both = limits | {"params": 1.5 * least}
+    assert all(architecture_cost(part).params <= 1.5 * least for part in candidates_within(found, both, count=4))
+    with pytest.raises(BudgetError, match="the least possible"):
+        choose_best(found, {"macs": 1000})
+    with pytest.raises(SpecError, match="give one, such as macs"):
+        choose_best(found, {})
+
+
+def test_a_bundle_of_the_chosen_part(found, limits, tmp_path):
+    taken = extract_bundle(found, tmp_path / "small", limits=limits, by="candidates")
+    best = choose_best(found, limits)
+    assert load_bundle(tmp_path / "small").net.architecture == best.architecture
+    assert taken.score == best.score
+    with pytest.raises(SpecError, match=r"by: 'guess' is not known; give usage or candidates"):
+        extract_bundle(found, tmp_path / "no", limits=limits, by="guess")
+    assert not (tmp_path / "no").exists()
