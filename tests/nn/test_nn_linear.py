@@ -23,6 +23,7 @@ from routespace.nn.kernels.linear import (
     products,
     weight_grad,
 )
+from routespace.nn.packing.compiler import assume_constant_result
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import TaskNet
 
@@ -377,3 +378,20 @@ def test_compiled_steps(onednn):
     for found, theirs in zip(mine, reference, strict=True):
         assert (found - theirs).norm() <= 1e-3 * theirs.norm() + 1e-5
     torch.compiler.reset()
+
+
+def test_the_compiler_is_not_loaded_before_something_is_compiled():
+    modules = "routespace.nn.task_net, routespace.deploy.predict.network"
+    code = f"import sys, {modules}; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_what_the_compiler_is_told_is_what_torch_itself_tells_it():
+    def ours():
+        return 1
+
+    def theirs():
+        return 1
+
+    assert assume_constant_result(ours).__dict__ == torch.compiler.assume_constant_result(theirs).__dict__

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from routespace.nn.families.base import Block
+from routespace.nn.kernels.depthwise import tell_compiler
 
 # One graph per width and map size, and again for: gradients or not, one image (a batch of 1 is a shape of its
 # own), keys of all or of some tokens, stochastic depth, element type. Past the limit torch would run the step
@@ -45,6 +46,7 @@ class _AtSize(nn.Module):
 def compiled(step: Callable[..., Tensor], hw: tuple[int, int]) -> Callable[..., Tensor]:
     """The compiled form of a step(block, x, hw, …) on maps of one size, made once: f(block, x, …)."""
     module = _AtSize(step, hw)
+    tell_compiler()
     try:
         # (torch's own type hints leave the limit out.)
         return torch.compile(module, dynamic=True, options=OPTIONS, recompile_limit=RECOMPILE_LIMIT)  # type: ignore[call-overload, no-any-return, unused-ignore]  # torch's

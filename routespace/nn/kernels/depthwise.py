@@ -161,11 +161,17 @@ class _GatherConv(Function):
         return zero_behind(grad_hidden), grad_taps, None
 
 
-@torch.compiler.allow_in_graph
 def _gather_conv(padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
-    """One operation to the compiler, which takes it apart when it is differentiated: torch 2.11 fails before."""
     convolved: Tensor = _GatherConv.apply(padded, taps, neighbours)
     return convolved
+
+
+@cache
+def tell_compiler() -> None:
+    """Before anything here is compiled: nine gathers are one operation to the compiler, taken apart when it
+    is differentiated; torch 2.11 fails before. (Not where this file is imported: saying so loads the compiler.)
+    """
+    torch.compiler.allow_in_graph(_gather_conv)
 
 
 @cache

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.errors import SpecError
+from routespace.nn.packing.compiler import assume_constant_result
 from routespace.nn.packing.rows import zero_behind
 
 # The private names of torch that are used here and in `onednn.py` may change with any version of it.
@@ -76,7 +77,7 @@ def onednn_is_used() -> bool:
     return _chosen == "onednn"
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _onednn_is_faster() -> bool:
     return _onednn_works() and _processor_gains()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from routespace.nn.packing.compiler import assume_constant_result
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.rows import spread_rows, take
 
@@ -57,7 +58,7 @@ def _fits_flash(queries: Tensor) -> bool:
     return d % FLASH_MULTIPLE == 0 and d <= FLASH_MOST and _has_flash()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _has_flash() -> bool:
     return torch.cuda.get_device_capability() >= FLASH_FROM
 
