@@ -16,6 +16,7 @@ from routespace.deploy.export.onnx import onnx_exporter
 from routespace.deploy.export.write import export, export_as
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
@@ -162,6 +163,19 @@ def test_a_bare_backbone_gives_its_maps(tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_that_follow_one_map(form, tmp_path):
+    torch.manual_seed(0)
+    rows = Architecture.routed(RoutingGrid(GridSpec.parse(FIELDS)), "depth")
+    net = TaskNet.classifier(rows, GateSpec(source="map", opening="share"))
+    leader, follower = net.gates.values()
+    torch.nn.init.normal_(leader.ema_weight, std=0.5)
+    for gate in (leader, follower):
+        gate.cut.value.fill_(2.2)
+    path = tmp_path / f"net{EXPORTERS[form].suffix}"
+    export(net, path)
+    assert_gives_the_nets_numbers(net, path)
+
+
 def test_a_pyramid(form, tmp_path):
     net, path = make_net(num_classes=0, outputs="pyramid"), tmp_path / f"net{EXPORTERS[form].suffix}"
     export(net, path, image_size=(40, 48))
