@@ -1,0 +1,174 @@
+"""One taught map against plain networks of the same MACs, on scenes with one small digit.
+
+    python benchmarks/map.py [--seeds 0 1] [--only routed shallower] [--out DIR]
+
+Everybody starts on a small canvas with large digits (phase A: 64 px, digits of 16 to 56 px), where a tiny network
+learns within a minute, and goes on to 96 px with digits of 14 to 44 px (phase B). The routed network has one block
+a rate and starts phase B from the plain network of its widths; its gates are those of the recipe `digits_map`.
+`own` is the same with the gates of `digits_routed`: one of its own for each row, and a loss for the budget.
+The plain networks take about as many MACs, but for the last:
+
+    shallower   one block a rate, narrower
+    narrower    (1, 2, 2, 1) blocks, narrower still
+    smaller     the routed network's own blocks on images of 72 px (more MACs than the others)
+    dense       the routed network's own blocks on all tokens: what is to be saved, no rival
+
+`shallower+` and `smaller+` are trained for more steps, so that phase B takes about as long as the routed one's.
+`auc` says how well the map tells tokens that touch the digit's box from others (rate 4, 200 validation scenes).
+Printed: MACs, steps, processor seconds of phase B's training steps (this process's, all threads; run it with one),
+and the accuracy on validation images. The test split is not looked at. Finished runs are read, not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+
+from routespace import TaskNet, file_names
+from routespace.files import read_json, write_json
+from routespace.grid.leading import leading_row
+from routespace.memory import keep_freed_memory
+from routespace.nn.weights import load_net
+from routespace.recipes import load_recipe
+from routespace.train.data.digits import Scenes
+from routespace.train.progress import Progress
+from routespace.train.recipe.data import DigitsSpec
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run import train_recipe
+
+AUC_SCENES, BOX_PX = 200, 2
+PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
+OWN = {  # the gates of the recipe digits_routed
+    "gates": {"openness": 0.97, "noise": 0.3, "final_noise": 0.0},
+    "budget": {"ratio": 0.54, "control": 0.5, "schedule": "linear", "open_frac": 0.2, "warmup_frac": 0.2},
+    "budget.settle_frac": 0.6,
+    "train.gate_lr": 1e-3,
+}
+SHALLOW = {"grid.widths": [5, 10, 24, 36]}
+DEEP = {"grid.layers": 6, "split": [1, 2, 2, 1], "grid.widths": [4, 8, 20, 30]}
+SMALL = {"grid.image_size": 72, "data.digit_px": [10, 33]}
+NETWORKS: Mapping[str, tuple[str, Mapping[str, Any], float]] = {  # name: start, changes, steps of phase B
+    "routed": ("base", {}, 1.0),
+    "own": ("base", OWN, 1.0),
+    "shallower": ("shallow", PLAIN | SHALLOW, 1.0),
+    "shallower+": ("shallow", PLAIN | SHALLOW, 1.4),
+    "smaller": ("base", PLAIN | SMALL, 1.0),
+    "smaller+": ("base", PLAIN | SMALL, 1.6),
+    "narrower": ("deep", PLAIN | DEEP, 1.0),
+    "dense": ("base", PLAIN, 1.0),
+}
+STARTS: Mapping[str, Mapping[str, Any]] = {"base": {}, "shallow": SHALLOW, "deep": DEEP}
+
+
+class Clock:
+    """Adds up the processor seconds between the steps of an epoch: no validation, calibration or start."""
+
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, 0.0
+
+    def __call__(self, news: Progress) -> None:
+        now = time.process_time()
+        if news.stage == "train" and news.step > 1:
+            self.seconds += now - self._last
+        self._last = now
+
+
+def finished(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The results of the run in `folder`, which is trained if need be, with the seconds of its steps."""
+    told = folder.with_suffix(".json")
+    if told.exists():
+        found: dict[str, Any] = read_json(told, wanted="what this script wrote")
+        return found
+    clock = Clock()
+    result = train_recipe(recipe, folder, resume=(folder / file_names.RECIPE).exists(), progress=clock).metrics
+    result = {**result, "cpu_s": clock.seconds}
+    write_json(told, result)
+    return result
+
+
+def one(name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Train one network in both phases."""
+    start, changes, steps = NETWORKS[name]
+    first = out / f"start_{start}_{seed}"
+    begun = finished(load_recipe("digits_map_start").override({**STARTS[start], "seed": seed}), first)
+    recipe = load_recipe("digits_map")
+    assert isinstance(recipe.data, DigitsSpec)
+    assert isinstance(recipe.train.batch_size, int)
+    size = round(recipe.data.train_size * steps)
+    more = {"data.train_size": size, "train.weights": str(first), "train.start": "open", "seed": seed}
+    folder = out / f"{name}_{seed}"
+    result = finished(recipe.override({**changes, **more}), folder)
+    return {
+        "network": name,
+        "seed": seed,
+        "macs": result["counted_macs"],
+        "steps": result["epochs"] * (size // recipe.train.batch_size),
+        "start_s": begun["cpu_s"],
+        "cpu_s": result["cpu_s"],
+        "start": begun["accuracy"],
+        "accuracy": result["accuracy"],
+        "auc": map_auc(load_net(folder / "net"), recipe) if name == "routed" else None,
+    }
+
+
+@torch.no_grad()
+def map_auc(net: TaskNet, recipe: Recipe) -> float:
+    """Area under the curve of the map against the tokens that touch the digit's box and two pixels around it."""
+    assert isinstance(recipe.data, DigitsSpec)
+    size, rate = recipe.grid.image_size, recipe.grid.rates[0]
+    scenes = Scenes("val", size, 0, recipe.data.digit_px).render(range(AUC_SCENES), objects=True)
+    looks = recipe.preprocess
+    pixels = torch.from_numpy(scenes.images).permute(0, 3, 1, 2) / 255
+    images = (pixels - torch.tensor(looks.mean).view(1, 3, 1, 1)) / torch.tensor(looks.std).view(1, 3, 1, 1)
+    touched = []
+    for (box,) in (objects.boxes for objects in scenes.objects):  # one digit a scene: left, top, right, bottom
+        sides = [torch.arange(0, side, rate) for side in size]
+        rows, columns = (
+            (start + rate > box[first] - BOX_PX) & (start < box[first + 2] + BOX_PX)
+            for start, first in zip(sides, (1, 0), strict=True)
+        )
+        touched.append((rows[:, None] & columns[None, :]).flatten())
+    leader = leading_row(net.architecture)
+    assert leader is not None
+    chance = net.eval()(images).routes[leader].chance
+    assert chance is not None
+    return float(roc_auc_score(torch.stack(touched).flatten(), chance.double().flatten()))
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table, and means over seeds."""
+    print(f"{'network':<12} seed  MMACs  steps  A s  B s  start  accuracy    auc")
+    for row in rows:
+        print(
+            f"{row['network']:<12} {row['seed']:4} {row['macs'] / 1e6:6.3f} {row['steps']:6} "
+            f"{row['start_s']:4.0f} {row['cpu_s']:4.0f}  {row['start']:.3f}     {row['accuracy']:.3f}"
+            + (f"  {row['auc']:.3f}" if row["auc"] else "")
+        )
+    for name in dict.fromkeys(row["network"] for row in rows):
+        print(f"{name:<12} mean {mean(row['accuracy'] for row in rows if row['network'] == name):.3f}")
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--out", type=Path, default=Path("runs/map"))
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        for name in arguments.only:
+            rows.append(one(name, seed, arguments.out))
+            show(rows)
+            write_json(arguments.out / "table.json", rows)
+
+
+if __name__ == "__main__":
+    main()
