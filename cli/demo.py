@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from routespace import file_names
 from routespace.cli.options import out
 
 if TYPE_CHECKING:
+    from routespace.deploy.bundle import Bundle
     from routespace.nn.task_net import TaskNet
     from routespace.train.recipe.recipe import Recipe
     from routespace.train.run import RunResult
@@ -77,8 +78,8 @@ def run(
         _search(journey, quick=quick)
         small = _extract(journey)
         tuned = _fine_tune(journey, small)
-        plain = _train_plain(journey, small, seconds=supernet.metrics["seconds"] + tuned.metrics["seconds"])
-        conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=plain)
+        plain = _train_plain(journey, small.net, seconds=supernet.metrics["seconds"] + tuned.metrics["seconds"])
+        conclude(journey, supernet=supernet, small=small.net, tuned=tuned, plain=plain)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {folder}")
@@ -110,7 +111,7 @@ def _build(journey: Journey) -> None:
     write_json(journey.out / GRID_FILE, grid.to_json())
 
 
-def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, label: str = "") -> RunResult:
+def train_or_load(recipe: Recipe, folder: Path, *, given: Bundle | None = None, label: str = "") -> RunResult:
     """Train into a folder; what is finished there is loaded, what was interrupted goes on.
 
     Raises:
@@ -122,9 +123,13 @@ def train_or_load(recipe: Recipe, folder: Path, *, init: TaskNet | None = None, 
     from routespace.train.stopping import TrainingStoppedError
 
     resume = (folder / file_names.RECIPE).exists()
+    start: dict[str, Any] = {}
+    if given is not None:
+        earlier = [score.model_dump(mode="json") for score in given.card.scores]
+        start = {"init": given.net, "earlier": earlier}
     try:
         with watching(label, budget_ratio(recipe)) as progress:
-            result = train_recipe(recipe, folder, init=init, resume=resume, progress=progress)
+            result = train_recipe(recipe, folder, resume=resume, progress=progress, **start)
     except TrainingStoppedError as error:
         raise KeyboardInterrupt from error
     show_result(result.metrics, folder)
@@ -150,7 +155,7 @@ def _search(journey: Journey, *, quick: bool) -> None:
     draw_study(record, journey.out / FRONT_FILE)
 
 
-def _extract(journey: Journey) -> TaskNet:
+def _extract(journey: Journey) -> Bundle:
     """The part of the supernet that its tokens used most, within the budget."""
     from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
@@ -166,14 +171,15 @@ def _extract(journey: Journey) -> TaskNet:
         limit = journey.recipe.budget_macs()
         limits = {} if limit is None else {"macs": limit}
         show(found, extract_chosen(found, choose(found, limits), folder), limits)
-    small = load_bundle(folder).net
-    print(f"\n{draw(small.architecture.grid, small.architecture)}\n\n{legend(small.architecture)}")
+    small = load_bundle(folder)
+    part = small.net.architecture
+    print(f"\n{draw(part.grid, part)}\n\n{legend(part)}")
     return small
 
 
-def _fine_tune(journey: Journey, small: TaskNet) -> RunResult:
+def _fine_tune(journey: Journey, small: Bundle) -> RunResult:
     heading(5, "fine-tune it")
-    return train_or_load(journey.fine_tuning, journey.out / "finetuned", init=small)
+    return train_or_load(journey.fine_tuning, journey.out / "finetuned", given=small)
 
 
 def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResult:

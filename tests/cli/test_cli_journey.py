@@ -116,7 +116,10 @@ def test_fine_tuned_bundle_is_another_network(cli, place, tmp_path):
         "train", "digits_tiny", *ONE_EPOCH, "--from", place / "small", "--out", tmp_path / "tuned", "--seed", 3
     ).assert_fine()
     cli("extract", tmp_path / "tuned", "-o", tmp_path / "again").assert_fine()
-    assert load_bundle(tmp_path / "again").net.architecture == load_bundle(place / "small").net.architecture
+    again, before = load_bundle(tmp_path / "again"), load_bundle(place / "small")
+    assert again.net.architecture == before.net.architecture
+    assert [score.stage for score in again.card.scores] == ["before_extraction", "extracted", "fine_tuned"]
+    assert again.card.scores[:2] == before.card.scores
     result = cli("verify", tmp_path / "again", "--against", place / "run")
     assert result.code == 1
     assert "NOT the same network" in result.out
