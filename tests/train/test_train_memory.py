@@ -14,6 +14,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.task_net import TaskNet
+from routespace.recipes import load_recipe, recipe_names
 from routespace.train import batch as batch_module
 from routespace.train.batch import settled_batch
 from routespace.train.memory import MARGIN, MemoryNeed, chosen_batch, free_memory, recipe_need
@@ -115,6 +116,12 @@ def test_every_kind_of_gate_can_be_told(gates):
     assert torch.equal(
         torch.get_rng_state(), generator
     )  # the training that follows draws what it would have drawn
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("digits")])
+def test_every_recipe_of_digits_can_be_told(name):
+    recipe = load_recipe(name)
+    assert recipe_need(recipe, recipe.architecture()).activations_per_image > 0
 
 
 def test_a_large_grid_is_told_without_taking_its_memory():
