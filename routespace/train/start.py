@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from routespace.errors import BundleError, SpecError
+from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, write_json, write_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.spec import content_hash
@@ -111,12 +111,14 @@ def _saved_recipe(run: RunFolder) -> Recipe:
 
 def _refuse_others(run: RunFolder, saved: Recipe, wanted: Recipe) -> None:
     """Raise BundleError where the recipes differ: which fields, both values, and how to go on."""
-    found = list(differences(without_places(saved), without_places(wanted)))
-    if not found:
+    changes = list(changed(without_places(saved), without_places(wanted)))
+    if not changes:
         return
+    found = [f"{name}: {before!s:.60} → {now!s:.60}" for name, before, now in changes]
     more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
-    folder = shlex.quote(str(run.path))
-    hint = f"go on from its network with --from {folder} and another --out"
+    settings = [word for name, _, now in changes for word in ("--set", f"{name}={_as_typed(now)}")]
+    way = command_line("train", run.path, "--from", run.path, *settings, "--out", f"{run.path}-more")
+    hint = f"go on from its network, on a schedule that begins anew: {way}"
     if not run.is_finished:
         hint = f"resume it without changes ({hint} once it is finished), or choose another --out"
     raise BundleError(f"{run.path}: is a run of another recipe ({'; '.join(found[:MOST_SHOWN])}{more}); {hint}")
@@ -127,16 +129,21 @@ def run_key(recipe: Recipe) -> str:
     return content_hash(without_places(recipe))
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "") -> Iterator[str]:
-    """`train.epochs: 1 → 2` for each field in which the data of two recipes differ."""
+def _as_typed(value: Any) -> str:
+    """A value as `--set` reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(train.epochs, before, now) for each field in which the data of two recipes differ."""
     for name in dict.fromkeys((*old, *new)):
         before, now = old.get(name), new.get(name)
         if before == now:
             continue
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            yield from differences(before, now, f"{section}{name}.")
+            yield from changed(before, now, f"{section}{name}.")
         else:
-            yield f"{section}{name}: {before!s:.60} → {now!s:.60}"
+            yield f"{section}{name}", before, now
 
 
 def weights_digest(net: nn.Module) -> str:

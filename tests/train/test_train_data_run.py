@@ -93,7 +93,7 @@ def test_moved_data_is_given_anew(here):
     assert result["accuracy"] == whole["accuracy"]
     assert result["loss"] == whole["loss"]
     assert Recipe.from_yaml((here / "run/recipe.yaml").read_text()).data.root == str(here / "elsewhere")
-    with pytest.raises(BundleError, match=r"\(data\.hflip: 0\.5 → 0\.1\); go on from its network with --from"):
+    with pytest.raises(BundleError, match=r"\(data\.hflip: 0\.5 → 0\.1\); go on from its network, on a schedule"):
         train_recipe(recipe.override({"data.hflip": 0.1}), here / "run", resume=True)
 
 

@@ -136,7 +136,8 @@ def test_another_recipe_is_told_field_by_field_with_what_to_do(tmp_path):
         )
     said = str(caught.value)
     assert "seed: 0 → 4; gates.rows: token → layer; train.epochs: 0 → 3; and 1 more" in said
-    assert f"go on from its network with --from '{tmp_path}/a run' and another --out" in said
+    way = f"routespace train '{tmp_path}/a run' --from '{tmp_path}/a run' --set seed=4 --set gates.rows=layer "
+    assert way + f"--set train.epochs=3 --set train.lr=0.001 --out '{tmp_path}/a run-more'" in said
     RunFolder(tmp_path / "a run").result_path.unlink()
     with pytest.raises(BundleError, match="resume it without changes"):
         train_recipe(tiny(train__epochs=3), tmp_path / "a run", resume=True)

@@ -119,7 +119,7 @@ def test_existing_folders_are_not_overwritten(finished, tmp_path):
     with pytest.raises(BundleError, match="finished run"):
         train_recipe(tiny(), folder)
     assert train_recipe(tiny(), folder, resume=True).metrics == finished[0].metrics
-    with pytest.raises(BundleError, match=r"\(train\.epochs: 2 → 3\); go on from its network with --from"):
+    with pytest.raises(BundleError, match=r"\(train\.epochs: 2 → 3\); go on from its network, on a schedule"):
         train_recipe(tiny(train__epochs=3), folder, resume=True)
     assert (folder / "result.json").read_bytes() == before
     (tmp_path / "x").write_text("mine")

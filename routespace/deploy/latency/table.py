@@ -239,7 +239,7 @@ def require_grid(table: LatencyTable, grid: RoutingGrid) -> None:
 def mismatches(table: LatencyTable) -> list[str]:
     """What differs between where a table was measured and here, one line each; empty when nothing does.
 
-    Threads are not compared: see `routespace.deploy.latency.device.differences`.
+    Threads are not compared: see `routespace.deploy.latency.device.device_differences`.
     """
     return device_differences(table.device)
 
