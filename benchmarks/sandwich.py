@@ -1,6 +1,6 @@
 """Six networks from one sandwich training, next to six plain networks of the same MACs that are trained apart.
 
-    python benchmarks/sandwich.py [--seeds 0 1] [--epochs 8] [--ratios .2 .32 .44 .56 .68 .8] [--out DIR]
+    python benchmarks/sandwich.py [--seeds 0 1] [--epochs 6] [--ratios .3 .4 .5 .6 .7 .85] [--out DIR]
 
 The task is that of the recipe `digits_tiny`; ratios are shares of the MACs of its plain network. The supernet is a
 deeper and narrower staircase whose rows can be passed. For each ratio the best of its parts within the MACs is
@@ -12,6 +12,7 @@ of the whole process, data included. The table's accuracies are of the test spli
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import random
@@ -22,6 +23,7 @@ from statistics import mean
 from typing import Any
 
 from routespace.deploy.extract import extract
+from routespace.errors import BudgetError
 from routespace.files import write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -39,13 +41,13 @@ from routespace.workflow.artifacts import load_run
 SUPERNET = {
     "name": "digits_sandwich",
     "routing": "depth",
-    "grid.layers": 8,
+    "grid.layers": 6,
     "grid.embed_layers": "all",
-    "grid.widths": [10, 22, 44, 66],
+    "grid.widths": [12, 24, 48, 72],
     "train.start": "open",
     "train.mode": "sandwich",
     "train.sandwich_parts": 1,
-    "train.sandwich_window": [0.25, 1.0],
+    "train.sandwich_window": [0.3, 1.0],
 }
 PLAIN = {"train.start": "open", "budget.open_frac": 0.0}
 CANDIDATES = 48  # parts tried for each ratio
@@ -70,9 +72,10 @@ def train(recipe: Recipe, folder: Path) -> float:
 def parts_within(net: Any, macs: float) -> list[Architecture]:
     """Static parts that take at most `macs`, most of them nearly that."""
     found, low = list[Architecture](), 0.9
-    while len(found) < CANDIDATES and low > 0:
-        found += sample_static(net.architecture, 4 * CANDIDATES, low_macs=low * macs, high_macs=macs, seed=0)
-        found, low = list(dict.fromkeys(found)), low - 0.1
+    while len(found) < CANDIDATES and low >= 0:
+        with contextlib.suppress(BudgetError):
+            found += sample_static(net.architecture, 4 * CANDIDATES, low_macs=low * macs, high_macs=macs, seed=0)
+        found, low = list(dict.fromkeys(found)), round(low - 0.3, 1)
     return random.Random(0).sample(found, min(CANDIDATES, len(found)))
 
 
@@ -124,9 +127,9 @@ def main() -> None:
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--finetune", type=int, default=0)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.32, 0.44, 0.56, 0.68, 0.8])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7, 0.85])
     parser.add_argument("--set", action="append", default=[], help="a recipe field, such as data.train_size=3000")
     parser.add_argument("--out", type=Path, default=Path("runs/sandwich"))
     arguments = parser.parse_args()

@@ -42,18 +42,24 @@ class Journey:
         recipe: of the supernet and of the search.
         fine_tuning: of what is extracted.
         trials: of the search.
+        best_plain: whether splits and widths of the plain network are tried first.
     """
 
     out: Path
     recipe: Recipe
     fine_tuning: Recipe
     trials: int
+    best_plain: bool = False
 
 
 def run(
     ctx: typer.Context,
     folder: Annotated[Path, out("Folder of all runs, pictures and tables.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Tiny: shows that it runs; learns nothing.")] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best-plain", help="Try splits and widths of the plain network first, in its own time."),
+    ] = False,
 ) -> None:
     """Build a grid, train its supernet under a budget, search, extract, verify, fine-tune, evaluate, export.
 
@@ -69,7 +75,7 @@ def run(
     require_own_folder(folder)
     recipe = load_recipe(RECIPE).override(QUICK if quick else {})
     tuning = recipe.override(FINE_TUNING | ({"train.epochs": 1} if quick else {}))
-    journey = Journey(folder, recipe, tuning, QUICK_TRIALS if quick else TRIALS)
+    journey = Journey(folder, recipe, tuning, QUICK_TRIALS if quick else TRIALS, best)
     try:
         _build(journey)
         with loading():
@@ -189,16 +195,33 @@ def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResu
 
     from routespace.grid.cost import architecture_cost
     from routespace.recipes import load_recipe
-    from routespace.train.plain import plain_recipe
     from routespace.train.run import train_recipe
 
     heading(6, "for comparison: a plain PVTv2 of the same MACs, trained for the same time")
     folder = journey.out / "plain"
     if (folder / file_names.RECIPE).exists():
         return train_or_load(load_recipe(folder), folder)
-    recipe = plain_recipe(journey.recipe, architecture_cost(small.architecture).macs)
+    recipe, spent = _plain_recipe(journey, architecture_cost(small.architecture).macs)
     with tempfile.TemporaryDirectory() as probe:  # how long an epoch takes decides how many there are
         train_recipe(recipe.override({"train.epochs": 1}), Path(probe))
         record = json.loads((Path(probe) / file_names.METRICS).read_text().splitlines()[0])
-    epochs = max(1, round(seconds / record["seconds"]))
+    epochs = max(1, round((seconds - spent) / record["seconds"]))
     return train_or_load(recipe.override({"train.epochs": epochs}), folder)
+
+
+def _plain_recipe(journey: Journey, macs: float) -> tuple[Recipe, float]:
+    """The plain network's recipe, and the seconds that finding it took."""
+    from routespace.cli.watch import clock, watching
+    from routespace.train.plain import plain_recipe
+    from routespace.train.plain_search import best_plain
+
+    if not journey.best_plain:
+        return plain_recipe(journey.recipe, macs), 0.0
+    text = journey.recipe.task.metric.text
+    with watching("trying ") as news:
+        found = best_plain(journey.recipe, macs, progress=news)
+    for blocks, score in found.tried.items():
+        chosen = ", chosen" if blocks == found.blocks else ""
+        print(f"{' + '.join(map(str, blocks))} blocks: {text(score)} on validation after a short training{chosen}")
+    print(f"this took {clock(found.seconds)} of its time\n", flush=True)
+    return found.recipe, found.seconds

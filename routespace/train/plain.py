@@ -1,30 +1,39 @@
-"""The plain counterpart of a recipe: an ordinary staircase network of the MACs that a routed one takes."""
+"""The plain counterpart of a recipe: an ordinary staircase network of the MACs that a routed one takes.
+
+plain_recipe(recipe, macs)             as deep as the recipe's own staircase, and as wide as the MACs allow
+plain_recipes(recipe, macs)            several splits of the blocks, each with widths of its own
+best_plain(recipe, macs)               the one of these that short trainings find best (plain_search.py)
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
-from routespace.errors import BudgetError, SpecError
+from routespace.errors import BudgetError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.train.recipe.parts import SELF
 from routespace.train.recipe.recipe import Recipe
 
 NEAR = 3  # how far each rate's channels per head may lie from the common number
 CLOSE_FRAC = 0.005
 
 
-def plain_recipe(recipe: Recipe, macs: float) -> Recipe:
-    """The recipe of a static staircase in the same grid, with widths that give it the wanted MACs.
+def plain_recipe(recipe: Recipe, macs: float, *, blocks: Sequence[int] | None = None) -> Recipe:
+    """The recipe of a static staircase, with widths that give it the wanted MACs.
 
     Heads stay as they are; the channels of a head, one number per rate, are chosen to come closest, the more
-    equal ones first.
+    equal ones first. What is of routed networks alone (a sandwich, a network that teaches itself) is left out.
 
     Args:
         recipe: data, training and grid to keep.
         macs: of one image, to be met within half a percent where whole channels allow it.
+        blocks: of each rate, fine to coarse; None for those of the recipe's grid, shared equally.
 
     Raises:
         BudgetError: even one pair of channels a head takes more.
@@ -32,7 +41,10 @@ def plain_recipe(recipe: Recipe, macs: float) -> Recipe:
     grid, heads = recipe.grid, recipe.grid.shape.heads
     # Without size and widths a grid has its family's first size; with widths alone it would have none.
     size = grid.size if grid.size is not None or grid.widths is not None else next(iter(grid.family.sizes))
-    fields = grid.model_dump(exclude_none=True) | ({} if size is None else {"size": size})
+    shape: dict[str, Any] = {} if size is None else {"size": size}
+    if blocks is not None:
+        shape |= {"layers": max(1, sum(blocks)), "depths": 1, "embed_layers": "all"}
+    fields = grid.model_dump(exclude_none=True) | shape
 
     def widths_of(channels: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(each * head for each, head in zip(channels, heads, strict=True))
@@ -43,10 +55,10 @@ def plain_recipe(recipe: Recipe, macs: float) -> Recipe:
             spec = GridSpec.parse(fields | {"widths": widths_of(channels)})
         except SpecError:
             return math.inf
-        return architecture_cost(Architecture.staircase(RoutingGrid(spec))).macs
+        return architecture_cost(Architecture.staircase(RoutingGrid(spec), blocks)).macs
 
     largest = max(width // head for width, head in zip(grid.shape.widths, heads, strict=True))
-    equal_costs = {each: cost((each,) * len(heads)) for each in range(2, 2 * largest)}
+    equal_costs = {each: cost((each,) * len(heads)) for each in range(2, (2 if blocks is None else 4) * largest)}
     if min(equal_costs.values()) > macs:
         raise BudgetError(
             f"macs: {macs / 1e6:.4g} MMACs is less than the narrowest plain network of this grid takes"
@@ -57,4 +69,56 @@ def plain_recipe(recipe: Recipe, macs: float) -> Recipe:
     close = (each for each in candidates if abs(cost(each) / macs - 1) <= CLOSE_FRAC)
     widths = list(widths_of(next(close, (equal,) * len(heads))))
     changes = {"name": f"{recipe.name}_plain", "routing": "static", "grid.size": size, "grid.widths": widths}
+    changes |= {f"grid.{name}": value for name, value in shape.items()}
+    changes |= {"split": None if blocks is None else list(blocks), "train.mode": "plain"}
+    changes |= {"train.teacher": None} if recipe.train.teacher == SELF else {}
     return recipe.override(changes)
+
+
+def plain_recipes(recipe: Recipe, macs: float) -> dict[tuple[int, ...], Recipe]:
+    """Plain networks of the wanted MACs that share their blocks among the rates in different ways.
+
+    Args:
+        recipe: as in `plain_recipe`.
+        macs: of one image.
+
+    Returns:
+        Blocks of each rate, fine to coarse → the recipe. The first are those of the recipe's own staircase; then
+        come one block a rate, none at the finest, and more at a coarse one. What cannot have these MACs is left
+        out.
+
+    Raises:
+        BudgetError: none can.
+    """
+    own = _own_blocks(recipe.grid)
+    ones, last = [1] * len(own), len(own) - 1
+    coarse = max(0, last - 1)  # plain networks have most of their blocks there
+    wanted = [own, ones, [0, *ones[1:]]]
+    wanted += [_with(some, coarse, 1) for some in (ones, [0, *ones[1:]], own)]
+    wanted += [_with(own, 0, -1)]
+    found: dict[tuple[int, ...], Recipe] = {}
+    for blocks in dict.fromkeys(map(tuple, wanted)):
+        try:
+            found[blocks] = plain_recipe(recipe, macs, blocks=blocks)
+        except (BudgetError, GridError):
+            continue
+    if not found:
+        found[tuple(own)] = plain_recipe(recipe, macs)  # which tells why it cannot be
+    return found
+
+
+def _own_blocks(grid: GridSpec) -> list[int]:
+    """Blocks of each rate in a grid's staircase of equal shares."""
+    stairs = Architecture.staircase(RoutingGrid(grid))
+    blocks = dict.fromkeys(grid.rates, 0)
+    for name in stairs.edges:
+        edge = stairs.grid.edges[name]
+        if edge.kind == "transformer":
+            blocks[edge.rate] += grid.depth(edge.layer)
+    return list(blocks.values())
+
+
+def _with(blocks: Sequence[int], place: int, more: int) -> list[int]:
+    changed = list(blocks)
+    changed[place] = max(0, changed[place] + more)
+    return changed

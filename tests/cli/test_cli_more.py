@@ -232,6 +232,16 @@ def test_watching_prints_one_line_an_epoch(capsys):
 
 
 @pytest.mark.slow
+def test_quick_demo_looks_for_the_best_plain_network(cli, tmp_path):
+    out = cli("demo", "--quick", "--best-plain", "--out", tmp_path / "demo").assert_fine().out
+    assert "1 + 1 + 1 + 1 blocks: " in out
+    assert "0 + 1 + 1 + 1 blocks: " in out
+    assert ", chosen" in out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
+    assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["extracted"]["macs"], rel=0.03)
+
+
+@pytest.mark.slow
 def test_quick_demo(cli, tmp_path):
     out = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
     for name in ("supernet, routed", "extracted, fine-tuned", "plain PVTv2"):

@@ -1,0 +1,72 @@
+"""The plain network to compare with: splits and widths tried by short trainings, whose time is told.
+
+found = best_plain(recipe, macs=3_000_000)
+found.recipe, found.seconds, found.tried
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from routespace.train.plain import plain_recipes
+from routespace.train.progress import Progress
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run import train_recipe
+
+KEPT_FRAC = 0.5  # of the candidates, after each round
+LONGER = 2  # times as many epochs in the next round
+
+
+@dataclass(frozen=True)
+class PlainSearch:
+    """What a search for the best plain network found.
+
+    Attributes:
+        recipe: of the best, to be trained for as long as the given one says.
+        blocks: its blocks of each rate, fine to coarse.
+        tried: blocks → the task's metric on validation, in the longest training that they had.
+        seconds: of all trainings, validation included.
+    """
+
+    recipe: Recipe
+    blocks: tuple[int, ...]
+    tried: Mapping[tuple[int, ...], float]
+    seconds: float
+
+
+def best_plain(
+    recipe: Recipe, macs: float, *, epochs: int = 1, progress: Callable[[Progress], None] | None = None
+) -> PlainSearch:
+    """Train plain networks of the same MACs for a while, the better half of them for longer, until one is left.
+
+    Args:
+        recipe: data, training and grid to keep.
+        macs: of one image.
+        epochs: of the first round; each further one has twice as many, and begins anew.
+        progress: as in `train_recipe`.
+
+    Raises:
+        BudgetError: no plain network is that small.
+        TrainingStoppedError: a signal came.
+        RoutespaceError: as `train_recipe`.
+    """
+    left = plain_recipes(recipe, macs)
+    sign = 1 if recipe.task.metric.direction == "minimise" else -1
+    tried: dict[tuple[int, ...], float] = {}
+    seconds = 0.0
+    while len(left) > 1:
+        scores: dict[tuple[int, ...], float] = {}
+        for blocks, plain in left.items():
+            short = {"train.epochs": epochs, "train.warmup_epochs": min(plain.train.warmup_epochs, epochs / 2)}
+            with tempfile.TemporaryDirectory(prefix="routespace-") as place:
+                found = train_recipe(plain.override(short), Path(place) / "run", progress=progress).metrics
+            scores[blocks] = tried[blocks] = found[found["metric"]]
+            seconds += found["seconds"]
+        order = [blocks for _, blocks in sorted((sign * score, blocks) for blocks, score in scores.items())]
+        left = {blocks: left[blocks] for blocks in order[: max(1, int(KEPT_FRAC * len(order)))]}
+        epochs *= LONGER
+    (blocks,) = left
+    return PlainSearch(left[blocks], blocks, tried, seconds)
