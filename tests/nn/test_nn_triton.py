@@ -1,4 +1,4 @@
-"""The Triton kernel against plain operations: in Triton's interpreter on a CPU, for real on CUDA."""
+"""The Triton kernels against plain operations: in Triton's interpreter on a CPU, for real on CUDA."""
 
 import importlib
 import importlib.util
@@ -46,6 +46,47 @@ def assert_kernel_is_right(gather_gelu, device: str, dtype: torch.dtype, toleran
         grad.square().sum().backward()
 
 
+def assert_map_kernel_is_right(depthwise_gelu, device: str, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    for b, h, w, r in ((2, 7, 5, 70), (1, 1, 1, 8), (1, 13, 3, 64), (3, 2, 9, 130)):
+        hidden, kernel, offset = (
+            torch.randn(shape, device=device, dtype=dtype) for shape in ((b, h * w, r), (r, 1, 3, 3), (r,))
+        )
+        maps = hidden.float().view(b, h, w, r).permute(0, 3, 1, 2)
+        convolved = F.conv2d(maps, kernel.float(), offset.float(), padding=1, groups=r)
+        want = convolved.flatten(2).transpose(1, 2)
+        activated, summed = depthwise_gelu(hidden, kernel, offset, h, w, total=True)
+        for got, wanted in ((summed, want), (activated, F.gelu(want))):
+            assert (got.float() - wanted).abs().max() <= tolerance * wanted.abs().max()
+        again, empty = depthwise_gelu(hidden, kernel, offset, h, w, total=False)
+        assert torch.equal(again, activated)
+        assert not empty.numel()
+
+
+def assert_norm_kernel_is_right(normalize, device: str, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    for t, c in ((5, 7), (300, 64), (3, 320), (1, 1), (77, 1024)):
+        rows, weight, bias = (torch.randn(shape, device=device, dtype=dtype) for shape in ((t, c), (c,), (c,)))
+        rows = rows * 3 + 2
+        wanted = torch.native_layer_norm(rows.float(), [c], weight.float(), bias.float(), 1e-5)
+        found = normalize(rows, weight, bias, 1e-5, statistics=True)
+        for got, want in zip(found, wanted, strict=True):
+            limit = tolerance * want.abs().max().clamp(min=1)
+            assert (got.float() - want).abs().max() <= limit, (t, c)
+        normed, means, rstds = normalize(rows, weight, bias, 1e-5, statistics=False)
+        assert torch.equal(normed, found[0])
+        assert not means.numel() + rstds.numel()
+
+
+def assert_gelu_is_right(depthwise_gelu, device: str) -> None:
+    """Of a map of one token with a kernel of ones in the middle, the GELU alone is left."""
+    x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([torch.nan]))).to(device)
+    kernel = torch.zeros(len(x), 1, 3, 3, device=device)
+    kernel[:, :, 1, 1] = 1
+    y, _ = depthwise_gelu(x.view(1, 1, -1), kernel, torch.zeros_like(x), 1, 1, total=False)
+    torch.testing.assert_close(y.flatten(), F.gelu(x), rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     """What the interpreter lets through a compiler may refuse: every call is compiled instead of being run."""
     from triton.backends.compiler import GPUTarget
@@ -53,14 +94,17 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     from triton.runtime.jit import JITFunction
 
     from routespace.nn.kernels.depthwise_triton import gather_gelu
+    from routespace.nn.kernels.map_triton import depthwise_gelu
+    from routespace.nn.kernels.norm_triton import normalize
 
-    codes = {torch.int64: "*i64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    codes = {torch.int32: "*i32", torch.int64: "*i64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    numbers = {int: "i32", float: "fp32"}
     made = []
 
-    def compile_only(kernel, *args, grid, warmup, **constants):
+    def compile_only(kernel, *args, grid, warmup, num_warps=4, **constants):
         names = [name for name in kernel.arg_names if name not in constants]
         signature = {
-            name: codes[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+            name: codes[value.dtype] if isinstance(value, torch.Tensor) else numbers[type(value)]
             for name, value in zip(names, args, strict=True)
         }
         source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
@@ -74,17 +118,32 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
         inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
         gather_gelu(*inputs, keep.neighbours).sum().backward()
         with torch.no_grad():
-            gather_gelu(*inputs, keep.neighbours)
-    assert len(made) == 8  # forward, two in the backward pass, and inference
+            gather_gelu(*inputs, keep.neighbours.int())
+            for wanted in (True, False):
+                depthwise_gelu(torch.randn(2, 42, 70, dtype=dtype), *inputs[1:], 6, 7, total=wanted)
+                normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=wanted)
+    assert len(made) == 16  # forward, two in the backward pass, inference; two of maps, two norms
     assert all(made)
 
 
-def test_kernel_in_the_interpreter():
+def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    from routespace.nn.kernels.depthwise_triton import gather_gelu
+    from routespace.nn.kernels.map_triton import depthwise_gelu
+    from routespace.nn.kernels.norm_triton import normalize
+
+    assert_kernel_is_right(gather_gelu, device, dtype, tolerance)
+    assert_map_kernel_is_right(depthwise_gelu, device, dtype, tolerance)
+    assert_norm_kernel_is_right(normalize, device, dtype, tolerance)
+    if dtype == torch.float32:
+        assert_gelu_is_right(depthwise_gelu, device)
+
+
+def test_kernels_in_the_interpreter():
     """In a process of its own: once loaded, triton does not become an interpreter any more."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_triton as test;"
-        "from routespace.nn.kernels.depthwise_triton import gather_gelu;"
-        "test.assert_kernel_is_right(gather_gelu, 'cpu', torch.float32, 1e-5)"
+        "test.assert_all_kernels_are_right('cpu', torch.float32, 1e-5);"
+        "test.assert_all_kernels_are_right('cpu', torch.bfloat16, 2e-2)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
@@ -95,12 +154,49 @@ def test_kernel_in_the_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_kernel_on_cuda(dtype, tolerance):
+def test_kernels_on_cuda(dtype, tolerance):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from routespace.nn.kernels.depthwise_triton import gather_gelu
+    assert_all_kernels_are_right("cuda", dtype, tolerance)
 
-    assert_kernel_is_right(gather_gelu, "cuda", dtype, tolerance)
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("b", "side", "r"), [(64, 56, 512), (3, 28, 1024), (1, 14, 1280), (9, 7, 2048)])
+def test_kernels_on_cuda_at_the_sizes_of_networks(b, side, r):
+    """With all their blocks at work, and masks of sizes that no block divides."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
+    from routespace.nn.kernels.norm import LayerNorm
+
+    torch.manual_seed(0)
+    hidden = torch.randn(b, side * side, r, device="cuda", dtype=torch.bfloat16)
+    kernel, offset = torch.randn(r, 1, 3, 3, device="cuda"), torch.randn(r, device="cuda")
+    maps = hidden.view(b, side, side, r).permute(0, 3, 1, 2)
+    kept = torch.rand(b, side * side, device="cuda") < 0.4
+    keep = KeptTokens(kept, (side, side))
+    small = [part.bfloat16() for part in (kernel, offset)]
+    with torch.no_grad():
+        whole = F.gelu(F.conv2d(maps.float(), small[0].float(), small[1].float(), padding=1, groups=r))
+        got = map_gelu(hidden, *small, (side, side))
+        wanted = whole.flatten(2).transpose(1, 2)
+        assert (got - wanted).abs().max() <= 1e-2 * wanted.abs().max()
+        del whole, wanted
+        masked = (hidden * kept.unsqueeze(-1)).view(b, side, side, r).permute(0, 3, 1, 2).float()
+        part = F.gelu(F.conv2d(masked, small[0].float(), small[1].float(), padding=1, groups=r))
+        wanted = part.flatten(2).transpose(1, 2).flatten(0, 1).index_select(0, keep.rows)
+        rows = hidden.flatten(0, 1).index_select(0, keep.rows)
+        got = gathered_gelu(rows, taps_of(small[0]), small[1], keep.neighbours)
+        assert (got - wanted).abs().max() <= 1e-2 * wanted.abs().max()
+    norm = LayerNorm(64).to("cuda", torch.bfloat16)
+    x = torch.randn(b * 70, 64, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn_like(x)
+    found = []
+    for forward in (norm.forward, super(LayerNorm, norm).forward):
+        y = forward(x)
+        found.append([y, *torch.autograd.grad((y * weight).sum(), [x, norm.weight, norm.bias])])
+    for got, want in zip(*found, strict=True):
+        assert (got - want).abs().max() <= 2e-2 * want.abs().max()
 
 
 @pytest.mark.gpu
@@ -116,3 +212,59 @@ def test_varlen_attention_on_cuda():
     got = varlen_attention(queries, keys, values, keep)
     want = padded_attention(queries, keys, values, keep.slots, keep.longest)
     assert (got - want).abs().max() < 2e-2
+
+
+def test_operators_are_what_plain_layers_compute():
+    from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
+
+    torch.manual_seed(0)
+    keep = KeptTokens(torch.rand(3, 42) < 0.6, (6, 7))
+    hidden = torch.randn(3, 42, 10, requires_grad=True)
+    kernel, offset = torch.randn(10, 1, 3, 3, requires_grad=True), torch.randn(10, requires_grad=True)
+    inputs, weight = [hidden, kernel, offset], torch.randn(3, 42, 10)
+    found = []
+    for fused in (True, False):
+        if fused:
+            y = map_gelu(hidden, kernel, offset, (6, 7))
+        else:
+            maps = hidden.view(3, 6, 7, 10).permute(0, 3, 1, 2)
+            y = F.gelu(F.conv2d(maps, kernel, offset, padding=1, groups=10)).flatten(2).transpose(1, 2)
+        found.append([y, *torch.autograd.grad((y * weight).sum(), inputs)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+    (only_offset,) = torch.autograd.grad(
+        (map_gelu(hidden.detach(), kernel, offset, (6, 7)) * weight).sum(), offset
+    )
+    torch.testing.assert_close(only_offset, found[0][3])
+    with torch.no_grad():
+        rows = hidden.flatten(0, 1).index_select(0, keep.rows)
+        conv = partial(F.conv2d, weight=kernel, bias=offset, padding=1, groups=10)
+        wanted = F.gelu(scatter_depthwise(rows, conv, Layout(keep.rows, keep.order, (3, 6, 7))))
+        torch.testing.assert_close(gathered_gelu(rows, taps_of(kernel), offset, keep.neighbours), wanted)
+    operators = torch.ops.routespace
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    for total in (True, False):
+        torch.library.opcheck(
+            operators.map_gelu, (hidden.detach(), kernel.detach(), offset.detach(), 6, 7, total), test_utils=tests
+        )
+    with torch.no_grad():
+        torch.library.opcheck(
+            operators.gather_gelu, (rows, taps_of(kernel), offset, keep.neighbours), test_utils=tests
+        )
+
+
+def test_operators_count_what_a_convolution_does():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from routespace.nn.kernels.depthwise_ops import map_gelu
+
+    hidden, kernel, offset = torch.randn(3, 42, 10), torch.randn(10, 1, 3, 3), torch.randn(10)
+    counted = []
+    for fused in (True, False):
+        with FlopCounterMode(display=False) as counter:
+            if fused:
+                map_gelu(hidden, kernel, offset, (6, 7))
+            else:
+                F.conv2d(hidden.view(3, 6, 7, 10).permute(0, 3, 1, 2), kernel, offset, padding=1, groups=10)
+        counted.append(counter.get_total_flops())
+    assert counted == [2 * 9 * 3 * 42 * 10] * 2

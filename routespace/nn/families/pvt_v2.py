@@ -19,6 +19,7 @@ from routespace.nn.families import base
 from routespace.nn.families.base import FamilyModules, StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock, init_weights
 from routespace.nn.kernels.linear import linear
+from routespace.nn.kernels.norm import LayerNorm
 from routespace.nn.packing.maps import as_map, as_tokens
 
 _TIMM_STAGE = re.compile(r"stages[._](\d+)\.(.+)")  # `stages_0` in timm's networks of features alone
@@ -32,11 +33,13 @@ class Stem(base.Stem):
         super().__init__()
         width = spec.width(spec.stem_down)
         self.proj = nn.Conv2d(spec.in_channels, width, STEM_KERNEL, spec.stem_down, STEM_KERNEL // 2)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.apply(init_weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) pixels → (B, N, C)."""
+        if images.is_cuda:  # of channels-last images a token map comes, of others a copy of one
+            images = images.contiguous(memory_format=torch.channels_last)
         normed: Tensor = self.norm(as_tokens(self.proj(images)))
         return normed
 
@@ -46,11 +49,11 @@ class PatchEmbed(TokenEmbed):
 
     def __init__(self, spec: GridSpec, rate: int) -> None:
         super().__init__()
-        self.norm_in = nn.LayerNorm(spec.width(rate), eps=NORM_EPS)
+        self.norm_in = LayerNorm(spec.width(rate), eps=NORM_EPS)
         self.proj = as_maps_are(
             nn.Conv2d(spec.width(rate), spec.width(2 * rate), EMBED_KERNEL, 2, EMBED_KERNEL // 2)
         )
-        self.norm = nn.LayerNorm(spec.width(2 * rate))
+        self.norm = LayerNorm(spec.width(2 * rate))
         self.apply(init_weights)
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
@@ -100,7 +103,7 @@ class Output(base.Output):
 
     def __init__(self, spec: GridSpec, rate: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(spec.width(rate), eps=NORM_EPS)
+        self.norm = LayerNorm(spec.width(rate), eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""

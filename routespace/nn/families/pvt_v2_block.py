@@ -25,11 +25,13 @@ from routespace.nn.kernels.depthwise import (
     Layout,
     expand,
     gather_depthwise,
-    has_triton,
     scatter_depthwise,
     taps_of,
 )
+from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
 from routespace.nn.kernels.linear import apply_linear, is_untouched, linear, padded_linear
+from routespace.nn.kernels.norm import LayerNorm
+from routespace.nn.kernels.triton_here import runs_triton
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
@@ -50,7 +52,7 @@ class Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.sr = as_maps_are(nn.Conv2d(width, width, sr_ratio, sr_ratio)) if sr_ratio > 1 else None
-        self.norm = nn.LayerNorm(width) if sr_ratio > 1 else None
+        self.norm = LayerNorm(width) if sr_ratio > 1 else None
 
     def keys_values(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(B, N, C) → keys and values, each (B, h, M, d)."""
@@ -92,13 +94,21 @@ class Mlp(nn.Module):
         shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.groups
         return shape == ((DEPTHWISE_KERNEL,) * 2, (1, 1), (1, 1), (1, 1), "zeros", self.fc1.out_features)
 
-    def forward(self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution."""
+    def forward(
+        self, x: Tensor, hw: tuple[int, int], mask: Tensor | None = None, *, in_step: bool = False
+    ) -> Tensor:
+        """(B, N, C) → (B, N, C); `mask` (B, N, 1) zeroes the skipped neighbours of the convolution.
+
+        `in_step` tells that a compiled step calls, which torch 2.11 takes for an export.
+        """
         if in_parts(x) and self.is_plain:
             return self._grouped(x, hw, mask)
         hidden = apply_linear(self.fc1, x)
         if mask is not None:
             hidden = hidden * mask.to(hidden.dtype)
+        if runs_triton(hidden) and self.is_plain and (in_step or not torch.compiler.is_exporting()):
+            weights = self._expansion()
+            return apply_linear(self.fc2, map_gelu(hidden, weights.kernel, weights.offset, hw))
         return apply_linear(self.fc2, F.gelu(as_tokens(self.dwconv(as_map(hidden, hw)))))
 
     def packed(self, rows: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
@@ -109,7 +119,7 @@ class Mlp(nn.Module):
             hidden = scatter_depthwise(apply_linear(self.fc1, rows), self.dwconv, layout)
             return apply_linear(self.fc2, F.gelu(hidden))
         weights = self._expansion()
-        if rows.is_cuda and has_triton():
+        if runs_triton(rows):
             from routespace.nn.kernels.depthwise_triton import gather_gelu
 
             hidden = apply_linear(self.fc1, rows)
@@ -149,6 +159,9 @@ class Mlp(nn.Module):
     def fused(self, rows: Tensor, neighbours: Tensor, taps: Tensor) -> Tensor:
         """(n, C) → (n, C), by gathering neighbours; call it inside a compiled function."""
         assert self.dwconv.bias is not None
+        if runs_triton(rows) and not torch.is_grad_enabled():
+            hidden = apply_linear(self.fc1, rows)
+            return apply_linear(self.fc2, gathered_gelu(hidden, taps, self.dwconv.bias, neighbours))
         padded = padded_linear(rows, self.fc1.weight, self.fc1.bias)
         hidden = gather_depthwise(padded, taps, self.dwconv.bias, neighbours)
         return apply_linear(self.fc2, F.gelu(hidden))
@@ -174,9 +187,9 @@ class PvtBlock(Block):
     def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0, *, index: int = 0) -> None:
         super().__init__()
         i, width = spec.index(rate), spec.width(rate)
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, spec.shape.heads[i], spec.own("sr_ratios", rate))
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
         self.drop_path = drop_path
         self.apply(init_weights)
@@ -186,7 +199,7 @@ class PvtBlock(Block):
         # On a CPU the compiler turns the maps around for a depth-wise convolution's backward pass: a training step
         # of everything is a third faster uncompiled.
         if use_compiled(self) and not (torch.is_grad_enabled() and x.device.type == "cpu"):
-            return compiled(dense_step, hw)(self, x, self._drops(x))
+            return compiled(whole_step, hw)(self, x, self._drops(x))
         return dense_step(self, x, hw, self._drops(x))
 
     def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
@@ -224,11 +237,16 @@ def _add(x: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
 # a width.
 
 
-def dense_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops) -> Tensor:
+def dense_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops, *, in_step: bool = False) -> Tensor:
     """(B, N, C) → (B, N, C), every token; `drops` are (B, 1, 1) factors or None."""
     h = block.norm1(x)
     x = _add(x, block.attn(h, h, hw), drops[0])
-    return _add(x, block.mlp(block.norm2(x), hw), drops[1])
+    return _add(x, block.mlp(block.norm2(x), hw, in_step=in_step), drops[1])
+
+
+def whole_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops) -> Tensor:
+    """As `dense_step`: to be compiled."""
+    return dense_step(block, x, hw, drops, in_step=True)
 
 
 def packed_rows(block: PvtBlock, x: Tensor, hw: tuple[int, int], keep: KeptTokens, drops: Drops) -> Tensor:

@@ -33,6 +33,7 @@ from routespace.nn.families.swin_attention import WindowAttention
 from routespace.nn.families.swin_packing import touch
 from routespace.nn.families.swin_windows import Windows
 from routespace.nn.kernels.linear import apply_linear
+from routespace.nn.kernels.norm import LayerNorm
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.rows import put, take
@@ -71,9 +72,9 @@ class SwinBlock(Block):
         self.window, self.trained = spec.own("window", rate), spec.own("pretrained_window", rate)
         self.shifted, self.drop_path = index % 2 == 1, drop_path
         self.attn = WindowAttention(width, spec.shape.heads[i])
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.apply(init_weights)
         for norm in (self.norm1, self.norm2):  # branches start at zero (SwinV2's "res-post-norm" initialisation)
             nn.init.zeros_(norm.weight)
@@ -127,7 +128,7 @@ class Stem(base.Stem):
         super().__init__()
         width = spec.width(spec.stem_down)
         self.proj = nn.Conv2d(spec.in_channels, width, spec.stem_down, spec.stem_down)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) pixels → (B, N, C)."""
@@ -145,7 +146,7 @@ class PatchEmbed(TokenEmbed):
     def __init__(self, spec: GridSpec, rate: int) -> None:
         super().__init__()
         self.reduction = nn.Linear(MERGED * spec.width(rate), spec.width(2 * rate), bias=False)
-        self.norm = nn.LayerNorm(spec.width(2 * rate))
+        self.norm = LayerNorm(spec.width(2 * rate))
         self.apply(init_weights)
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
@@ -179,7 +180,7 @@ class Output(base.Output):
 
     def __init__(self, spec: GridSpec, rate: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(spec.width(rate)) if rate == spec.max_down else None
+        self.norm = LayerNorm(spec.width(rate)) if rate == spec.max_down else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""

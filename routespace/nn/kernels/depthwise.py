@@ -16,7 +16,6 @@ Shape legend: B images · H, W map sides · N = H·W · n kept tokens of the who
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -172,12 +171,6 @@ def tell_compiler() -> None:
     is differentiated; torch 2.11 fails before. (Not where this file is imported: saying so loads the compiler.)
     """
     torch.compiler.allow_in_graph(_gather_conv)
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed; torch brings it on Linux with CUDA."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def taps_of(weight: Tensor) -> Tensor:

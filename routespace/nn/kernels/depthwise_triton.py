@@ -18,12 +18,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from routespace.nn.kernels.gelu_triton import gelu
+
 TAPS = 9
-BLOCK_ROWS = 16
-BLOCK_CHANNELS = 64
+BLOCK_ROWS, BLOCK_CHANNELS, WARPS = (
+    32,
+    64,
+    4,
+)  # of the forward pass: two rows of a thread share what it reads of taps
+SUM_BLOCK_ROWS = 16
 SUM_ROWS = 256  # rows that one program of the weight gradient adds up before it writes
-ROOT_HALF = tl.constexpr(0.7071067811865476)
-ROOT_TAU = tl.constexpr(0.3989422804014327)
 
 
 # Triton reads annotations as code, in which only its own names may stand.
@@ -33,22 +37,24 @@ def _gather_kernel(
     activated: tl.tensor, n: tl.tensor, r: tl.tensor,
     ACTIVATE: tl.constexpr, SUM: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    # Channels are the inner ones of the programs: those that run together read whole rows of memory.
+    blocks = tl.cdiv(r, CHANNELS)
+    row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     row_ok, channel_ok = row < n, channel < r
     total = tl.zeros((ROWS, CHANNELS), dtype=tl.float32)
     for k in tl.static_range(9):
         index = tl.load(neighbours + k * n + row, mask=row_ok, other=n)
         here = (index < n)[:, None] & channel_ok[None, :]
-        part = tl.load(hidden + index[:, None] * r + channel[None, :], mask=here, other=0.0).to(tl.float32)
+        place = index[:, None].to(tl.int64) * r + channel[None, :]
+        part = tl.load(hidden + place, mask=here, other=0.0).to(tl.float32)
         tap = 8 - k if FLIP else k
         total += part * tl.load(taps + tap * r + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
     place = row[:, None].to(tl.int64) * r + channel[None, :]
     inside = row_ok[:, None] & channel_ok[None, :]
     if ACTIVATE:
         total += tl.load(offset + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        gelu = total * 0.5 * (1.0 + tl.erf(total * ROOT_HALF))
-        tl.store(activated + place, gelu.to(activated.dtype.element_ty), mask=inside)
+        tl.store(activated + place, gelu(total).to(activated.dtype.element_ty), mask=inside)
     if SUM:
         tl.store(summed + place, total.to(summed.dtype.element_ty), mask=inside)
 
@@ -66,7 +72,8 @@ def _taps_kernel(
         row = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
         index = tl.load(neighbours + k * n + row, mask=row < n, other=n)
         here = (index < n)[:, None] & channel_ok[None, :]
-        part = tl.load(hidden + index[:, None] * r + channel[None, :], mask=here, other=0.0).to(tl.float32)
+        source = index[:, None].to(tl.int64) * r + channel[None, :]
+        part = tl.load(hidden + source, mask=here, other=0.0).to(tl.float32)
         place = row[:, None].to(tl.int64) * r + channel[None, :]
         total += tl.sum(part * tl.load(grad + place, mask=here, other=0.0).to(tl.float32), axis=0)
     tl.atomic_add(grad_taps + k * r + channel, total, mask=channel_ok)
@@ -85,10 +92,10 @@ def _gather(
     n, r = hidden.shape
     activated = torch.empty_like(hidden)
     summed = torch.empty_like(hidden) if offset is not None and total else activated
-    grid = (triton.cdiv(n, BLOCK_ROWS), triton.cdiv(r, BLOCK_CHANNELS))
-    _gather_kernel[grid](
+    _gather_kernel[(triton.cdiv(n, BLOCK_ROWS) * triton.cdiv(r, BLOCK_CHANNELS),)](
         hidden, taps, taps if offset is None else offset, neighbours, summed, activated, n, r,
-        ACTIVATE=offset is not None, SUM=total, FLIP=flip, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
+        ACTIVATE=offset is not None, SUM=total, FLIP=flip,
+        ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS, num_warps=WARPS,
     )  # fmt: skip
     return summed, activated
 
@@ -112,7 +119,7 @@ class _GatherGelu(Function):
         grid = (triton.cdiv(n, SUM_ROWS), triton.cdiv(r, BLOCK_CHANNELS), TAPS)
         _taps_kernel[grid](
             grad, hidden, neighbours, grad_taps, n, r,
-            STEPS=SUM_ROWS // BLOCK_ROWS, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
+            STEPS=SUM_ROWS // SUM_BLOCK_ROWS, ROWS=SUM_BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS,
         )  # fmt: skip
         return grad_hidden, grad_taps.to(taps.dtype), grad.sum(0), None
 

@@ -133,7 +133,8 @@ class KeptTokens:
         Neighbour 3·(dy + 1) + (dx + 1) is the one at (y + dy, x + dx).
         """
         (h, w), n = self.hw, self.rows.shape[0]
-        framed = torch.nn.functional.pad(self.order.view(-1, h, w), (1, 1, 1, 1), value=n)
+        order = self.order.int() if self.kept.is_cuda else self.order  # half of what kernels there read
+        framed = torch.nn.functional.pad(order.view(-1, h, w), (1, 1, 1, 1), value=n)
         inside = self.rows % (h * w)
         corner = (self.images * (h + 2) + inside // w) * (w + 2) + inside % w
         steps = torch.arange(3, device=corner.device)

@@ -35,7 +35,8 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
         (n, h·d).
     """
     b = keys.shape[0]
-    if torch.compiler.is_exporting():  # one graph for every count: attend from the whole map
+    # One graph for every count: attend from the whole map. (A compiled step is no export, as torch 2.11 says.)
+    if torch.compiler.is_exporting() and isinstance(keep, KeptTokens):
         return padded_attention(queries, keys, values, keep.rows, keep.tokens)
     if keep.per_image is not None:
         return equal_attention(queries, keys, values)
