@@ -23,8 +23,11 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        weight, bias = self.weight, self.bias
-        if not _is_for_triton(x) or len(self.normalized_shape) != 1 or weight is None or bias is None:
+        if not _is_for_triton(x) or len(self.normalized_shape) != 1 or not self.elementwise_affine:
+            return super().forward(x)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if bias is None:
             return super().forward(x)
         if torch.is_autocast_enabled("cuda"):  # in which torch's gives float32
             x, weight, bias = x.float(), weight.float(), bias.float()
