@@ -114,27 +114,24 @@ def _pictures(catalogue: Callable[[Any], Catalogue]) -> Callable[[Wanted], Sourc
     return make
 
 
-def _digits(wanted: Wanted) -> Source:
-    source = DigitsSource(wanted.spec, wanted.preprocess, seed=wanted.seed)
-    if wanted.classes not in (None, source.classes):
-        named = examples(wanted.classes or (), most=10)
-        raise DataError(f"data.kind: the digits 0 to 9 are not the network's classes ({named}); give its images")
-    return source
+def _rendered(kind: Callable[..., Source]) -> Callable[[Wanted], Source]:
+    def make(wanted: Wanted) -> Source:
+        source = kind(wanted.spec, wanted.preprocess, seed=wanted.seed)
+        if wanted.classes not in (None, source.classes):
+            own, named = examples(source.classes, most=10), examples(wanted.classes or (), most=10)
+            raise DataError(
+                f"data.kind: its classes ({own}) are not the network's ({named}); give images of those with --data"
+            )
+        return source
 
-
-def _scenes(wanted: Wanted) -> Source:
-    source = ScenesSource(wanted.spec, wanted.preprocess, seed=wanted.seed)
-    if wanted.classes not in (None, source.classes):
-        named = examples(wanted.classes or (), most=10)
-        raise DataError(f"data.cutouts: its classes are not the network's ({named}); give those of its training")
-    return source
+    return make
 
 
 SOURCES: dict[type, Callable[[Wanted], Source]] = {
-    DigitsSpec: _digits,
+    DigitsSpec: _rendered(DigitsSource),
     **{spec: _pictures(catalogue) for spec, catalogue in CATALOGUES.items()},
     TimmSpec: _pictures(TimmCatalogue),
-    ScenesSpec: _scenes,
+    ScenesSpec: _rendered(ScenesSource),
 }
 
 

@@ -9,7 +9,6 @@ Shape legend: B scenes · C channels · H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,13 +17,12 @@ from torch.utils.data import Dataset
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, Split
 from routespace.train.data.digits_render import SPLITS
-from routespace.train.data.record import DataRecord, Summary, in_turn
+from routespace.train.data.record import DataRecord
+from routespace.train.data.rendered import RenderedSource
 from routespace.train.data.scenes.compose import Composed, Objects, compose
 from routespace.train.data.scenes.layout import draw
 from routespace.train.data.scenes.pictures import choose, class_names, gather
 from routespace.train.recipe.scenes import ScenesSpec
-
-EVAL_SEED = 0  # validation and test scenes are the same for every recipe seed
 
 
 class ScenesDataset(Dataset[tuple[Tensor, int]]):
@@ -91,57 +89,27 @@ class ScenesDataset(Dataset[tuple[Tensor, int]]):
         return self.compose([index]).objects(0)
 
 
-class ScenesSource:
-    """Scenes of a recipe; see `Source`.
-
-    Args:
-        spec: how many scenes, and what is in them.
-        preprocess: image size and normalisation.
-        seed: of the training scenes; those of val and test are the same for every seed.
+class ScenesSource(RenderedSource):
+    """Scenes of a recipe; see `RenderedSource`.
 
     Raises:
         DataError: the cut-outs are missing.
     """
 
-    fresh_each_epoch = True
-    beside_training = True  # composing draws no numbers from global generators
-
     def __init__(self, spec: ScenesSpec, preprocess: Preprocess, *, seed: int) -> None:
-        self.spec, self.preprocess, self.seed = spec, preprocess, seed
-        self.classes = class_names(spec)
+        super().__init__(spec, preprocess, seed=seed, classes=class_names(spec))
 
-    def train(self) -> ScenesDataset:
-        """Training scenes, fresh in each epoch."""
-        return self._scenes("train", self.spec.train_size, self.seed)
-
-    def val(self) -> ScenesDataset:
-        """Validation scenes."""
-        return self._scenes("val", self.spec.val_size, EVAL_SEED)
-
-    def test(self) -> ScenesDataset:
-        """Test scenes."""
-        return self._scenes("test", self.spec.test_size, EVAL_SEED)
+    def scenes(self, split: Split, count: int, seed: int) -> ScenesDataset:
+        """Scenes as normalised tensors."""
+        return ScenesDataset(self.spec, split, count, self.preprocess, seed=seed)
 
     @property
-    def summary(self) -> Summary:
-        """How many scenes of each class: they come in turn."""
-        sizes = {"train": self.spec.train_size, "val": self.spec.val_size}
-        return Summary({part: in_turn(size, self.classes) for part, size in sizes.items()})
-
-    def quick_check(self) -> tuple[str, ...]:
-        """Nothing: every picture is read before the first epoch."""
-        return ()
-
-    @cached_property
     def record(self) -> DataRecord | None:
         """The cut-outs and photographs of train and val; None where they are scikit-learn's."""
         if self.spec.cutouts is None and self.spec.backgrounds is None:
             return None
         parts: dict[str, list[Entry]] = {}
-        for split in ("train", "val"):
+        for split in SPLITS[:2]:
             chosen = choose(self.spec, split)
             parts[split] = [*chosen.cutouts, *(entry._replace(name="(photographs)") for entry in chosen.photos)]
         return DataRecord.of(parts, self.classes)
-
-    def _scenes(self, split: Split, count: int, seed: int) -> ScenesDataset:
-        return ScenesDataset(self.spec, split, count, self.preprocess, seed=seed)
