@@ -78,6 +78,24 @@ def assert_norm_kernel_is_right(normalize, device: str, dtype: torch.dtype, tole
         assert not means.numel() + rstds.numel()
 
 
+def assert_tables_are_right(device: str) -> None:
+    from routespace.nn.packing.tables_triton import neighbours, places
+
+    torch.manual_seed(0)
+    draws = [((6, 7), 3, 0.5), ((1, 1), 2, 1.0), ((5, 3), 4, 0.2), ((1, 9), 2, 0.6), ((40, 41), 5, 0.3)]
+    for hw, b, share in draws:
+        keep = KeptTokens(torch.rand(b, hw[0] * hw[1]) < share, hw)
+        starts = (keep.counts.cumsum(0) - keep.counts).to(device)
+        rows, order = places(keep.kept.to(device), len(keep.rows), starts, None)
+        assert torch.equal(rows.cpu(), keep.rows)
+        assert torch.equal(order.cpu().long(), keep.order)
+        assert torch.equal(neighbours(rows, order, hw).cpu().long(), keep.neighbours)
+    keep = KeptTokens(torch.stack([torch.randperm(42) < 9 for _ in range(3)]), (6, 7), per_image=9)
+    rows, order = places(keep.kept.to(device), 27, None, 9)
+    assert torch.equal(rows.cpu(), keep.rows)
+    assert torch.equal(order.cpu().long(), keep.order)
+
+
 def assert_gelu_is_right(depthwise_gelu, device: str) -> None:
     """Of a map of one token with a kernel of ones in the middle, the GELU alone is left."""
     x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([torch.nan]))).to(device)
@@ -96,8 +114,15 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     from routespace.nn.kernels.depthwise_triton import gather_gelu
     from routespace.nn.kernels.map_triton import depthwise_gelu
     from routespace.nn.kernels.norm_triton import normalize
+    from routespace.nn.packing.tables_triton import neighbours, places
 
-    codes = {torch.int32: "*i32", torch.int64: "*i64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    codes = {
+        torch.uint8: "*u8",
+        torch.int32: "*i32",
+        torch.int64: "*i64",
+        torch.float32: "*fp32",
+        torch.bfloat16: "*bf16",
+    }
     numbers = {int: "i32", float: "fp32"}
     made = []
 
@@ -123,6 +148,11 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
                 depthwise_gelu(torch.randn(2, 42, 70, dtype=dtype), *inputs[1:], 6, 7, total=wanted)
                 normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=wanted)
     assert len(made) == 16  # forward, two in the backward pass, inference; two of maps, two norms
+    starts = keep.counts.cumsum(0) - keep.counts
+    rows, order = places(keep.kept, len(keep.rows), starts, None)
+    places(keep.kept, 40, None, 20)
+    neighbours(rows, order, (6, 7))
+    assert len(made) == 19
     assert all(made)
 
 
@@ -136,6 +166,7 @@ def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
     assert_norm_kernel_is_right(normalize, device, dtype, tolerance)
     if dtype == torch.float32:
         assert_gelu_is_right(depthwise_gelu, device)
+        assert_tables_are_right(device)
 
 
 def test_kernels_in_the_interpreter():

@@ -31,11 +31,11 @@ from routespace.nn.kernels.depthwise import (
 from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
 from routespace.nn.kernels.linear import apply_linear, is_untouched, linear, padded_linear
 from routespace.nn.kernels.norm import LayerNorm
-from routespace.nn.kernels.triton_here import runs_triton
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
 from routespace.nn.packing.rows import put, spread_rows, take
+from routespace.nn.packing.triton_here import runs_triton
 
 CACHED_BYTES = 8 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
 LEAST_GROUP = 128  # hidden channels at a time; matrix products of fewer are slower

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from routespace.nn.kernels.triton_here import runs_triton
+from routespace.nn.packing.triton_here import runs_triton
 
 LEAST_ROWS = 4096  # fewer are a matter of launching a kernel
 MOST_CHANNELS = 1024  # wider rows keep a block of threads busy

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from routespace.nn.packing.triton_here import runs_triton
+
 T = TypeVar("T")
+MOST_TOKENS, MOST_PLACES = 4096, 1 << 31  # of an image, and of a batch, that kernels make tables of
 
 
 class KeptTokens:
@@ -89,9 +92,23 @@ class KeptTokens:
     @cached_property
     def rows(self) -> Tensor:
         """(n,) positions of the kept tokens in the flat (B·N) batch, increasing."""
+        if self._places is not None:
+            return self._places[0]
         if self.per_image is None and self.kept.is_cuda:  # the host knows n once it has the lengths: one wait
             return torch.nonzero_static(self.kept.flatten(), size=sum(self.lengths)).squeeze(1)
         return kept_rows(self.kept, self.per_image)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor] | None:
+        """`rows` and `order` by a kernel of their own on CUDA, where each small operation takes its time."""
+        if not self.kept.is_cuda or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return None
+        if not runs_triton(self.kept) or not 0 < self.kept.numel() < MOST_PLACES or self.tokens > MOST_TOKENS:
+            return None
+        from routespace.nn.packing.tables_triton import places
+
+        starts = None if self.per_image is not None else self.counts.cumsum(0) - self.counts
+        return places(self.kept.contiguous(), sum(self.lengths), starts, self.per_image)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -116,6 +133,8 @@ class KeptTokens:
     @cached_property
     def order(self) -> Tensor:
         """(B·N,) the place of each token among the kept ones, n where it is skipped."""
+        if self._places is not None:
+            return self._places[1]
         flat = self.kept.flatten()
         return torch.where(flat, flat.cumsum(0) - 1, self.rows.shape[0])
 
@@ -133,6 +152,10 @@ class KeptTokens:
         Neighbour 3·(dy + 1) + (dx + 1) is the one at (y + dy, x + dx).
         """
         (h, w), n = self.hw, self.rows.shape[0]
+        if self._places is not None and n:
+            from routespace.nn.packing.tables_triton import neighbours
+
+            return neighbours(*self._places, self.hw)
         order = self.order.int() if self.kept.is_cuda else self.order  # half of what kernels there read
         framed = torch.nn.functional.pad(order.view(-1, h, w), (1, 1, 1, 1), value=n)
         inside = self.rows % (h * w)

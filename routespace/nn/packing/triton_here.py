@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.bool)
 DEVICES = ("cuda",)
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # torch brings it on Linux with CUDA
 
