@@ -40,8 +40,12 @@ def run(
     trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
     method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
     choose: Annotated[
-        str, typer.Option(help="usage (the most used part) or candidates (the best of several on validation).")
-    ] = "usage",
+        str | None,
+        typer.Option(
+            help="usage (the most used part) or candidates (the best of several on validation); by default the "
+            "latter after a sandwich training."
+        ),
+    ] = None,
     finetune: Annotated[
         int | None, typer.Option(metavar="EPOCHS", help="Train the part on for so long before it is saved.")
     ] = None,
@@ -68,7 +72,7 @@ def run(
     from routespace.grid.resources import joined_limits
 
     one_of("method", method, METHODS)
-    one_of("choose", choose, CHOICES)
+    _check_choice(choose)
     given = named_recipe(recipe)
     limits = parse_limits(limit or [])
     if macs is not None:
@@ -97,15 +101,15 @@ def run(
 
 
 def _choose(
-    found: Artifact, limits: Mapping[str, float], by: str, *, table: LatencyTable | None, method: str
+    found: Artifact, limits: Mapping[str, float], by: str | None, *, table: LatencyTable | None, method: str
 ) -> Architecture:
     """The part to take; of candidates a line on how it was found."""
     from routespace.cli.status import busy
     from routespace.train.tasks.kinds import task_of_head
     from routespace.workflow.choosing import choose_best
-    from routespace.workflow.extraction import choose
+    from routespace.workflow.extraction import choose, usual_choice
 
-    if by == "usage" or not limits:
+    if (by or usual_choice(found)) == "usage" or not limits:
         return choose(found, limits, table=table, method=method)
     with busy("evaluating candidates"):
         best = choose_best(found, limits, table=table)
@@ -113,6 +117,13 @@ def _choose(
     each = ", ".join(f"{origin} {text(score)}" for origin, score in best.scores.items())
     print(f"best of {best.candidates} candidates on validation: {text(best.score)} (best by origin: {each})\n")
     return best.architecture
+
+
+def _check_choice(choose: str | None) -> None:
+    from routespace.cli.arguments import one_of
+
+    if choose is not None:
+        one_of("choose", choose, CHOICES)
 
 
 def _check_teacher(epochs: int | None, teacher: str | None) -> None:

@@ -68,7 +68,7 @@ def extract_bundle(
     limits: Mapping[str, float] | None = None,
     table: LatencyTable | None = None,
     method: str = "milp",
-    by: str = "usage",
+    by: str | None = None,
     evaluated: bool = True,
     overwrite: bool = False,
     tuning: FineTuning | None = None,
@@ -83,6 +83,7 @@ def extract_bundle(
         table: predicts milliseconds, for a limit on `latency_ms`; of one batch of the table.
         method: `milp` (proven best) or `threshold`, to derive from usage.
         by: `usage`, the most used part, or `candidates`, the best of several on validation; see `choose_best`.
+            None takes candidates after a sandwich training, whose gates say nothing, and else usage.
         evaluated: measure the task's metric on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
         tuning: how long to train it on before it is saved, and by whom it is taught.
@@ -92,18 +93,24 @@ def extract_bundle(
         BundleError: no such run, usage that was not measured, or `out` cannot be written.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
-    if by not in ("usage", "candidates"):
+    if by not in (None, "usage", "candidates"):
         raise SpecError(f"by: {by!r:.40} is not known; give usage or candidates")
     require_bundle_place(out, overwrite=overwrite)
     artifact = source if isinstance(source, Artifact) else load_artifact(source)
     wanted: dict[str, float] = joined_limits(limits, macs)
     own = None if wanted else own_limit(artifact)
     limits = wanted if own is None else {"macs": own}
-    if by == "candidates" and limits:
+    if limits and (by or usual_choice(artifact)) == "candidates":
         chosen = choose_best(artifact, limits, table=table).architecture
     else:
         chosen = choose(artifact, limits, table=table, method=method)
     return extract_chosen(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite, tuning=tuning)
+
+
+def usual_choice(artifact: Artifact) -> str:
+    """By what a part is chosen where nobody says: `candidates` after a sandwich training, else `usage`."""
+    recipe = artifact.recipe
+    return "candidates" if recipe is not None and recipe.train.mode == "sandwich" else "usage"
 
 
 def own_limit(artifact: Artifact) -> int | None:

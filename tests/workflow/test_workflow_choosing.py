@@ -75,3 +75,13 @@ def test_a_bundle_of_the_chosen_part(found, limits, tmp_path):
     with pytest.raises(SpecError, match=r"by: 'guess' is not known; give usage or candidates"):
         extract_bundle(found, tmp_path / "no", limits=limits, by="guess")
     assert not (tmp_path / "no").exists()
+
+
+def test_after_a_sandwich_candidates_are_the_usual_choice(tmp_path):
+    sandwich = [*TINY, "train.mode=sandwich", "train.start=open", "budget.ratio=0.6"]
+    train_recipe(load_recipe("digits_tiny", sandwich), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    taken = extract_bundle(run, tmp_path / "small")
+    limits = {"macs": run.recipe.budget_macs()}
+    assert taken.net.architecture == choose_best(run, limits).architecture
+    assert taken.card.macs <= limits["macs"]
