@@ -25,6 +25,7 @@ from routespace.train import run
 from routespace.train.evaluate import evaluate
 from routespace.train.macs import counted_macs, expected_macs, metered_macs
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.teaching import check_teaching
 from routespace.train.tasks import kinds
 from routespace.train.tasks.base import Metric, TaskSpec
 
@@ -201,3 +202,10 @@ def test_a_network_without_finite_numbers_cannot_be_evaluated(value):
 def test_no_images_are_an_error_for_costs_too():
     with pytest.raises(DataError, match="no images"):
         evaluate(gated(), [])
+
+
+@pytest.mark.parametrize("changes", [{"train__teacher": "timm:resnet18"}, {"train__mode": "sandwich"}])
+def test_a_task_without_soft_labels_refuses_a_teacher_in_one_line(changes):
+    recipe = tiny(**changes)
+    with pytest.raises(ValueError, match="task 'brightness' knows no soft labels; "):
+        check_teaching(recipe.train, recipe.gates, RegressSpec(), routing=recipe.routing)

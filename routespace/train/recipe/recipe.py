@@ -31,7 +31,8 @@ from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_kind, of_other_kind, settled
-from routespace.train.recipe.parts import LATER, SELF, BudgetSpec, SearchSpec, TrainSpec
+from routespace.train.recipe.parts import LATER, BudgetSpec, SearchSpec, TrainSpec
+from routespace.train.recipe.teaching import check_teaching
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec
 from routespace.values import Value, fields_at
@@ -122,9 +123,7 @@ class Recipe(Value):
         grid = self.grid
         self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
         self.task.check(grid)
-        self._check_teacher()
-        if self.train.mode == "sandwich":
-            self._check_sandwich()
+        check_teaching(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
         for section in ("space", "overrides"):
@@ -132,35 +131,6 @@ class Recipe(Value):
                 _check_field(f"search.{section}", field)
                 self._check_kind(f"search.{section}", field)
         return self
-
-    def _check_teacher(self) -> None:
-        teacher = self.train.teacher
-        if teacher is not None and not self.task.teachable:
-            raise ValueError(f"train.teacher: task {self.task.kind!r} knows no soft labels; leave it out")
-        if teacher == SELF and self.routing in ("static", "none"):
-            raise ValueError(f"train.teacher: 'self' needs gates; routing {self.routing!r} has none, leave it out")
-
-    def _check_sandwich(self) -> None:
-        """What is open when nothing has taught the gates is everything, and stays so."""
-        if self.routing in ("static", "none"):
-            raise ValueError(
-                f"train.mode: 'sandwich' needs choices; routing {self.routing!r} has none, use 'both'"
-            )
-        if not self.task.teachable:
-            raise ValueError(f"train.mode: task {self.task.kind!r} knows no soft labels; use 'plain'")
-        if self.train.teacher == SELF:
-            raise ValueError("train.teacher: in mode 'sandwich' the largest part is the teacher; leave 'self' out")
-        if self.train.start == "staircase":
-            raise ValueError(
-                "train.start: 'staircase' closes gates, which mode 'sandwich' leaves alone; give 'open'"
-            )
-        gates = self.gates
-        taught = gates.teach != "none" or gates.opening != "threshold"
-        if taught or not gates.has_threshold or gates.openness <= gates.open_above:
-            raise ValueError(
-                "train.mode: 'sandwich' needs gates that are open untrained; leave out kind 'tanh', capacity, "
-                "selection, teach and opening, and give an openness above the threshold"
-            )
 
     def _check_kind(self, where: str, field: str) -> None:
         section, _, name = field.partition(".")
