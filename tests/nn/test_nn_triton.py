@@ -73,6 +73,9 @@ def assert_norm_kernel_is_right(normalize, device: str, dtype: torch.dtype, tole
         for got, want in zip(found, wanted, strict=True):
             limit = tolerance * want.abs().max().clamp(min=1)
             assert (got.float() - want).abs().max() <= limit, (t, c)
+        shifted, _, _ = normalize(rows - bias, weight, bias, 1e-5, statistics=False, added=bias)
+        rounding = 3 * tolerance * found[0].abs().max().clamp(min=1)  # of the difference
+        assert (shifted - found[0]).abs().max() <= rounding or t == c == 1
         normed, means, rstds = normalize(rows, weight, bias, 1e-5, statistics=False)
         assert torch.equal(normed, found[0])
         assert not means.numel() + rstds.numel()
@@ -147,12 +150,13 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
             for wanted in (True, False):
                 depthwise_gelu(torch.randn(2, 42, 70, dtype=dtype), *inputs[1:], 6, 7, total=wanted)
                 normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=wanted)
-    assert len(made) == 16  # forward, two in the backward pass, inference; two of maps, two norms
+            normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=False, added=inputs[2])
+    assert len(made) == 18  # forward, two in the backward pass, inference; two of maps, three norms
     starts = keep.counts.cumsum(0) - keep.counts
     rows, order = places(keep.kept, len(keep.rows), starts, None)
     places(keep.kept, 40, None, 20)
     neighbours(rows, order, (6, 7))
-    assert len(made) == 19
+    assert len(made) == 21
     assert all(made)
 
 
@@ -228,6 +232,25 @@ def test_kernels_on_cuda_at_the_sizes_of_networks(b, side, r):
         found.append([y, *torch.autograd.grad((y * weight).sum(), [x, norm.weight, norm.bias])])
     for got, want in zip(*found, strict=True):
         assert (got - want).abs().max() <= 2e-2 * want.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("last", [False, True], ids=["plain", "channels_last"])
+def test_norm_of_a_map_on_cuda(last):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    from routespace.nn.kernels.norm import LayerNorm, norm_of_map
+
+    torch.manual_seed(0)
+    conv, norm = (part.to("cuda", torch.bfloat16) for part in (torch.nn.Conv2d(16, 72, 3, 2, 1), LayerNorm(72)))
+    torch.nn.init.normal_(conv.bias)
+    torch.nn.init.normal_(norm.weight)
+    maps = torch.randn(3, 16, 31, 20, device="cuda", dtype=torch.bfloat16)
+    if last:
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        got, want = norm_of_map(norm, conv, maps), norm(conv(maps).flatten(2).transpose(1, 2))
+    assert (got - want).abs().max() <= 3e-2 * want.abs().max()
 
 
 @pytest.mark.gpu

@@ -19,8 +19,8 @@ from routespace.nn.families import base
 from routespace.nn.families.base import FamilyModules, StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock, init_weights
 from routespace.nn.kernels.linear import linear
-from routespace.nn.kernels.norm import LayerNorm
-from routespace.nn.packing.maps import as_map, as_tokens
+from routespace.nn.kernels.norm import LayerNorm, norm_of_map
+from routespace.nn.packing.maps import as_map
 
 _TIMM_STAGE = re.compile(r"stages[._](\d+)\.(.+)")  # `stages_0` in timm's networks of features alone
 _OFFICIAL = re.compile(r"(patch_embed|block|norm)(\d)\.(.+)")
@@ -40,8 +40,7 @@ class Stem(base.Stem):
         """(B, in_channels, H, W) pixels → (B, N, C)."""
         if images.is_cuda:  # of channels-last images a token map comes, of others a copy of one
             images = images.contiguous(memory_format=torch.channels_last)
-        normed: Tensor = self.norm(as_tokens(self.proj(images)))
-        return normed
+        return norm_of_map(self.norm, self.proj, images)
 
 
 class PatchEmbed(TokenEmbed):
@@ -61,8 +60,7 @@ class PatchEmbed(TokenEmbed):
         h = self.norm_in(x)
         if visible is not None:
             h = h * visible.to(h.dtype)
-        normed: Tensor = self.norm(as_tokens(self.proj(as_map(h, hw))))
-        return normed
+        return norm_of_map(self.norm, self.proj, as_map(h, hw))
 
     def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the patches under the coarse tokens at `rows`, times the kernel as a matrix."""

@@ -30,7 +30,7 @@ from routespace.nn.kernels.depthwise import (
 )
 from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
 from routespace.nn.kernels.linear import apply_linear, is_untouched, linear, padded_linear
-from routespace.nn.kernels.norm import LayerNorm
+from routespace.nn.kernels.norm import LayerNorm, norm_of_map
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
@@ -57,7 +57,7 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor, hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(B, N, C) → keys and values, each (B, h, M, d)."""
         if self.sr is not None and self.norm is not None:
-            x = self.norm(as_tokens(self.sr(as_map(x, hw))))
+            x = norm_of_map(self.norm, self.sr, as_map(x, hw))
         b, m, c = x.shape
         keys, values = apply_linear(self.kv, x).view(b, m, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         return keys, values

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
+from routespace.nn.kernels.linear import is_untouched, somebody_listens
+from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.triton_here import runs_triton
 
 LEAST_ROWS = 4096  # fewer are a matter of launching a kernel
@@ -42,6 +45,48 @@ class LayerNorm(nn.LayerNorm):
 
             normed, _, _ = normalize(rows, weight, bias, self.eps, statistics=False)
         return normed.view(x.shape)
+
+
+def norm_of_map(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> Tensor:
+    """LayerNorm of a convolution's tokens; in inference on CUDA the norm's kernel adds the bias.
+
+    Args:
+        norm: over the convolution's channels.
+        conv: the convolution.
+        maps: (B, C, H, W).
+
+    Returns:
+        (B, N', C').
+    """
+    fits = isinstance(norm, LayerNorm) and norm.elementwise_affine and norm.bias is not None
+    if not fits or not _can_add(norm, conv, maps) or conv.bias is None:
+        normed: Tensor = norm(as_tokens(conv(maps)))
+        return normed
+    from routespace.nn.kernels.norm_triton import normalize
+
+    tokens = as_tokens(
+        F.conv2d(maps, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    ).contiguous()
+    rows, _, _ = normalize(
+        tokens.flatten(0, 1), norm.weight, norm.bias, norm.eps, statistics=False, added=conv.bias
+    )
+    return rows.view(tokens.shape)
+
+
+def _can_add(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> bool:
+    """Whether nothing but a convolution's bias stands between it and a norm, in inference on CUDA."""
+    if not maps.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        return False
+    if torch.compiler.is_compiling() or not runs_triton(maps) or not is_untouched(conv):
+        return False
+    same = maps.dtype == conv.weight.dtype == norm.weight.dtype and maps.shape[0] > 0
+    return same and conv.padding_mode == "zeros" and not _is_heard(norm) and conv.out_channels <= MOST_CHANNELS
+
+
+def _is_heard(module: nn.Module) -> bool:
+    """Whether somebody listens to a module or has replaced its forward."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(map(len, hooks)) or "forward" in module.__dict__ or bool(somebody_listens())
 
 
 def _is_for_triton(x: Tensor) -> bool:

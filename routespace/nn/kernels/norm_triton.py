@@ -19,9 +19,9 @@ NUMBERS = 4096  # that a program normalises; with four warps 32 of each thread
 # Triton reads annotations as code, in which only its own names may stand.
 @triton.jit
 def _norm_kernel(
-    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, normed: tl.tensor, means: tl.tensor, rstds: tl.tensor,
-    t: tl.tensor, eps: tl.tensor,
-    C: tl.constexpr, STATISTICS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x: tl.tensor, added: tl.tensor, weight: tl.tensor, bias: tl.tensor, normed: tl.tensor, means: tl.tensor,
+    rstds: tl.tensor, t: tl.tensor, eps: tl.tensor,
+    C: tl.constexpr, ADD: tl.constexpr, STATISTICS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
@@ -29,6 +29,8 @@ def _norm_kernel(
     inside = row_ok[:, None] & channel_ok[None, :]
     place = row[:, None] * C + channel[None, :]
     given = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        given += tl.load(added + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
     mean = tl.sum(given, axis=1) / C
     centred = tl.where(channel_ok[None, :], given - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
@@ -42,7 +44,7 @@ def _norm_kernel(
 
 
 def normalize(
-    rows: Tensor, weight: Tensor, bias: Tensor, eps: float, *, statistics: bool
+    rows: Tensor, weight: Tensor, bias: Tensor, eps: float, *, statistics: bool, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm over the last dimension.
 
@@ -51,6 +53,7 @@ def normalize(
         weight, bias: (C,).
         eps: added to the variance.
         statistics: whether the backward pass will ask for them.
+        added: (C,), what is added to each row before.
 
     Returns:
         (T, C), and (T, 1) float32 means and reciprocal deviations, empty without `statistics`.
@@ -61,7 +64,7 @@ def normalize(
     channels = triton.next_power_of_2(c)
     each = max(1, NUMBERS // channels)
     _norm_kernel[(triton.cdiv(t, each),)](
-        rows, weight, bias, normed, means, rstds, t, eps,
-        C=c, STATISTICS=statistics, ROWS=each, CHANNELS=channels,
+        rows, weight if added is None else added, weight, bias, normed, means, rstds, t, eps,
+        C=c, ADD=added is not None, STATISTICS=statistics, ROWS=each, CHANNELS=channels,
     )  # fmt: skip
     return normed, means, rstds

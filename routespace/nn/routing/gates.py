@@ -263,7 +263,8 @@ def top_share(scores: Tensor, keep: float) -> Tensor:
 def top_places(scores: Tensor, number: int | Tensor) -> Tensor:
     """(B, P) scores → (B, P) floats with a one at the best `number` places: of all images, or (B, 1) of each."""
     if isinstance(number, int):
-        best = scores.topk(number, dim=1).indices
+        # In order of size they are wanted nowhere; on a GPU sorting them takes another kernel.
+        best = scores.topk(number, dim=1, sorted=not scores.is_cuda).indices
         return torch.zeros_like(scores).scatter_(1, best, 1.0)
     ones = (torch.arange(scores.shape[1], device=scores.device) < number).to(scores.dtype)
     return torch.zeros_like(scores).scatter_(1, scores.argsort(dim=1, descending=True), ones)
