@@ -107,7 +107,12 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 def is_untouched(layer: nn.Module) -> bool:
     """Whether nobody has replaced a layer or its `forward`, or listens to it."""
-    if type(layer) not in (nn.Linear, nn.Conv2d) or "forward" in layer.__dict__:
+    return type(layer) in (nn.Linear, nn.Conv2d) and is_unheard(layer)
+
+
+def is_unheard(layer: nn.Module) -> bool:
+    """Whether nobody has replaced a layer's `forward`, or listens to it."""
+    if "forward" in layer.__dict__:
         return False
     try:
         hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks

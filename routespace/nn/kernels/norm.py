@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from routespace.nn.kernels.linear import is_untouched, somebody_listens
+from routespace.nn.kernels.linear import is_unheard, is_untouched
 from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.triton_here import runs_triton
 
@@ -75,18 +75,12 @@ def norm_of_map(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> Tensor:
 
 def _can_add(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> bool:
     """Whether nothing but a convolution's bias stands between it and a norm, in inference on CUDA."""
-    if not maps.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+    if not maps.is_cuda or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
-    if torch.compiler.is_compiling() or not runs_triton(maps) or not is_untouched(conv):
+    if torch.is_autocast_enabled("cuda") or not runs_triton(maps) or not is_untouched(conv):
         return False
     same = maps.dtype == conv.weight.dtype == norm.weight.dtype and maps.shape[0] > 0
-    return same and conv.padding_mode == "zeros" and not _is_heard(norm) and conv.out_channels <= MOST_CHANNELS
-
-
-def _is_heard(module: nn.Module) -> bool:
-    """Whether somebody listens to a module or has replaced its forward."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(map(len, hooks)) or "forward" in module.__dict__ or bool(somebody_listens())
+    return same and conv.padding_mode == "zeros" and is_unheard(norm) and conv.out_channels <= MOST_CHANNELS
 
 
 def _is_for_triton(x: Tensor) -> bool:

@@ -90,7 +90,7 @@ def varlen_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
 
     b, _, m, _ = keys.shape
     starts = F.pad(keep.counts.cumsum(0), (1, 0)).to(torch.int32)
-    key_starts = torch.arange(0, (b + 1) * m, m, device=keys.device, dtype=torch.int32)
+    key_starts = m * torch.arange(b + 1, device=keys.device, dtype=torch.int32)
     packed_keys, packed_values = (
         part.transpose(1, 2).reshape(b * m, *queries.shape[1:]) for part in (keys, values)
     )
