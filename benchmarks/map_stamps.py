@@ -1,0 +1,225 @@
+"""One taught map on photographs: against plain networks of the same MACs, and against gates that know the boxes.
+
+    python benchmarks/data_stamps.py runs/stamps_data
+    python benchmarks/map_stamps.py runs/stamps_data [--seeds 0] [--only routed oracle] [--out DIR]
+
+As `map.py`, with photographic cut-outs on photographs in place of digits: one object a scene, of 20 to 60 px on
+64 px in phase A, of 18 to 52 px on 96 px in phase B; validation has the same cut-outs on other photographs. All
+networks take the same number of steps in both phases.
+
+    routed      the gates of the recipe `digits_map`
+    oracle      the routed network without gates of its own: a token is computed where it touches the object's box
+                or two pixels around it. That also tells where the object is: a ceiling, no rival. It costs nothing
+    shallower   one block a rate, narrower
+    smaller     the routed network's own blocks on images of 72 px (more MACs than the others)
+    dense       the routed network's own blocks on all tokens: what is to be saved
+
+`auc` says how well the map tells the oracle's tokens from the others at rate 4. Seconds are processor seconds of
+phase B's training steps, with the composing of scenes; run it with one thread. Accuracies are on validation
+scenes; the test split is not looked at. Finished runs are read, not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from map import finished, show
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from routespace import RouteNet, Routes, TaskNet
+from routespace.files import read_json, write_json
+from routespace.grid.leading import leading_row
+from routespace.memory import keep_freed_memory
+from routespace.nn.routing.routes import EdgeRoute
+from routespace.nn.usage import UsageMeter
+from routespace.nn.weights import load_net
+from routespace.recipes import load_recipe
+from routespace.train.data.catalogue import Split
+from routespace.train.data.rendered import EVAL_SEED
+from routespace.train.data.scenes.source import ScenesDataset, ScenesSource
+from routespace.train.macs import counted_macs
+from routespace.train.optim import make_optimizer, make_schedule
+from routespace.train.pretrained import load_pretrained
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.scenes import ScenesSpec
+
+AUC_SCENES, BOX_PX = 200, 2
+START_PX, OBJECT_PX, SMALL_PX = (20, 60), (18, 52), (14, 39)
+START_SIZE, START_EPOCHS = 6000, 8
+TRAIN_SIZE, EPOCHS, BATCH = 6400, 5, 32
+PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
+SHALLOW = {"grid.widths": [5, 10, 24, 36]}
+SMALL = {"grid.image_size": 72, "data.object_px": SMALL_PX}
+NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # name: start, changes
+    "routed": ("base", {}),
+    "oracle": ("base", {}),
+    "shallower": ("shallow", PLAIN | SHALLOW),
+    "smaller": ("base", PLAIN | SMALL),
+    "dense": ("base", PLAIN),
+}
+STARTS: Mapping[str, Mapping[str, Any]] = {"base": {}, "shallow": SHALLOW}
+
+
+def scenes(folder: Path, object_px: tuple[int, int], train_size: int) -> dict[str, Any]:
+    """The recipe's data section."""
+    return {
+        "kind": "scenes",
+        "cutouts": str(folder / "cutouts"),
+        "backgrounds": str(folder / "photographs"),
+        "train_size": train_size,
+        "object_px": object_px,
+        "rotate": 25,
+        "hflip": 0.5,
+        "brightness": 0.3,
+        "saturation": 0.5,
+        "held_out": 0.2,
+    }
+
+
+def recipes(folder: Path, name: str, seed: int, first: Path) -> tuple[Recipe, Recipe]:
+    """Those of phase A, and of phase B, which starts from the run in `first`."""
+    start, changes = NETWORKS[name]
+    classes = {"grid.num_classes": len(list((folder / "cutouts").iterdir())), "seed": seed}
+    before = {"data": scenes(folder, START_PX, START_SIZE), "train.epochs": START_EPOCHS}
+    after = {"data": scenes(folder, OBJECT_PX, TRAIN_SIZE), "train.epochs": EPOCHS}
+    more = {"train.weights": str(first), "train.start": "open"}
+    return (
+        load_recipe("digits_map_start").override({**classes, **before, **STARTS[start]}),
+        load_recipe("digits_map").override({**classes, **after, **changes, **more}),
+    )
+
+
+def one(folder: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Train one network in both phases."""
+    first, place = out / f"start_{NETWORKS[name][0]}_{seed}", out / f"{name}_{seed}"
+    before, recipe = recipes(folder, name, seed, first)
+    begun = finished(before, first)
+    result = oracle(recipe, place.with_suffix(".json")) if name == "oracle" else finished(recipe, place)
+    return {
+        "network": name,
+        "seed": seed,
+        "macs": result["counted_macs"],
+        "steps": recipe.train.epochs * (TRAIN_SIZE // BATCH),
+        "start_s": begun["cpu_s"],
+        "cpu_s": result["cpu_s"],
+        "start": begun["accuracy"],
+        "accuracy": result["accuracy"],
+        "auc": map_auc(load_net(place / "net"), recipe) if name == "routed" else None,
+    }
+
+
+def scenes_of(recipe: Recipe, split: Split) -> ScenesDataset:
+    """The scenes of a recipe; those of val are the same for all seeds."""
+    assert isinstance(recipe.data, ScenesSpec)
+    source = ScenesSource(recipe.data, recipe.preprocess, seed=recipe.seed)
+    if split == "train":
+        return source.scenes(split, recipe.data.train_size, recipe.seed)
+    return source.scenes(split, recipe.data.val_size, EVAL_SEED)
+
+
+def batch_of(dataset: ScenesDataset, indices: range) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, 3, H, W), labels (B,) and boxes (B, 4), left, top, right, bottom, of scenes with one object."""
+    made, looks = dataset.compose(indices), dataset.preprocess
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (looks.mean, looks.std))
+    images = ((made.images.permute(0, 3, 1, 2) / 255 - mean) / std).contiguous()
+    boxes = np.stack([made.objects(scene).boxes[0] for scene in range(len(images))])
+    return images, torch.from_numpy(made.layout.labels), torch.from_numpy(boxes)
+
+
+def touched(boxes: Tensor, size: tuple[int, int], rate: int) -> Tensor:
+    """Boxes (B, 4) → (B, N) bool: the tokens of a rate that touch them or what is close around them."""
+    down, across = (torch.arange(0, side, rate) for side in size)
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
+    rows = (down + rate > top - BOX_PX) & (down < bottom + BOX_PX)
+    columns = (across + rate > left - BOX_PX) & (across < right + BOX_PX)
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+
+
+def true_routes(net: TaskNet, boxes: Tensor) -> Routes:
+    """Decisions that compute the tokens around each object and no others."""
+    size, edges = net.spec.image_size, net.architecture.grid.edges
+    kept = {name: touched(boxes, size, edges[name].target[1]) for name in net.gates}
+    return Routes({name: EdgeRoute(there, there.float()) for name, there in kept.items()})
+
+
+def oracle(recipe: Recipe, told: Path) -> dict[str, Any]:
+    """Train with true routes as the library trains: the same scenes, rates, clipping and steps with all open."""
+    if told.exists():
+        found: dict[str, Any] = read_json(told, wanted="what this script wrote")
+        return found
+    torch.manual_seed(recipe.seed)
+    train, dataset = recipe.train, scenes_of(recipe, "train")
+    task = recipe.task.make(recipe.grid, train)
+    net = TaskNet(RouteNet(recipe.architecture(), recipe.gates, execution=train.execution), task.head(recipe.grid))
+    assert train.weights is not None
+    assert train.clip_grad is not None
+    load_pretrained(net, train.weights)
+    steps, begin = TRAIN_SIZE // BATCH, time.process_time()
+    optimizer, net = make_optimizer(net, train), net.train()
+    schedule = make_schedule(optimizer, train, steps)
+    for done in range(train.epochs * steps):
+        epoch, step = divmod(done, steps)
+        dataset.set_epoch(epoch)
+        schedule.step_update(done)
+        images, labels, boxes = batch_of(dataset, range(step * BATCH, (step + 1) * BATCH))
+        whole = done < recipe.budget.open_frac * train.epochs * steps
+        routes = Routes.full(net, images) if whole else true_routes(net, boxes)
+        task.loss(net(images, routes=routes).outputs, labels).backward()
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], train.clip_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+    result = {"cpu_s": time.process_time() - begin, **true_accuracy(net.eval(), scenes_of(recipe, "val"))}
+    write_json(told, result)
+    return result
+
+
+@torch.no_grad()
+def true_accuracy(net: TaskNet, dataset: ScenesDataset) -> dict[str, float]:
+    """Accuracy and counted MACs under true routes."""
+    right, meter = 0, UsageMeter()
+    for begin in range(0, len(dataset), BATCH):
+        images, labels, boxes = batch_of(dataset, range(begin, min(begin + BATCH, len(dataset))))
+        output = net(images, routes=true_routes(net, boxes))
+        meter.update(output.routes, len(images))
+        right += int((output.logits.argmax(1) == labels).sum())
+    return {"accuracy": right / len(dataset), "counted_macs": counted_macs(net, meter.usage())}
+
+
+@torch.no_grad()
+def map_auc(net: TaskNet, recipe: Recipe) -> float:
+    """Area under the curve of the map against the oracle's tokens."""
+    images, _, boxes = batch_of(scenes_of(recipe, "val"), range(AUC_SCENES))
+    leader = leading_row(net.architecture)
+    assert leader is not None
+    chance = net.eval()(images).routes[leader].chance
+    assert chance is not None
+    there = touched(boxes, recipe.grid.image_size, recipe.grid.rates[0])
+    return float(roc_auc_score(there.flatten(), chance.double().flatten()))
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="what benchmarks/data_stamps.py wrote")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--out", type=Path, default=Path("runs/map_stamps"))
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        for name in arguments.only:
+            rows.append(one(arguments.data, name, seed, arguments.out))
+            show(rows)
+            write_json(arguments.out / "table.json", rows)
+
+
+if __name__ == "__main__":
+    main()
