@@ -295,6 +295,9 @@ def test_operators_are_what_plain_layers_compute():
         conv = partial(F.conv2d, weight=kernel, bias=offset, padding=1, groups=10)
         wanted = F.gelu(scatter_depthwise(rows, conv, Layout(keep.rows, keep.order, (3, 6, 7))))
         torch.testing.assert_close(gathered_gelu(rows, taps_of(kernel), offset, keep.neighbours), wanted)
+    small = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 6, 3), (3, 1, 3, 3), (3,))]
+    torch.autograd.gradcheck(lambda *given: map_gelu(*given, (2, 3)), small)
+    torch.autograd.gradgradcheck(lambda *given: map_gelu(*given, (2, 3)), small)
     operators = torch.ops.routespace
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     for total in (True, False):

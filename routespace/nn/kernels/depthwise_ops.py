@@ -87,11 +87,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 6
+def _backward(ctx: Any, grad: Tensor | None, grad_summed: Tensor | None) -> tuple[Tensor | None, ...]:
     hidden, kernel, summed = ctx.saved_tensors
-    grad = torch.ops.aten.gelu_backward(grad.contiguous(), summed)
+    if grad is not None:  # a second derivative asks for that of what goes into the GELU, too
+        grad = torch.ops.aten.gelu_backward(grad.contiguous(), summed)
+        grad = grad if grad_summed is None else grad + grad_summed
+    elif grad_summed is None:
+        return (None,) * 6
+    else:
+        grad = grad_summed.contiguous()
     one, groups = [1, 1], hidden.shape[2]
     into_hidden, into_kernel, into_offset, *_rest = ctx.needs_input_grad
     grad_maps, grad_kernel, _none = torch.ops.aten.convolution_backward(

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from routespace.nn.kernels.linear import is_unheard, is_untouched
@@ -100,7 +99,6 @@ class _LayerNorm(Function):
         return normed
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias, means, rstds = ctx.saved_tensors
         found: tuple[Tensor | None, ...] = torch.ops.aten.native_layer_norm_backward(
