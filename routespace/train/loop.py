@@ -20,10 +20,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from routespace.grid.architecture import Architecture
-from routespace.nn.routing.gates import threshold_logit
 from routespace.nn.task_net import TaskNet
-from routespace.train.budget import BudgetLoss
-from routespace.train.calibrate import set_threshold
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import Sampling, evaluate
@@ -34,7 +31,7 @@ from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.remarks import Validation, remarks_on
-from routespace.train.shares import RowShares, agree_on_cuts
+from routespace.train.spending import Spending
 from routespace.train.step_loss import Losses, StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
 from routespace.train.tasks.base import Task
@@ -79,15 +76,12 @@ class Trainer:
         self.recipe, self.spec, self.net, self.loaders = recipe, recipe.train, net, loaders
         self.task, self.accelerator, self.report = task, accelerator, report
         self.base_macs, self.target_macs = recipe.base_macs(), target_macs
-        self.budget: BudgetLoss | None = None
-        self.shares = RowShares.of(recipe, net.architecture, target_macs)
+        self.spending = Spending(recipe, net, target_macs)
         self.teacher = GateTeacher(net)
-        if target_macs is not None and self.shares is None:
-            self.budget = BudgetLoss(recipe.budget, self.base_macs, target_macs)
         self.optimizer = make_optimizer(net, self.spec)
         self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
         self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
-        step_loss = StepLoss(net, task, self.budget, self.spec)
+        step_loss = StepLoss(net, task, self.spending.loss, self.spec)
         self.step_loss, self.stepper = accelerator.prepare(step_loss, self.optimizer)
         self.outside = teacher
         self.passes = make_passes(Runner(self.step_loss, accelerator, teacher), net, recipe, loaders.steps)
@@ -164,7 +158,7 @@ class Trainer:
         progress = done / (self.spec.epochs * self.loaders.steps)
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
         self.schedule.step_update(done)
-        held, shares = self._held(progress), self.shares.at(progress) if self.shares else None
+        held, shares = self._held(progress), self.spending.opened(progress)
         with self.net.deciding_as(held=held, shares=shares), self.teacher.watching(on=held is not None):
             losses = self.passes(images, targets, progress, done)
         self.teacher.teach(self.accelerator)
@@ -176,16 +170,13 @@ class Trainer:
         self.net.update_gate_ema()
         if self.ema is not None:
             self.ema.update(self.net)
-        if self.shares is not None:
-            agree_on_cuts(self._nets, self.accelerator)
+        self.spending.agree(self._nets, self.accelerator)
         stacked = torch.stack([value.detach().double() for value in losses])
         numbers: list[float] = self.accelerator.reduce(stacked, "mean").tolist()
         with together():  # all of them see it; one tells
             if not math.isfinite(numbers[0]):
                 raise self._diverged(f"the loss became {numbers[0]}")
-        if self.budget is not None:
-            self.budget.update(numbers[-1], progress)
-            self._move_threshold()
+        self.spending.update(self._nets, numbers[-1], progress)
         return numbers
 
     def _diverged(self, what: str) -> DivergedError:
@@ -195,13 +186,6 @@ class Trainer:
         return DivergedError(
             f"train: {what} in epoch {self.epoch + 1}, {where}: the training diverged; lower {lower}"
         )
-
-    def _move_threshold(self) -> None:
-        """Put the gates' threshold where the budget has moved it."""
-        if self.budget is None or not self.budget.spec.control:
-            return
-        for net in self._nets:
-            set_threshold(net, threshold_logit(self.recipe.gates.open_above) + self.budget.shift)
 
     def _held(self, progress: float) -> Architecture | None:
         """What decides instead of the gates while the blocks learn: everything, or the staircase."""
@@ -244,12 +228,8 @@ class Trainer:
         self.seconds += time.perf_counter() - start
         means = {name: total / max(1, self.step) for name, total in self._sums.items()}
         metric = self.task.metric.name
-        trained, counted = means["macs"] / self.base_macs, found["counted_macs"] / self.base_macs
-        target, began = self._target_ratio(), self.epoch / self.spec.epochs
-        if self.budget is not None:  # judged by where the epoch began: the target must not have moved in it
-            self.budget.correct(trained, counted, began)
-        if self.shares is not None:
-            self.shares.correct(means["macs"], found["counted_macs"], began)
+        target = self._target_ratio()
+        self.spending.correct(means["macs"], found["counted_macs"], self.epoch / self.spec.epochs)
         return {
             "epoch": self.epoch + 1,
             "loss": means["loss"],
@@ -259,9 +239,9 @@ class Trainer:
             f"train_{metric}": means[metric],
             metric: found[metric],
             "val_loss": found["loss"],
-            "train_expected_ratio": trained,
+            "train_expected_ratio": means["macs"] / self.base_macs,
             "expected_ratio": found["expected_macs"] / self.base_macs,
-            "counted_ratio": counted,
+            "counted_ratio": found["counted_macs"] / self.base_macs,
             "target_ratio": target,
             "lr": self.optimizer.param_groups[0]["lr"],
             "temperature": last.temperature,
@@ -272,15 +252,13 @@ class Trainer:
 
     def remarks(self, found: Mapping[str, Any], task_loss: float | None, progress: float) -> list[str]:
         """What looks wrong in a validation; arguments as in `remarks_on`."""
-        shares = self.shares.final if self.shares is not None else None
+        shares = self.spending.shares.final if self.spending.shares is not None else None
         seen = Validation(found["usage"], found["counted_macs"], task_loss, progress)
         return remarks_on(seen, self.recipe, self.net.architecture, shares=shares, target=self.target_macs)
 
     def _target_ratio(self) -> float | None:
         share = (self.epoch * self.loaders.steps + self.step) / max(1, self.spec.epochs * self.loaders.steps)
-        if self.shares is not None:
-            return self.shares.macs(share) / self.base_macs
-        return self.budget.target_ratio(share) if self.budget else None
+        return self.spending.target_ratio(share)
 
     def progress(self, stage: str = "train") -> Progress:
         """How far training is."""
@@ -293,7 +271,9 @@ class Trainer:
             step=self.step,
             steps=self.loaders.steps,
             loss=self._sums["loss"] / self.step if self.step else None,
-            budget_loss=self._sums["budget_loss"] / self.step if self.step and self.budget is not None else None,
+            budget_loss=self._sums["budget_loss"] / self.step
+            if self.step and self.spending.loss is not None
+            else None,
             score=self._score(),
             metric=self.task.metric,
             macs_ratio=self._sums["macs"] / self.step / self.base_macs if self.step else None,
@@ -314,8 +294,7 @@ class Trainer:
             "net": self.net.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "budget": self.budget.state() if self.budget else None,
-            "excess_macs": self.shares.excess if self.shares else None,
+            **self.spending.state(),
             "epoch": self.epoch,
             "step": self.step,
             "sums": self._sums,
@@ -330,11 +309,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.budget is not None:
-            self.budget.load_state(state["budget"])
-            self._move_threshold()
-        if self.shares is not None:
-            self.shares.excess = state["excess_macs"]
+        self.spending.load_state(self._nets, state)
         self.epoch, self.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
         done = self.epoch * self.loaders.steps + self.step
