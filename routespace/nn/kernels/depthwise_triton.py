@@ -22,7 +22,7 @@ from routespace.nn.kernels.gelu_triton import gelu
 
 TAPS = 9
 BLOCK_ROWS, BLOCK_CHANNELS, WARPS = (
-    32,
+    16,
     64,
     4,
 )  # of the forward pass: two rows of a thread share what it reads of taps
