@@ -36,12 +36,12 @@ from routespace.cli import (
 )
 from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import INTERRUPTED, Interrupts
-from routespace.errors import RoutespaceError, command_line, reason
+from routespace.cli.typed import TYPED
+from routespace.errors import RoutespaceError, reason
 from routespace.memory import keep_freed_memory
 from routespace.train.stopping import PeerError, is_first_process
 
 BAD_INPUT = 2
-TYPED = "routespace.typed"  # in a context's meta: the words of the command line
 
 # typer carries its own click since 0.25 and used the real one before; this is the class in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -103,11 +103,6 @@ def told(error: BaseException, *, interrupted: bool = False) -> typer.Exit | Non
     if isinstance(error, RoutespaceError | OSError | MemoryError | UsageError):
         return fail(one_line(error), BAD_INPUT)
     return None
-
-
-def same_command(ctx: typer.Context) -> str:
-    """The command that is running, as it was typed, quoted for a shell."""
-    return command_line(*ctx.meta[TYPED])
 
 
 def fail(message: str, code: int) -> typer.Exit:

@@ -7,13 +7,13 @@ interrupted demo goes on where it stood.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from routespace import file_names
+from routespace.cli.demo_journey import Journey, heading
 from routespace.cli.options import out
 
 if TYPE_CHECKING:
@@ -29,27 +29,7 @@ TRIALS = 3
 FINE_TUNING = {"name": "digits_tiny_finetuned", "train.epochs": 8, "train.lr": 2e-3, "train.warmup_epochs": 0.5}
 QUICK = {"train.epochs": 1, "data.train_size": 256, "data.val_size": 100, "data.test_size": 100}
 QUICK_TRIALS = 2
-STEPS = 8
 GRID_FILE = "grid.json"  # the first thing that it writes
-
-
-@dataclass(frozen=True)
-class Journey:
-    """What the demo does, and where.
-
-    Attributes:
-        out: folder of everything.
-        recipe: of the supernet and of the search.
-        fine_tuning: of what is extracted.
-        trials: of the search.
-        best_plain: whether splits and widths of the plain network are tried first.
-    """
-
-    out: Path
-    recipe: Recipe
-    fine_tuning: Recipe
-    trials: int
-    best_plain: bool = False
 
 
 def run(
@@ -66,9 +46,9 @@ def run(
     Real digits on real photographs, nothing is downloaded. A plain PVTv2 of the same MACs, trained for the same
     time, stands beside the result.
     """
-    from routespace.cli.app import same_command
     from routespace.cli.demo_report import conclude
     from routespace.cli.status import loading
+    from routespace.cli.typed import same_command
     from routespace.recipes import load_recipe
 
     start = time.perf_counter()
@@ -99,11 +79,6 @@ def require_own_folder(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / GRID_FILE).exists():
         raise BundleError(f"{folder}: exists, is not empty and holds no demo; choose another --out")
     require_place(folder / GRID_FILE)
-
-
-def heading(number: int, text: str) -> None:
-    """Announce a step."""
-    print(f"\n── {number}/{STEPS} {text} ──\n", flush=True)
 
 
 def _build(journey: Journey) -> None:

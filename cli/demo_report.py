@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from routespace.cli.demo import heading
+from routespace.cli.demo_journey import heading
 
 if TYPE_CHECKING:
-    from routespace.cli.demo import Journey
+    from routespace.cli.demo_journey import Journey
     from routespace.nn.task_net import TaskNet
     from routespace.train.run import RunResult
 

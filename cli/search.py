@@ -45,10 +45,10 @@ def run(
     Accuracy is measured on validation; the test split is for `evaluate` alone. Times are measured, or predicted by
     the --latency table, which also checks their limit.
     """
-    from routespace.cli.app import same_command
     from routespace.cli.status import loading
     from routespace.cli.study_view import TrialWatch
     from routespace.cli.train import require_images, with_changes
+    from routespace.cli.typed import same_command
     from routespace.cli.watch import watching
 
     chosen = with_changes(recipe, changes or [], data=data)

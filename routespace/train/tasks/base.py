@@ -44,6 +44,9 @@ class Metric:
         return f"{value:.{digits + 2}g} {self.unit}".rstrip()
 
 
+ACCURACY = Metric("accuracy", "%", "maximise")  # the share of images that are named right
+
+
 class Meter(Protocol):
     """Adds up a pass over held-out images."""
 

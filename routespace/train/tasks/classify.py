@@ -19,7 +19,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
 from routespace.nn.heads.classify import Classifier
 from routespace.train.recipe.parts import TrainSpec
-from routespace.train.tasks.kinds import ClassifySpec
+from routespace.train.tasks.base import ACCURACY
 
 
 class Classify:
@@ -31,7 +31,7 @@ class Classify:
     """
 
     name = "classify"
-    metric = ClassifySpec.metric
+    metric = ACCURACY
 
     def __init__(self, classes: int, train: TrainSpec | None = None) -> None:
         self.classes = classes

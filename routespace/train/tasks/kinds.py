@@ -9,13 +9,13 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import TrainSpec
-from routespace.train.tasks.base import Metric, Task, TaskSpec
+from routespace.train.tasks.base import ACCURACY, Task, TaskSpec
 
 
 class ClassifySpec(TaskSpec):
     """Image classification: the grid's `num_classes`, top-1 accuracy."""
 
-    metric = Metric("accuracy", "%", "maximise")
+    metric = ACCURACY
     teachable = True
 
     kind: Literal["classify"] = "classify"

@@ -1,0 +1,36 @@
+"""What the demo does, and how it announces its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from routespace.train.recipe.recipe import Recipe
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What the demo does, and where.
+
+    Attributes:
+        out: folder of everything.
+        recipe: of the supernet and of the search.
+        fine_tuning: of what is extracted.
+        trials: of the search.
+        best_plain: whether splits and widths of the plain network are tried first.
+    """
+
+    out: Path
+    recipe: Recipe
+    fine_tuning: Recipe
+    trials: int
+    best_plain: bool = False
+
+
+def heading(number: int, text: str) -> None:
+    """Announce a step."""
+    print(f"\n── {number}/{STEPS} {text} ──\n", flush=True)
