@@ -14,9 +14,10 @@ networks take the same number of steps in both phases.
     smaller     the routed network's own blocks on images of 72 px (more MACs than the others)
     dense       the routed network's own blocks on all tokens: what is to be saved
 
-`auc` says how well the map tells the oracle's tokens from the others at rate 4. Seconds are processor seconds of
-phase B's training steps, with the composing of scenes; run it with one thread. Accuracies are on validation
-scenes; the test split is not looked at. Finished runs are read, not trained again.
+`auc` says how well the map tells the oracle's tokens from the others at rate 4, `fitted` how well a linear gate of
+the same inputs would do that was fitted to training boxes. Seconds are processor seconds of phase B's training
+steps, with the composing of scenes; run it with one thread. Accuracies are on validation scenes; the test split is
+not looked at. Finished runs are read, not trained again. All of it is in OUT/map_stamps_cpu.json.
 """
 
 from __future__ import annotations
@@ -30,13 +31,19 @@ from typing import Any
 import numpy as np
 import torch
 from map import finished, show
+from record import record
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from routespace import RouteNet, Routes, TaskNet
 from routespace.files import read_json, write_json
 from routespace.grid.leading import leading_row
+from routespace.grid.spec import map_size
 from routespace.memory import keep_freed_memory
+from routespace.nn.routing.margins import in_context
 from routespace.nn.routing.routes import EdgeRoute
 from routespace.nn.usage import UsageMeter
 from routespace.nn.weights import load_net
@@ -50,7 +57,7 @@ from routespace.train.pretrained import load_pretrained
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
 
-AUC_SCENES, BOX_PX = 200, 2
+AUC_SCENES, FIT_SCENES, BOX_PX = 200, 300, 2
 START_PX, OBJECT_PX, SMALL_PX = (20, 60), (18, 52), (14, 39)
 START_SIZE, START_EPOCHS = 6000, 8
 TRAIN_SIZE, EPOCHS, BATCH = 6400, 5, 32
@@ -111,7 +118,8 @@ def one(folder: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
         "cpu_s": result["cpu_s"],
         "start": begun["accuracy"],
         "accuracy": result["accuracy"],
-        "auc": map_auc(load_net(place / "net"), recipe) if name == "routed" else None,
+        "auc": None,
+        **(map_auc(load_net(place / "net").eval(), recipe) if name == "routed" else {}),
     }
 
 
@@ -193,16 +201,33 @@ def true_accuracy(net: TaskNet, dataset: ScenesDataset) -> dict[str, float]:
     return {"accuracy": right / len(dataset), "counted_macs": counted_macs(net, meter.usage())}
 
 
-@torch.no_grad()
-def map_auc(net: TaskNet, recipe: Recipe) -> float:
-    """Area under the curve of the map against the oracle's tokens."""
-    images, _, boxes = batch_of(scenes_of(recipe, "val"), range(AUC_SCENES))
+def map_auc(net: TaskNet, recipe: Recipe) -> dict[str, float]:
+    """Areas under the curve against the oracle's tokens: of the map, and of a linear gate fitted to boxes."""
     leader = leading_row(net.architecture)
     assert leader is not None
-    chance = net.eval()(images).routes[leader].chance
+    seen, _, wanted = gate_inputs(net, leader, scenes_of(recipe, "train"), FIT_SCENES)
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(seen, wanted)
+    seen, chance, wanted = gate_inputs(net, leader, scenes_of(recipe, "val"), AUC_SCENES)
+    return {
+        "auc": float(roc_auc_score(wanted, chance)),
+        "fitted": float(roc_auc_score(wanted, fitted.decision_function(seen))),
+    }
+
+
+@torch.no_grad()
+def gate_inputs(net: TaskNet, leader: str, dataset: ScenesDataset, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each token of some scenes: what the leading gate reads, (P, 3C), says, (P,), and should say, (P,)."""
+    images, _, boxes = batch_of(dataset, range(count))
+    read = list[Tensor]()
+    hook = net.edges[leader].register_forward_hook(lambda _, given, __: read.append(given[0]))
+    with net.deciding_as(held=net.architecture.opened(), execution="dense"):
+        net(images)
+    hook.remove()
+    chance = net(images).routes[leader].chance
     assert chance is not None
-    there = touched(boxes, recipe.grid.image_size, recipe.grid.rates[0])
-    return float(roc_auc_score(there.flatten(), chance.double().flatten()))
+    size, rate = net.spec.image_size, net.architecture.grid.edges[leader].target[1]
+    seen = in_context(read[0], map_size(size, rate), net.gate_spec.context_side)
+    return seen.flatten(0, 1).double(), chance.flatten().double(), touched(boxes, size, rate).flatten()
 
 
 def main() -> None:
@@ -218,7 +243,7 @@ def main() -> None:
         for name in arguments.only:
             rows.append(one(arguments.data, name, seed, arguments.out))
             show(rows)
-            write_json(arguments.out / "table.json", rows)
+            record(arguments.out / "map_stamps_cpu.json", "cpu", {"what": "map_stamps", "rows": rows})
 
 
 if __name__ == "__main__":
