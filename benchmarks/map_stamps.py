@@ -10,6 +10,8 @@ networks take the same number of steps in both phases.
     routed      the gates of the recipe `digits_map`
     oracle      the routed network without gates of its own: a token is computed where it touches the object's box
                 or two pixels around it. That also tells where the object is: a ceiling, no rival. It costs nothing
+    random      the routed network with a coin for each token, of as many MACs; nothing is learned of where to look
+    attention   likewise, with the tokens that the mean token attends to most
     shallower   one block a rate, narrower
     smaller     the routed network's own blocks on images of 72 px (more MACs than the others)
     dense       the routed network's own blocks on all tokens: what is to be saved
@@ -62,11 +64,17 @@ START_PX, OBJECT_PX, SMALL_PX = (20, 60), (18, 52), (14, 39)
 START_SIZE, START_EPOCHS = 6000, 8
 TRAIN_SIZE, EPOCHS, BATCH = 6400, 5, 32
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
+KEEP = 0.26  # share of every row's tokens that takes the routed network's MACs
+WITHOUT_MAP = {"budget": {"ratio": None, "open_frac": 0.2}}
+RANDOM = {"gates": {"selection": "random", "keep": KEEP}}
+ATTENTION = {"gates": {"selection": "attention", "keep": KEEP}}
 SHALLOW = {"grid.widths": [5, 10, 24, 36]}
 SMALL = {"grid.image_size": 72, "data.object_px": SMALL_PX}
 NETWORKS: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # name: start, changes
     "routed": ("base", {}),
     "oracle": ("base", {}),
+    "random": ("base", WITHOUT_MAP | RANDOM),
+    "attention": ("base", WITHOUT_MAP | ATTENTION),
     "shallower": ("shallow", PLAIN | SHALLOW),
     "smaller": ("base", PLAIN | SMALL),
     "dense": ("base", PLAIN),
