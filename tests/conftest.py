@@ -3,13 +3,23 @@
 import pytest
 import torch
 from devices import DEVICES
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("routespace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("routespace")
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """On CUDA fp32 is fp32: what results are compared with must not be rounded to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(params=DEVICES)
 def device(request) -> torch.device:
-    """Each device that there is, with exact products."""
-    place = torch.device(request.param)
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield place
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    """Each device that there is."""
+    return torch.device(request.param)

@@ -14,7 +14,8 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.families.lookup import allow_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
-from routespace.train.recipe.recipe import PRESET_KEEPS, Recipe
+from routespace.train.recipe.changes import PRESET_KEEPS
+from routespace.train.recipe.recipe import Recipe
 
 MAY_DIFFER = ("image_size", "num_classes")  # what no weight of the backbone depends on
 SIZE_SETS = ("widths", "heads", "mlp_ratios")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from routespace.errors import GridError
@@ -14,10 +14,6 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-
-# Imported by every test of the grid before its tests are made: wall time a case says nothing on shared cores.
-settings.register_profile("grid", deadline=None)
-settings.load_profile("grid")
 
 
 @st.composite

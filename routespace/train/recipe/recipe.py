@@ -9,9 +9,8 @@ Reading a recipe imports no torch, so that the command line answers at once.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,15 +21,15 @@ from routespace.files import read_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.families.base import Family
-from routespace.grid.families.lookup import allow_families, known_families
+from routespace.grid.families.lookup import allow_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
-from routespace.grid.presets import preset_fields
 from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
+from routespace.train.recipe.changes import changed
 from routespace.train.recipe.data import DigitsSpec
-from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_kind, of_other_kind, settled
+from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_other_kind, settled
 from routespace.train.recipe.parts import LATER, BudgetSpec, SearchSpec, TrainSpec
 from routespace.train.recipe.teaching import check_teaching
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
@@ -38,9 +37,6 @@ from routespace.train.tasks.kinds import AnyTask, ClassifySpec
 from routespace.values import Value, fields_at
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
-
-PER_RATE = ("widths", "heads", "mlp_ratios")  # and the parameters of the family
-PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
 
 
 class Recipe(Value):
@@ -189,23 +185,7 @@ class Recipe(Value):
             SpecError: an unknown field, or a value that it does not allow.
         """
         with allow_families(self.grid.family):
-            data = copy.deepcopy(self.to_data())
-            if "grid.preset" in changes:
-                kept = {key: data["grid"][key] for key in PRESET_KEEPS}
-                data["grid"] = kept | {"preset": changes["grid.preset"]}
-            if "data.kind" in changes and isinstance(data["data"], dict):
-                _change_kind(data, changes["data.kind"])
-            for field, value in changes.items():
-                if field != "grid.preset":
-                    _check_field("set", field)
-                    _put(data, field, value)
-            if isinstance(data["grid"], dict):
-                if "preset" in data["grid"]:
-                    data["grid"] = _preset_fields(data["grid"].pop("preset")) | data["grid"]
-                _fit_lists(data["grid"], {field.removeprefix("grid.") for field in changes})
-            if changes.get("train.weights") is not None and "train.start" not in changes:
-                data["train"].pop("start", None)
-            return Recipe.parse(data)
+            return Recipe.parse(changed(self.to_data(), changes, check=partial(_check_field, "set")))
 
     def architecture(self) -> Architecture:
         """The part of the grid that is trained.
@@ -302,51 +282,3 @@ def _check_field(where: str, dotted: str) -> None:
         known = f"; allowed: {', '.join(allowed)}" if allowed else known
         prefix = "" if where == "set" else f"{where}: "
         raise SpecError(f"{prefix}{dotted}: unknown field{known}")
-
-
-def _change_kind(data: dict[str, Any], kind: Any) -> None:
-    """Turn the data section to another kind, and leave out of the search what that kind does not have."""
-    data["data"] = of_kind(data["data"], kind)
-    for section in ("space", "overrides") if isinstance(data["search"], dict) else ():
-        fields = data["search"][section]
-        own = {name.removeprefix("data."): value for name, value in fields.items() if name.startswith("data.")}
-        kept = {f"data.{name}" for name in of_kind(own, kind)}
-        data["search"][section] = {
-            name: value for name, value in fields.items() if not name.startswith("data.") or name in kept
-        }
-
-
-def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a nested entry; a missing section (search) becomes a mapping."""
-    *sections, name = dotted.split(".")
-    for section in sections:
-        if not isinstance(data.get(section), dict):
-            data[section] = {}
-        data = data[section]
-    data[name] = copy.deepcopy(value)  # a later field may be set inside it
-
-
-def _preset_fields(name: Any) -> dict[str, Any]:
-    try:
-        return preset_fields(str(name))
-    except SpecError as error:
-        raise SpecError(f"grid.{error}") from error
-
-
-def _fit_lists(grid: dict[str, Any], changed: set[str]) -> None:
-    """Shorten lists to a lowered max_down or fewer layers, but for those that were given along with it."""
-    max_down, stem_down, layers = grid.get("max_down"), grid.get("stem_down", 4), grid.get("layers")
-    limits: dict[str, int] = {}
-    if not (isinstance(max_down, int) and isinstance(stem_down, int)):
-        return  # refused when the fields are checked
-    if "max_down" in changed and max_down >= stem_down > 0:
-        own = (name for family in known_families().values() for name in family.parameters)
-        limits = dict.fromkeys((*PER_RATE, *own), (max_down // stem_down).bit_length())
-    if "layers" in changed and isinstance(layers, int) and layers > 0:
-        limits["depths"] = layers
-        columns = grid.get("embed_layers")
-        if isinstance(columns, list | tuple) and "embed_layers" not in changed:
-            grid["embed_layers"] = [column for column in columns if column <= layers]
-    for field, limit in limits.items():
-        if isinstance(grid.get(field), list | tuple) and field not in changed:
-            grid[field] = list(grid[field][:limit])
