@@ -21,7 +21,7 @@ demo: setup
 
 # A process for each core, with one thread each. In CI the lines that ran are counted, too; fewer than the floor in pyproject.toml fail.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto $(if $(CI),--cov --cov-report=term:skip-covered)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal $(if $(CI),--cov --cov-report=term:skip-covered)
 
 test-all: setup
 	$(BIN)/python -m pytest

@@ -29,7 +29,9 @@ def staircase(preset: str) -> Architecture:
     return Architecture.staircase(RoutingGrid(GridSpec.preset(preset)))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [*SIZES[:3], *(pytest.param(large, marks=pytest.mark.slow) for large in SIZES[3:])]
+)
 def test_staircase_equals_timm_to_the_digit(size: str) -> None:
     with torch.device("meta"):
         net = timm.create_model(f"pvt_v2_{size}").eval()

@@ -111,8 +111,8 @@ def test_a_window_for_each_rate_is_saved_and_read_back():
     ("size", "name", "image"),
     [
         ("t", "tiny", (256, 256)),
-        ("s", "small", (256, 256)),
-        ("b", "base", (256, 256)),
+        pytest.param("s", "small", (256, 256), marks=pytest.mark.slow),
+        pytest.param("b", "base", (256, 256), marks=pytest.mark.slow),
         ("t", "tiny", (224, 288)),
         ("t", "tiny", (100, 132)),
     ],
