@@ -7,10 +7,10 @@ whatever moment, goes on from its checkpoint, and gives what it would have given
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -163,7 +163,7 @@ def _trainer(
     recipe.base_macs()
     check_teaching(recipe, gated=start.given is None and not start.architecture.is_static)
     loaders = make_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
-    if not len(loaders.source.val()):  # type: ignore[arg-type]
+    if not len(cast(Sized, loaders.source.val())):
         raise DataError("data: there are no images to validate with; give some")
     if first:
         look_at(loaders.source, run, tell or (lambda _: None))

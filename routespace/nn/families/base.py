@@ -23,6 +23,7 @@ from routespace.errors import SpecError
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import import_attribute
 from routespace.grid.spec import GridSpec
+from routespace.nn.packing.compiler import is_jit_tracing
 from routespace.nn.packing.keep import KeptTokens
 
 TOKENS_AT_ONCE = 16384  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
@@ -179,7 +180,7 @@ def in_parts(x: Tensor) -> bool:
     """Whether to compute a part of the work at a time, as fits the caches: in inference on a CPU, not traced."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]  # torch's
+    return not (torch.compiler.is_compiling() or is_jit_tracing())
 
 
 def as_maps_are(conv: nn.Conv2d) -> nn.Conv2d:

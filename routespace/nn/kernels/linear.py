@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.errors import SpecError
-from routespace.nn.packing.compiler import assume_constant_result
+from routespace.nn.packing.compiler import assume_constant_result, is_jit_tracing
 from routespace.nn.packing.rows import zero_behind
 
 # The private names of torch that are used here and in `onednn.py` may change with any version of it.
@@ -172,7 +172,7 @@ def _goes_to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, least_macs: 
     # An export shall hold operators that everybody knows. (torch 2.11 calls each compilation one.)
     if compiling and torch.compiler.is_exporting():
         return False
-    if not compiling and (torch.jit.is_tracing() or onednn.transforms_are_active()):  # type: ignore[no-untyped-call, attr-defined]  # torch's
+    if not compiling and (is_jit_tracing() or onednn.transforms_are_active()):
         return False
     narrow = x.shape[-1] * weight.shape[0] < LEAST_WEIGHTS
     if narrow or not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from routespace.nn.packing.compiler import is_jit_tracing
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.bool)
 DEVICES = ("cuda",)
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # torch brings it on Linux with CUDA
@@ -22,7 +24,7 @@ def runs_triton(x: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():  # x is a stand-in
         return True
-    if type(x) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]  # torch's
+    if type(x) not in (Tensor, nn.Parameter) or is_jit_tracing():
         return False
     try:
         return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
