@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from routespace.values import Value
 
-Stage = Literal["before_extraction", "extracted", "fine_tuned", "trained"]
+ScoreStage = Literal["before_extraction", "extracted", "fine_tuned", "trained"]
 
 
 class Score(Value):
@@ -25,7 +25,7 @@ class Score(Value):
         digest: of the list of these images and those trained on; None for rendered ones, which the recipe tells.
     """
 
-    stage: Stage
+    stage: ScoreStage
     metric: str
     value: Annotated[float, Field(allow_inf_nan=False)]
     images: Annotated[int, Field(ge=0)] | None = None

@@ -67,15 +67,15 @@ class SweepStep(NamedTuple):
         return [*ways, Move(rest, None, None)] if self.is_output else ways
 
 
-Space = RoutingGrid | Architecture
+GridOrPart = RoutingGrid | Architecture
 
 
-def grid_in(space: Space) -> RoutingGrid:
+def grid_in(space: GridOrPart) -> RoutingGrid:
     """The grid of a space: itself, or that of an architecture."""
     return space.grid if isinstance(space, Architecture) else space
 
 
-def steps(space: Space) -> list[SweepStep]:
+def steps(space: GridOrPart) -> list[SweepStep]:
     """The sweep over a grid: its nodes in execution order. It starts with mask 1 (the stem) and ends with 0.
 
     Of an architecture only its own edges are taken, open or gated; their places are those of its grid's order.
@@ -140,7 +140,7 @@ def constant_macs(grid: RoutingGrid) -> int:
     return int(cost_table(grid).constant("macs"))
 
 
-def least_sum(space: Space, prices: Sequence[float]) -> tuple[float, list[int]]:
+def least_sum(space: GridOrPart, prices: Sequence[float]) -> tuple[float, list[int]]:
     """The static architecture with the least sum of edge prices: the sum and its edges' places in the order.
 
     Args:
@@ -190,19 +190,19 @@ def static_range(grid: RoutingGrid) -> StaticRange:
     )
 
 
-def least_macs(space: Space) -> int:
+def least_macs(space: GridOrPart) -> int:
     """MACs of the cheapest static architecture: the least budget that can be met."""
     grid = grid_in(space)
     return constant_macs(grid) + int(least_sum(space, edge_macs(grid))[0])
 
 
-def most_macs(space: Space) -> int:
+def most_macs(space: GridOrPart) -> int:
     """MACs of the dearest static architecture: a budget above it limits nothing."""
     grid = grid_in(space)
     return constant_macs(grid) - int(least_sum(space, [-price for price in edge_macs(grid)])[0])
 
 
-def cheapest(space: Space) -> Architecture:
+def cheapest(space: GridOrPart) -> Architecture:
     """The static architecture of the fewest MACs."""
     grid = grid_in(space)
     names = list(grid.edges)

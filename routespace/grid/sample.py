@@ -19,8 +19,8 @@ import numpy as np
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.count import (
+    GridOrPart,
     Move,
-    Space,
     constant_macs,
     edge_macs,
     grid_in,
@@ -59,7 +59,7 @@ class StaticTables:
         counts: per unit total, the number of static architectures, up to one common factor.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: GridOrPart) -> None:
         grid = grid_in(space)
         prices = edge_macs(grid)
         self.grid, self.constant, self.sweep = grid, constant_macs(grid), steps(space)
@@ -167,7 +167,7 @@ def _spread_rounding(prices: Sequence[int], unit: int) -> list[int]:
 
 
 @lru_cache(maxsize=2)  # up to 64 MB each
-def _tables(space: Space) -> StaticTables:
+def _tables(space: GridOrPart) -> StaticTables:
     return StaticTables(space)
 
 
@@ -188,7 +188,7 @@ def median_macs(grid: RoutingGrid) -> int:
 
 
 def sample_static_bits(
-    space: Space, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
+    space: GridOrPart, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
 ) -> np.ndarray:
     """Draw n static architectures, uniform (with repetition) among those whose exact MACs lie in the window.
 
@@ -232,7 +232,7 @@ def sample_static_bits(
 
 
 def sample_static(
-    space: Space, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
+    space: GridOrPart, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
 ) -> list[Architecture]:
     """`sample_static_bits` as Architectures; the same arguments and errors."""
     bits = sample_static_bits(space, n, low_macs=low_macs, high_macs=high_macs, seed=seed)

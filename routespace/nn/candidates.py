@@ -48,7 +48,7 @@ class Operation:
     rate: int
 
 
-class Turn(NamedTuple):
+class PartSteps(NamedTuple):
     """What happens for one architecture.
 
     Attributes:
@@ -127,7 +127,7 @@ class SharedParts:
             rate: make("output", f"r{rate:02d}", (nodes[layers, rate],), rate) for rate in self.spec.output_rates
         }
 
-    def _planned(self, made_by: Sequence[Sequence[int]]) -> list[Turn]:
+    def _planned(self, made_by: Sequence[Sequence[int]]) -> list[PartSteps]:
         """The turns of the architectures, each with the maps that are made in it and when each can go."""
         new: list[list[int]] = []
         done, last = set[int](), dict[int, tuple[int, int]]()  # map → turn and place in it that reads it last
@@ -140,7 +140,7 @@ class SharedParts:
             for number in self.ends[place].values():
                 last[number] = turn, len(new[-1])
         turns = [
-            Turn(place, made, [[] for _ in range(len(made) + 1)])
+            PartSteps(place, made, [[] for _ in range(len(made) + 1)])
             for place, made in zip(self.order, new, strict=True)
         ]
         for number, (turn, step) in last.items():

@@ -98,7 +98,7 @@ def _result(
         "counted_ratio": measured["counted_macs"] / base,
         "target_ratio": target / base if target is not None else None,
         "teacher": recipe.train.teacher,
-        "teacher_macs": trainer.outside.macs if trainer.outside is not None else None,
+        "teacher_macs": trainer.teacher.macs if trainer.teacher is not None else None,
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "calibration": asdict(found) if found is not None else None,
         "remarks": trainer.remarks(measured, trainer.last_task_loss, 1.0),

@@ -58,7 +58,7 @@ class Trainer:
         epoch, step: where training stands: epochs done, steps done in the next.
         records: one dict per finished epoch, the lines of metrics.jsonl.
         seconds: of training, validation included.
-        outside: the teacher of soft labels from outside the network, or None.
+        teacher: of soft labels from outside the network, or None.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Trainer:
         self.task, self.accelerator, self.report = task, accelerator, report
         self.base_macs, self.target_macs = recipe.base_macs(), target_macs
         self.spending = Spending(recipe, net, target_macs)
-        self.teacher = GateTeacher(net)
+        self.gate_teacher = GateTeacher(net)
         self.optimizer = make_optimizer(net, self.spec)
         self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
         self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
         step_loss = StepLoss(net, task, self.spending.loss, self.spec)
         self.step_loss, self.stepper = accelerator.prepare(step_loss, self.optimizer)
-        self.outside = teacher
+        self.teacher = teacher
         self.passes = make_passes(Runner(self.step_loss, accelerator, teacher), net, recipe, loaders.steps)
         self.epoch = self.step = 0
         self.records: list[dict[str, Any]] = []
@@ -159,9 +159,9 @@ class Trainer:
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
         self.schedule.step_update(done)
         held, shares = self._held(progress), self.spending.opened(progress)
-        with self.net.deciding_as(held=held, shares=shares), self.teacher.watching(on=held is not None):
+        with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=held is not None):
             losses = self.passes(images, targets, progress, done)
-        self.teacher.teach(self.accelerator)
+        self.gate_teacher.teach(self.accelerator)
         if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
             for group in self.optimizer.param_groups:
                 self.accelerator.clip_grad_norm_(group["params"], self.spec.clip_grad)

@@ -155,7 +155,7 @@ def training_need(
 
 
 @dataclass
-class Pass:
+class KeptByPass:
     """What one forward pass keeps for its backward pass, in bytes.
 
     Attributes:
@@ -169,9 +169,9 @@ class Pass:
     largest_stage: int = 0
 
 
-def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> Pass:
+def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
     """What a forward pass of some images keeps, found on tensors without content."""
-    found = Pass()
+    found = KeptByPass()
     held: dict[int, Tensor] = {}  # one tensor of each storage, so that no other takes its address
     starts: dict[nn.Module, int] = {}
 

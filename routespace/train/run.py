@@ -231,7 +231,7 @@ def _state(trainer: Trainer) -> dict[str, Any]:
 
 def _taught_by(trainer: Trainer) -> str | None:
     """Digest of an outside teacher's weights; None without one."""
-    return None if trainer.outside is None else trainer.outside.digest
+    return None if trainer.teacher is None else trainer.teacher.digest
 
 
 def _save(trainer: Trainer, run: RunFolder) -> None:

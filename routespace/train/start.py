@@ -111,7 +111,7 @@ def _saved_recipe(run: RunFolder) -> Recipe:
 
 def _refuse_others(run: RunFolder, saved: Recipe, wanted: Recipe) -> None:
     """Raise BundleError where the recipes differ: which fields, both values, and how to go on."""
-    changes = list(changed(without_places(saved), without_places(wanted)))
+    changes = list(changed_fields(without_places(saved), without_places(wanted)))
     if not changes:
         return
     found = [f"{name}: {before!s:.60} → {now!s:.60}" for name, before, now in changes]
@@ -134,14 +134,16 @@ def _as_typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any, Any]]:
+def changed_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], section: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """(train.epochs, before, now) for each field in which the data of two recipes differ."""
     for name in dict.fromkeys((*old, *new)):
         before, now = old.get(name), new.get(name)
         if before == now:
             continue
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            yield from changed(before, now, f"{section}{name}.")
+            yield from changed_fields(before, now, f"{section}{name}.")
         else:
             yield f"{section}{name}", before, now
 

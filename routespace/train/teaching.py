@@ -33,7 +33,7 @@ from routespace.train.recipe.recipe import Recipe
 LEAST_MEAN = 1e-12  # of an image whose tokens change nothing at all
 
 
-class Pass(NamedTuple):
+class DensePass(NamedTuple):
     """What a row's blocks read and gave in a dense pass: x and y (B, N, C), and the map's height and width."""
 
     x: Tensor
@@ -64,7 +64,7 @@ class GateTeacher:
             if net.gate_spec.teach == "dense" and isinstance(gate, Gate) and gate.group == 1 and gate.learned:
                 self._gates[name] = gate
         self._edges = {name: net.edges[name] for name in self._gates}
-        self._passes: dict[str, Pass] = {}
+        self._passes: dict[str, DensePass] = {}
 
     @contextmanager
     def watching(self, *, on: bool) -> Iterator[None]:
@@ -81,7 +81,7 @@ class GateTeacher:
         def keep(_: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:
             if y.requires_grad:
                 y.retain_grad()
-                self._passes[name] = Pass(inputs[0].detach(), y, inputs[1])
+                self._passes[name] = DensePass(inputs[0].detach(), y, inputs[1])
 
         return edge.register_forward_hook(keep)
 
@@ -108,7 +108,7 @@ class GateTeacher:
 
 
 @torch.no_grad()
-def labels(seen: Pass, gradient: Tensor, share: float) -> Tensor:
+def labels(seen: DensePass, gradient: Tensor, share: float) -> Tensor:
     """(B, N) floats: 1 for the share of the batch's tokens whose block is worth most.
 
     Args:

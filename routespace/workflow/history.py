@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from routespace.deploy.scores import Score, Stage
+from routespace.deploy.scores import Score, ScoreStage
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
 from routespace.train.data.record import DataRecord
@@ -60,7 +60,7 @@ def run_scores(run: RunFolder, recipe: Recipe | None) -> tuple[Score, ...]:
     return with_score(earlier.scores, own)
 
 
-def run_stage(run: RunFolder) -> Stage:
+def run_stage(run: RunFolder) -> ScoreStage:
     """What a run made of its network."""
     given = run.architecture_path.exists() and run.read_given()
     return "fine_tuned" if given else "trained"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from routespace.deploy.predict.batches import read_batches
-from routespace.deploy.predict.images import Given, InputImages, gather
+from routespace.deploy.predict.images import GivenImages, InputImages, gather
 from routespace.deploy.predict.predictor import Predictor
 from routespace.draw.tokens import MOST_IMAGES, draw_tokens
 from routespace.errors import DataError, SpecError
@@ -21,7 +21,9 @@ from routespace.nn.running import as_input
 from routespace.workflow.evaluation import require_paintable
 
 
-def paint_predictions(predictor: Predictor, images: Given | Iterable[Given] | InputImages, path: Path) -> Path:
+def paint_predictions(
+    predictor: Predictor, images: GivenImages | Iterable[GivenImages] | InputImages, path: Path
+) -> Path:
     """Draw which tokens of the first twelve readable images are computed, with what was answered.
 
     Args:

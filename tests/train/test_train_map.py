@@ -22,7 +22,7 @@ from routespace.train.macs import counted_macs
 from routespace.train.run import train_recipe
 from routespace.train.shares import RowShares, agree_on_cuts, solved
 from routespace.train.stopping import TrainingStoppedError
-from routespace.train.teaching import GateTeacher, Pass, labels
+from routespace.train.teaching import DensePass, GateTeacher, labels
 
 MAP = {
     "routing": "depth",
@@ -81,7 +81,7 @@ def test_shares_without_a_budget_and_where_they_mean_nothing():
 def test_labels_are_the_tokens_that_the_loss_would_miss_most():
     x, y, gradient = (torch.randn(3, 20, 4) for _ in range(3))
     gradient[1] *= 100  # an image of which the loss speaks louder gets no more labels for it
-    found = labels(Pass(x, y, (4, 5)), gradient, 0.15).numpy()
+    found = labels(DensePass(x, y, (4, 5)), gradient, 0.15).numpy()
     worth = np.linalg.norm(gradient, axis=2) * np.linalg.norm(y - x, axis=2)
     worth /= worth.mean(1, keepdims=True)
     assert found.sum() == 9

@@ -14,7 +14,7 @@ from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, three_sides
 from routespace.train.data.loaders import make_loaders
-from routespace.train.data.scenes.pictures import choose
+from routespace.train.data.scenes.files import scene_files
 from routespace.train.data.scenes.source import ScenesDataset, ScenesSource
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
@@ -155,7 +155,7 @@ def test_distractors_have_a_shape_but_no_label(pieces):
 )
 def test_splits_share_nothing_of_what_they_are_split_by(pieces, split_by, apart):
     spec = scenes(pieces, split_by=split_by).spec
-    used = {split: choose(spec, split) for split in ("train", "val", "test")}
+    used = {split: scene_files(spec, split) for split in ("train", "val", "test")}
     for field in ("cutouts", "photos"):
         files = [{entry.place for entry in getattr(chosen, field)} for chosen in used.values()]
         assert all(files)
@@ -184,7 +184,10 @@ def test_a_pictures_side_follows_from_its_own_name(names, share):
 
 def test_what_cannot_be_composed_is_said_in_one_line(pieces, tmp_path):
     for changes, told in {
-        "missing": ({"cutouts": str(tmp_path / "no")}, "no: no such folder"),
+        "missing": (
+            {"cutouts": str(tmp_path / "no")},
+            "no: no such folder; give one with <class>/",
+        ),
         "photos": ({"backgrounds": str(tmp_path / "no")}, "no such folder; give one with photographs"),
         "none": ({"backgrounds": str(pieces / "cutouts" / "red" / "nothing")}, "no such folder"),
     }.values():

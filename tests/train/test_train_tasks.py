@@ -25,7 +25,7 @@ from routespace.train import run
 from routespace.train.evaluate import evaluate
 from routespace.train.macs import counted_macs, expected_macs, metered_macs
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.recipe.teaching import check_teaching
+from routespace.train.recipe.teaching import check_teacher
 from routespace.train.tasks import kinds
 from routespace.train.tasks.base import Metric, TaskSpec
 
@@ -208,4 +208,4 @@ def test_no_images_are_an_error_for_costs_too():
 def test_a_task_without_soft_labels_refuses_a_teacher_in_one_line(changes):
     recipe = tiny(**changes)
     with pytest.raises(ValueError, match="task 'brightness' knows no soft labels; "):
-        check_teaching(recipe.train, recipe.gates, RegressSpec(), routing=recipe.routing)
+        check_teacher(recipe.train, recipe.gates, RegressSpec(), routing=recipe.routing)

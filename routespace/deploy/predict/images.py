@@ -24,8 +24,8 @@ from routespace.preprocess import Preprocess
 
 Place = str | os.PathLike[str]
 Pixels = Image.Image | NDArray[np.uint8]
-Given = Place | Pixels | BinaryIO  # one image, or a folder of them
-Several = Sequence[Given] | Iterator[Given]
+GivenImages = Place | Pixels | BinaryIO  # one image, or a folder of them
+Several = Sequence[GivenImages] | Iterator[GivenImages]
 WANTED = "paths, folders, PIL images, or uint8 arrays (H, W, C)"
 
 
@@ -56,7 +56,7 @@ class InputImages:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def gather(images: Given | Iterable[Given]) -> InputImages:
+def gather(images: GivenImages | Iterable[GivenImages]) -> InputImages:
     """The images that are meant.
 
     Args:

@@ -25,7 +25,7 @@ from routespace.preprocess import Preprocess, load_preprocess, preprocess_from_j
 if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
 
-Feeding = tuple[Preprocess, tuple[str, ...]]  # how images go in, and the names of the outputs
+HowFed = tuple[Preprocess, tuple[str, ...]]  # how images go in, and the names of the outputs
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class OpenNetwork:
     """
 
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    told: Feeding | None
+    told: HowFed | None
     batch: int | None = None
     net: TaskNet | None = None
 
@@ -140,7 +140,7 @@ def _of_file(path: Path, device: str) -> OpenNetwork:
     return OpenNetwork(logits, _told(path, loaded.metadata), batch=loaded.batch)
 
 
-def _told(path: Path, metadata: Mapping[str, str]) -> Feeding | None:
+def _told(path: Path, metadata: Mapping[str, str]) -> HowFed | None:
     """What a file says in its metadata; where its format has no place for it, what lies beside it."""
     if "preprocess" not in metadata:
         return load_preprocess(path.parent)

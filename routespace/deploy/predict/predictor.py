@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routespace.deploy.predict.batches import read_batches
-from routespace.deploy.predict.images import Given, InputImages, Pixels, Several, gather
+from routespace.deploy.predict.images import GivenImages, InputImages, Pixels, Several, gather
 from routespace.deploy.predict.network import open_network
 from routespace.errors import BundleError, DataError, SpecError
 from routespace.grid.families.base import Family
@@ -113,10 +113,10 @@ class Predictor:
     @overload
     def __call__(self, images: Pixels, *, top: int | None = ...) -> Prediction: ...
     @overload
-    def __call__(self, images: Given, *, top: int | None = ...) -> Any: ...  # a folder's are several
+    def __call__(self, images: GivenImages, *, top: int | None = ...) -> Any: ...  # a folder's are several
     @overload
     def __call__(self, images: Several, *, top: int | None = ...) -> list[Prediction]: ...
-    def __call__(self, images: Given | Iterable[Given], *, top: int | None = TOP) -> Any:
+    def __call__(self, images: GivenImages | Iterable[GivenImages], *, top: int | None = TOP) -> Any:
         """Name what is on images.
 
         Args:
@@ -137,7 +137,7 @@ class Predictor:
 
     def stream(
         self,
-        images: Given | Iterable[Given] | InputImages,
+        images: GivenImages | Iterable[GivenImages] | InputImages,
         *,
         top: int | None = TOP,
         unreadable: Callable[[DataError], None] | None = None,

@@ -33,7 +33,6 @@ from routespace.train.data.digits_render import (
     SPLITS,
     STROKE_LEVELS,
     Digit,
-    Objects,
     RenderedScenes,
     Split,
     outline,
@@ -42,6 +41,7 @@ from routespace.train.data.digits_render import (
     split_photos,
 )
 from routespace.train.data.draws import uniform
+from routespace.train.data.objects import Objects
 
 __all__ = ["CLASSES", "DigitsDataset", "Objects", "RenderedScenes", "Scenes", "write_image_folder"]
 TRIES, SHRINK = 24, 0.85  # places tried for a digit among others; each try is smaller by this factor

@@ -2,7 +2,7 @@
 
     split_digits, split_photos   what a split may use: its handwritten digits, its band of the photographs
     Digit, paint, outline        one digit to paint; painting it; boxes and masks
-    Objects, Batch               what comes out
+    RenderedScenes               what comes out
 
 A digit is painted light on a darkened surround (or dark on a lightened one): inside the digit's square the
 photograph keeps `KEEP_FRAC` of its contrast, and the stroke lies beyond what is left. Without that
@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from routespace.train.data.objects import Objects
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLASSES = 10
@@ -33,19 +35,6 @@ CELLS = 9  # the 8 cells and half a cell of paper on each side, so that strokes 
 INK_FLOOR, INK_GAIN = 0.15, 2.0  # paper to stroke: ink 0.15 is clear, 0.65 opaque; the mask starts at 0.4
 KEEP_FRAC = 0.25  # contrast the photograph keeps around a digit: at most 64 of 255 grey levels
 STROKE_LEVELS = 40  # a stroke is within 40 levels of white (or black), so at least 151 from its surround
-
-
-@dataclass(frozen=True)
-class Objects:
-    """The N digits of one scene, in the order they were painted; they never overlap.
-
-    boxes: (N, 4) float32, x1 y1 x2 y2 in pixels, tight around the mask, x2 and y2 exclusive.
-    labels: (N,) int64, 0..9.  masks: (N, H, W) bool, the stroke.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -182,9 +171,6 @@ def outline(
 ) -> Objects:
     """Boxes, labels and masks of one scene's painted digits; the mask is where opacity exceeds a half."""
     masks = np.zeros((len(digits), *image_size), np.bool_)
-    boxes = np.empty((len(digits), 4), np.float32)
-    for n, (digit, opacity) in enumerate(zip(digits, opacities, strict=True)):
-        masks[n, digit.top : digit.top + digit.side, digit.left : digit.left + digit.side] = opacity > 0.5
-        rows, columns = np.flatnonzero(masks[n].any(axis=1)), np.flatnonzero(masks[n].any(axis=0))
-        boxes[n] = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    return Objects(boxes, np.array([digit.label for digit in digits], np.int64), masks)
+    for mask, digit, opacity in zip(masks, digits, opacities, strict=True):
+        mask[digit.top : digit.top + digit.side, digit.left : digit.left + digit.side] = opacity > 0.5
+    return Objects.of(masks, np.array([digit.label for digit in digits], np.int64))

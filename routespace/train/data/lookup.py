@@ -7,9 +7,11 @@ from typing import Any
 
 from routespace.train.data.catalogue import Catalogue
 from routespace.train.data.folder import FolderCatalogue
+from routespace.train.data.scenes.files import scene_files
 from routespace.train.data.shards import ShardCatalogue
 from routespace.train.data.table import TableCatalogue
 from routespace.train.recipe.data import CsvSpec, FolderSpec, WebDatasetSpec
+from routespace.train.recipe.scenes import ScenesSpec
 
 # Catalogues that need no other library. timm's is in `source.py`.
 CATALOGUES: dict[type, Callable[[Any], Catalogue]] = {
@@ -25,6 +27,8 @@ def require_pictures(spec: object) -> None:
     Raises:
         DataError: their folder or table is missing or damaged.
     """
+    if isinstance(spec, ScenesSpec):
+        scene_files(spec, "train")
     catalogue = CATALOGUES.get(type(spec))
     if catalogue is not None:
         catalogue(spec)

@@ -15,7 +15,7 @@ PER_RATE = ("widths", "heads", "mlp_ratios")  # and the parameters of the family
 PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
 
 
-def changed(
+def changed_data(
     recipe: Mapping[str, Any], changes: Mapping[str, Any], *, check: Callable[[str], None]
 ) -> dict[str, Any]:
     """A recipe's data with some dotted fields replaced; see `Recipe.override`.

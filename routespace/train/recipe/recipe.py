@@ -27,11 +27,11 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
-from routespace.train.recipe.changes import changed
+from routespace.train.recipe.changes import changed_data
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_other_kind, settled
 from routespace.train.recipe.parts import LATER, BudgetSpec, SearchSpec, TrainSpec
-from routespace.train.recipe.teaching import check_teaching
+from routespace.train.recipe.teaching import check_teacher
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec
 from routespace.values import Value, fields_at
@@ -119,7 +119,7 @@ class Recipe(Value):
         grid = self.grid
         self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
         self.task.check(grid)
-        check_teaching(self.train, self.gates, self.task, routing=self.routing)
+        check_teacher(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
         for section in ("space", "overrides"):
@@ -185,7 +185,7 @@ class Recipe(Value):
             SpecError: an unknown field, or a value that it does not allow.
         """
         with allow_families(self.grid.family):
-            return Recipe.parse(changed(self.to_data(), changes, check=partial(_check_field, "set")))
+            return Recipe.parse(changed_data(self.to_data(), changes, check=partial(_check_field, "set")))
 
     def architecture(self) -> Architecture:
         """The part of the grid that is trained.

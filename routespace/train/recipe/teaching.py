@@ -9,7 +9,7 @@ from routespace.train.tasks.base import TaskSpec
 NO_CHOICE = ("static", "none")  # routings without gates
 
 
-def check_teaching(train: TrainSpec, gates: GateSpec, task: TaskSpec, *, routing: str) -> None:
+def check_teacher(train: TrainSpec, gates: GateSpec, task: TaskSpec, *, routing: str) -> None:
     """Raise ValueError, naming the field, for a teacher or a mode that the rest of a recipe does not allow."""
     if train.teacher is not None and not task.teachable:
         raise ValueError(f"train.teacher: task {task.kind!r} knows no soft labels; leave it out")

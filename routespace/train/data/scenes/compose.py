@@ -12,25 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from routespace.train.data.objects import Objects
 from routespace.train.data.scenes.atlas import Atlas, level_of
-from routespace.train.data.scenes.layout import Layout
+from routespace.train.data.scenes.layout import SceneLayout
 
 SOLID = 0.5  # opacity from which a pixel belongs to an object
-
-
-@dataclass(frozen=True)
-class Objects:
-    """The objects of one scene that can be seen, in the order they were painted.
-
-    Attributes:
-        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels, tight around the mask, x2 and y2 exclusive.
-        labels: (N,) int64, classes.
-        masks: (N, H, W) bool, the pixels that are more than half the object's.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -45,21 +31,17 @@ class Composed:
 
     images: Tensor
     owner: Tensor
-    layout: Layout
+    layout: SceneLayout
 
     def objects(self, scene: int) -> Objects:
         """Boxes, classes and masks of one scene's labelled objects."""
         owner, labels = self.owner[scene].cpu().numpy(), self.layout.label[scene]
         pieces = [k for k in np.flatnonzero(labels >= 0) if (owner == k).any()]
         masks = np.stack([owner == k for k in pieces]) if pieces else np.zeros((0, *owner.shape), np.bool_)
-        boxes = np.empty((len(pieces), 4), np.float32)
-        for n, mask in enumerate(masks):
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            boxes[n] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        return Objects(boxes, labels[pieces], masks)
+        return Objects.of(masks, labels[pieces])
 
 
-def compose(layout: Layout, cutouts: Atlas, photos: Atlas) -> Composed:
+def compose(layout: SceneLayout, cutouts: Atlas, photos: Atlas) -> Composed:
     """Paint a batch.
 
     Args:
@@ -79,7 +61,7 @@ def compose(layout: Layout, cutouts: Atlas, photos: Atlas) -> Composed:
 class _Brush:
     """A layout's numbers as tensors of the device that paints."""
 
-    def __init__(self, layout: Layout, cutouts: Atlas, photos: Atlas) -> None:
+    def __init__(self, layout: SceneLayout, cutouts: Atlas, photos: Atlas) -> None:
         self.layout, self.cutouts, self.photos = layout, cutouts, photos
         self.device = photos.pixels.device
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SceneLayout:
     """A batch of scenes. Lengths are pixels of the scene, unless they are said to be the photograph's.
 
     Attributes:
@@ -94,13 +95,13 @@ class Layout:
         return _reach(self.height, self.width, self.angle)
 
 
-def draw(
+def draw_layout(
     spec: ScenesSpec,
     library: Library,
     size: tuple[int, int],
     indices: Sequence[int] | Ints,
     words: tuple[int, ...],
-) -> Layout:
+) -> SceneLayout:
     """The layout of the scenes of `indices`.
 
     Args:
@@ -111,38 +112,18 @@ def draw(
         words: seed, split and epoch: with a scene's number they say everything about it.
     """
     index = np.asarray(indices, np.int64).reshape(-1)
-    labelled, unlabelled = spec.objects_per_scene, spec.distractors
-    slots = unlabelled[1] + labelled[1]
     u = iter(uniform(*words, SCENE, index[:, None], np.arange(9)).T)
-    per = iter(
-        uniform(
-            *words, PIECE, index[:, None, None], np.arange(slots)[:, None], np.arange(11 + 2 * TRIES)
-        ).transpose(2, 0, 1)
-    )
     photo = _choice(next(u), len(library.photos))
     zoom, top, left = _window(spec, library.photos[photo], size, u)
-    counts = [_between(next(u), *unlabelled), _between(next(u), *labelled)]
-    order = np.arange(slots)
-    there = np.where(order < unlabelled[1], order < counts[0][:, None], order - unlabelled[1] < counts[1][:, None])
-    labelled_here = there & (order >= unlabelled[1])
-    label = _choice(next(per), len(library.begin) - 1)
-    label[:, unlabelled[1]] = _in_turn(words, index, len(library.begin) - 1)
-    first, last = library.begin[label], library.begin[label + 1]
-    cutout = first + (next(per) * (last - first)).astype(np.int64)
-    side = spec.object_px[0] * (spec.object_px[1] / spec.object_px[0]) ** next(per)
-    angle = math.radians(spec.rotate) * (2 * next(per) - 1)
-    shape = library.cutouts[cutout] / library.cutouts[cutout].max(-1, keepdims=True)
-    stretched = np.sqrt((1 + spec.stretch) ** (2 * next(per) - 1))
-    height, width = side * shape[..., 0] * stretched, side * shape[..., 1] / stretched
-    mirrored = next(per) < spec.hflip
-    factors = [
-        1 + strength * (2 * next(per) - 1) for strength in (spec.brightness, spec.contrast, spec.saturation)
-    ]
-    texture = _choice(next(per), len(library.photos))
-    tries = np.stack([next(per) for _ in range(2 * TRIES)], -1).reshape(*there.shape, TRIES, 2)
-    y, x, shrunk, placed = _place(_reach(height, width, angle), tries, there, unlabelled[1], size)
+    there = _wanted(next(u), next(u), spec)
+    pieces = _pieces(spec, library, index, words)
+    reach = _reach(*pieces.sides, pieces.angle)
+    y, x, shrunk, placed = _place(reach, pieces.tries, there, spec.distractors[1], size)
     there &= placed
-    return Layout(
+    labelled = there & (np.arange(there.shape[1]) >= spec.distractors[1])
+    height, width = (side * shrunk for side in pieces.sides)
+    brightness, contrast, saturation = pieces.factors
+    return SceneLayout(
         size=size,
         photo=photo,
         photo_top=top,
@@ -150,19 +131,61 @@ def draw(
         photo_mirrored=next(u) < 0.5,
         zoom=zoom,
         light=_span(next(u), spec.background_brightness),
-        cutout=np.where(there, cutout, NONE),
-        label=np.where(there & labelled_here, label, NONE),
+        cutout=np.where(there, pieces.cutout, NONE),
+        label=np.where(labelled, pieces.label, NONE),
         y=y,
         x=x,
-        height=height * shrunk,
-        width=width * shrunk,
-        angle=angle,
-        mirrored=mirrored,
-        brightness=factors[0],
-        contrast=factors[1],
-        saturation=factors[2],
-        texture=texture,
+        height=height,
+        width=width,
+        angle=pieces.angle,
+        mirrored=pieces.mirrored,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        texture=pieces.texture,
     )
+
+
+class _Pieces(NamedTuple):
+    """What each slot would hold, wherever it stands: (B, K), and tries (B, K, R, 2) of its place in 0…1."""
+
+    label: Ints
+    cutout: Ints
+    sides: tuple[Floats, Floats]
+    angle: Floats
+    mirrored: NDArray[np.bool_]
+    factors: list[Floats]
+    texture: Ints
+    tries: Floats
+
+
+def _pieces(spec: ScenesSpec, library: Library, index: Ints, words: tuple[int, ...]) -> _Pieces:
+    slots, classes = spec.distractors[1] + spec.objects_per_scene[1], len(library.begin) - 1
+    drawn = uniform(*words, PIECE, index[:, None, None], np.arange(slots)[:, None], np.arange(11 + 2 * TRIES))
+    u = iter(drawn.transpose(2, 0, 1))
+    label = _choice(next(u), classes)
+    label[:, spec.distractors[1]] = _in_turn(words, index, classes)
+    first, last = library.begin[label], library.begin[label + 1]
+    cutout = first + (next(u) * (last - first)).astype(np.int64)
+    side = spec.object_px[0] * (spec.object_px[1] / spec.object_px[0]) ** next(u)
+    angle = math.radians(spec.rotate) * (2 * next(u) - 1)
+    shape = library.cutouts[cutout] / library.cutouts[cutout].max(-1, keepdims=True)
+    stretched = np.sqrt((1 + spec.stretch) ** (2 * next(u) - 1))
+    sides = side * shape[..., 0] * stretched, side * shape[..., 1] / stretched
+    mirrored = next(u) < spec.hflip
+    strengths = spec.brightness, spec.contrast, spec.saturation
+    factors = [1 + strength * (2 * next(u) - 1) for strength in strengths]
+    texture = _choice(next(u), len(library.photos))
+    tries = np.stack([next(u) for _ in range(2 * TRIES)], -1).reshape(*label.shape, TRIES, 2)
+    return _Pieces(label, cutout, sides, angle, mirrored, factors, texture, tries)
+
+
+def _wanted(unlabelled: Floats, labelled: Floats, spec: ScenesSpec) -> NDArray[np.bool_]:
+    """(B, K): which slots are to hold something; the first ones are the distractors'."""
+    slots, begin = np.arange(spec.distractors[1] + spec.objects_per_scene[1]), spec.distractors[1]
+    few, objects = _between(unlabelled, *spec.distractors), _between(labelled, *spec.objects_per_scene)
+    wanted: NDArray[np.bool_] = np.where(slots < begin, slots < few[:, None], slots - begin < objects[:, None])
+    return wanted
 
 
 def _window(

@@ -1,37 +1,31 @@
-"""What scenes are composed of: cut-outs by class and photographs, and which split may use which of them.
+"""What scenes are composed of, read once: cut-outs by class and photographs.
 
-    gather(spec, split)     the cut-outs and photographs of a split, as atlases and numbers
-
-A picture's split follows from its own path, so that it never changes sides when others are added.
+material_of(spec, split, size)     the cut-outs and photographs of a split, as atlases and numbers
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from routespace.errors import DataError
-from routespace.picture_files import pictures_below
 from routespace.pictures import read_picture
-from routespace.train.data.catalogue import Entry, Split, three_sides
+from routespace.train.data.catalogue import Split
 from routespace.train.data.digits_render import INK_FLOOR, INK_GAIN, split_digits, split_photos
-from routespace.train.data.folder import FolderCatalogue, key_below
 from routespace.train.data.scenes.atlas import Atlas
+from routespace.train.data.scenes.files import DIGITS, class_names, scene_files
 from routespace.train.data.scenes.layout import Library
-from routespace.train.recipe.data import FolderSpec
 from routespace.train.recipe.scenes import ScenesSpec
 
 INK_PX = 64  # side at which a digit of 8 × 8 cells is kept
 MOST_PX = 512  # longer side at which a cut-out is kept
 MOST_PHOTO_PX = 1024  # the same of a photograph
 LEAST_OPACITY = 0.02  # share of a cut-out's box that must be there to be seen
-DIGITS = tuple(map(str, range(10)))
 
 
 @dataclass(frozen=True)
@@ -50,56 +44,22 @@ class Material:
     photos: Atlas
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The files that a split uses; none where the pictures are scikit-learn's."""
-
-    cutouts: Sequence[Entry] = ()
-    photos: Sequence[Entry] = ()
-
-
-def class_names(spec: ScenesSpec) -> tuple[str, ...]:
-    """Names of the classes of the cut-outs, in output order.
-
-    Raises:
-        DataError: the folder is missing, or has no class folders.
-    """
-    if spec.cutouts is None:
-        return DIGITS
-    return tuple(sorted({entry.name for entry in _cutouts(spec.cutouts, "train")}))
-
-
-def choose(spec: ScenesSpec, split: Split) -> Chosen:
-    """Which files a split uses.
-
-    Raises:
-        DataError: a folder is missing or empty, or holds too few pictures to divide them.
-    """
-    cutouts, photos = list[Entry](), list[Entry]()
-    if spec.cutouts is not None:
-        cutouts = _cutouts(spec.cutouts, split)
-        if spec.split_by != "background" and not _has_parts(spec.cutouts):
-            cutouts = _side(cutouts, spec.held_out, split, spec.cutouts, "cut-outs of each class")
-    if spec.backgrounds is not None:
-        photos = _photos(spec.backgrounds)
-        if spec.split_by != "cutout":
-            photos = _side(photos, spec.held_out, split, spec.backgrounds, "photographs")
-    return Chosen(cutouts, photos)
-
-
 @lru_cache(maxsize=6)
-def gather(spec: ScenesSpec, split: Split, size: tuple[int, int]) -> Material:
+def material_of(
+    spec: ScenesSpec, split: Split, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Material:
     """Read what a split is composed of.
 
     Args:
         spec: where it lies and how it is divided.
         split: train, val or test.
         size: (H, W) of the scenes.
+        device: where they are composed.
 
     Raises:
         DataError: a folder or file is missing, damaged or empty, or a cut-out has nothing to be seen.
     """
-    chosen, classes = choose(spec, split), class_names(spec)
+    chosen, classes = scene_files(spec, split), class_names(spec)
     if spec.cutouts is None:
         inks, _, begin = split_digits(split)
         pieces = [_digit(ink) for ink in inks]
@@ -117,39 +77,7 @@ def gather(spec: ScenesSpec, split: Split, size: tuple[int, int]) -> Material:
     else:
         photos = [_photo(entry.place) for entry in chosen.photos]
     library = Library(_sides(pieces), labels, _sides(photos))
-    return Material(classes, library, Atlas.of(pieces), Atlas.of(photos))
-
-
-def _has_parts(root: str) -> bool:
-    return not FolderCatalogue(FolderSpec(root=root)).layout.plain
-
-
-def _cutouts(root: str, split: Split) -> list[Entry]:
-    listed = FolderCatalogue(FolderSpec(root=root)).part(split, whole=True)
-    if listed is None:
-        raise DataError(f"{root}: has no cut-outs for {split}; give {split}/<class>/, or <class>/ for all of them")
-    return list(listed.entries)
-
-
-def _photos(root: str) -> list[Entry]:
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give one with photographs (data.backgrounds)")
-    found = [Entry(file, "", key_below(file, folder)) for file in pictures_below(str(folder), Counter())]
-    if not found:
-        raise DataError(f"{folder}: holds no pictures; give a folder with photographs (data.backgrounds)")
-    return found
-
-
-def _side(entries: Sequence[Entry], share: float, split: Split, root: str, what: str) -> list[Entry]:
-    """The entries of a split."""
-    found = three_sides(entries, share)[split]
-    if {entry.name for entry in found} != {entry.name for entry in entries}:
-        raise DataError(
-            f"{root}: too few {what} to keep those of train, val and test apart; give three at least, or choose "
-            f"another data.split_by"
-        )
-    return found
+    return Material(classes, library, Atlas.of(pieces).to(device), Atlas.of(photos).to(device))
 
 
 def _digit(ink: np.ndarray) -> Image.Image:

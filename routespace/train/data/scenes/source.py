@@ -17,11 +17,13 @@ from torch.utils.data import Dataset
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, Split
 from routespace.train.data.digits_render import SPLITS
+from routespace.train.data.objects import Objects
 from routespace.train.data.record import DataRecord
 from routespace.train.data.rendered import RenderedSource
-from routespace.train.data.scenes.compose import Composed, Objects, compose
-from routespace.train.data.scenes.layout import draw
-from routespace.train.data.scenes.pictures import choose, class_names, gather
+from routespace.train.data.scenes.compose import Composed, compose
+from routespace.train.data.scenes.files import class_names, scene_files
+from routespace.train.data.scenes.layout import draw_layout
+from routespace.train.data.scenes.pictures import material_of
 from routespace.train.recipe.scenes import ScenesSpec
 
 
@@ -42,7 +44,7 @@ class ScenesDataset(Dataset[tuple[Tensor, int]]):
     def __init__(self, spec: ScenesSpec, split: Split, count: int, preprocess: Preprocess, *, seed: int) -> None:
         self.spec, self.split, self.count, self.seed = spec, split, count, seed
         self.preprocess = preprocess
-        _ = gather(spec, split, preprocess.size)
+        _ = material_of(spec, split, preprocess.size)
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()
@@ -79,10 +81,10 @@ class ScenesDataset(Dataset[tuple[Tensor, int]]):
         """
         if not all(0 <= index < self.count for index in indices):
             raise IndexError(f"scene index outside 0..{self.count - 1}")
-        material = gather(self.spec, self.split, self.preprocess.size)
+        material = material_of(self.spec, self.split, self.preprocess.size, device)
         words = (self.seed, SPLITS.index(self.split), int(self._epoch))
-        layout = draw(self.spec, material.library, self.preprocess.size, indices, words)
-        return compose(layout, material.cutouts.to(device), material.photos.to(device))
+        layout = draw_layout(self.spec, material.library, self.preprocess.size, indices, words)
+        return compose(layout, material.cutouts, material.photos)
 
     def objects(self, index: int) -> Objects:
         """Boxes, classes and masks of a scene's objects."""
@@ -110,6 +112,6 @@ class ScenesSource(RenderedSource):
             return None
         parts: dict[str, list[Entry]] = {}
         for split in SPLITS[:2]:
-            chosen = choose(self.spec, split)
+            chosen = scene_files(self.spec, split)
             parts[split] = [*chosen.cutouts, *(entry._replace(name="(photographs)") for entry in chosen.photos)]
         return DataRecord.of(parts, self.classes)
