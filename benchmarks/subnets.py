@@ -32,6 +32,7 @@ from routespace.memory import keep_freed_memory
 from routespace.nn.candidates import SharedParts
 from routespace.nn.task_net import TaskNet
 from routespace.recipes import load_recipe
+from routespace.train.data.skipping import Group
 from routespace.train.passes import Runner
 from routespace.train.sandwich import Sandwich
 from routespace.train.step_loss import StepLoss
@@ -78,15 +79,15 @@ def sandwich(rounds: int) -> dict[str, float]:
     task = recipe.task.make(recipe.grid, recipe.train)
     run = Runner(StepLoss(net, task, None, recipe.train), Accelerator(cpu=True))
     passes = Sandwich(run, net, recipe, STEPS)
-    images, labels = torch.randn(64, 3, *recipe.grid.image_size), torch.randint(10, (64,))
+    batch = [Group(torch.randn(64, 3, *recipe.grid.image_size), torch.randint(10, (64,)))]
     step, paid = [0], [0.0]
 
     def whole() -> None:
-        run(images, labels, 0.5, part=passes.largest)
+        run(batch, 0.5, part=passes.largest)
         net.zero_grad()
 
     def all_passes() -> None:
-        losses = passes(images, labels, 0.5, step[0])
+        losses = passes(batch, 0.5, step[0])
         step[0] += 1
         paid.append(float(losses.macs))
         net.zero_grad()

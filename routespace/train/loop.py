@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
 
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.loaders import Loaders
+from routespace.train.data.skipping import Group
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.modes import make_passes
 from routespace.train.optim import make_optimizer, make_schedule
@@ -131,7 +131,7 @@ class Trainer:
         self.step_loss.train()
         start, first = time.perf_counter(), self.step
         for batch in self._batches():
-            losses = self._step(*self.task.prepare(batch, self.accelerator.device, training=True))
+            losses = self._step([self._prepared(group) for group in batch])
             for name, value in zip(self._names, losses, strict=True):
                 self._sums[name] += value
             self.step += 1
@@ -152,7 +152,10 @@ class Trainer:
                 return
             yield batch
 
-    def _step(self, images: Tensor, targets: Any) -> list[float]:
+    def _prepared(self, group: Group) -> Group:
+        return Group(*self.task.prepare(group, self.accelerator.device, training=True))
+
+    def _step(self, batch: Sequence[Group]) -> list[float]:
         """One optimiser step; returns the numbers of Losses."""
         done = self.epoch * self.loaders.steps + self.step
         progress = done / (self.spec.epochs * self.loaders.steps)
@@ -160,7 +163,7 @@ class Trainer:
         self.schedule.step_update(done)
         held, shares = self._held(progress), self.spending.opened(progress)
         with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=held is not None):
-            losses = self.passes(images, targets, progress, done)
+            losses = self.passes(batch, progress, done)
         self.gate_teacher.teach(self.accelerator)
         if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
             for group in self.optimizer.param_groups:

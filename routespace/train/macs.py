@@ -3,10 +3,14 @@
     expected_macs(net, routes)       of one batch, differentiable, from the decisions that the gates took
     counted_macs(net, usage)         from measured usage, as floats
     metered_macs(net, meter)         the same for images of several sizes
+    size_factor(net, size)           from MACs at a size to MACs at the grid's own
     closed_macs, open_macs           what the gates can reach
 
 The budget's loss sees hard samples of the gates (straight-through), so its expected cost is a mean of costs that
 were really paid, not a product of probabilities.
+
+A budget is about an image of the grid's size. What images of other sizes cost is told as a share of what the whole
+network costs at their size, and that share counts: a smaller photograph saves nothing.
 
 Shape legend: E edges that have a price.
 """
@@ -22,13 +26,15 @@ from torch import Tensor
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node
 from routespace.grid.resources import NO_GATE, RESOURCES, Terms
 from routespace.grid.usage import ALL_USED, EdgeUsage, Usage
+from routespace.nn.heads.base import NO_COST
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.routing.routes import Routes
-from routespace.nn.task_net import AnyNet, head_cost_of, network_cost
+from routespace.nn.task_net import AnyNet, TaskNet, head_cost_of
 from routespace.nn.usage import SAME_SIZE, UsageMeter
 
 UNUSED = EdgeUsage(tokens=0, images=0, asked=0)
@@ -73,12 +79,12 @@ def prices(
 
 
 def expected_macs(net: AnyNet, routes: Routes, *, image_size: tuple[int, int] | None = None) -> Tensor:
-    """MACs of one image, averaged over a batch, from the decisions taken in it.
+    """MACs of one image of the grid's size, averaged over a batch, from the decisions taken in it.
 
     Args:
         net: the network that took them.
         routes: its decisions; in training they carry the gates' gradients.
-        image_size: height and width in pixels of the batch's images; the spec's own by default.
+        image_size: height and width in pixels of the batch's images; the spec's own by default. See `size_factor`.
 
     Returns:
         0-d float64 tensor.
@@ -90,21 +96,36 @@ def expected_macs(net: AnyNet, routes: Routes, *, image_size: tuple[int, int] | 
     shares = [usage.get(name, ALL_USED) for name in table.names]
     tokens, images, asked = (table.column([share[part] for share in shares]) for part in range(3))
     spent: Tensor = table.macs.used(EdgeUsage(tokens, images, asked))
-    return spent.sum() + (table.constant + head_cost_of(net, image_size=size).macs)
+    found: Tensor = spent.sum() + (table.constant + budgeted_head(net, image_size=size).macs)
+    return found if size is None else found * size_factor(net, size)
 
 
 def counted_macs(net: AnyNet, usage: Usage, *, image_size: tuple[int, int] | None = None) -> float:
-    """MACs of one image at the measured usage; edges that are not in it computed everything."""
-    return float(network_cost(net, usage=usage, image_size=image_size).macs)
+    """MACs of one image at the measured usage, as a budget counts them; edges not in it computed everything."""
+    cost = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage, image_size=image_size)
+    return float(cost.with_head(budgeted_head(net, image_size=image_size)).macs)
 
 
 def metered_macs(net: AnyNet, meter: UsageMeter) -> float:
-    """MACs of one image, averaged over what a meter saw, each image priced at its own size."""
+    """MACs of one image of the grid's size, averaged over what a meter saw; see `size_factor`."""
     costs = (
-        images * counted_macs(net, usage, image_size=None if size == SAME_SIZE else size)
+        images * counted_macs(net, usage)
+        if size in (SAME_SIZE, net.spec.image_size)
+        else images * counted_macs(net, usage, image_size=size) * size_factor(net, size)
         for size, (images, usage) in meter.by_size().items()
     )
     return sum(costs) / meter.images
+
+
+def size_factor(net: AnyNet, size: tuple[int, int]) -> float:
+    """MACs of the whole network for an image of the grid's size, over those for one of (H, W) pixels."""
+    return counted_macs(net, {}) / counted_macs(net, {}, image_size=size)
+
+
+def budgeted_head(net: AnyNet, *, image_size: tuple[int, int] | None = None) -> EdgeCost:
+    """What of a network's head a budget counts: a classifier, and nothing of the heads of dense tasks."""
+    counts = isinstance(net, TaskNet) and net.head.budgeted
+    return head_cost_of(net, image_size=image_size) if counts else NO_COST
 
 
 def _cost_relevant(gates: GateSpec) -> GateSpec:

@@ -1,6 +1,8 @@
 """What happens in one step between a batch and its gradients: which passes are made, and who teaches whom.
 
-    losses = passes(images, targets, progress, step)      # afterwards every parameter has its gradient
+    losses = passes(batch, progress, step)      # afterwards every parameter has its gradient
+
+A batch is a sequence of groups: images of one size, and their targets as the task has prepared them.
 
 `OnePass` is the ordinary step, with a teacher or without. `SelfTaught` makes two passes: everything computed, then
 routed. `Sandwich`, in sandwich.py, trains several parts of a supernet at once.
@@ -10,7 +12,7 @@ Shape legend: B images of one process and step · C channels · H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from routespace.errors import SpecError
 from routespace.nn.task_net import TaskNet
+from routespace.train.data.skipping import Group
 from routespace.train.step_loss import Losses, Outcome
 from routespace.train.teacher import Teacher
 
@@ -32,11 +35,11 @@ class Passes(Protocol):
         """Whether there are soft labels."""
         ...
 
-    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
-        """Images (B, C, H, W) and their targets → losses; gradients stay behind.
+    def __call__(self, batch: Sequence[Group], progress: float, step: int) -> Losses:
+        """A batch → losses; gradients stay behind.
 
         Args:
-            images, targets: of the batch.
+            batch: its groups.
             progress: share of the training that is done.
             step: optimiser steps that are done.
         """
@@ -57,21 +60,19 @@ class Runner:
     accelerator: Accelerator
     teacher: Teacher | None = None
 
-    def __call__(
-        self, images: Tensor, targets: Any, progress: float, *, last: bool = True, **options: Any
-    ) -> Outcome:
+    def __call__(self, batch: Sequence[Group], progress: float, *, last: bool = True, **options: Any) -> Outcome:
         """The pass; gradients are added to those that are there, and shared by all processes at the `last` one."""
         with nullcontext() if last else self._alone():
-            outcome = self.step_loss(images, targets, progress, **options)
+            outcome = self.step_loss(batch, progress, **options)
             self.accelerator.backward(outcome.losses.loss)
         return outcome
 
-    def told(self, images: Tensor) -> Tensor | None:
-        """What the teacher says of images; None without one."""
+    def told(self, batch: Sequence[Group]) -> list[Tensor] | None:
+        """What the teacher says of each group's images; None without one."""
         if self.teacher is None:
             return None
         with self.accelerator.autocast():
-            return self.teacher(images)
+            return [self.teacher(group.images) for group in batch]
 
     def _alone(self) -> AbstractContextManager[Any]:
         wrapped = self.step_loss
@@ -84,9 +85,9 @@ class OnePass:
     def __init__(self, run: Runner) -> None:
         self.run, self.teaches = run, run.teacher is not None
 
-    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
+    def __call__(self, batch: Sequence[Group], progress: float, step: int) -> Losses:
         """See Passes."""
-        return self.run(images, targets, progress, taught=self.run.told(images)).losses
+        return self.run(batch, progress, taught=self.run.told(batch)).losses
 
 
 class SelfTaught:
@@ -104,11 +105,11 @@ class SelfTaught:
         self.run, self.net, self.teaches = run, net, True
         self.whole = net.architecture.opened()
 
-    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
+    def __call__(self, batch: Sequence[Group], progress: float, step: int) -> Losses:
         """See Passes; the losses are those of the routed pass, `loss` the sum of both."""
         if self.net.deciding.held is not None:
-            return self.run(images, targets, progress).losses
+            return self.run(batch, progress).losses
         with self.net.deciding_as(held=self.whole):
-            dense = self.run(images, targets, progress, last=False, budgeted=False)
-        routed = self.run(images, targets, progress, taught=dense.outputs).losses
+            dense = self.run(batch, progress, last=False, budgeted=False)
+        routed = self.run(batch, progress, taught=dense.outputs).losses
         return routed._replace(loss=routed.loss.detach() + dense.losses.loss.detach())

@@ -57,7 +57,7 @@ def remarks_on(
         shares: transformer edge → share that its gate is to open, where it is told one.
         target: MACs of one image; None without a budget.
     """
-    said, budget, classes = list[str](), recipe.budget, recipe.grid.num_classes
+    said, budget, classes = list[str](), recipe.budget, recipe.num_classes
     if seen.task_loss is not None:
         chance = math.log(classes) if recipe.task.metric.name == ACCURACY and classes > 1 else None
         said += loss_remarks(seen.task_loss, chance, seen.progress)

@@ -12,11 +12,10 @@ Shape legend: B images of one process and step · C channels · H, W pixels.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from timm.layers.drop import DropPath
-from torch import Tensor
 
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
@@ -25,6 +24,7 @@ from routespace.grid.count import cheapest
 from routespace.grid.sample import architectures_of, sample_static_bits
 from routespace.nn.families.base import Block
 from routespace.nn.task_net import TaskNet
+from routespace.train.data.skipping import Group
 from routespace.train.passes import Runner
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.step_loss import Losses
@@ -105,19 +105,19 @@ class Sandwich:
         self._parts: OrderedDict[Architecture, TaskNet] = OrderedDict()
         self._epoch, self._drawn = -1, np.zeros((0, 0), dtype=np.bool_)
 
-    def __call__(self, images: Tensor, targets: Any, progress: float, step: int) -> Losses:
+    def __call__(self, batch: Sequence[Group], progress: float, step: int) -> Losses:
         """See Passes; task loss and score are the largest's, the soft loss the mean of the others'.
 
         `loss` and `macs` are the sums over all passes.
         """
         self.largest.train()
-        told = self.run.told(images)
-        first = self.run(images, targets, progress, taught=told, part=self.largest, last=False)
+        told = self.run.told(batch)
+        first = self.run(batch, progress, taught=told, part=self.largest, last=False)
         parts = [self.ends.smallest, *self.drawn(step)]
         soft, loss, macs = 0.0 * first.losses.loss.detach(), first.losses.loss.detach(), first.losses.macs
         for number, architecture in enumerate(parts, 1):
             part, last = self._part(architecture), number == len(parts)
-            losses = self.run(images, targets, progress, taught=first.outputs, part=part, last=last).losses
+            losses = self.run(batch, progress, taught=first.outputs, part=part, last=last).losses
             soft, loss, macs = soft + losses.soft_loss, loss + losses.loss.detach(), macs + losses.macs
         return first.losses._replace(loss=loss, soft_loss=soft / len(parts), macs=macs)
 

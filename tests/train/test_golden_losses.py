@@ -19,6 +19,7 @@ from tiny_grid import TINY_GRID
 
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
+from routespace.train.data.skipping import Group
 from routespace.train.loop import Trainer
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
@@ -62,14 +63,14 @@ class Batches:
         """Every epoch is the same."""
 
     @cached_property
-    def train(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def train(self) -> list[tuple[Group, ...]]:
         generator = torch.Generator().manual_seed(self.seed)
         images = [torch.randn(BATCH, 3, 32, 32, generator=generator) for _ in range(STEPS)]
-        return [(batch, batch.mean((2, 3)).argmax(1)) for batch in images]
+        return [(Group(batch, batch.mean((2, 3)).argmax(1)),) for batch in images]
 
     @property
-    def val(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return self.train[:2]
+    def val(self) -> list[Group]:
+        return [group for (group,) in self.train[:2]]
 
 
 def run(family: str) -> dict[str, list[float]]:

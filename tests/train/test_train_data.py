@@ -32,12 +32,12 @@ def test_digits_loaders_are_fresh_each_epoch_and_the_same_again():
     epochs = []
     for epoch in (0, 1, 0):
         loaders.set_epoch(epoch)
-        epochs.append(torch.cat([images for images, _ in loaders.train]))
+        epochs.append(torch.cat([images for ((images, _),) in loaders.train]))
     assert epochs[0].shape == (64, 3, 32, 32)
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])
     loaders.set_epoch(0, start=3)
-    assert torch.equal(torch.cat([images for images, _ in loaders.train]), epochs[0][48:])
+    assert torch.equal(torch.cat([images for ((images, _),) in loaders.train]), epochs[0][48:])
     assert len(torch.cat([labels for _, labels in loaders.val])) == 32
     assert len(torch.cat([labels for _, labels in loaders.calibration])) == 32
 

@@ -171,7 +171,7 @@ def test_bad_pictures_are_named_left_out_and_counted(tmp_path, workers):
         warnings.simplefilter("always")
         for epoch in range(2):
             whole.set_epoch(epoch)
-            assert all(len(images) == 16 for images, _ in whole.train)  # others take their places
+            assert all(len(images) == 16 for ((images, _),) in whole.train)  # others take their places
         assert sum(len(images) for images, _ in whole.val) == len(source.val()) - 1
         assert sum(len(images) for images, _ in whole.calibration) == len(source.val()) - 1
     told = [str(warning.message) for warning in caught if "left out" in str(warning.message)]
@@ -188,7 +188,7 @@ def test_another_takes_the_place_the_same_in_every_run(tmp_path):
     recipe = photo_recipe(tmp_path, data__skip_bad=9)
     damage(make_source(recipe).train(), 3)
     with pytest.warns(UserWarning, match="left out"):
-        runs = [torch.cat([images for images, _ in make_loaders(recipe).train]) for _ in range(2)]
+        runs = [torch.cat([images for ((images, _),) in make_loaders(recipe).train]) for _ in range(2)]
     assert torch.equal(*runs)
 
 

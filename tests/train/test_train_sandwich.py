@@ -16,6 +16,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
 from routespace.nn.families.base import Block
 from routespace.nn.task_net import TaskNet
+from routespace.train.data.skipping import Group
 from routespace.train.passes import Runner
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
@@ -47,7 +48,7 @@ def test_gradients_are_the_sum_of_all_passes():
         net.head.weight.mul_(20)  # answers that differ
     passes = passes_of(recipe, net)
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
-    losses = passes(images, labels, 0.5, 4)
+    losses = passes([Group(images, labels)], 0.5, 4)
     found = {
         name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None
     }

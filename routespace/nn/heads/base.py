@@ -25,10 +25,12 @@ class Head(nn.Module, ABC):
 
     Attributes:
         kind: its name in files.
+        budgeted: whether its MACs are among those that a budget holds; heads of dense tasks stand beside it.
         names: of the tensors that `tensors` gives, as exported files call them.
     """
 
     kind: ClassVar[str]
+    budgeted: ClassVar[bool] = False
     names: tuple[str, ...]
 
     @classmethod

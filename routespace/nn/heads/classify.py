@@ -35,6 +35,7 @@ class Classifier(Head):
     """
 
     kind = "classify"
+    budgeted = True
     names = ("logits",)
 
     def __init__(self, width: int, classes: int, rate: int) -> None:

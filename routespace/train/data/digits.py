@@ -15,7 +15,7 @@ scene may hold · F random fields of a scene · D of one digit.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ from routespace.train.data.digits_render import (
 )
 from routespace.train.data.draws import uniform
 from routespace.train.data.objects import Objects
+from routespace.train.data.objects_target import target_of
+from routespace.train.recipe.targets import Target
 
 __all__ = ["CLASSES", "DigitsDataset", "Objects", "RenderedScenes", "Scenes", "write_image_folder"]
 TRIES, SHRINK = 24, 0.85  # places tried for a digit among others; each try is smaller by this factor
@@ -162,19 +164,23 @@ class Scenes:
         return placed
 
 
-class DigitsDataset(Dataset[tuple[Tensor, int]]):
-    """`count` scenes for classification: item i is (image, label), the class of the largest digit.
+class DigitsDataset(Dataset[tuple[Tensor, Any]]):
+    """`count` scenes: item i is (image, target), a label that of the largest digit.
 
     image: (3, H, W) float32, RGB in 0..1 normalised by the preprocess (None: ImageNet's mean and std).
-    label: 0..9. `set_epoch` reaches the workers of a DataLoader, persistent ones too.
+    target: what is given with an image, a label 0..9 unless told; see `recipe/targets.py`.
+    `set_epoch` reaches the workers of a DataLoader, persistent ones too.
     Raises `SpecError` for count < 1.
     """
 
-    def __init__(self, scenes: Scenes, count: int, preprocess: Preprocess | None = None) -> None:
+    def __init__(
+        self, scenes: Scenes, count: int, preprocess: Preprocess | None = None, *, target: Target = "label"
+    ) -> None:
         if count < 1:
             raise SpecError(f"count {count} must be 1 or more")
         self.scenes = scenes
         self.count = count
+        self.target = target
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()
@@ -192,17 +198,21 @@ class DigitsDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """A whole batch at once; a DataLoader calls this where it exists."""
         if not all(0 <= index < self.count for index in indices):
             raise IndexError(f"scene index outside 0..{self.count - 1}")
-        batch = self.scenes.render(indices, int(self._epoch))
+        batch = self.scenes.render(indices, int(self._epoch), objects=self.target != "label")
         images_BCHW = torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous()
         images_BCHW = images_BCHW.float().mul_(self._scale).add_(self._shift)
-        return list(zip(images_BCHW.unbind(), batch.labels.tolist(), strict=True))
+        targets: list[Any] = batch.labels.tolist()
+        if self.target != "label":
+            found = zip(batch.objects, indices, strict=True)
+            targets = [target_of(objects, self.target, image_id=index) for objects, index in found]
+        return list(zip(images_BCHW.unbind(), targets, strict=True))
 
 
 def write_image_folder(root: str | Path, *, counts: Mapping[str, int], scenes: Scenes) -> None:

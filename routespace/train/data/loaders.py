@@ -1,4 +1,6 @@
-"""Loaders of a recipe: batches of images (B, C, H, W) float normalised and labels (B,).
+"""Loaders of a recipe: images (B, C, H, W) float normalised and what is to be learned of them.
+
+A step's batch is a tuple of groups, of which each holds images of one size; held-out images come group by group.
 
 Which images a step sees is a pure function of (seed, epoch, step): training may stop anywhere and go on as if
 it had not. Several processes share each batch; validation and test images are dealt out among them.
@@ -15,18 +17,16 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from routespace.errors import DataError
 from routespace.train.data.prefetch import Prefetch
-from routespace.train.data.skipping import Batches, Guarded, Skipped, collate
+from routespace.train.data.skipping import Batches, Group, Guarded, Skipped, Steps, collate
 from routespace.train.data.source import Source, make_source
 from routespace.train.recipe.data import PicturesSpec
 from routespace.train.recipe.parts import AUTO
 from routespace.train.recipe.recipe import Recipe
 
-Batch = tuple[Tensor, Tensor]
 CALIBRATION_IMAGES = 2048  # their mean MACs are known to less than half a percent
 CALIBRATION_SEED = 0
 
@@ -128,7 +128,7 @@ class Loaders:
             raise DataError(f"train.batch_size: {batch_size} is not shared evenly by {self.part.world} processes")
 
     @cached_property
-    def train(self) -> Iterable[Batch]:
+    def train(self) -> Iterable[tuple[Group, ...]]:
         """This process's part of the batches of the epoch that was set."""
         loader: DataLoader[Any] = DataLoader(
             Guarded(self._train, replace=self._skipped.most > 0),
@@ -139,8 +139,8 @@ class Loaders:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # of its own: starting an epoch must not move the global one
         )
-        batches = Batches(loader, self._skipped)
-        return Prefetch(batches) if self._workers == 0 and self.source.beside_training else batches
+        steps = Steps(loader, self._skipped)
+        return Prefetch(steps) if self._workers == 0 and self.source.beside_training else steps
 
     @cached_property
     def val(self) -> Batches:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Split
 from routespace.train.data.record import DataRecord, Summary, in_turn
+from routespace.train.recipe.targets import BACKGROUND, Target
 
 EVAL_SEED = 0  # validation and test scenes are the same for every recipe seed
 
@@ -21,14 +22,19 @@ class RenderedSource(ABC):
         spec: its `train_size`, `val_size` and `test_size` say how many.
         preprocess: image size and normalisation.
         seed: of the training scenes; those of val and test are the same for every seed.
-        classes: names in output order.
+        objects: names of their classes.
+        target: what is given with an image.
     """
 
     fresh_each_epoch = True
     beside_training = True  # rendering draws no numbers from global generators
 
-    def __init__(self, spec: Any, preprocess: Preprocess, *, seed: int, classes: tuple[str, ...]) -> None:
-        self.spec, self.preprocess, self.seed, self.classes = spec, preprocess, seed, classes
+    def __init__(
+        self, spec: Any, preprocess: Preprocess, *, seed: int, objects: tuple[str, ...], target: Target = "label"
+    ) -> None:
+        self.spec, self.preprocess, self.seed, self.target = spec, preprocess, seed, target
+        self.objects = objects
+        self.classes = (BACKGROUND, *objects) if target == "pixels" else objects
 
     @abstractmethod
     def scenes(self, split: Split, count: int, seed: int) -> Dataset[Any]:
@@ -50,7 +56,7 @@ class RenderedSource(ABC):
     def summary(self) -> Summary:
         """How many scenes of each class: they come in turn."""
         sizes = {"train": self.spec.train_size, "val": self.spec.val_size}
-        return Summary({part: in_turn(size, self.classes) for part, size in sizes.items()})
+        return Summary({part: in_turn(size, self.objects) for part, size in sizes.items()})
 
     @property
     def record(self) -> DataRecord | None:

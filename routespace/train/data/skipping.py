@@ -4,6 +4,8 @@ A loader process that raises shows its whole traceback; so an unreadable picture
 beside the images of its batch, and is dealt with where the batches are read.
 
 In training another picture takes its place, so that batches keep their size; otherwise it is missing.
+
+A batch is dealt out into groups of images of one size: nothing is ever padded.
 """
 
 from __future__ import annotations
@@ -12,18 +14,31 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from routespace.errors import DataError
 
 MOST_TRIES = 20  # pictures tried in place of an unreadable one
 
 
-class Sample(NamedTuple):
-    """An image and its label, or None; and a word about each picture that could not be read."""
+class Group(NamedTuple):
+    """Images of a batch that have one size.
 
-    item: tuple[Tensor, int] | None
+    Attributes:
+        images: (B, C, H, W).
+        targets: labels (B,), one tensor where those of the images are of one shape, else a list of B.
+    """
+
+    images: Tensor
+    targets: Any
+
+
+class Sample(NamedTuple):
+    """An image and its target, or None; and a word about each picture that could not be read."""
+
+    item: tuple[Tensor, Any] | None
     unreadable: tuple[str, ...]
 
 
@@ -57,11 +72,30 @@ class Guarded(Dataset[Sample]):
         return [self[index] for index in indices]
 
 
-def collate(samples: Sequence[Sample]) -> tuple[tuple[Tensor, Tensor] | None, tuple[str, ...]]:
-    """Images (B, C, H, W) and labels (B,), None where no picture could be read; and what could not."""
+def collate(samples: Sequence[Sample]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """The groups of a batch, none where no picture could be read; and a word for each that could not."""
     items = [sample.item for sample in samples if sample.item is not None]
-    images_labels = default_collate(items) if items else None
-    return images_labels, tuple(word for sample in samples for word in sample.unreadable)
+    return grouped(items), tuple(word for sample in samples for word in sample.unreadable)
+
+
+def grouped(items: Sequence[tuple[Tensor, Any]]) -> tuple[Group, ...]:
+    """Images (C, H, W) and their targets → a group for each size, in the order in which sizes first come."""
+    sizes: dict[torch.Size, list[tuple[Tensor, Any]]] = {}
+    for image, target in items:
+        sizes.setdefault(image.shape, []).append((image, target))
+    return tuple(
+        Group(torch.stack([image for image, _ in some]), _together([target for _, target in some]))
+        for some in sizes.values()
+    )
+
+
+def _together(targets: list[Any]) -> Any:
+    """Numbers as (B,), tensors of one shape as (B, …), everything else as a list."""
+    if isinstance(targets[0], int):
+        return torch.tensor(targets)
+    if isinstance(targets[0], Tensor) and len({target.shape for target in targets}) == 1:
+        return torch.stack(targets)
+    return targets
 
 
 class Skipped:
@@ -86,8 +120,8 @@ class Skipped:
         warnings.warn(f"{word}; left out ({len(self._told)} of at most {self.most})", stacklevel=2)
 
 
-class Batches(Iterable[tuple[Tensor, Tensor]]):
-    """The batches of a loader, without what cannot be read.
+class Steps(Iterable[tuple[Group, ...]]):
+    """The batches of a loader, without what cannot be read: the groups of each.
 
     Args:
         loader: of `collate`'s pairs.
@@ -103,9 +137,23 @@ class Batches(Iterable[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images_labels, unreadable in self.loader:
+    def __iter__(self) -> Iterator[tuple[Group, ...]]:
+        for groups, unreadable in self.loader:
             for word in unreadable:
                 self.skipped.tell(word)
-            if images_labels is not None:
-                yield images_labels[0], images_labels[1]
+            if groups:
+                yield groups
+
+
+class Batches(Iterable[Group]):
+    """Held-out images: groups of one size, one after the other. Arguments and errors are those of `Steps`."""
+
+    def __init__(self, loader: DataLoader[Any], skipped: Skipped) -> None:
+        self.steps = Steps(loader, skipped)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Group]:
+        for groups in self.steps:
+            yield from groups

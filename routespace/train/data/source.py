@@ -30,10 +30,11 @@ from routespace.train.recipe.data_kinds import LOCATIONS, absolute
 from routespace.train.recipe.parts import SELF, TIMM
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
+from routespace.train.recipe.targets import Target
 
 
 class Source(Protocol):
-    """Where images and targets come from.
+    """Where images and targets come from; a target is what the task asks for (`recipe/targets.py`).
 
     Attributes:
         preprocess: how evaluation feeds the network.
@@ -51,7 +52,7 @@ class Source(Protocol):
         ...
 
     def train(self) -> Dataset[Any]:
-        """Images (C, H, W) and labels to train with; it has `set_epoch`."""
+        """Images (C, H, W) and targets to train with; it has `set_epoch`."""
         ...
 
     def val(self) -> Dataset[Any]:
@@ -91,6 +92,7 @@ class Wanted:
         seed: of what training draws.
         classes: names in output order of a network that exists; None takes those of the training images.
         whole: data without parts is taken as a whole for whatever is asked.
+        target: what it gives with an image.
     """
 
     spec: Any
@@ -98,6 +100,7 @@ class Wanted:
     seed: int
     classes: tuple[str, ...] | None
     whole: bool
+    target: Target
 
 
 def _pictures(catalogue: Callable[[Any], Catalogue]) -> Callable[[Wanted], Source]:
@@ -116,7 +119,7 @@ def _pictures(catalogue: Callable[[Any], Catalogue]) -> Callable[[Wanted], Sourc
 
 def _rendered(kind: Callable[..., Source]) -> Callable[[Wanted], Source]:
     def make(wanted: Wanted) -> Source:
-        source = kind(wanted.spec, wanted.preprocess, seed=wanted.seed)
+        source = kind(wanted.spec, wanted.preprocess, seed=wanted.seed, target=wanted.target)
         if wanted.classes not in (None, source.classes):
             own, named = examples(source.classes, most=10), examples(wanted.classes or (), most=10)
             raise DataError(
@@ -156,16 +159,22 @@ def make_source(
         SpecError: `classes` are not as many as the grid's.
     """
     wanted = Wanted(
-        recipe.data, preprocess or recipe.preprocess, recipe.seed, tuple(classes) if classes else None, whole
+        recipe.data,
+        preprocess or recipe.preprocess,
+        recipe.seed,
+        tuple(classes) if classes else None,
+        whole,
+        recipe.task.target,
     )
     source = SOURCES[type(recipe.data)](wanted)
-    if classes and len(classes) != recipe.grid.num_classes:
-        raise SpecError(f"classes: {len(classes)} names for {recipe.grid.num_classes} outputs; give one for each")
-    if len(source.classes) != recipe.grid.num_classes:
+    count, field = recipe.num_classes, recipe.task.classes_field
+    if classes and len(classes) != count:
+        raise SpecError(f"classes: {len(classes)} names for {count} outputs; give one for each")
+    if len(source.classes) != count:
         where = recipe.data.root if isinstance(recipe.data, PicturesSpec) else recipe.data.kind
         raise DataError(
-            f"grid.num_classes: {recipe.grid.num_classes}, but {where} has {len(source.classes)} classes "
-            f"({examples(source.classes, most=6)}); set grid.num_classes={len(source.classes)}"
+            f"{field}: {count}, but {where} has {len(source.classes)} classes "
+            f"({examples(source.classes, most=6)}); set {field}={len(source.classes)}"
         )
     return source
 
@@ -176,7 +185,7 @@ def count_classes(recipe: Recipe) -> int:
     Raises:
         DataError: the data is missing or damaged.
     """
-    wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False)
+    wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False, target=recipe.task.target)
     return len(SOURCES[type(recipe.data)](wanted).classes)
 
 

@@ -13,13 +13,14 @@ Reading one imports no torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from routespace.preprocess import Interpolation, Preprocess
 from routespace.train.recipe.augment import check_augment
 from routespace.train.recipe.parts import AtLeast0, Natural, Section, Share, Whole
+from routespace.train.recipe.targets import RENDERED, Target
 
 __all__ = ["CsvSpec", "DigitsSpec", "FolderSpec", "Normalised", "PicturesSpec", "TimmSpec", "WebDatasetSpec"]
 
@@ -37,6 +38,8 @@ class Normalised(Section):
         mean, std: of each channel for values in 0…1; None for ImageNet's.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = ("label",)  # what it can give with an image
+
     workers: Whole = 0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -46,8 +49,12 @@ class Normalised(Section):
         given = {"mean": self.mean, "std": self.std}
         return Preprocess.parse({"size": size, "channels": channels, "crop_pct": 1.0, **given}, name="data")
 
-    def check(self, size: tuple[int, int], *, channels: int, classes: int) -> None:
+    def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
         """Raise ValueError unless the data fits a network of that image size, channels and classes."""
+        if target not in self.targets:
+            raise ValueError(
+                f"data.kind: it gives {self.targets[0]}s, and the task asks for {target}; give another"
+            )
         _ = self.preprocess(size, channels)
 
 
@@ -60,6 +67,8 @@ class DigitsSpec(Normalised):
         digits_per_scene: least and greatest number; the label is the largest's.
     """
 
+    targets: ClassVar[tuple[Target, ...]] = RENDERED
+
     kind: Literal["digits"] = "digits"
     train_size: Natural = 12_000
     val_size: Natural = 1_000
@@ -67,20 +76,22 @@ class DigitsSpec(Normalised):
     digit_px: tuple[Natural, Natural] = (10, 48)
     digits_per_scene: tuple[Natural, Natural] = (1, 1)
 
-    def check(self, size: tuple[int, int], *, channels: int, classes: int) -> None:
+    def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
         """Ten classes, three channels, and digits that fit the image."""
         low, high = self.digit_px
-        if classes != DIGIT_CLASSES or channels != 3:
+        wanted = DIGIT_CLASSES + (target == "pixels")  # and the background
+        field = "grid.num_classes" if target == "label" else "task.classes"
+        if classes != wanted or channels != 3:
             raise ValueError(
-                f"grid.num_classes: {classes} with {channels} channels does not fit data.kind 'digits'; "
-                f"give num_classes {DIGIT_CLASSES} and in_channels 3"
+                f"{field}: {classes} with {channels} channels does not fit data.kind 'digits'; "
+                f"give {field.removeprefix('grid.')} {wanted} and in_channels 3"
             )
         if not MIN_DIGIT_PX <= low <= high <= min(size):
             raise ValueError(
                 f"data.digit_px: {[low, high]} does not fit; give [least, greatest] from {MIN_DIGIT_PX} to the "
                 f"image's {min(size)} px"
             )
-        super().check(size, channels=channels, classes=classes)
+        super().check(size, channels=channels, classes=classes, target=target)
 
 
 class PicturesSpec(Normalised):
@@ -135,7 +146,7 @@ class PicturesSpec(Normalised):
         same = self.model_dump(include={"crop_pct", "interpolation", "background", "mean", "std"})
         return Preprocess.parse({"size": size, "channels": channels, **same}, name="data")
 
-    def check(self, size: tuple[int, int], *, channels: int, classes: int) -> None:
+    def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
         """Pictures have 1, 3 or 4 channels; with 4 not every augmentation is defined."""
         if channels not in (1, 3, 4):
             raise ValueError(
@@ -145,7 +156,7 @@ class PicturesSpec(Normalised):
         for name in ("auto_augment", "grayscale"):
             if channels == 4 and getattr(self, name):
                 raise ValueError(f"data.{name}: not possible with grid.in_channels 4 (RGBA); leave it out")
-        super().check(size, channels=channels, classes=classes)
+        super().check(size, channels=channels, classes=classes, target=target)
 
 
 class FolderSpec(PicturesSpec):

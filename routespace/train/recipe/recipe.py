@@ -117,8 +117,10 @@ class Recipe(Value):
                 "weights decide for all; set train.start to open"
             )
         grid = self.grid
-        self.data.check(grid.image_size, channels=grid.in_channels, classes=grid.num_classes)
         self.task.check(grid)
+        self.data.check(
+            grid.image_size, channels=grid.in_channels, classes=self.num_classes, target=self.task.target
+        )
         check_teacher(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
@@ -197,6 +199,11 @@ class Recipe(Value):
         if self.routing == "static":
             return Architecture.staircase(grid, self.split)
         return Architecture.routed(grid, self.routing)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the task tells apart."""
+        return self.task.classes_in(self.grid)
 
     def base_macs(self) -> int:
         """MACs of one image through what `budget.of` names: the 1 of every reported ratio."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from routespace.train.recipe.data import Fraction, Normalised
 from routespace.train.recipe.parts import Natural, Share, Whole
+from routespace.train.recipe.targets import RENDERED, Target
 
 LEAST_PX = 6  # of an object's longer side: below it nothing can be told apart
 Strength = Annotated[float, Field(ge=0, lt=1)]
@@ -37,6 +38,8 @@ class ScenesSpec(Normalised):
             scikit-learn's photographs are never shared.
         held_out: share of the photographs (or cut-outs of each class) that val gets, and test as many again.
     """
+
+    targets: ClassVar[tuple[Target, ...]] = RENDERED
 
     kind: Literal["scenes"] = "scenes"
     cutouts: str | None = None
@@ -70,7 +73,7 @@ class ScenesSpec(Normalised):
             )
         return self
 
-    def check(self, size: tuple[int, int], *, channels: int, classes: int) -> None:
+    def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
         """Three channels, and objects that fit the image."""
         low, high = self.object_px
         if channels != 3:
@@ -80,4 +83,4 @@ class ScenesSpec(Normalised):
                 f"data.object_px: {[low, high]} does not fit; give [least, greatest] from {LEAST_PX} to the "
                 f"image's {min(size)} px"
             )
-        super().check(size, channels=channels, classes=classes)
+        super().check(size, channels=channels, classes=classes, target=target)

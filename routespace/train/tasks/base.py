@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from routespace.grid.spec import GridSpec
-from routespace.train.recipe.parts import TrainSpec
+from routespace.train.recipe.parts import Natural, TrainSpec
+from routespace.train.recipe.targets import Target
 from routespace.values import Value
 
 if TYPE_CHECKING:
@@ -101,13 +102,19 @@ class TaskSpec(Value, ABC):
     """
 
     metric: ClassVar[Metric]
+    target: ClassVar[Target] = "label"  # what a source has to give with each image
     teachable: ClassVar[bool] = False  # whether the task has a `soft_loss`, to learn from a teacher by
+    classes_field: ClassVar[str] = "grid.num_classes"  # where a recipe says how many classes there are
 
     kind: str
 
     def check(self, grid: GridSpec) -> None:
         """Raise ValueError, naming the recipe's field, when the grid does not fit the task."""
         return
+
+    def classes_in(self, grid: GridSpec) -> int:
+        """Classes that the network tells apart."""
+        return grid.num_classes
 
     @abstractmethod
     def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
@@ -117,3 +124,29 @@ class TaskSpec(Value, ABC):
             grid: number of classes, output rates.
             train: smoothing and mixing of training batches; without it there is none.
         """
+
+
+class DenseSpec(TaskSpec, ABC):
+    """A task that reads a pyramid of maps, and whose classes are the head's.
+
+    Args:
+        classes: of objects, or of pixels (with the background's, where it has one).
+    """
+
+    classes_field = "task.classes"
+
+    classes: Natural
+
+    def check(self, grid: GridSpec) -> None:
+        """A pyramid, and no classifier on it."""
+        if grid.outputs != "pyramid":
+            raise ValueError(f"grid.outputs: task {self.kind!r} reads the maps of all rates; set it to pyramid")
+        if grid.num_classes:
+            raise ValueError(
+                f"grid.num_classes: {grid.num_classes} is of a classifier, and task {self.kind!r} has none; set "
+                f"it to 0, and task.classes to the number of classes"
+            )
+
+    def classes_in(self, grid: GridSpec) -> int:
+        """`classes`."""
+        return self.classes

@@ -9,6 +9,7 @@ Shape legend: B scenes · C channels · H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, Split
 from routespace.train.data.digits_render import SPLITS
 from routespace.train.data.objects import Objects
+from routespace.train.data.objects_target import target_of
 from routespace.train.data.record import DataRecord
 from routespace.train.data.rendered import RenderedSource
 from routespace.train.data.scenes.compose import Composed, compose
@@ -25,10 +27,11 @@ from routespace.train.data.scenes.files import class_names, scene_files
 from routespace.train.data.scenes.layout import draw_layout
 from routespace.train.data.scenes.pictures import material_of
 from routespace.train.recipe.scenes import ScenesSpec
+from routespace.train.recipe.targets import Target
 
 
-class ScenesDataset(Dataset[tuple[Tensor, int]]):
-    """`count` scenes for classification: item i is (image (3, H, W) normalised, class of the largest object).
+class ScenesDataset(Dataset[tuple[Tensor, Any]]):
+    """`count` scenes: item i is (image (3, H, W) normalised, target), a label that of the largest object.
 
     Args:
         spec: what may stand in a scene.
@@ -36,13 +39,23 @@ class ScenesDataset(Dataset[tuple[Tensor, int]]):
         count: how many.
         preprocess: size and normalisation.
         seed: of what is drawn.
+        target: what is given with an image; see `recipe/targets.py`.
 
     Raises:
         DataError: cut-outs or photographs are missing or damaged.
     """
 
-    def __init__(self, spec: ScenesSpec, split: Split, count: int, preprocess: Preprocess, *, seed: int) -> None:
-        self.spec, self.split, self.count, self.seed = spec, split, count, seed
+    def __init__(
+        self,
+        spec: ScenesSpec,
+        split: Split,
+        count: int,
+        preprocess: Preprocess,
+        *,
+        seed: int,
+        target: Target = "label",
+    ) -> None:
+        self.spec, self.split, self.count, self.seed, self.target = spec, split, count, seed, target
         self.preprocess = preprocess
         _ = material_of(spec, split, preprocess.size)
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
@@ -56,22 +69,28 @@ class ScenesDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """A whole batch at once; a DataLoader calls this where it exists."""
-        images, labels = self.batch(indices)
-        return list(zip(images.unbind(), labels.tolist(), strict=True))
+        made = self.compose(indices)
+        targets: list[Any] = made.layout.labels.tolist()
+        if self.target != "label":
+            targets = [target_of(made.objects(b), self.target, image_id=i) for b, i in enumerate(indices)]
+        return list(zip(self._normalised(made.images).unbind(), targets, strict=True))
 
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), normalised, and labels (B,), composed on a device."""
         made = self.compose(indices, device)
-        fed = self.preprocess
+        return self._normalised(made.images), torch.from_numpy(made.layout.labels).to(device)
+
+    def _normalised(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) → (B, 3, H, W)."""
+        fed, device = self.preprocess, pictures.device
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (fed.mean, fed.std))
-        images = made.images.permute(0, 3, 1, 2).float()
-        images = images.mul_(1 / (255 * std)).sub_(mean / std).contiguous()
-        return images, torch.from_numpy(made.layout.labels).to(device)
+        images = pictures.permute(0, 3, 1, 2).float()
+        return images.mul_(1 / (255 * std)).sub_(mean / std).contiguous()
 
     def compose(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Composed:
         """The scenes of `indices` (B,), with everything that is known of them.
@@ -98,12 +117,12 @@ class ScenesSource(RenderedSource):
         DataError: the cut-outs are missing.
     """
 
-    def __init__(self, spec: ScenesSpec, preprocess: Preprocess, *, seed: int) -> None:
-        super().__init__(spec, preprocess, seed=seed, classes=class_names(spec))
+    def __init__(self, spec: ScenesSpec, preprocess: Preprocess, *, seed: int, target: Target = "label") -> None:
+        super().__init__(spec, preprocess, seed=seed, objects=class_names(spec), target=target)
 
     def scenes(self, split: Split, count: int, seed: int) -> ScenesDataset:
         """Scenes as normalised tensors."""
-        return ScenesDataset(self.spec, split, count, self.preprocess, seed=seed)
+        return ScenesDataset(self.spec, split, count, self.preprocess, seed=seed, target=self.target)
 
     @property
     def record(self) -> DataRecord | None:
