@@ -25,7 +25,7 @@ from routespace.train.data.loaders import Loaders
 from routespace.train.data.skipping import Group
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.modes import make_passes
-from routespace.train.optim import make_optimizer, make_schedule
+from routespace.train.optim import clipped_together, make_optimizer, make_schedule
 from routespace.train.passes import Runner
 from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
@@ -79,6 +79,7 @@ class Trainer:
         self.spending = Spending(recipe, net, target_macs)
         self.gate_teacher = GateTeacher(net)
         self.optimizer = make_optimizer(net, self.spec)
+        self.clipped = clipped_together(self.optimizer)
         self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
         self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
         step_loss = StepLoss(net, task, self.spending.loss, self.spec)
@@ -165,9 +166,9 @@ class Trainer:
         with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=held is not None):
             losses = self.passes(batch, progress, done)
         self.gate_teacher.teach(self.accelerator)
-        if self.spec.clip_grad is not None:  # gates apart: a far budget must not shrink the task's gradient
-            for group in self.optimizer.param_groups:
-                self.accelerator.clip_grad_norm_(group["params"], self.spec.clip_grad)
+        if self.spec.clip_grad is not None:
+            for parameters in self.clipped:
+                self.accelerator.clip_grad_norm_(parameters, self.spec.clip_grad)
         self.stepper.step()
         self.stepper.zero_grad()
         self.net.update_gate_ema()

@@ -1,4 +1,7 @@
-"""AdamW over three groups (matrices, norms and biases, gates), and timm's cosine schedule with warm-up."""
+"""AdamW over three kinds of parameters (matrices, norms and biases, gates); timm's cosine schedule with warm-up.
+
+Where rates of learning fall from the head to the stem (`train.layer_decay`), each kind has a group for each layer.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,58 @@ import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
+from routespace.grid.graph import Edge
 from routespace.nn.task_net import TaskNet
 from routespace.train.recipe.parts import TrainSpec
 
 BETAS = (0.9, 0.999)
-GATES = "backbone.gates."
+STEM, EDGES, GATES, HEAD = "backbone.stem.", "backbone.edges.", "backbone.gates.", "head."
+KINDS = ("matrices", "vectors", "gates")
 
 
 def make_optimizer(net: TaskNet, spec: TrainSpec) -> torch.optim.AdamW:
-    """Fused AdamW; gates learn at `gate_lr` without weight decay, norms and biases without weight decay."""
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": []}
+    """Fused AdamW; gates learn at `gate_lr` without weight decay, norms and biases without weight decay.
+
+    A parameter that is `height` layers below the head learns at lr·layer_decay^height; gates are left out of that.
+    Each group tells its kind; a frozen stem is in none.
+    """
+    groups: dict[tuple[str, int], list[nn.Parameter]] = {}
+    net.backbone.stem.requires_grad_(not spec.freeze_stem)
     for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
         kind = "gates" if name.startswith(GATES) else "matrices" if parameter.ndim > 1 else "vectors"
-        groups[kind].append(parameter)
+        height = 0 if kind == "gates" or spec.layer_decay == 1 else _height(name, net)
+        groups.setdefault((kind, height), []).append(parameter)
     gate_lr = spec.gate_lr if spec.gate_lr is not None else spec.lr
     settings = {
         "matrices": {"lr": spec.lr, "weight_decay": spec.weight_decay},
         "vectors": {"lr": spec.lr, "weight_decay": 0.0},
         "gates": {"lr": gate_lr, "weight_decay": 0.0},
     }
-    made = [{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]]
+    made = [
+        {"params": groups[kind, height], "kind": kind, "lr_scale": spec.layer_decay**height, **settings[kind]}
+        for kind, height in sorted(groups, key=lambda group: (KINDS.index(group[0]), group[1]))
+    ]
     return torch.optim.AdamW(made, lr=spec.lr, betas=BETAS, fused=True)
+
+
+def _height(name: str, net: TaskNet) -> int:
+    """Layers between a parameter and the head, which has 0 as the outputs' norms have; the stem has most."""
+    layers = net.spec.layers
+    if name.startswith(STEM):
+        return layers + 1
+    if name.startswith(EDGES):
+        return layers - Edge.parse(name.removeprefix(EDGES).partition(".")[0]).layer
+    return 0
+
+
+def clipped_together(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+    """Parameters of each kind: a far budget must not shrink the task's gradient."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        found.setdefault(group["kind"], []).extend(group["params"])
+    return list(found.values())
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, steps: int) -> CosineLRScheduler:

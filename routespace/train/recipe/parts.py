@@ -49,7 +49,16 @@ UNTRAINED_BATCH = 64  # images at a time of a recipe whose batch size no trainin
 TIMM = "timm:"  # before the name of one of timm's networks
 SELF = "self"  # the teacher that a network is of itself
 # What recipes had not from the first version on: where it is as it comes, hashes are those of before.
-LATER = ("teacher", "teacher_weight", "teacher_temperature", "mode", "sandwich_parts", "sandwich_window")
+LATER = (
+    "teacher",
+    "teacher_weight",
+    "teacher_temperature",
+    "mode",
+    "sandwich_parts",
+    "sandwich_window",
+    "layer_decay",
+    "freeze_stem",
+)
 
 
 class Section(Value):
@@ -127,6 +136,8 @@ class TrainSpec(Section):
         lr, gate_lr: peak learning rates of AdamW; gates have their own group, without weight decay.
         min_lr: where the cosine ends.
         weight_decay: of matrices; norms and biases have none.
+        layer_decay: each layer learns at this share of the rate of the next one towards the head; 1: all alike.
+        freeze_stem: leave the stem's weights as they start.
         warmup_epochs: linear warm-up, part of `epochs`.
         clip_grad: largest gradient norm of each group (matrices, norms and biases, gates); None: no clipping.
         start: `open`, all gates open with the chance `gates.openness`, or `staircase`: those of the staircase with
@@ -163,6 +174,8 @@ class TrainSpec(Section):
     gate_lr: Above0 | None = None
     min_lr: AtLeast0 = 1e-5
     weight_decay: AtLeast0 = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    freeze_stem: bool = False
     warmup_epochs: AtLeast0 = 1.0
     clip_grad: Above0 | None = 1.0
     start: Literal["open", "staircase"] = "open"
