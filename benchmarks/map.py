@@ -3,8 +3,8 @@
     python benchmarks/map.py [--seeds 0 1] [--only routed shallower] [--out DIR]
 
 Everybody starts on a small canvas with large digits (phase A: 64 px, digits of 16 to 56 px), where a tiny network
-learns within a minute, and goes on to 96 px with digits of 14 to 44 px (phase B). The routed network has one block
-a rate and starts phase B from the plain network of its widths; its gates are those of the recipe `digits_map`.
+learns within a minute, and goes on to 96 px with digits of 14 to 44 px (phase B): the phases of the recipe
+`digits_map`. The routed network has its gates, and one block a rate.
 `own` is the same with the gates of `digits_routed`: one of its own for each row, and a loss for the budget.
 The plain networks take about as many MACs, but for the last:
 
@@ -42,6 +42,7 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
+from routespace.train.run_folder import RunFolder
 
 AUC_SCENES, BOX_PX = 200, 2
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
@@ -54,65 +55,70 @@ OWN = {  # the gates of the recipe digits_routed
 SHALLOW = {"grid.widths": [5, 10, 24, 36]}
 DEEP = {"grid.layers": 6, "split": [1, 2, 2, 1], "grid.widths": [4, 8, 20, 30]}
 SMALL = {"grid.image_size": 72, "data.digit_px": [10, 33]}
-NETWORKS: Mapping[str, tuple[str, Mapping[str, Any], float]] = {  # name: start, changes, steps of phase B
-    "routed": ("base", {}, 1.0),
-    "own": ("base", OWN, 1.0),
-    "shallower": ("shallow", PLAIN | SHALLOW, 1.0),
-    "shallower+": ("shallow", PLAIN | SHALLOW, 1.4),
-    "smaller": ("base", PLAIN | SMALL, 1.0),
-    "smaller+": ("base", PLAIN | SMALL, 1.6),
-    "narrower": ("deep", PLAIN | DEEP, 1.0),
-    "dense": ("base", PLAIN, 1.0),
+NETWORKS: Mapping[str, tuple[Mapping[str, Any], float]] = {  # name: changes, steps of phase B
+    "routed": ({}, 1.0),
+    "own": (OWN, 1.0),
+    "shallower": (PLAIN | SHALLOW, 1.0),
+    "shallower+": (PLAIN | SHALLOW, 1.4),
+    "smaller": (PLAIN | SMALL, 1.0),
+    "smaller+": (PLAIN | SMALL, 1.6),
+    "narrower": (PLAIN | DEEP, 1.0),
+    "dense": (PLAIN, 1.0),
 }
-STARTS: Mapping[str, Mapping[str, Any]] = {"base": {}, "shallow": SHALLOW, "deep": DEEP}
 
 
 class Clock:
-    """Adds up the processor seconds between the steps of an epoch: no validation, calibration or start."""
+    """Adds up the processor seconds between the steps of an epoch: no validation, calibration or start.
+
+    Attributes:
+        seconds: of each phase.
+    """
 
     def __init__(self) -> None:
-        self.seconds, self._last = 0.0, 0.0
+        self.seconds: dict[int, float] = {}
+        self._last = 0.0
 
     def __call__(self, news: Progress) -> None:
         now = time.process_time()
         if news.stage == "train" and news.step > 1:
-            self.seconds += now - self._last
+            self.seconds[news.phase] = self.seconds.get(news.phase, 0.0) + now - self._last
         self._last = now
 
 
 def finished(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The results of the run in `folder`, which is trained if need be, with the seconds of its steps."""
+    """The results of the run in `folder`, which is trained if need be, with the seconds of its steps.
+
+    `start_s` and `cpu_s` are those of its first and its last phase, `start` what the first had reached.
+    """
     told = folder.with_suffix(".json")
     if told.exists():
         found: dict[str, Any] = read_json(told, wanted="what this script wrote")
         return found
     clock = Clock()
     result = train_recipe(recipe, folder, resume=(folder / file_names.RECIPE).exists(), progress=clock).metrics
-    result = {**result, "cpu_s": clock.seconds}
+    begun = [line["accuracy"] for line in RunFolder(folder).read_metrics() if line["phase"] == 1]
+    times = {"start_s": clock.seconds.get(1, 0.0), "cpu_s": clock.seconds.get(len(result["phases"]), 0.0)}
+    result = {**result, **times, "start": begun[-1]}
     write_json(told, result)
     return result
 
 
 def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     """Train one network in both phases."""
-    start, changes, steps = NETWORKS[name]
-    first = out / f"start_{start}_{seed}"
-    begun = finished(load_recipe("digits_map_start").override({**STARTS[start], "seed": seed}), first)
+    changes, steps = NETWORKS[name]
     recipe = load_recipe("digits_map")
     assert isinstance(recipe.data, DigitsSpec)
-    assert isinstance(recipe.train.batch_size, int)
     size = round(recipe.data.train_size * steps)
-    more = {"data.train_size": size, "train.weights": str(first), "train.start": "open", "seed": seed}
     folder = out / f"{name}_{seed}"
-    result = finished(recipe.override({**changes, **more}), folder)
+    result = finished(recipe.override({**changes, "data.train_size": size, "seed": seed}), folder)
     return {
         "network": name,
         "seed": seed,
         "macs": result["counted_macs"],
-        "steps": result["epochs"] * (size // recipe.train.batch_size),
-        "start_s": begun["cpu_s"],
+        "steps": recipe.train.epochs * (size // recipe.train.batch),
+        "start_s": result["start_s"],
         "cpu_s": result["cpu_s"],
-        "start": begun["accuracy"],
+        "start": result["start"],
         "accuracy": result["accuracy"],
         "auc": map_auc(load_net(folder / "net"), recipe) if name == "routed" else None,
     }

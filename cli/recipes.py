@@ -65,6 +65,6 @@ def _row(name: str, recipe: Recipe) -> tuple[str | None, ...]:
         giga(recipe.base_macs()),
         giga(budget) if budget is not None else None,
         recipe.data.kind,
-        str(recipe.train.epochs),
+        "+".join(map(str, [*(phase.epochs for phase in recipe.train.phases), recipe.train.epochs])),
         str(len(recipe.search.space)) if recipe.search else None,
     )

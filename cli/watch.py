@@ -74,6 +74,7 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
     taught = f" (labels {record['task_loss']:.3f}, teacher {soft:.3f})" if soft is not None else ""
     line = [
         Piece(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
+        Piece(f"phase {record['phase']}" if news.phases > 1 else "", 6),
         Piece(loss_text(record["loss"], record.get("budget_loss")) + taught, 3),
         Piece(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
         Piece(cost_text(ratio, target, record.get("expected_ratio")), 4),

@@ -27,8 +27,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from routespace.errors import SpecError
-from routespace.train.recipe.parts import Range
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.searching import Range
 
 __all__ = ["Space"]
 

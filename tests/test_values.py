@@ -17,8 +17,9 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.preprocess import Preprocess
 from routespace.train.recipe.data_kinds import SPECS
-from routespace.train.recipe.parts import BudgetSpec, Range, SearchSpec, TrainSpec
+from routespace.train.recipe.parts import BudgetSpec, TrainSpec
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.searching import Range, SearchSpec
 from routespace.train.tasks.kinds import ClassifySpec
 from routespace.values import Value, fields_at
 

@@ -7,6 +7,9 @@ check_budget(recipe, architecture)   whether the gates can reach it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -183,7 +186,7 @@ class BudgetLoss:
             "shift": self.shift,
         }
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.first_ratio, self.multiplier = state["first_ratio"], state["multiplier"]
         self.excess_ratio, self.shift = state["excess_ratio"], state["shift"]

@@ -22,6 +22,7 @@ SIZE_SETS = ("widths", "heads", "mlp_ratios")
 OF_TRAINED_GATES = ("threshold", "openness")  # calibration moves the one, and only new gates begin with the other
 SHAPES_GATES = ("kind", "rows", "columns", "selection", "source", "context_side", "opening")
 SHOWN_FIELDS = 4
+OF_NEW_NETWORKS = (("budget", "open_frac"), ("train", "start"), ("train", "weights"), ("train", "phases"))
 
 
 class Given(Protocol):
@@ -70,6 +71,7 @@ def fit_to(
         raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
     if not architecture.is_static:
         gates = _fit_gates(recipe.gates, gates, _asked_in("gates", recipe, asked))
+    fields = recipe.train.model_dump(mode="json")
     with allow_families(grid.family):
         fitted = recipe.override(
             {
@@ -78,6 +80,7 @@ def fit_to(
                 "budget.open_frac": recipe.budget.open_frac if "budget.open_frac" in (asked or ()) else 0.0,
                 "train.start": "open",
                 "train.weights": None,
+                "train.phases": fields["phases"] if "train.phases" in (asked or ()) else [],
             }
         )
     _check_routing(fitted, architecture, asked)
@@ -92,7 +95,7 @@ def keep_fitted(recipe: Recipe, saved: Recipe, asked: Collection[str] | None) ->
         names = _asked_in(section, recipe, asked)
         own = data[section]
         data[section] = old[section] | {name: own[name] for name in names if name in own}
-    for section, name in (("budget", "open_frac"), ("train", "start"), ("train", "weights")):
+    for section, name in OF_NEW_NETWORKS:
         if f"{section}.{name}" not in (asked or ()):
             data[section][name] = old[section][name]
     with allow_families(saved.grid.family):

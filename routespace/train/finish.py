@@ -75,7 +75,7 @@ def _result(
     found: Calibration | None,
     seconds: float,
 ) -> dict[str, Any]:
-    recipe, net, base = trainer.recipe, trainer.final_net, trainer.base_macs
+    recipe, net, base, last = trainer.recipe, trainer.final_net, trainer.base_macs, trainer.course.phase
     target = trainer.target_macs
     metric = trainer.task.metric.name
     rates = [record["images_per_s"] for record in trainer.records]
@@ -98,11 +98,12 @@ def _result(
         "counted_ratio": measured["counted_macs"] / base,
         "target_ratio": target / base if target is not None else None,
         "teacher": recipe.train.teacher,
-        "teacher_macs": trainer.teacher.macs if trainer.teacher is not None else None,
+        "teacher_macs": last.teacher.macs if last.teacher is not None else None,
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "calibration": asdict(found) if found is not None else None,
         "remarks": trainer.remarks(measured, trainer.last_task_loss, 1.0),
-        "epochs": trainer.epoch,
+        "epochs": trainer.course.epochs_done,
+        "phases": [phase.told for phase in trainer.course.phases],
         "batch_size": recipe.train.batch,
         "images_per_s": round(sum(rates) / len(rates), 1) if rates else None,
         "eval_images_per_s": round(measured["images_per_s"], 1),

@@ -21,12 +21,12 @@ from timm.utils.model_ema import ModelEmaV3
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.train.checkpoint import random_state, set_random_state
-from routespace.train.data.loaders import Loaders
 from routespace.train.data.skipping import Group
 from routespace.train.evaluate import Sampling, evaluate
 from routespace.train.modes import make_passes
 from routespace.train.optim import clipped_together, make_optimizer, make_schedule
 from routespace.train.passes import Runner
+from routespace.train.phases import Course, Phase
 from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
@@ -34,65 +34,85 @@ from routespace.train.remarks import Validation, remarks_on
 from routespace.train.spending import Spending
 from routespace.train.step_loss import Losses, StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
-from routespace.train.tasks.base import Task
-from routespace.train.teacher import Teacher
 from routespace.train.teaching import GateTeacher
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
 
 
 class Trainer:
-    """Trains a network by a recipe.
+    """Trains a network by a recipe, phase by phase.
 
     Args:
-        recipe: epochs, rates, budget and the rest.
+        recipe: the whole one, whose end the last phase is.
         net: trained in place.
-        task: what is learned.
-        loaders: what it is trained and validated with.
+        phases: what is trained with, one after the other.
         accelerator: device, precision and processes.
-        target_macs: the budget, or None.
         report: called with a Progress after every step.
-        teacher: outside the network, or None.
 
     Attributes:
-        epoch, step: where training stands: epochs done, steps done in the next.
+        course: where training stands: phase, epoch and step.
         records: one dict per finished epoch, the lines of metrics.jsonl.
         seconds: of training, validation included.
-        teacher: of soft labels from outside the network, or None.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         net: TaskNet,
-        loaders: Loaders,
+        phases: Sequence[Phase],
         *,
-        task: Task,
         accelerator: Accelerator,
-        target_macs: int | None,
         report: Callable[[Progress], None],
-        teacher: Teacher | None = None,
     ) -> None:
-        self.recipe, self.spec, self.net, self.loaders = recipe, recipe.train, net, loaders
-        self.task, self.accelerator, self.report = task, accelerator, report
-        self.base_macs, self.target_macs = recipe.base_macs(), target_macs
-        self.spending = Spending(recipe, net, target_macs)
+        self.recipe, self.net, self.course = recipe, net, Course(phases)
+        self.accelerator, self.report = accelerator, report
         self.gate_teacher = GateTeacher(net)
-        self.optimizer = make_optimizer(net, self.spec)
-        self.clipped = clipped_together(self.optimizer)
-        self.schedule = make_schedule(self.optimizer, self.spec, loaders.steps)
-        self.ema = ModelEmaV3(net, decay=self.spec.ema_decay) if self.spec.ema_decay else None
-        step_loss = StepLoss(net, task, self.spending.loss, self.spec)
-        self.step_loss, self.stepper = accelerator.prepare(step_loss, self.optimizer)
-        self.teacher = teacher
-        self.passes = make_passes(Runner(self.step_loss, accelerator, teacher), net, recipe, loaders.steps)
-        self.epoch = self.step = 0
+        self.ema = ModelEmaV3(net, decay=recipe.train.ema_decay) if recipe.train.ema_decay else None
+        net.backbone.stem.requires_grad_(not recipe.train.freeze_stem)  # before a wrapper counts what learns
+        self._losses = StepLoss(net, self.course.phase.task, None, recipe.train)
+        self.step_loss = accelerator.prepare(self._losses)
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._names = tuple(task.metric.name if name == "score" else name for name in Losses._fields)
+        self._start: Architecture | None = None
+        self._begin(0)
+
+    def _begin(self, number: int, former: Spending | None = None) -> None:
+        """Turn to a phase, before its first step: weights and what the budget has moved stay, rates begin anew."""
+        self.course.turn_to(number)
+        phase = self.course.phase
+        self.spec, self.task, self.loaders = phase.recipe.train, phase.task, phase.loaders
+        self.spending = Spending(
+            phase.recipe,
+            phase.architecture,
+            phase.target_macs,
+            base_macs=self.recipe.base_macs(),
+            held=phase.clock.held,
+        )
+        if former is not None:
+            self.spending.follow(self._nets, former)
+        self._losses.task, self._losses.budget, self._losses.spec = phase.task, self.spending.loss, self.spec
+        self.optimizer = make_optimizer(self.net, self.spec)
+        self.clipped = clipped_together(self.optimizer)
+        self.stepper = self.accelerator.prepare(self.optimizer)
+        self.schedule = make_schedule(self.optimizer, self.spec, self.loaders.steps)
+        for net in self._nets:
+            net.decide(execution=self.spec.execution)
+        runner = Runner(self.step_loss, self.accelerator, phase.teacher)
+        self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
+        metric = self.task.metric.name
+        self._names = tuple(metric if name == "score" else name for name in Losses._fields)
         self._sums = dict.fromkeys(self._names, 0.0)
         self._epoch_rate = 0.0
-        self._start: Architecture | None = None
+
+    @property
+    def base_macs(self) -> int:
+        """MACs that the phase's ratios are shares of."""
+        return self.spending.base_macs
+
+    @property
+    def target_macs(self) -> int | None:
+        """The phase's budget."""
+        return self.course.phase.target_macs
 
     @property
     def _nets(self) -> list[TaskNet]:
@@ -110,33 +130,41 @@ class Trainer:
         return self.records[-1]["task_loss"] if self.records else None
 
     def fit(self, stop: StopSignal, save: Callable[[], None]) -> None:
-        """Train until the last epoch; `save` is called at checkpoints.
+        """Train until the last epoch of the last phase; `save` is called at checkpoints.
 
         Raises:
             TrainingStoppedError: a signal came; the checkpoint is saved.
             DivergedError: the loss is no number any more.
         """
-        while self.epoch < self.spec.epochs:
+        self._fit_phase(stop, save)
+        while not self.course.ends:
+            self._begin(self.course.number + 1, self.spending)
+            self._fit_phase(stop, save)
+
+    def _fit_phase(self, stop: StopSignal, save: Callable[[], None]) -> None:
+        course = self.course
+        while not course.phase_ends:
             with matching_layouts(self.net):
                 self._train_epoch(stop, save)
             self.records.append(self._record())
-            self.epoch, self.step = self.epoch + 1, 0
+            course.epoch, course.step = course.epoch + 1, 0
             self._sums = dict.fromkeys(self._names, 0.0)
-            if self.epoch % self.spec.checkpoint_epochs == 0 or self.epoch == self.spec.epochs:
+            if course.epochs_done % self.spec.checkpoint_epochs == 0 or course.phase_ends:
                 save()
-            if self._told_to_stop(stop) and self.epoch < self.spec.epochs:
+            if self._told_to_stop(stop) and not course.ends:
                 self._stop(stop, save)
 
     def _train_epoch(self, stop: StopSignal, save: Callable[[], None]) -> None:
-        self.loaders.set_epoch(self.epoch, self.step)
+        course = self.course
+        self.loaders.set_epoch(course.epochs_done, course.step)
         self.step_loss.train()
-        start, first = time.perf_counter(), self.step
+        start, first = time.perf_counter(), course.step
         for batch in self._batches():
             losses = self._step([self._prepared(group) for group in batch])
             for name, value in zip(self._names, losses, strict=True):
                 self._sums[name] += value
-            self.step += 1
-            self._epoch_rate = (self.step - first) * self.spec.batch / (time.perf_counter() - start)
+            course.step += 1
+            self._epoch_rate = (course.step - first) * self.spec.batch / (time.perf_counter() - start)
             self.report(self.progress())
             if self._told_to_stop(stop):
                 self.seconds += time.perf_counter() - start
@@ -158,14 +186,15 @@ class Trainer:
 
     def _step(self, batch: Sequence[Group]) -> list[float]:
         """One optimiser step; returns the numbers of Losses."""
-        done = self.epoch * self.loaders.steps + self.step
-        progress = done / (self.spec.epochs * self.loaders.steps)
+        course, done, progress = self.course, self.course.done, self.course.progress()
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
         self.schedule.step_update(done)
         held, shares = self._held(progress), self.spending.opened(progress)
-        with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=held is not None):
-            losses = self.passes(batch, progress, done)
-        self.gate_teacher.teach(self.accelerator)
+        taught = held is not None and not course.phase.clock.held
+        with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=taught):
+            losses = self.passes(batch, progress, course.epochs_done * course.steps + course.step)
+        if not course.phase.clock.held:
+            self.gate_teacher.teach(self.accelerator)
         if self.spec.clip_grad is not None:
             for parameters in self.clipped:
                 self.accelerator.clip_grad_norm_(parameters, self.spec.clip_grad)
@@ -184,16 +213,17 @@ class Trainer:
         return numbers
 
     def _diverged(self, what: str) -> DivergedError:
-        done = self.step == self.loaders.steps
-        where = "after its last step" if done else f"step {self.step + 1} of {self.loaders.steps}"
+        step, steps = self.course.step, self.course.steps
+        where = "after its last step" if step == steps else f"step {step + 1} of {steps}"
         lower = ", ".join(calmer(self.recipe))
         return DivergedError(
-            f"train: {what} in epoch {self.epoch + 1}, {where}: the training diverged; lower {lower}"
+            f"train: {what} in epoch {self.course.epochs_done + 1}, {where}: the training diverged; lower {lower}"
         )
 
     def _held(self, progress: float) -> Architecture | None:
         """What decides instead of the gates while the blocks learn: everything, or the staircase."""
-        if progress >= self.recipe.budget.open_frac:
+        phase = self.course.phase
+        if not phase.clock.held and progress >= phase.recipe.budget.open_frac:
             return None
         if self._start is None:
             whole = self.net.architecture
@@ -203,16 +233,17 @@ class Trainer:
 
     def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
         save()
+        course = self.course
         raise TrainingStoppedError(
-            f"{stop.caught or 'a signal'}: stopped in epoch {self.epoch + 1} of {self.spec.epochs} after "
-            f"step {self.step} of {self.loaders.steps}; the checkpoint is saved, go on with --resume"
+            f"{stop.caught or 'a signal'}: stopped in epoch {course.epochs_done + 1} of {course.epochs} after "
+            f"step {course.step} of {course.steps}; the checkpoint is saved, go on with --resume"
         )
 
     def _told_to_stop(self, stop: StopSignal) -> bool:
         """Whether any process was told to; several ask each other now and then."""
         if self.accelerator.num_processes == 1:
             return stop.caught is not None
-        if self.step % AGREE_STEPS:
+        if self.course.step % AGREE_STEPS:
             return False
         told = torch.tensor(float(stop.caught is not None), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, "sum").item() > 0)
@@ -221,21 +252,23 @@ class Trainer:
         """Validate, and sum the epoch up: expected and counted MACs of the same validation images."""
         self.report(self.progress("validate"))
         start = time.perf_counter()
-        done = self.epoch * self.loaders.steps + self.step
-        last = Sampling.at(self.recipe.gates, (done - 1) / (self.spec.epochs * self.loaders.steps))
+        course, steps = self.course, self.course.steps
+        last = Sampling.at(self.recipe.gates, course.progress(max(0, course.done - 1)))
         if self.spec.mode == "sandwich":  # gates that nobody trains are open, and sampling them tells nothing
             last = last._replace(noise=0.0)
         try:
-            found = evaluate(self.final_net, self.loaders.val, task=self.task, sampling=last)
+            found = evaluate(self._validated, self.loaders.val, task=self.task, sampling=last)
         except DivergedError as error:
             raise self._diverged("the validation loss is not finite") from error
         self.seconds += time.perf_counter() - start
-        means = {name: total / max(1, self.step) for name, total in self._sums.items()}
+        means = {name: total / max(1, course.step) for name, total in self._sums.items()}
         metric = self.task.metric.name
         target = self._target_ratio()
-        self.spending.correct(means["macs"], found["counted_macs"], self.epoch / self.spec.epochs)
+        began = course.progress(course.epoch * steps)
+        self.spending.correct(means["macs"], found["counted_macs"], began)
         return {
-            "epoch": self.epoch + 1,
+            "epoch": course.epochs_done + 1,
+            "phase": course.number + 1,
             "loss": means["loss"],
             "task_loss": means["task_loss"],
             "soft_loss": means["soft_loss"] if self.passes.teaches else None,
@@ -251,46 +284,53 @@ class Trainer:
             "temperature": last.temperature,
             "images_per_s": round(self._epoch_rate, 1),
             "seconds": round(self.seconds, 2),
-            "remarks": self.remarks(found, means["task_loss"], (self.epoch + 1) / self.spec.epochs),
+            "remarks": self.remarks(found, means["task_loss"], course.judged((course.epoch + 1) * steps)),
         }
 
     def remarks(self, found: Mapping[str, Any], task_loss: float | None, progress: float) -> list[str]:
         """What looks wrong in a validation; arguments as in `remarks_on`."""
         shares = self.spending.shares.final if self.spending.shares is not None else None
         seen = Validation(found["usage"], found["counted_macs"], task_loss, progress)
-        return remarks_on(seen, self.recipe, self.net.architecture, shares=shares, target=self.target_macs)
+        validated = self._validated.architecture
+        return remarks_on(seen, self.course.phase.recipe, validated, shares=shares, target=self.target_macs)
+
+    @property
+    def _validated(self) -> TaskNet:
+        """The network as the phase means it: one that is held whole is validated as a plain one."""
+        net = self.final_net
+        held = self._held(0.0) if self.course.phase.clock.held and not net.architecture.is_static else None
+        return net if held is None else net.restrict(held)
 
     def _target_ratio(self) -> float | None:
-        share = (self.epoch * self.loaders.steps + self.step) / max(1, self.spec.epochs * self.loaders.steps)
-        return self.spending.target_ratio(share)
+        return self.spending.target_ratio(self.course.progress())
 
     def progress(self, stage: str = "train") -> Progress:
         """How far training is."""
-        left = self.spec.epochs * self.loaders.steps - self.epoch * self.loaders.steps - self.step
-        rate = self._epoch_rate
+        rate, course, done = self._epoch_rate, self.course, self.course.step
         return Progress(
             stage=stage,
-            epoch=min(self.epoch + 1, self.spec.epochs),
-            epochs=self.spec.epochs,
-            step=self.step,
-            steps=self.loaders.steps,
-            loss=self._sums["loss"] / self.step if self.step else None,
-            budget_loss=self._sums["budget_loss"] / self.step
-            if self.step and self.spending.loss is not None
-            else None,
+            epoch=min(course.epochs_done + 1, course.epochs),
+            epochs=course.epochs,
+            phase=course.number + 1,
+            phases=len(course.phases),
+            step=course.step,
+            steps=course.steps,
+            loss=self._sums["loss"] / done if done else None,
+            budget_loss=self._sums["budget_loss"] / done if done and self.spending.loss is not None else None,
             score=self._score(),
             metric=self.task.metric,
-            macs_ratio=self._sums["macs"] / self.step / self.base_macs if self.step else None,
+            macs_ratio=self._sums["macs"] / done / self.base_macs if done else None,
             target_ratio=self._target_ratio(),
             images_per_s=rate,
-            eta_s=left * self.spec.batch / rate if rate else None,
+            eta_s=self.course.images_left / rate if rate else None,
             metrics=self.records[-1] if self.records else {},
         )
 
     def _score(self) -> float | None:
         """The task's metric on this epoch's training images so far; None where batches do not tell it."""
-        score = self._sums[self.task.metric.name] / max(1, self.step)
-        return score if self.step and math.isfinite(score) else None
+        step = self.course.step
+        score = self._sums[self.task.metric.name] / max(1, step)
+        return score if step and math.isfinite(score) else None
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; every process must call it."""
@@ -299,8 +339,9 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             **self.spending.state(),
-            "epoch": self.epoch,
-            "step": self.step,
+            "phase": self.course.number,
+            "epoch": self.course.epoch,
+            "step": self.course.step,
             "sums": self._sums,
             "records": self.records,
             "seconds": self.seconds,
@@ -309,16 +350,16 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
+        self._begin(state.get("phase", 0))
         self.net.load_state_dict(state["net"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.spending.load_state(self._nets, state)
-        self.epoch, self.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
+        self.course.epoch, self.course.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
-        done = self.epoch * self.loaders.steps + self.step
-        if done:  # as the last step left it
-            last = Sampling.at(self.recipe.gates, (done - 1) / (self.spec.epochs * self.loaders.steps))
+        if self.course.done:  # as the last step left it
+            last = Sampling.at(self.recipe.gates, self.course.progress(self.course.done - 1))
             self.net.decide(**last._asdict())
         rank = self.accelerator.process_index
         if rank < len(state["random"]):

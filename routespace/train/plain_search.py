@@ -60,9 +60,8 @@ def best_plain(
     while len(left) > 1:
         scores: dict[tuple[int, ...], float] = {}
         for blocks, plain in left.items():
-            short = {"train.epochs": epochs, "train.warmup_epochs": min(plain.train.warmup_epochs, epochs / 2)}
             with tempfile.TemporaryDirectory(prefix="routespace-") as place:
-                found = train_recipe(plain.override(short), Path(place) / "run", progress=progress).metrics
+                found = train_recipe(_short(plain, epochs), Path(place) / "run", progress=progress).metrics
             scores[blocks] = tried[blocks] = found[found["metric"]]
             seconds += found["seconds"]
         order = [blocks for _, blocks in sorted((sign * score, blocks) for blocks, score in scores.items())]
@@ -70,3 +69,15 @@ def best_plain(
         epochs *= LONGER
     (blocks,) = left
     return PlainSearch(left[blocks], blocks, tried, seconds)
+
+
+def _short(plain: Recipe, epochs: int) -> Recipe:
+    """The recipe with so many epochs, each of its phases with at most as many."""
+    train = plain.train
+    phases = [phase.model_dump(mode="json") for phase in train.phases]
+    for phase in phases:
+        phase["epochs"] = min(phase["epochs"], epochs)
+        if phase["warmup_epochs"] is not None:
+            phase["warmup_epochs"] = min(phase["warmup_epochs"], phase["epochs"] / 2)
+    warmup = min(train.warmup_epochs, epochs / 2)
+    return plain.override({"train.epochs": epochs, "train.phases": phases, "train.warmup_epochs": warmup})

@@ -15,7 +15,8 @@ class Progress:
 
     Attributes:
         stage: `train`, `validate`, `calibrate` or `evaluate`.
-        epoch, epochs: the epoch under way, from 1; how many there are.
+        phase, phases: the phase under way, from 1; how many there are.
+        epoch, epochs: the epoch under way, from 1; how many there are, in all phases.
         step, steps: steps done in this epoch; how many it has.
         loss, budget_loss, score: averages of this epoch so far: of what is minimised, of the budget's part in it
             (None without a budget), and of the task's metric on training images.
@@ -41,3 +42,5 @@ class Progress:
     eta_s: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     metric: Metric = ClassifySpec.metric
+    phase: int = 1
+    phases: int = 1

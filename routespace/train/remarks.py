@@ -117,7 +117,7 @@ def loss_remarks(task_loss: float, chance_loss: float | None, progress: float) -
         return []
     return [
         f"training: its loss of {task_loss:.3f} is that of guessing ({chance_loss:.3f}), nothing is learned; "
-        f"lower train.lr, or begin with larger objects or smaller images (train.weights goes on from there)"
+        f"lower train.lr, or begin with larger objects or smaller images in a phase before it (train.phases)"
     ]
 
 

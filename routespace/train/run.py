@@ -7,36 +7,39 @@ whatever moment, goes on from its checkpoint, and gives what it would have given
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
-from routespace.errors import BundleError, DataError, SpecError
+from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, undone, write_text
+from routespace.grid.architecture import Architecture
 from routespace.grid.families.lookup import allow_families
 from routespace.nn.task_net import TaskNet
 from routespace.train.batch import settled_batch
 from routespace.train.budget import check_budget
 from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from routespace.train.data.kept import look_at
-from routespace.train.data.loaders import ProcessShare, make_loaders
+from routespace.train.data.loaders import ProcessShare
 from routespace.train.data.source import located
 from routespace.train.finish import finish
 from routespace.train.loop import Trainer
+from routespace.train.phases import Phase, phase_loaders, prepared
 from routespace.train.processes import check_processes, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.parts import TrainSpec
+from routespace.train.recipe.phases import phase_text
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.start import Start, make_net, run_key, start_folder
 from routespace.train.stopping import StopSignal
-from routespace.train.teacher import teacher_of
 from routespace.train.teaching import check_teaching
 
 Report = Callable[[Progress], None]
@@ -159,34 +162,53 @@ def _trainer(
 ) -> Trainer:
     """All that a training needs, made before anything is written: what cannot be trained is refused here."""
     recipe, first = start.recipe, accelerator.is_main_process
-    target = check_budget(recipe, start.architecture)
+    check_budget(recipe, start.architecture)  # before data is looked for
     recipe.base_macs()
-    check_teaching(recipe, gated=start.given is None and not start.architecture.is_static)
-    loaders = make_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
-    if not len(cast(Sized, loaders.source.val())):
-        raise DataError("data: there are no images to validate with; give some")
+    gated = start.given is None and not start.architecture.is_static
+    check_teaching(recipe.phase(len(recipe.train.phases)), gated=gated)
+    loaders = phase_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
     if first:
-        look_at(loaders.source, run, tell or (lambda _: None))
+        look_at(loaders[-1].source, run, tell or (lambda _: None))
     say = tell if first else None
-    recipe = settled_batch(recipe, start.architecture, accelerator, images=loaders.images, tell=say)
+    recipe = _settled(recipe, start.architecture, accelerator, images=[own.images for own in loaders], tell=say)
     check_processes(recipe, accelerator.num_processes)
-    loaders = loaders.of(recipe)
-    task = recipe.task.make(recipe.grid, recipe.train)
-    teacher = teacher_of(recipe, loaders.source, accelerator.device)
-    if teacher is not None and say is not None:
-        say(teacher.line)
-    net = make_net(start, task, init, tell=say or (lambda _: None)).to(accelerator.device)
+    phases = prepared(recipe, start.architecture, loaders, accelerator.device)
+    if say is not None:
+        _introduce(recipe, phases, say)
+    net = make_net(start, phases[-1].task, init, tell=say or (lambda _: None)).to(accelerator.device)
     accelerator.ddp_handler.find_unused_parameters = not start.architecture.is_static
-    return Trainer(
-        recipe,
-        net,
-        loaders,
-        task=task,
-        accelerator=accelerator,
-        target_macs=target,
-        report=report,
-        teacher=teacher,
-    )
+    return Trainer(recipe, net, phases, accelerator=accelerator, report=report)
+
+
+def _settled(
+    recipe: Recipe,
+    architecture: Architecture,
+    accelerator: Accelerator,
+    *,
+    images: Sequence[int],
+    tell: Callable[[str], None] | None,
+) -> Recipe:
+    """The recipe with a batch size that fits its largest phase; `images` are those of each."""
+    largest = max((recipe.phase(number) for number in range(len(images))), key=_pixels)
+    sized = Architecture(largest.grid, dict(architecture.edges))
+    found = settled_batch(largest, sized, accelerator, images=min(images), tell=tell).train.batch_size
+    return recipe if found == recipe.train.batch_size else recipe.override({"train.batch_size": found})
+
+
+def _pixels(recipe: Recipe) -> int:
+    return math.prod(recipe.grid.image_size)
+
+
+def _introduce(recipe: Recipe, phases: Sequence[Phase], say: Callable[[str], None]) -> None:
+    """Tell of the teacher, and of the phases where there are several."""
+    teacher = phases[-1].teacher
+    if teacher is not None:
+        say(teacher.line)
+    if len(phases) > 1:
+        specs = (*recipe.train.phases, None)
+        for number, (spec, phase) in enumerate(zip(specs, phases, strict=True), 1):
+            text = phase_text(spec, recipe.train, phase.recipe.grid.image_size)
+            say(f"phase {number} of {len(phases)}: {text}")
 
 
 def _begin(trainer: Trainer, run: RunFolder, start: Start, *, resume: bool) -> None:
@@ -198,7 +220,7 @@ def _begin(trainer: Trainer, run: RunFolder, start: Start, *, resume: bool) -> N
         if resume and run.checkpoint_path.exists():
             _load(trainer, run)
         elif accelerator.is_main_process:
-            start_folder(run, start, trainer.loaders.source, state)
+            start_folder(run, start, trainer.course.phases[-1].loaders.source, state)
         if resume and accelerator.is_main_process:
             write_text(run.recipe_path, start.recipe.to_yaml())  # it may tell of data that was moved
             if trainer.records:  # a run may have been killed between its checkpoint and these
@@ -231,7 +253,8 @@ def _state(trainer: Trainer) -> dict[str, Any]:
 
 def _taught_by(trainer: Trainer) -> str | None:
     """Digest of an outside teacher's weights; None without one."""
-    return None if trainer.teacher is None else trainer.teacher.digest
+    teacher = trainer.course.phase.teacher
+    return None if teacher is None else teacher.digest
 
 
 def _save(trainer: Trainer, run: RunFolder) -> None:

@@ -1,6 +1,6 @@
 """How a training meets its budget: by a loss on expected MACs, or by shares of tokens that each row opens.
 
-spending = Spending(recipe, net, target)
+spending = Spending(recipe, architecture, target)
 spending.loss                        what StepLoss adds to the task's loss, or None
 spending.opened(progress)            the share of tokens that each row opens, or None
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from routespace.grid.architecture import Architecture
 from routespace.nn.routing.gates import threshold_logit
 from routespace.nn.task_net import TaskNet
 from routespace.train.budget import BudgetLoss
@@ -24,9 +25,12 @@ class Spending:
     """A budget while it is trained for.
 
     Args:
-        recipe: its budget and gates.
-        net: whose gates spend it.
+        recipe: budget and gates of a phase.
+        architecture: whose gates spend it, priced at the phase's image size.
         target_macs: the budget, or None.
+        base_macs: that ratios are relative to; None for the recipe's own. Both are of an image of the network's
+            size, as are all MACs that are told.
+        held: whether gates decide nothing.
 
     Attributes:
         base_macs: MACs that ratios are relative to.
@@ -34,9 +38,20 @@ class Spending:
         loss: where there is a budget and no shares, else None.
     """
 
-    def __init__(self, recipe: Recipe, net: TaskNet, target_macs: int | None) -> None:
-        self.base_macs, self._gates = recipe.base_macs(), recipe.gates
-        self.shares = RowShares.of(recipe, net.architecture, target_macs)
+    def __init__(
+        self,
+        recipe: Recipe,
+        architecture: Architecture,
+        target_macs: int | None,
+        *,
+        base_macs: int | None = None,
+        held: bool = False,
+    ) -> None:
+        own = recipe.base_macs()
+        self.base_macs, self._gates = own if base_macs is None else base_macs, recipe.gates
+        self._size = own / self.base_macs  # from MACs of an image of the network's size to those of the phase's
+        target = None if target_macs is None else target_macs * self._size
+        self.shares = None if held else RowShares.of(recipe, architecture, target)
         self.loss: BudgetLoss | None = None
         if target_macs is not None and self.shares is None:
             self.loss = BudgetLoss(recipe.budget, self.base_macs, target_macs)
@@ -48,7 +63,7 @@ class Spending:
     def target_ratio(self, progress: float) -> float | None:
         """What is aimed at then, as a multiple of the base; None without a target."""
         if self.shares is not None:
-            return self.shares.macs(progress) / self.base_macs
+            return self.shares.macs(progress) / (self.base_macs * self._size)
         return self.loss.target_ratio(progress) if self.loss is not None else None
 
     def agree(self, nets: Sequence[TaskNet], accelerator: Accelerator) -> None:
@@ -70,7 +85,7 @@ class Spending:
         if self.loss is not None:
             self.loss.correct(trained / self.base_macs, validated / self.base_macs, began)
         if self.shares is not None:
-            self.shares.correct(trained, validated, began)
+            self.shares.correct(trained * self._size, validated * self._size, began)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -78,6 +93,12 @@ class Spending:
             "budget": self.loss.state() if self.loss is not None else None,
             "excess_macs": self.shares.excess if self.shares is not None else None,
         }
+
+    def follow(self, nets: Sequence[TaskNet], former: Spending) -> None:
+        """Go on where the spending of the phase before stood; what validation costs is another thing here."""
+        if self.loss is not None and former.loss is not None:
+            self.loss.load_state(former.loss.state() | {"excess_ratio": 0.0})
+            self._move_threshold(nets)
 
     def load_state(self, nets: Sequence[TaskNet], state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""

@@ -21,7 +21,9 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 from routespace.train.data.skipping import Group
 from routespace.train.loop import Trainer
+from routespace.train.phases import Phase
 from routespace.train.progress import Progress
+from routespace.train.recipe.phases import PhaseClock
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.stopping import StopSignal
 
@@ -98,8 +100,9 @@ def run(family: str) -> dict[str, list[float]]:
     accelerator = Accelerator(cpu=True)
     target = int(0.8 * recipe.base_macs())
     budget = None if family == "sandwich" else target
-    options = {"accelerator": accelerator, "target_macs": budget, "report": note}
-    trainer = Trainer(recipe, net, Batches(seed), task=task, **options)
+    clock = PhaseClock.of(recipe.train, 0)
+    phase = Phase(recipe, clock, net.architecture, Batches(seed), task, target_macs=budget)
+    trainer = Trainer(recipe, net, [phase], accelerator=accelerator, report=note)
     torch.manual_seed(seed + 1)
     with StopSignal() as stop:
         trainer.fit(stop, lambda: None)

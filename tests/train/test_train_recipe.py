@@ -28,7 +28,7 @@ def test_every_recipe_survives_yaml_and_has_an_architecture(name):
 
 
 def test_the_recipes_that_the_docs_name_are_there():
-    wanted = {"digits_tiny", "digits_small", "digits_routed", "digits_map", "digits_map_start"} | {
+    wanted = {"digits_tiny", "digits_small", "digits_routed", "digits_map"} | {
         f"dit_b{i}_imagenet" for i in range(1, 6)
     }
     assert wanted | {f"dit_swinv2_{size}_imagenet" for size in "tsb"} == set(recipe_names())

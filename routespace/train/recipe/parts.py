@@ -1,4 +1,4 @@
-"""The parts of a recipe beside grid, gates and data: BudgetSpec, TrainSpec, SearchSpec.
+"""The parts of a recipe beside grid, gates and data: BudgetSpec, PhaseSpec, TrainSpec.
 
 All are frozen pydantic models that refuse unknown fields. Shares end in `_frac` or are called ratios, sizes of
 images are pixels, rates of learning are per optimiser step.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from routespace.grid.resources import RESOURCES
 from routespace.values import Value
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _COUNT = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([KMGT]?)", re.IGNORECASE)
-Scalar = bool | int | float | str | None
 
 
 def parse_count(value: Any) -> Any:
@@ -50,6 +47,7 @@ TIMM = "timm:"  # before the name of one of timm's networks
 SELF = "self"  # the teacher that a network is of itself
 # What recipes had not from the first version on: where it is as it comes, hashes are those of before.
 LATER = (
+    "phases",
     "teacher",
     "teacher_weight",
     "teacher_temperature",
@@ -126,11 +124,41 @@ class BudgetSpec(Section):
         return self.macs is not None or self.ratio is not None
 
 
+class PhaseSpec(Section):
+    """A phase that comes before the recipe's own training; what is not given is as in the recipe.
+
+    Args:
+        epochs: passes over the training images.
+        image_size: height and width in pixels, or one number for a square.
+        data: fields of the data section, such as digit_px or object_px; not the kind, and not where it lies.
+        gates: `held`, everything is computed and the network is a plain one, without a budget; `taught`, the same
+            while the dense pass teaches the gates (`gates.teach`); `free`, gates decide. Phases come in that
+            order, and the recipe's own training is a free one. Temperature, noise and the budget's shares of the
+            training (such as `open_frac`) count from the end of the held phases on.
+        lr_factor: of `lr` and `gate_lr`. Each phase has a warm-up and a cosine of its own.
+        min_lr: where that cosine ends.
+        warmup_epochs: linear warm-up, part of `epochs`.
+        execution: as in the training.
+    """
+
+    epochs: Natural
+    image_size: Natural | tuple[Natural, Natural] | None = None
+    data: dict[str, Any] = {}
+    gates: Literal["held", "taught", "free"] = "held"
+    lr_factor: Above0 = 1.0
+    min_lr: AtLeast0 | None = None
+    warmup_epochs: AtLeast0 | None = None
+    execution: Literal["dense", "packed", "auto"] | None = None
+
+
 class TrainSpec(Section):
     """How the weights are taught.
 
     Args:
-        epochs: passes over the training images; 0 trains nothing (calibration and evaluation still run).
+        epochs: passes over the training images; 0 trains nothing (calibration and evaluation still run). Those of
+            `phases` come before them.
+        phases: what comes first, such as a small canvas with large objects. Weights go on from phase to phase.
+            MACs are told as those of images of the recipe's own size.
         batch_size: images of one optimiser step, all processes together; `auto` takes the largest power of two
             that fits the machine, and keeps it in the run's recipe. Rates of learning stay as they are.
         lr, gate_lr: peak learning rates of AdamW; gates have their own group, without weight decay.
@@ -169,6 +197,7 @@ class TrainSpec(Section):
     """
 
     epochs: Whole = 20
+    phases: tuple[PhaseSpec, ...] = ()
     batch_size: Natural | Literal["auto"] = 64
     lr: Above0 = 1e-3
     gate_lr: Above0 | None = None
@@ -220,98 +249,3 @@ class TrainSpec(Section):
     def batch(self) -> int:
         """`batch_size` as a number; while it is `auto`, which a training settles, that of an evaluation."""
         return UNTRAINED_BATCH if self.batch_size == AUTO else int(self.batch_size)
-
-
-class Range(Section):
-    """A range of numbers to search; whole ones when low, high and step all are.
-
-    Args:
-        low, high: ends, both included.
-        log: draw on a logarithmic scale.
-        step: distance of neighbouring values.
-    """
-
-    low: int | float
-    high: int | float
-    log: bool = False
-    step: int | float | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"low: {self.low} must be a number up to high {self.high}")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log: it needs low above 0 and no step")
-        if self.step is not None and not self.step > 0:
-            raise ValueError(f"step: {self.step} must be above 0")
-        return self
-
-    @property
-    def whole(self) -> bool:
-        """True when its values are whole numbers."""
-        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
-
-
-Choices = Annotated[tuple[Scalar | tuple[Scalar, ...], ...], Field(min_length=1)]
-RANGE, CHOICES = "range", "choices"
-
-
-def _kind_of_space(value: Any) -> str:
-    return RANGE if isinstance(value, dict | Range) else CHOICES
-
-
-Values = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES)], Discriminator(_kind_of_space)]
-
-
-def _read_limit(name: str, most: Any) -> int | float:
-    """The most of a resource: a number above 0, and of what is counted also 12M or 1.2G."""
-    if name not in RESOURCES:
-        raise ValueError(f"{name}: unknown field; allowed: {', '.join(RESOURCES)}")
-    counted = RESOURCES[name].terms is not None
-    try:
-        number = parse_count(most) if counted and isinstance(most, str) else most
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-        raise ValueError(f"{name}: {most!r:.40} is not allowed; give a number greater than 0")
-    return number
-
-
-class SearchSpec(Section):
-    """What a study varies and what it wants.
-
-    Args:
-        space: dotted recipe field → a list of choices, or {low, high, log, step}.
-        objectives: names of what counts: the task's metric (accuracy), or one of the table in
-            `routespace/search/objectives.py` (macs, params, latency_ms, loss). None: the metric and macs.
-        limits: resource → the most that one image, or the trained network, may take of it, gates included:
-            `params`, `macs` (the trial's budget, or the whole network where it has none), `bytes`, `latency_ms`
-            (as the latency table predicts it). Checked before anything is trained: a trial beyond one is not.
-        trials: how many, when the command line does not say.
-        sampler: optuna's.
-        overrides: dotted recipe field → value of every trial, such as fewer epochs.
-        latency_table: file of `routespace profile` for the trials' grid, which predicts `latency_ms` of an image;
-            without one each trial's network is timed, image by image.
-    """
-
-    space: dict[str, Values]
-    objectives: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    limits: dict[str, int | float] = {}
-    trials: Natural = 20
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
-    overrides: dict[str, Any] = {}
-    latency_table: str | None = None
-
-    @field_validator("limits", mode="before")
-    @classmethod
-    def _read_limits(cls, limits: Any) -> Any:
-        if not isinstance(limits, Mapping):
-            return limits  # pydantic says what is allowed
-        return {name: _read_limit(str(name), most) for name, most in limits.items() if most is not None}
-
-    @field_validator("objectives")
-    @classmethod
-    def _check_objectives(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if names is not None and len(set(names)) < len(names):
-            raise ValueError(f"{', '.join(names)}: one stands twice; name each objective once")
-        return names

@@ -30,7 +30,9 @@ from routespace.preprocess import Preprocess
 from routespace.train.recipe.changes import changed_data
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_other_kind, settled
-from routespace.train.recipe.parts import LATER, BudgetSpec, SearchSpec, TrainSpec
+from routespace.train.recipe.parts import LATER, BudgetSpec, TrainSpec
+from routespace.train.recipe.phases import check_phases, phase_changes
+from routespace.train.recipe.searching import SearchSpec
 from routespace.train.recipe.teaching import check_teacher
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec
@@ -124,6 +126,12 @@ class Recipe(Value):
         check_teacher(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
+        check_phases(self.train, self.gates, self.routing)
+        for number in range(len(self.train.phases)):
+            try:
+                _ = self.phase(number)
+            except SpecError as error:
+                raise ValueError(f"train.phases: number {number + 1}: {error}") from error
         for section in ("space", "overrides"):
             for field in getattr(self.search, section) if self.search else ():
                 _check_field(f"search.{section}", field)
@@ -188,6 +196,16 @@ class Recipe(Value):
         """
         with allow_families(self.grid.family):
             return Recipe.parse(changed_data(self.to_data(), changes, check=partial(_check_field, "set")))
+
+    def phase(self, number: int) -> Recipe:
+        """The plain recipe of one phase's own stretch.
+
+        Args:
+            number: from 0; after those of `train.phases` comes the recipe's own training.
+        """
+        if not self.train.phases:
+            return self
+        return self.override(phase_changes(self.train, self.budget, number, base_macs=self.base_macs()))
 
     def architecture(self) -> Architecture:
         """The part of the grid that is trained.

@@ -1,0 +1,185 @@
+"""A phase of a training, made ready: its recipe, images, task, teacher and budget.
+
+    phases = prepared(recipe, architecture, phase_loaders(recipe, share), device)
+
+Everything that can be refused is refused here, before anything is written. A training without
+`train.phases` has one phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from routespace.errors import DataError
+from routespace.grid.architecture import Architecture
+from routespace.train.budget import check_budget
+from routespace.train.data.loaders import Loaders, ProcessShare, make_loaders
+from routespace.train.recipe.phases import PhaseClock
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.shares import RowShares
+from routespace.train.tasks.base import Task
+from routespace.train.teacher import Teacher, teacher_of
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase trains with.
+
+    Attributes:
+        recipe: plain, of its own stretch.
+        clock: how far the gates' schedules are in it.
+        architecture: what is trained, priced at its image size.
+        loaders: of its images.
+        task: what is learned.
+        target_macs: its budget, of an image of the network's size; None without one.
+        teacher: of soft labels from outside the network, or None.
+    """
+
+    recipe: Recipe
+    clock: PhaseClock
+    architecture: Architecture
+    loaders: Loaders
+    task: Task
+    target_macs: int | None = None
+    teacher: Teacher | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What result.json tells of the phase."""
+        return {
+            "epochs": self.recipe.train.epochs,
+            "image_size": list(self.recipe.grid.image_size),
+            "gates": self.clock.gates,
+            "execution": self.recipe.train.execution,
+        }
+
+
+class Course:
+    """Where a training stands on its way through the phases.
+
+    Args:
+        phases: one after the other.
+
+    Attributes:
+        number, epoch, step: phases done, epochs done in this one, steps done in the next epoch.
+    """
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.phases = tuple(phases)
+        self.number = self.epoch = self.step = 0
+
+    def turn_to(self, number: int) -> None:
+        """The beginning of a phase."""
+        self.number, self.epoch, self.step = number, 0, 0
+
+    @property
+    def phase(self) -> Phase:
+        """The one under way."""
+        return self.phases[self.number]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch of this phase."""
+        return self.phase.loaders.steps
+
+    @property
+    def done(self) -> int:
+        """Steps of this phase."""
+        return self.epoch * self.steps + self.step
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases together."""
+        return sum(phase.recipe.train.epochs for phase in self.phases)
+
+    @property
+    def epochs_done(self) -> int:
+        """Of all phases together."""
+        return self.phase.clock.epochs_before + self.epoch
+
+    @property
+    def phase_ends(self) -> bool:
+        """Whether no epoch of this phase is left."""
+        return self.epoch >= self.phase.recipe.train.epochs
+
+    @property
+    def ends(self) -> bool:
+        """Whether no epoch is left at all."""
+        return self.phase_ends and self.number + 1 == len(self.phases)
+
+    def progress(self, done: int | None = None) -> float:
+        """Share of the training, as the gates' schedules count it, after so many steps of this phase, or now."""
+        return self.phase.clock.progress(self.done if done is None else done, self.steps)
+
+    def judged(self, done: int | None = None) -> float:
+        """The same for remarks: while gates are held, the share of this phase."""
+        if not self.phase.clock.held:
+            return self.progress(done)
+        return (self.done if done is None else done) / max(1, self.phase.recipe.train.epochs * self.steps)
+
+    @property
+    def images_left(self) -> float:
+        """Training images to come, those of later phases by their area, as images of this one."""
+        left = float(self.phase.recipe.train.epochs * self.steps - self.done)
+        pixels = math.prod(self.phase.recipe.grid.image_size)
+        for phase in self.phases[self.number + 1 :]:
+            larger = math.prod(phase.recipe.grid.image_size) / pixels
+            left += larger * phase.recipe.train.epochs * phase.loaders.steps
+        return left * self.phase.recipe.train.batch
+
+
+def phase_loaders(recipe: Recipe, share: ProcessShare) -> list[Loaders]:
+    """The images of each phase of a recipe, the recipe's own last.
+
+    Raises:
+        DataError: data that is missing or does not fit, nothing to validate with, or other classes than the
+            recipe's own.
+    """
+    made = [make_loaders(recipe.phase(number), share) for number in range(len(recipe.train.phases) + 1)]
+    for number, loaders in enumerate(made, 1):
+        where = f"train.phases: number {number}: " if number < len(made) else ""
+        if not len(cast(Sized, loaders.source.val())):
+            raise DataError(f"{where}data: there are no images to validate with; give some")
+        if loaders.source.classes != made[-1].source.classes:
+            raise DataError(f"{where}its data has other classes than the recipe's own; all phases have the same")
+    return made
+
+
+def prepared(
+    recipe: Recipe, architecture: Architecture, loaders: Sequence[Loaders], device: torch.device
+) -> tuple[Phase, ...]:
+    """Every phase of a recipe, ready to be trained.
+
+    Args:
+        recipe: the whole one.
+        architecture: what is trained.
+        loaders: those of `phase_loaders`.
+        device: where a teacher runs.
+
+    Raises:
+        BudgetError: gates that cannot meet the budget.
+        SpecError: a teacher that does not fit.
+    """
+    phases, target = [], check_budget(recipe, architecture)
+    for number, own in enumerate(loaders):
+        plain = recipe.phase(number)
+        sized = Architecture(plain.grid, dict(architecture.edges))
+        clock = PhaseClock.of(recipe.train, number)
+        phase = Phase(
+            plain,
+            clock,
+            sized,
+            own.of(plain),
+            task=plain.task.make(plain.grid, plain.train),
+            target_macs=None if clock.held else target,
+            teacher=teacher_of(plain, own.source, device),
+        )
+        if not clock.held:
+            RowShares.of(plain, sized, check_budget(plain, sized))  # refuses what it cannot meet
+        phases.append(phase)
+    return tuple(phases)
