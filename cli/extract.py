@@ -113,7 +113,7 @@ def _choose(
         return choose(found, limits, table=table, method=method)
     with busy("evaluating candidates"):
         best = choose_best(found, limits, table=table)
-    text = task_of_head(found.net.head.kind, found.net.spec).metric.text
+    text = task_of_head(found.net.head, found.net.spec).metric.text
     each = ", ".join(f"{origin} {text(score)}" for origin, score in best.scores.items())
     print(f"best of {best.candidates} candidates on validation: {text(best.score)} (best by origin: {each})\n")
     return best.architecture
@@ -236,11 +236,11 @@ def show(
             rows.append((label, f"{predict(table, taken.net.architecture):.3g} ms predicted{under}"))
     rows.append(("verified", f"largest difference of outputs {taken.max_difference:.1e}"))
     if taken.score is not None and taken.score_whole is not None:
-        metric = task_of_head(taken.net.head.kind, taken.net.spec).metric
+        metric = task_of_head(taken.net.head, taken.net.spec).metric
         on = f" of {taken.images} validation images"
         rows.append((metric.name, f"{metric.text(taken.score)}{on}; whole {metric.text(taken.score_whole)}"))
     if taken.tuned is not None:
-        metric = task_of_head(taken.net.head.kind, taken.net.spec).metric
+        metric = task_of_head(taken.net.head, taken.net.spec).metric
         after, spent = metric.text(taken.tuned[metric.name]), clock(taken.tuned["seconds"])
         rows.append(("fine-tuned", f"{after} after {taken.tuned['epochs']} epochs, {spent}"))
     pairs([*rows, ("architecture", taken.card.architecture)])

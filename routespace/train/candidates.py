@@ -59,7 +59,7 @@ def evaluate_candidates(
         DivergedError: the network gives no finite numbers.
     """
     net = unwrap(net, wanted=TaskNet)
-    task = task or task_of_head(net.head.kind, net.spec)
+    task = task or task_of_head(net.head, net.spec)
     shared = SharedParts(net, architectures)
     images = 0
     with placed(net, device), evaluating(net), together():

@@ -81,7 +81,7 @@ def evaluate(
         DivergedError: the network gives no finite numbers.
     """
     net = unwrap(net, wanted=TaskNet)
-    task = task or task_of_head(net.head.kind, net.spec)
+    task = task or task_of_head(net.head, net.spec)
     sampling = sampling or Sampling(net.gate_spec.final_temperature, net.gate_spec.final_noise)
     with (
         placed(net, device),

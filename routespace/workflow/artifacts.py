@@ -77,7 +77,7 @@ class Artifact:
         return Recipe.parse(
             {
                 "name": self.folder.resolve().name.lstrip(".") or "bundle",
-                "task": task_of_head(self.net.head.kind, self.net.spec).name,
+                "task": task_of_head(self.net.head, self.net.spec).name,
                 "grid": self.net.spec.model_dump(mode="json"),
                 "data": {"kind": "folder"},
             },

@@ -77,7 +77,7 @@ def choose_best(
     if not limits:
         raise SpecError("limits: there is none to choose under; give one, such as macs")
     found = candidates_within(artifact, limits, table=table, count=count, seed=seed)
-    task = task_of_head(artifact.net.head.kind, artifact.net.spec)
+    task = task_of_head(artifact.net.head, artifact.net.spec)
     name, sign = task.metric.name, 1 if task.metric.direction == "maximise" else -1
     parts = list(found)
     images = make_loaders(artifact.require_recipe()).val

@@ -54,7 +54,7 @@ def evaluate_network(
         SpecError: another split.
     """
     loader = split_loader(data, split)
-    task = task_of_head(net.head.kind, net.spec)
+    task = task_of_head(net.head, net.spec)
     metric = task.metric.name
     result = evaluate(net, loader, task=task)
     cost = network_cost(net)

@@ -187,7 +187,7 @@ def extract_chosen(
     require_bundle_place(out, overwrite=overwrite)
     small = extract(artifact.net, chosen).eval()
     report = _verified(artifact.net, chosen, small)
-    metric = task_of_head(small.head.kind, small.spec).metric.name
+    metric = task_of_head(small.head, small.spec).metric.name
     whole, part = _measured(artifact, small, metric) if evaluated else (None, None)
     scores, tuned = _scores(artifact, small, whole, part), None
     if tuning is not None:

@@ -9,8 +9,9 @@ Shape legend: B images · C channels · H, W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import Natural, TrainSpec
@@ -107,6 +108,11 @@ class TaskSpec(Value, ABC):
     classes_field: ClassVar[str] = "grid.num_classes"  # where a recipe says how many classes there are
 
     kind: str
+
+    @classmethod
+    def of_head(cls, settings: Mapping[str, Any]) -> Self:
+        """The task of a network, from its head's `settings`: by default each is a field of the task's."""
+        return cls(**settings)
 
     def check(self, grid: GridSpec) -> None:
         """Raise ValueError, naming the recipe's field, when the grid does not fit the task."""

@@ -11,6 +11,9 @@ from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import ACCURACY, Task, TaskSpec
 
+if TYPE_CHECKING:
+    from routespace.nn.heads.base import Head
+
 
 class ClassifySpec(TaskSpec):
     """Image classification: the grid's `num_classes`, top-1 accuracy."""
@@ -46,8 +49,9 @@ def _read(value: Any) -> Any:
 
 def _shown(spec: TaskSpec) -> Any:
     """The kind alone where everything else is as it comes: recipes of before there were several stay equal."""
-    data = spec.model_dump(mode="json")
-    return spec.kind if data == type(spec)(kind=spec.kind).model_dump(mode="json") else data
+    fields = type(spec).model_fields.items()
+    plain = all(getattr(spec, name) == field.default for name, field in fields if name != "kind")
+    return spec.kind if plain else spec.model_dump(mode="json")
 
 
 if TYPE_CHECKING:
@@ -58,14 +62,16 @@ else:
 AnyTask = Annotated[_Any, BeforeValidator(_read), PlainSerializer(_shown)]
 
 
-def task_of_head(kind: str, grid: GridSpec) -> Task:
-    """The task, with its defaults, whose networks have heads of this kind.
+def task_of_head(head: Head, grid: GridSpec) -> Task:
+    """The task whose networks have such heads: what its spec asks for beside grid and training, the head knows.
 
     Raises:
         SpecError: no task has.
     """
     from routespace.errors import SpecError
 
-    if kind not in TASKS:
-        raise SpecError(f"net: its head is of kind {kind!r}, which no task measures; give a network with a task")
-    return TASKS[kind](kind=kind).make(grid)
+    if head.kind not in TASKS:
+        raise SpecError(
+            f"net: its head is of kind {head.kind!r}, which no task measures; give a network with a task"
+        )
+    return TASKS[head.kind].of_head(head.settings()).make(grid)
