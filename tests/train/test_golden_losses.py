@@ -3,8 +3,8 @@
 Whoever changes what training computes changes these numbers, on purpose or not. On purpose: print the new ones
 with `PYTHONPATH=.:tests python tests/train/test_golden_losses.py`, and say in the commit why they moved.
 
-Images, noise and weights come from torch's generators on a CPU, which give the same numbers everywhere. (Weights
-are drawn anew here: `trunc_normal_` draws otherwise in newer versions.) The seeds are such that no gate decides by a
+Images, noise and weights come from torch's generators on a CPU, which give the same numbers everywhere. Weights
+are drawn anew here: `trunc_normal_` differs between versions. The seeds are such that no gate decides by a
 hair, so that another processor's rounding flips no decision.
 """
 
