@@ -143,7 +143,8 @@ def _extract(journey: Journey) -> Bundle:
     from routespace.deploy.bundle import load_bundle
     from routespace.deploy.folder import is_bundle
     from routespace.workflow.artifacts import load_run
-    from routespace.workflow.extraction import choose, extract_chosen
+    from routespace.workflow.choosing import choose
+    from routespace.workflow.extraction import extract_chosen
 
     heading(4, "extract and verify: the most used part within the budget, as a network of its own")
     folder = journey.out / "extracted"
