@@ -196,8 +196,8 @@ def _plain_recipe(journey: Journey, macs: float) -> tuple[Recipe, float]:
     text = journey.recipe.task.metric.text
     with watching("trying ") as news:
         found = best_plain(journey.recipe, macs, progress=news)
-    for blocks, score in found.tried.items():
-        chosen = ", chosen" if blocks == found.blocks else ""
-        print(f"{' + '.join(map(str, blocks))} blocks: {text(score)} on validation after a short training{chosen}")
+    for shape, score in found.tried.items():
+        chosen = ", chosen" if shape == found.shape else ""
+        print(f"{shape}: {text(score)} on validation after a short training{chosen}")
     print(f"this took {clock(found.seconds)} of its time\n", flush=True)
     return found.recipe, found.seconds
