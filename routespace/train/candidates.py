@@ -24,7 +24,8 @@ from routespace.grid.cost import architecture_cost
 from routespace.nn.candidates import SharedParts
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, now, place_of, placed
-from routespace.nn.task_net import TaskNet, head_cost_of
+from routespace.nn.task_net import TaskNet
+from routespace.train.macs import budgeted_head
 from routespace.train.processes import process_count, together
 from routespace.train.stopping import DivergedError
 from routespace.train.tasks.base import Task
@@ -94,7 +95,7 @@ def evaluate_candidates(
     total = _total(images, place)
     if not total:
         raise DataError("data: no images to evaluate with")
-    head = head_cost_of(net)
+    head = budgeted_head(net)
     found = [
         {
             **meter.compute(),

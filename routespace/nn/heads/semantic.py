@@ -19,6 +19,8 @@ from routespace.nn.heads.base import Head
 from routespace.nn.heads.pixel_decoders import CHANNELS_STEP, DECODERS
 from routespace.nn.route_net import RouteOutput
 
+INIT_STD = 0.01
+
 
 class PixelClassifier(Head):
     """A class for each place of the finest map, from the maps of all rates that there are.
@@ -46,13 +48,14 @@ class PixelClassifier(Head):
             raise SpecError(f"task.decoder: {decoder!r:.40} is not known; give {' or '.join(DECODERS)}")
         if channels < 1 or channels % CHANNELS_STEP:
             raise SpecError(f"task.channels: {channels} is not allowed; give a multiple of {CHANNELS_STEP}")
-        from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+        from segmentation_models_pytorch.base.initialization import initialize_decoder
 
         self.rates, self.classes, self.channels, self.decoder_name = tuple(widths), classes, channels, decoder
         self.decoder = DECODERS[decoder](tuple(widths.values()), channels)
         self.classifier = nn.Conv2d(self.decoder.out_channels, classes, 1)
         initialize_decoder(self.decoder)
-        initialize_head(self.classifier)
+        nn.init.normal_(self.classifier.weight, std=INIT_STD)  # all classes alike: the loss begins at ln K
+        nn.init.zeros_(self.classifier.bias)
 
     @classmethod
     def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:

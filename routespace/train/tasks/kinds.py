@@ -83,7 +83,7 @@ def _shown(spec: TaskSpec) -> Any:
 if TYPE_CHECKING:
     _Any = TaskSpec
 else:
-    _Any = Union[tuple(TASKS.values())]  # noqa: UP007 (made from the table)
+    _Any = Annotated[Union[tuple(TASKS.values())], Field(discriminator="kind")]  # noqa: UP007 (made from the table)
 
 AnyTask = Annotated[_Any, BeforeValidator(_read), PlainSerializer(_shown)]
 
