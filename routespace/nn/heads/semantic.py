@@ -55,6 +55,7 @@ class PixelClassifier(Head):
         self.classifier = nn.Conv2d(self.decoder.out_channels, classes, 1)
         initialize_decoder(self.decoder)
         nn.init.normal_(self.classifier.weight, std=INIT_STD)  # all classes alike: the loss begins at ln K
+        assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
 
     @classmethod
