@@ -84,6 +84,7 @@ def show(report: dict[str, Any]) -> None:
     routed = "speed" in report or counted < macs
     rows: list[tuple[str, object]] = [
         (metric.name, f"{metric.text(report[metric.name])} of {report['images']} {report['split']} images"),
+        ("also", ", ".join(f"{name} {metric.text(report[name])}" for name in report["also"]) or None),
         ("loss", f"{report['loss']:.4f}"),
         ("parameters", mega(report["params"])),
         ("MACs", giga(macs) + (" with everything computed" if routed else "")),
@@ -91,11 +92,8 @@ def show(report: dict[str, Any]) -> None:
     if routed:
         rows.append(("MACs, counted", f"{giga(counted)} ({percent(counted / macs)})"))
         rows.append(("MACs, expected", f"{giga(expected)} ({percent(expected / macs)})"))
-    if report.get("object_auc"):
-        areas = report["object_auc"]
-        low, high = min(areas, key=lambda name: areas[name]), max(areas, key=lambda name: areas[name])
-        text = f"{areas[high]:.2f} ({high})" + (f", worst {areas[low]:.2f} ({low})" if low != high else "")
-        rows.append(("gates find objects", f"area under the curve {text}; a coin has 0.50"))
+    if report["network_macs"] != macs:
+        rows.append(("", f"{giga(report['network_macs'])} with the head, which no budget counts"))
     pairs([*rows, *_speed(report)])
 
 

@@ -6,7 +6,7 @@ before, and only an export of their whole output (not of the plain module) is re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch.export
@@ -36,6 +36,26 @@ def register_mapping(kind: type[Mapping[str, Part]], name: str) -> None:
 
         pytree.register_pytree_node(
             kind, parts, rebuilt, serialized_type_name=name, flatten_with_keys_fn=with_keys
+        )
+    except (ImportError, AttributeError, TypeError):
+        return
+
+
+def register_value(
+    kind: type[Part], parts: Callable[[Part], tuple[Any, Any]], rebuilt: Callable[[Any, Any], Part]
+) -> None:
+    """Let torch see the tensors in a value that also holds something else.
+
+    Args:
+        kind: its class.
+        parts: value → its tensors, and what else it holds.
+        rebuilt: the way back.
+    """
+    try:
+        from torch.utils import _pytree as pytree
+
+        pytree.register_pytree_node(
+            kind, lambda value: (list(parts(value)[0]), parts(value)[1]), lambda some, rest: rebuilt(some, rest)
         )
     except (ImportError, AttributeError, TypeError):
         return

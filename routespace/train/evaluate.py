@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from routespace.train.stopping import DivergedError
 from routespace.train.tasks.base import Meter, Task
 from routespace.train.tasks.kinds import task_of_head
 
+COUNTED = ("images", "images_per_s", "counted_macs", "expected_macs", "usage")  # what is told of every task
 NOISE_SEED = 0  # of the sampling gates: the same numbers for the same network
 
 
@@ -72,12 +73,12 @@ def evaluate(
         device: where to run; None where the network is.
 
     Returns:
-        The task's metric by its name (`accuracy`, 0…1), loss, images, images_per_s (this process's, data included,
-        sampling left out), counted_macs, expected_macs (MACs of one image, both on all images of the loader) and
-        usage (edge name → {tokens, images, asked}).
+        The task's metric by its name (`accuracy`, 0…1), what else its meter tells, loss, images, images_per_s
+        (this process's, data included, sampling left out), counted_macs, expected_macs (MACs of one image, both on
+        all images of the loader) and usage (edge name → {tokens, images, asked}).
 
     Raises:
-        DataError: the loader holds no images, or one of them cannot be read.
+        DataError: the loader holds no images, nothing that the metric is about, or one that cannot be read.
         DivergedError: the network gives no finite numbers.
     """
     net = unwrap(net, wanted=TaskNet)
@@ -95,6 +96,8 @@ def evaluate(
         raise DataError("data: no images to evaluate with")
     found = seen.meter.compute()
     with together():  # all of them see it; one tells
+        if task.metric.name not in found:
+            raise DataError(f"data: no held-out image has anything to measure {task.metric.name} by; give others")
         if not math.isfinite(found["loss"]):
             raise DivergedError(
                 f"net: its loss on held-out images is {found['loss']}, so its weights are of no use; its training "
@@ -110,6 +113,11 @@ def evaluate(
         "expected_macs": sampled if expected else None,
         "usage": shares_to_json(total.usage()),
     }
+
+
+def further(found: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """What a task's meter told beside metric and loss, out of what `evaluate` gave: AP at one IoU, for example."""
+    return {name: value for name, value in found.items() if name not in (*COUNTED, metric, "loss")}
 
 
 @dataclass

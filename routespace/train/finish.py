@@ -15,7 +15,7 @@ from routespace.nn.routing.gates import Gate
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import save_net
 from routespace.train.calibrate import Calibration, calibrate_threshold
-from routespace.train.evaluate import evaluate
+from routespace.train.evaluate import evaluate, further
 from routespace.train.loop import Trainer
 from routespace.train.processes import together
 from routespace.train.run_folder import FORMAT, RunFolder
@@ -88,6 +88,7 @@ def _result(
         "task": trainer.task.name,
         "metric": metric,
         metric: measured[metric],
+        **further(measured, metric),
         "loss": measured["loss"],
         "images": measured["images"],
         "expected_macs": measured["expected_macs"],

@@ -22,7 +22,7 @@ from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.skipping import Group
-from routespace.train.evaluate import Sampling, evaluate
+from routespace.train.evaluate import Sampling, evaluate, further
 from routespace.train.modes import make_passes
 from routespace.train.optim import clipped_together, make_optimizer, make_schedule
 from routespace.train.passes import Runner
@@ -275,6 +275,7 @@ class Trainer:
             "budget_loss": means["budget_loss"],
             f"train_{metric}": means[metric],
             metric: found[metric],
+            **further(found, metric),
             "val_loss": found["loss"],
             "train_expected_ratio": means["macs"] / self.base_macs,
             "expected_ratio": found["expected_macs"] / self.base_macs,

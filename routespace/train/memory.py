@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +195,8 @@ def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
     handles += [stage.register_forward_hook(end) for stage in stages]
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.enable_grad():
-            state = {name: _like(tensor, device) for name, tensor in _tensors(net)}
+            run = _UpToLoss(net)
+            state = {name: _like(tensor, device) for name, tensor in _tensors(run)}
             held.update((tensor.untyped_storage()._cdata, tensor) for tensor in state.values())
             shape = images, net.spec.in_channels, *net.spec.image_size
             batch = torch.empty(shape, device=device)
@@ -202,7 +204,7 @@ def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
                 torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept),
                 torch.autocast(device, dtype=torch.bfloat16, enabled=low),
             ):
-                functional_call(net, state, (batch,))
+                functional_call(run, state, (batch,))
     except (RuntimeError, NotImplementedError) as error:
         raise SpecError(
             f"memory: what this network takes cannot be told beforehand ({str(error).splitlines()[0]:.80}); "
@@ -212,6 +214,18 @@ def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
         for handle in handles:
             handle.remove()
     return found
+
+
+class _UpToLoss(nn.Module):
+    """A network with what its task computes from its outputs."""
+
+    def __init__(self, net: TaskNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Any, Any]:
+        output = self.net(images)
+        return output, self.net.head.rest(output.outputs)
 
 
 def _tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -174,7 +174,7 @@ def make_net(start: Start, task: Task, init: TaskNet | None, *, tell: Callable[[
     backbone = RouteNet(start.architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
     net = TaskNet(backbone, task.head(recipe.grid))
     if not start.goes_on:
-        for line in (*start.lines, *_first_weights(net, recipe, init)):
+        for line in (*start.lines, *net.head.lines(), *_first_weights(net, recipe, init)):
             tell(line)
     net.set_grad_checkpointing(train.grad_checkpointing)
     return net.compile_blocks(train.compile)

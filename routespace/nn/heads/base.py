@@ -47,6 +47,10 @@ class Head(nn.Module, ABC):
         """What `build` needs beside the grid's spec, as JSON data."""
         return {}
 
+    def lines(self) -> tuple[str, ...]:
+        """What a training tells of it before it begins, such as maps that it has to do without."""
+        return ()
+
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The price of one image of the spec's size (a caller sets it to the real one); nothing by default."""
         return NO_COST
@@ -54,6 +58,14 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, output: RouteOutput) -> Any:
         """The maps of B images (and which tokens are there) → the task's outputs."""
+
+    def rest(self, outputs: Any) -> Any:
+        """What a task computes from the outputs, in sizes that no image's content changes; nothing by default.
+
+        Counters run it after `forward`: in training mode, what the loss keeps for the backward pass; in evaluation
+        mode, what is multiplied on the way to the results. What it gives is of no use.
+        """
+        return None
 
     @abstractmethod
     def tensors(self, outputs: Any) -> tuple[Tensor, ...]:

@@ -11,9 +11,9 @@ from routespace.errors import BundleError, SpecError
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head, Maps
 from routespace.nn.heads.classify import Classifier
-from routespace.nn.heads.semantic import PixelClassifier
+from routespace.nn.heads.detect import DetectHead
 
-HEADS: dict[str, type[Head]] = {head.kind: head for head in (Classifier, Maps, PixelClassifier)}
+HEADS: dict[str, type[Head]] = {head.kind: head for head in (Classifier, Maps, DetectHead)}
 
 
 def make_head(spec: GridSpec, data: Any) -> Head:

@@ -47,7 +47,6 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "%", "maximise")  # the share of images that are named right
-MEAN_IOU = Metric("miou", "%", "maximise")  # of pixels, the mean over classes of intersection over union
 
 
 class Meter(Protocol):
@@ -57,9 +56,12 @@ class Meter(Protocol):
         """Add a batch: what the head gave, and the targets that `Task.prepare` made."""
 
     def compute(self) -> dict[str, float]:
-        """The task's metric by its name, `loss`, and what else there is to tell; over all processes.
+        """The task's metric by its name, `loss`, and what else there is to tell, in the metric's unit.
 
-        A process that had no images takes part with nothing.
+        All of it is over all processes, and goes by its name into metrics.jsonl, result.json and reports.
+
+        A process that had no images takes part with nothing. The metric is left out where no image had anything to
+        measure it by.
         """
 
 

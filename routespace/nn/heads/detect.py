@@ -1,0 +1,117 @@
+"""RetinaNet and FCOS over a grid's pyramid: torchvision's heads, anchors, losses and choice of boxes.
+
+Shape legend: B images of one size · H, W pixels · A anchors of a place · M all anchors · K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.ops import sigmoid_focal_loss
+
+from routespace.grid.families.base import EdgeCost
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.detector import Detected, Detector, Found, Size, fed_size, learned, split
+from routespace.nn.heads.pyramid import Pyramid, RateAnchors, cost_of, places_of
+from routespace.nn.heads.settings import DetectSettings
+from routespace.nn.route_net import RouteOutput
+
+OCTAVES = 3  # anchor sizes of a map
+
+
+class DetectHead(Detector):
+    """RetinaNet or FCOS.
+
+    Parameters are called as torchvision's: `detector.backbone.fpn.*`, `detector.head.*`.
+
+    Args:
+        widths: rate → channels of the maps that it reads, fine to coarse.
+        told: the settings.
+    """
+
+    kind = "detect"
+    usual = (8, 16, 32)
+
+    def __init__(self, widths: Mapping[int, int], told: DetectSettings) -> None:
+        super().__init__()
+        self.told = told
+        pyramid = Pyramid(widths, told.width, convolved=True)
+        self.grid_rates, self.pyramid_rates = pyramid.read, pyramid.rates
+        common: dict[str, Any] = {
+            "score_thresh": told.score_threshold,
+            "nms_thresh": told.overlap,
+            "detections_per_img": told.max_detections,
+            "topk_candidates": told.candidates,
+        }
+        if told.detector == "fcos":
+            self.names = ("cls_logits", "bbox_regression", "bbox_ctrness")
+            anchors = RateAnchors(self.pyramid_rates, scale=1.0, octaves=1, ratios=(1.0,))
+            self.detector = FCOS(pyramid, told.classes, anchor_generator=anchors, **common)
+        else:
+            self.names = ("cls_logits", "bbox_regression")
+            anchors = RateAnchors(
+                self.pyramid_rates, scale=told.anchor_scale, octaves=OCTAVES, ratios=told.anchor_ratios
+            )
+            self.detector = RetinaNet(pyramid, told.classes, anchor_generator=anchors, **common)
+        self.detector.transform = nn.Identity()  # images come as they shall be
+
+    @property
+    def anchors(self) -> RateAnchors:
+        """The anchors of its maps; of FCOS the squares around its points."""
+        found = self.detector.anchor_generator
+        assert isinstance(found, RateAnchors)
+        return found
+
+    @classmethod
+    def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
+        """A detector with fresh weights on the grid's maps from `finest` on, or on the coarsest."""
+        told = DetectSettings.parse(dict(settings), name="head")
+        return cls({rate: spec.width(rate) for rate in read_rates(spec, told.finest)}, told)
+
+    def settings(self) -> dict[str, Any]:
+        """See DetectSettings."""
+        return self.told.head_settings()
+
+    def cost(self, spec: GridSpec) -> EdgeCost:
+        """Pyramid and both towers on all its maps; choosing boxes multiplies nothing that is counted."""
+        pyramid, places = self.detector.backbone, sum(places_of(spec, self.pyramid_rates))
+        return cost_of(self, [*pyramid.work(spec), (self.detector.head, places)])
+
+    def forward(self, output: RouteOutput) -> Detected:
+        """The raw tensors: logits (B, M, K), box deltas (B, M, 4), of FCOS also centreness (B, M, 1)."""
+        found = self.detector.head(self.detector.backbone(output.maps))
+        return Detected(self, tuple(found[name] for name in self.names))
+
+    def rest(self, outputs: Detected) -> Any:
+        """In training what the loss of the classes keeps; else nothing."""
+        if not self.training:
+            return None
+        logits = outputs.raw[0].float()
+        return sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
+
+    def losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """See Detector: `classification` (focal), `bbox_regression`, of FCOS also `bbox_ctrness`."""
+        found = {name: part.float() for name, part in zip(self.names, raw, strict=True)}
+        maps = self.anchors.of(fed_size(targets[0]), raw[0].device)
+        anchors = [torch.cat(maps)] * len(targets)
+        known = [learned(target) for target in targets]
+        more = ([len(boxes) for boxes in maps],) if isinstance(self.detector, FCOS) else ()
+        losses: dict[str, Tensor] = self.detector.compute_loss(known, found, anchors, *more)
+        return losses
+
+    def found_in(self, raw: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
+        """See Detector."""
+        maps = self.anchors.of(sizes[0], raw[0].device)
+        parts = split(dict(zip(self.names, raw, strict=True)), [len(boxes) for boxes in maps])
+        found: list[Found] = self.detector.postprocess_detections(parts, [maps] * len(sizes), list(sizes))
+        return found
+
+
+def read_rates(spec: GridSpec, finest: int) -> tuple[int, ...]:
+    """The grid's output rates from `finest` on, or the coarsest alone."""
+    return tuple(rate for rate in spec.output_rates if rate >= finest) or spec.output_rates[-1:]

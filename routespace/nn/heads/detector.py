@@ -1,0 +1,135 @@
+"""What detectors have in common: what they give is kept as it comes, and becomes losses or boxes when asked for.
+
+    outputs = net(images).outputs                     # Detected
+    outputs.losses(targets)                           # name → 0-d loss
+    outputs.detections([(480, 640)] * B)              # a dict of boxes, scores, labels of each image
+
+Targets are those of recipe/targets.py. Nothing is resized or padded: images come normalised and as they are.
+
+Shape legend: B images of one size · N boxes · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from routespace.nn.heads.base import Head
+from routespace.nn.trees import register_value
+
+Size = tuple[int, int]
+Found = dict[str, Tensor]  # of an image: boxes (N, 4), scores (N,), labels (N,) from 0, masks (N, H, W) bool
+
+
+@dataclass(frozen=True, eq=False)
+class Detected:
+    """What a detector gave for B images of one size, before boxes are made of it.
+
+    Attributes:
+        head: the detector.
+        raw: tensors, one for each of its `names`.
+    """
+
+    head: Detector
+    raw: tuple[Tensor, ...]
+
+    def losses(self, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Name → 0-d loss, means over the images; see `Detector.losses_of`."""
+        return self.head.losses_of(self.raw, targets)
+
+    def detections(self, sizes: Sequence[Size], shown: Sequence[Size] | None = None) -> list[Found]:
+        """The objects of each image, best first; see `Detector.detections_of`."""
+        return self.head.detections_of(self.raw, sizes, shown)
+
+
+register_value(Detected, lambda one: (one.raw, one.head), lambda raw, head: Detected(head, tuple(raw)))
+
+
+class Detector(Head):
+    """A head that finds objects."""
+
+    pyramid_rates: tuple[int, ...]  # of the maps that it stands on, fine to coarse
+    grid_rates: tuple[int, ...]  # those of them that come from the grid
+    usual: ClassVar[tuple[int, ...]]  # what such detectors read where a grid has it
+
+    def lines(self) -> tuple[str, ...]:
+        """Which of the usual maps the grid does not have."""
+        missing = [rate for rate in self.usual if rate not in self.grid_rates and rate > max(self.grid_rates)]
+        if not missing:
+            return ()
+        made = [rate for rate in self.pyramid_rates if rate not in self.grid_rates]
+        return (
+            f"task: the grid has no maps at rates {_listed(missing)}; the detector reads "
+            f"{_listed(self.grid_rates)} and makes {_listed(made)} of the last",
+        )
+
+    @abstractmethod
+    def losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses of raw tensors.
+
+        Args:
+            raw: what the network gave, one tensor for each of `names`.
+            targets: of each image: boxes (N, 4), labels (N,), crowd (N,), fed (2,). Crowds teach nothing.
+
+        Returns:
+            Name → 0-d loss; their sum is what is minimised.
+        """
+
+    @abstractmethod
+    def found_in(self, raw: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
+        """Boxes of each image in its own pixels, best first; masks as torchvision gives them."""
+
+    def detections_of(
+        self, raw: Sequence[Tensor], sizes: Sequence[Size], shown: Sequence[Size] | None = None
+    ) -> list[Found]:
+        """Objects of each image from raw tensors alone, such as those of an exported file.
+
+        Args:
+            raw: what the network gave, one tensor for each of `names`, of B images of one size.
+            sizes: (H, W) of each image as it was fed.
+            shown: (H, W) of the pictures in whose pixels the boxes shall be told; those that were fed by default.
+
+        Returns:
+            boxes (N, 4) x1 y1 x2 y2, scores (N,) 0…1 from the best down, labels (N,) from 0; and where the
+            detector finds masks, masks (N, H, W) bool.
+        """
+        with torch.no_grad():
+            found = self.found_in([part.float() for part in raw], sizes)
+            wanted = sizes if shown is None else shown
+            return [self.shown_at(*one) for one in zip(found, sizes, wanted, strict=True)]
+
+    def shown_at(self, found: Found, size: Size, shown: Size) -> Found:
+        """What was found in an image of (H, W) pixels, in pixels of a picture of another size."""
+        factors = found["boxes"].new_tensor([shown[1] / size[1], shown[0] / size[0]] * 2)
+        return found | {"boxes": found["boxes"] * factors} if shown != size else found
+
+    def tensors(self, outputs: Detected) -> tuple[Tensor, ...]:
+        """The raw tensors."""
+        return outputs.raw
+
+
+def _listed(rates: Sequence[int]) -> str:
+    return ", ".join(str(rate) for rate in rates)
+
+
+def fed_size(target: Mapping[str, Tensor]) -> Size:
+    """(H, W) of the image as it was fed."""
+    height, width = target["fed"].tolist()
+    return int(height), int(width)
+
+
+def learned(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The objects of a target that can be learned from: no crowds, nothing without an area."""
+    boxes = target["boxes"]
+    keep = ~target["crowd"] & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return {name: target[name][keep] for name in ("boxes", "labels", "masks") if name in target}
+
+
+def split(tensors: Mapping[str, Tensor], counts: Sequence[int]) -> dict[str, list[Tensor]]:
+    """Each tensor (B, N, …) as one for each map, of which `counts` tells the boxes."""
+    return {name: list(tensor.split(list(counts), dim=1)) for name, tensor in tensors.items()}

@@ -1,0 +1,110 @@
+"""The feature pyramid (FPN) that detectors stand on: maps of one width, and some that are coarser than the grid's.
+
+Shape legend: B images · C channels of a rate's map · D channels of the pyramid · H, W of a rate's map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+
+from routespace.grid.families.base import EdgeCost
+from routespace.grid.spec import GridSpec, map_size
+
+FLOAT_BYTES = 4
+MULTIPLYING = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+Work = tuple[nn.Module, int]  # a module, and how many places its weights are applied at
+
+
+class Pyramid(nn.Module):
+    """torchvision's FPN over maps of a grid, with coarser maps behind the last one.
+
+    Its parameters are called as those of torchvision's detectors: `fpn.inner_blocks.0.0.weight`, ….
+
+    Args:
+        widths: rate → C of the maps that it reads, fine to coarse.
+        width: D.
+        convolved: two coarser maps by convolutions (RetinaNet, FCOS); else one that is a quarter of the last.
+
+    Attributes:
+        rates: of its maps, fine to coarse.
+    """
+
+    def __init__(self, widths: Mapping[int, int], width: int, *, convolved: bool) -> None:
+        super().__init__()
+        extra = LastLevelP6P7(width, width) if convolved else LastLevelMaxPool()
+        self.fpn = FeaturePyramidNetwork(list(widths.values()), width, extra_blocks=extra)
+        self.read = tuple(widths)
+        self.rates = (*self.read, *(self.read[-1] << n for n in range(1, 3 if convolved else 2)))
+        self.out_channels = width  # torchvision's detectors ask for it
+
+    def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
+        """Rate → (B, C, H, W) → (B, D, H, W) of each of `rates`."""
+        return list(self.fpn({str(rate): maps[rate] for rate in self.read}).values())
+
+    def work(self, spec: GridSpec) -> Iterable[Work]:
+        """What is multiplied for one image of the spec's size."""
+        places = dict(zip(self.rates, places_of(spec, self.rates), strict=True))
+        for rate, inner, outer in zip(self.read, self.fpn.inner_blocks, self.fpn.layer_blocks, strict=True):
+            yield inner, places[rate]
+            yield outer, places[rate]
+        if isinstance(self.fpn.extra_blocks, LastLevelP6P7):
+            yield self.fpn.extra_blocks.p6, places[self.rates[-2]]
+            yield self.fpn.extra_blocks.p7, places[self.rates[-1]]
+
+
+class RateAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision tells no types
+    """torchvision's anchors, with the rates as strides: exact for images that no rate divides.
+
+    Args:
+        rates: of the maps.
+        scale: side of the smallest anchor of a map, over its rate.
+        octaves: sizes of each map, equally spaced up to the next map's.
+        ratios: height over width.
+    """
+
+    def __init__(self, rates: Sequence[int], *, scale: float, octaves: int, ratios: Sequence[float]) -> None:
+        sizes = tuple(tuple(int(scale * rate * 2 ** (n / octaves)) for n in range(octaves)) for rate in rates)
+        super().__init__(sizes, (tuple(ratios),) * len(sizes))
+        self.rates = tuple(rates)
+
+    def of(self, size: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """(H·W·A, 4) boxes of each map of an image of (H, W) pixels."""
+        with torch.inference_mode(False):  # they are kept, and training may need them
+            self.set_cell_anchors(torch.float32, device)
+        grids = [list(map_size(size, rate)) for rate in self.rates]
+        found: list[Tensor] = self.grid_anchors(grids, [[rate, rate] for rate in self.rates])
+        return found
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """The same for each image of a list, all maps in one; torchvision's modules ask in this way."""
+        device = feature_maps[0].device
+        return [torch.cat(self.of(size, device)) for size in image_list.image_sizes]
+
+
+def places_of(spec: GridSpec, rates: Sequence[int]) -> list[int]:
+    """Tokens of the map of each rate, for images of the spec's size."""
+    sizes = [map_size(spec.image_size, rate) for rate in rates]
+    return [height * width for height, width in sizes]
+
+
+def cost_of(head: nn.Module, work: Iterable[Work]) -> EdgeCost:
+    """What a head costs for one image: its parameters, and the convolutions and linear layers of its work.
+
+    Args:
+        head: with all its parameters.
+        work: each part with the number of places at which its weights are applied.
+    """
+    params = sum(weight.numel() for weight in head.parameters())
+    macs, moved = 0, 0
+    for part, places in work:
+        for module in part.modules():
+            if isinstance(module, MULTIPLYING):
+                macs += module.weight.numel() * places
+                moved += (module.weight.shape[0] + module.weight.shape[1]) * places
+    return EdgeCost(params, macs, 0, FLOAT_BYTES * (params + moved), 0)

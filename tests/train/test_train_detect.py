@@ -1,0 +1,140 @@
+"""Detection is trained like everything else: routed, in groups of sizes, with AP in every report."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from dense_tiny import dense, dense_net, target
+
+from routespace.errors import DataError, SpecError
+from routespace.nn.task_net import TaskNet
+from routespace.nn.weights import load_net
+from routespace.train.data.loaders import make_loaders
+from routespace.train.data.skipping import grouped
+from routespace.train.evaluate import evaluate
+from routespace.train.memory import training_need
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run import train_recipe
+from routespace.train.step_loss import StepLoss
+from routespace.train.tasks.kinds import task_of_head
+
+DETECT = {"kind": "detect", "classes": 10, "width": 32}
+SMALL = {"train__batch_size": 8, "data__train_size": 64, "data__val_size": 12, "train__epochs": 1}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+def test_ap_rises_above_that_of_a_fresh_network(detector, tmp_path):
+    recipe = dense(
+        DETECT | {"detector": detector},
+        routing="static",
+        budget__ratio=None,
+        grid__image_size=48,
+        data__train_size=192,
+        data__val_size=32,
+        data__digit_px=[28, 44],
+        train__batch_size=8,
+        train__epochs=3,
+    )
+    lines: list[str] = []
+    result = train_recipe(recipe, tmp_path / "run", tell=lines.append)
+    fresh = train_recipe(recipe.override({"train.epochs": 0}), tmp_path / "fresh")
+    assert result.metrics["metric"] == "box_ap"
+    assert result.metrics["box_ap"] > fresh.metrics["box_ap"] + 0.02
+    assert result.metrics["box_ap50"] > result.metrics["box_ap75"] >= 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["box_ap50"] > 0.05
+    assert last["train_box_ap"] is None
+    assert any(line.startswith("task: the grid has no maps at rates 16, 32") for line in lines)
+    found = evaluate(load_net(tmp_path / "run" / "net"), make_loaders(recipe).val)
+    assert found["box_ap"] == pytest.approx(result.metrics["box_ap"], abs=1e-3)
+
+
+def test_gates_of_a_map_are_taught_and_calibrated_under_a_detector(tmp_path):
+    recipe = dense(
+        DETECT,
+        routing="depth",
+        gates={"source": "map", "opening": "share", "teach": "dense", "noise": 0.0},
+        budget={"ratio": 0.6, "open_frac": 0.5, "settle_frac": 0.5},
+        train__execution="packed",
+        **SMALL | {"train__epochs": 2},
+    )
+    result = train_recipe(recipe, tmp_path / "run")
+    assert result.metrics["counted_macs"] == pytest.approx(result.metrics["target_macs"], rel=0.1)
+    assert result.metrics["counted_macs"] < 0.8 * result.metrics["base_macs"]
+    assert not result.net.architecture.is_static
+
+
+def test_a_step_of_several_sizes_is_the_mean_over_its_images():
+    recipe = dense(DETECT, routing="static", budget__ratio=None)
+    net = dense_net("detect", classes=10, width=32).eval()
+    task = recipe.task.make(recipe.grid)
+    sizes = (32, 32), (64, 40), (32, 32), (40, 64)
+    items = [
+        (torch.randn(3, *size), target(size, [[2, 2, 20 + 4 * n, 30]] * (n % 3), [n] * (n % 3)))
+        for n, size in enumerate(sizes)
+    ]
+    step = StepLoss(net, task, None, recipe.train)
+    whole = step(grouped(items), 0.5)
+    alone = [step(grouped([item]), 0.5).losses.loss for item in items]
+    torch.testing.assert_close(whole.losses.loss, sum(alone) / 4, rtol=1e-4, atol=1e-5)
+    assert whole.losses.score.isnan()
+    assert len(whole.outputs) == 3
+    assert not any(part.requires_grad for one in whole.outputs for part in one.raw)
+
+
+def test_pictures_without_any_object_cannot_be_evaluated_with():
+    net = dense_net("detect", classes=4, width=32)
+    batch = torch.randn(1, 3, 32, 32), [target((32, 32), [], [])]
+    with pytest.raises(DataError, match="no held-out image has anything to measure box_ap by"):
+        evaluate(net, [batch])
+
+
+def test_memory_counts_the_loss_too():
+    recipe = dense(DETECT)
+    few = training_need(recipe.architecture(), recipe.train, task=recipe.task.make(recipe.grid))
+    many = recipe.task.model_copy(update={"classes": 80}).make(recipe.grid)
+    more = training_need(recipe.architecture(), recipe.train, task=many)
+    anchors, again = 9 * (16 + 4 + 1), 70 * 4  # of a 32-pixel image; bytes of the classes that are more
+    assert more.per_image - few.per_image > 3 * anchors * again  # logits, their targets, their loss
+
+
+def test_a_networks_task_is_read_from_its_head(tmp_path):
+    net: TaskNet = dense_net("detect", classes=4, width=64, detector="fcos", nms_threshold=0.4)
+    task = task_of_head(net.head, net.spec)
+    assert task.name == "detect"
+    assert task.metric.name == "box_ap"
+    assert task.head(net.spec).settings() == net.head.settings()
+
+
+def test_recipes_keep_what_a_task_is_told():
+    recipe = dense(DETECT | {"detector": "fcos"})
+    again = Recipe.from_yaml(recipe.to_yaml())
+    assert again == recipe
+    assert again.hash == recipe.hash
+    assert again.task.nms_threshold is None
+    assert recipe.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid__outputs": "coarsest"}, r"grid\.outputs: task 'detect' reads the maps of all rates; set it to"),
+        ({"grid__num_classes": 10}, r"grid\.num_classes: 10 is of a classifier, and task 'detect' has none"),
+        ({"task__detector": "ssd"}, r"task\..*detector: 'ssd' is not allowed; give 'retinanet' or 'fcos'"),
+        ({"task__classes": 7}, r"task\.classes"),
+        ({"train__teacher": "timm:resnet18"}, r"train\.teacher: .*task 'detect' knows no soft labels"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_one_line(changes, message):
+    with pytest.raises(SpecError, match=message):
+        dense(DETECT, **changes)
