@@ -28,23 +28,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from sklearn.metrics import roc_auc_score
-
 from routespace import TaskNet, file_names
 from routespace.files import read_json, write_json
 from routespace.grid.leading import leading_row
 from routespace.memory import keep_freed_memory
 from routespace.nn.weights import load_net
 from routespace.recipes import load_recipe
-from routespace.train.data.digits import Scenes
+from routespace.train.controls import knows_objects, object_auc, scenes_with_objects
+from routespace.train.data.source import make_source
 from routespace.train.progress import Progress
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 
-AUC_SCENES, BOX_PX = 200, 2
+AUC_SCENES = 200
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
 OWN = {  # the gates of the recipe digits_routed
     "gates": {"openness": 0.97, "noise": 0.3, "final_noise": 0.0},
@@ -124,28 +122,12 @@ def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def map_auc(net: TaskNet, recipe: Recipe) -> float:
     """Area under the curve of the map against the tokens that touch the digit's box and two pixels around it."""
-    assert isinstance(recipe.data, DigitsSpec)
-    size, rate = recipe.grid.image_size, recipe.grid.rates[0]
-    scenes = Scenes("val", size, 0, recipe.data.digit_px).render(range(AUC_SCENES), objects=True)
-    looks = recipe.preprocess
-    pixels = torch.from_numpy(scenes.images).permute(0, 3, 1, 2) / 255
-    images = (pixels - torch.tensor(looks.mean).view(1, 3, 1, 1)) / torch.tensor(looks.std).view(1, 3, 1, 1)
-    touched = []
-    for (box,) in (objects.boxes for objects in scenes.objects):  # one digit a scene: left, top, right, bottom
-        sides = [torch.arange(0, side, rate) for side in size]
-        rows, columns = (
-            (start + rate > box[first] - BOX_PX) & (start < box[first + 2] + BOX_PX)
-            for start, first in zip(sides, (1, 0), strict=True)
-        )
-        touched.append((rows[:, None] & columns[None, :]).flatten())
-    leader = leading_row(net.architecture)
+    source, leader = make_source(recipe), leading_row(net.architecture)
+    assert knows_objects(source)
     assert leader is not None
-    chance = net.eval()(images).routes[leader].chance
-    assert chance is not None
-    return float(roc_auc_score(torch.stack(touched).flatten(), chance.double().flatten()))
+    return object_auc(net.eval(), scenes_with_objects(source, "val", AUC_SCENES))[leader]
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -18,17 +18,19 @@ from routespace.cli.options import out
 
 if TYPE_CHECKING:
     from routespace.deploy.bundle import Bundle
-    from routespace.nn.task_net import TaskNet
     from routespace.train.recipe.recipe import Recipe
     from routespace.train.run import RunResult
 
 NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
-RECIPE = "digits_tiny"
+RECIPE = "digits_map"
 TRIALS = 3
-FINE_TUNING = {"name": "digits_tiny_finetuned", "train.epochs": 8, "train.lr": 2e-3, "train.warmup_epochs": 0.5}
-QUICK = {"train.epochs": 1, "data.train_size": 256, "data.val_size": 100, "data.test_size": 100}
+TRIAL = {"train.phases": [], "train.epochs": 1, "data.val_size": 500}  # from the supernet's weights
+FINE_TUNING = {"name": "digits_map_finetuned", "train.phases": [], "train.epochs": 3}
+QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
+QUICK = {"train.epochs": 1} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
 QUICK_TRIALS = 2
+PROBE_PICTURES = 1600  # trained with to learn how long a picture takes
 GRID_FILE = "grid.json"  # the first thing that it writes
 
 
@@ -38,13 +40,15 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny: shows that it runs; learns nothing.")] = False,
     best: Annotated[
         bool,
-        typer.Option("--best-plain", help="Try splits and widths of the plain network first, in its own time."),
+        typer.Option(
+            "--best-plain", help="Try plain networks of other splits and widths, too, in their own time."
+        ),
     ] = False,
 ) -> None:
     """Build a grid, train its supernet under a budget, search, extract, verify, fine-tune, evaluate, export.
 
-    Real digits on real photographs, nothing is downloaded. A plain PVTv2 of the same MACs, trained for the same
-    time, stands beside the result.
+    Real digits on real photographs, nothing is downloaded. The best plain network of the same MACs that is known,
+    trained for the same time, stands beside the routed one.
     """
     from routespace.cli.demo_report import conclude
     from routespace.cli.status import loading
@@ -53,22 +57,32 @@ def run(
 
     start = time.perf_counter()
     require_own_folder(folder)
-    recipe = load_recipe(RECIPE).override(QUICK if quick else {})
+    recipe = load_recipe(RECIPE)
+    recipe = recipe.override(_quick(recipe) if quick else {})
     tuning = recipe.override(FINE_TUNING | ({"train.epochs": 1} if quick else {}))
-    journey = Journey(folder, recipe, tuning, QUICK_TRIALS if quick else TRIALS, best)
+    trial = TRIAL | {"train.weights": str(folder / "supernet"), "train.start": "open"} | (QUICK if quick else {})
+    journey = Journey(folder, recipe, trial, tuning, QUICK_TRIALS if quick else TRIALS, best)
     try:
         _build(journey)
         with loading():
             from routespace.workflow import evaluation, extraction  # noqa: F401 (loaded once, here)
         supernet = _train_supernet(journey)
-        _search(journey, quick=quick)
+        _search(journey)
         small = _extract(journey)
         tuned = _fine_tune(journey, small)
-        plain = _train_plain(journey, small.net, seconds=supernet.metrics["seconds"] + tuned.metrics["seconds"])
+        plain = _train_plain(journey, supernet)
         conclude(journey, supernet=supernet, small=small.net, tuned=tuned, plain=plain)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {folder}")
+
+
+def _quick(recipe: Recipe) -> dict[str, Any]:
+    """Changes that make a training show that it runs, and no more."""
+    phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
+    for phase in phases:
+        phase |= {"epochs": 1, "data": phase["data"] | {"train_size": QUICK_DATA["train_size"]}}
+    return QUICK | {"train.phases": phases}
 
 
 def require_own_folder(folder: Path) -> None:
@@ -118,17 +132,17 @@ def train_or_load(recipe: Recipe, folder: Path, *, given: Bundle | None = None, 
 
 
 def _train_supernet(journey: Journey) -> RunResult:
-    heading(2, "the supernet: every choice gated, trained under the budget")
+    heading(2, "the supernet: plain on small images first, then gates that are taught where to look")
     return train_or_load(journey.recipe, journey.out / "supernet")
 
 
-def _search(journey: Journey, *, quick: bool) -> None:
+def _search(journey: Journey) -> None:
     from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
     from routespace.cli.watch import watching
     from routespace.search import run_study
 
-    heading(3, f"the search: {journey.trials} short trainings of other budgets and grids")
-    recipe = journey.recipe.override({"search.overrides": QUICK} if quick else {})
+    heading(3, f"the search: {journey.trials} short trainings with other budgets, from the supernet's weights")
+    recipe = journey.recipe.override(journey.search)
     with watching() as watcher:
         watch = TrialWatch(watcher)
         record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=watch)
@@ -137,15 +151,16 @@ def _search(journey: Journey, *, quick: bool) -> None:
 
 
 def _extract(journey: Journey) -> Bundle:
-    """The part of the supernet that its tokens used most, within the budget."""
+    """The static part of the supernet that its tokens used most, within the budget."""
     from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
     from routespace.deploy.bundle import load_bundle
     from routespace.deploy.folder import is_bundle
     from routespace.workflow.artifacts import load_run
-    from routespace.workflow.extraction import choose, extract_chosen
+    from routespace.workflow.choosing import choose
+    from routespace.workflow.extraction import extract_chosen
 
-    heading(4, "extract and verify: the most used part within the budget, as a network of its own")
+    heading(4, "extract and verify: the most used part within the budget, as a static network of its own")
     folder = journey.out / "extracted"
     if not is_bundle(folder):
         found = load_run(journey.out / "supernet")
@@ -163,40 +178,50 @@ def _fine_tune(journey: Journey, small: Bundle) -> RunResult:
     return train_or_load(journey.fine_tuning, journey.out / "finetuned", given=small)
 
 
-def _train_plain(journey: Journey, small: TaskNet, *, seconds: float) -> RunResult:
-    """A plain network of the same MACs, trained for as long as supernet and fine-tuning took together."""
-    import json
-    import tempfile
+def _train_plain(journey: Journey, supernet: RunResult) -> RunResult:
+    """A plain network of the MACs that the supernet takes, trained for as long.
 
-    from routespace.grid.cost import architecture_cost
+    The first phase is the supernet's own; of the last one it sees as many pictures as there is time for.
+    """
     from routespace.recipes import load_recipe
-    from routespace.train.run import train_recipe
+    from routespace.train.run_folder import RunFolder
 
-    heading(6, "for comparison: a plain PVTv2 of the same MACs, trained for the same time")
+    heading(6, "for comparison: a plain network of the same MACs, trained for the same time")
     folder = journey.out / "plain"
     if (folder / file_names.RECIPE).exists():
         return train_or_load(load_recipe(folder), folder)
-    recipe, spent = _plain_recipe(journey, architecture_cost(small.architecture).macs)
-    with tempfile.TemporaryDirectory() as probe:  # how long an epoch takes decides how many there are
-        train_recipe(recipe.override({"train.epochs": 1}), Path(probe))
-        record = json.loads((Path(probe) / file_names.METRICS).read_text().splitlines()[0])
-    epochs = max(1, round((seconds - spent) / record["seconds"]))
-    return train_or_load(recipe.override({"train.epochs": epochs}), folder)
+    recipe, spent = _plain_recipe(journey, supernet.metrics["counted_macs"])
+    began = [line["seconds"] for line in RunFolder(supernet.folder).read_metrics() if line["phase"] == 1]
+    left = supernet.metrics["seconds"] - began[-1] - spent
+    pictures = left / recipe.train.epochs / _seconds_a_picture(recipe)
+    return train_or_load(recipe.override({"data.train_size": max(recipe.train.batch, round(pictures))}), folder)
+
+
+def _seconds_a_picture(recipe: Recipe) -> float:
+    """Of training in the last phase, validation included."""
+    import tempfile
+
+    from routespace.train.run import train_recipe
+
+    short = {"train.phases": [], "train.epochs": 1, "data.train_size": PROBE_PICTURES}
+    with tempfile.TemporaryDirectory() as probe:
+        seconds: float = train_recipe(recipe.override(short), Path(probe)).metrics["seconds"]
+    return seconds / PROBE_PICTURES
 
 
 def _plain_recipe(journey: Journey, macs: float) -> tuple[Recipe, float]:
     """The plain network's recipe, and the seconds that finding it took."""
     from routespace.cli.watch import clock, watching
-    from routespace.train.plain import plain_recipe
+    from routespace.train.plain import smaller_recipe
     from routespace.train.plain_search import best_plain
 
     if not journey.best_plain:
-        return plain_recipe(journey.recipe, macs), 0.0
+        return smaller_recipe(journey.recipe, macs), 0.0
     text = journey.recipe.task.metric.text
     with watching("trying ") as news:
         found = best_plain(journey.recipe, macs, progress=news)
-    for blocks, score in found.tried.items():
-        chosen = ", chosen" if blocks == found.blocks else ""
-        print(f"{' + '.join(map(str, blocks))} blocks: {text(score)} on validation after a short training{chosen}")
+    for shape, score in found.tried.items():
+        chosen = ", chosen" if shape == found.shape else ""
+        print(f"{shape}: {text(score)} on validation after a short training{chosen}")
     print(f"this took {clock(found.seconds)} of its time\n", flush=True)
     return found.recipe, found.seconds

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from routespace.train.recipe.recipe import Recipe
@@ -18,14 +19,16 @@ class Journey:
 
     Attributes:
         out: folder of everything.
-        recipe: of the supernet and of the search.
+        recipe: of the routed supernet.
+        search: changes of the recipe for the search's trials.
         fine_tuning: of what is extracted.
         trials: of the search.
-        best_plain: whether splits and widths of the plain network are tried first.
+        best_plain: whether splits, widths and image sizes of the plain network are tried first.
     """
 
     out: Path
     recipe: Recipe
+    search: Mapping[str, Any]
     fine_tuning: Recipe
     trials: int
     best_plain: bool = False

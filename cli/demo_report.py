@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
     from routespace.train.run import RunResult
 
+ROUTED, PLAIN = "supernet, routed", "plain PVTv2"
+
 
 @dataclass(frozen=True)
 class TableRow:
@@ -30,21 +32,23 @@ def conclude(journey: Journey, *, supernet: RunResult, small: TaskNet, tuned: Ru
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
     from routespace.files import write_json
     from routespace.train.data.loaders import make_loaders
+    from routespace.train.run_folder import RunFolder
     from routespace.workflow.evaluation import evaluate_network, paint_tokens
 
     heading(7, "evaluate on the test split, which nothing has looked at so far")
     loaders = make_loaders(journey.recipe)
+    smaller = make_loaders(RunFolder(plain.folder).read_recipe())  # the same kind of scenes on smaller images
     nets = {
-        "supernet, routed": (supernet.net, supernet.metrics["seconds"]),
-        "extracted": (small, None),
-        "extracted, fine-tuned": (tuned.net, tuned.metrics["seconds"]),
-        "plain PVTv2": (plain.net, plain.metrics["seconds"]),
+        ROUTED: (supernet.net, loaders, supernet.metrics["seconds"]),
+        PLAIN: (plain.net, smaller, plain.metrics["seconds"]),
+        "extracted": (small, loaders, None),
+        "extracted, fine-tuned": (tuned.net, loaders, tuned.metrics["seconds"]),
     }
-    reports = {name: evaluate_network(net, loaders) for name, (net, _) in nets.items()}
-    rows = [_row(name, reports[name], seconds) for name, (_, seconds) in nets.items()]
+    reports = {name: evaluate_network(net, data) for name, (net, data, _) in nets.items()}
+    rows = [_row(name, reports[name], seconds) for name, (_, _, seconds) in nets.items()]
     _print(rows)
     heading(8, "export, and draw what was learned")
-    exported = _export(journey, tuned.net)
+    exported = _export(journey, supernet.net)
     pictures = [paint_tokens(supernet.net, loaders, journey.out / "tokens.png")]
     pictures += _pictures(journey, supernet, small)
     for line in (*exported, *map(str, pictures)):

@@ -94,6 +94,11 @@ def show(report: dict[str, Any]) -> None:
         rows.append(("MACs, expected", f"{giga(expected)} ({percent(expected / macs)})"))
     if report["network_macs"] != macs:
         rows.append(("", f"{giga(report['network_macs'])} with the head, which no budget counts"))
+    if report.get("object_auc"):
+        areas = report["object_auc"]
+        low, high = min(areas, key=lambda name: areas[name]), max(areas, key=lambda name: areas[name])
+        text = f"{areas[high]:.2f} ({high})" + (f", worst {areas[low]:.2f} ({low})" if low != high else "")
+        rows.append(("gates find objects", f"area under the curve {text}; a coin has 0.50"))
     pairs([*rows, *_speed(report)])
 
 

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
     from routespace.grid.architecture import Architecture
     from routespace.workflow.artifacts import Artifact
+    from routespace.workflow.cutting import Stage
     from routespace.workflow.extraction import Extraction
     from routespace.workflow.fine_tuning import FineTuning
 
 NAME = "extract"
 EXAMPLE = "routespace extract runs/digits_tiny --macs 12M -o small/"
 METHODS = ("milp", "threshold")
-CHOICES = ("usage", "candidates")
+CHOICES = ("usage", "kl", "candidates")
 
 
 def run(
@@ -42,8 +43,8 @@ def run(
     choose: Annotated[
         str | None,
         typer.Option(
-            help="usage (the most used part) or candidates (the best of several on validation); by default the "
-            "latter after a sandwich training."
+            help="usage (the most used part), kl (what changes the outputs most when it is missing) or candidates "
+            "(the best of several on validation); by default the last after a sandwich training."
         ),
     ] = None,
     finetune: Annotated[
@@ -53,6 +54,13 @@ def run(
         str | None,
         typer.Option(
             metavar="BUNDLE|RUN|timm:NAME|none", help="Who teaches it meanwhile; by default what it was cut from."
+        ),
+    ] = None,
+    cut: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="The most MACs that one cut takes away before a fine-tuning: 0.6; 1 is all at once.",
         ),
     ] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure accuracy on validation, whole and extracted.")] = True,
@@ -78,41 +86,65 @@ def run(
     if macs is not None:
         limits = joined_limits(limits, parse_macs(macs))
     _check_limits(limits, ratio, ms=ms, latency=latency)
-    _check_teacher(finetune, teacher)
+    _check_teacher(finetune, teacher, cut)
     require_bundle_place(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
     with loading():
         from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
-    tuning = _tuning(finetune, teacher)
+    tuning = _tuning(finetune, teacher, cut)
     found = load_artifact(run_folder, recipe=given, device=device)
     table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
     limits |= {} if ms is None else {"latency_ms": ms}
     own = None if limits and ratio is None else _own_limit(found, ratio)
     limits |= {} if own is None else {"macs": own}
-    chosen = _choose(found, limits, choose, table=table, method=method)
+    stage = _cut_down(found, limits, choose, tuning)
+    chosen = _choose(stage, found, limits, choose, table=table, method=method)
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
-    taken = _take(found, chosen, folder, evaluate=evaluate, overwrite=overwrite, tuning=tuning)
+    taken = _take(stage, chosen, folder, origin=found, evaluate=evaluate, overwrite=overwrite)
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     _what_next(found, folder)
 
 
+def _cut_down(found: Artifact, limits: Mapping[str, float], by: str | None, tuning: FineTuning | None) -> Stage:
+    """All cuts but the last, with progress."""
+    from routespace.cli.watch import watching
+    from routespace.train.stopping import TrainingStoppedError
+    from routespace.workflow.cutting import Stage, cut_down
+    from routespace.workflow.extraction import usual_choice
+
+    if tuning is None:
+        return Stage(found, None)
+    with watching("fine-tuning") as news:
+        try:
+            return cut_down(found, limits, tuning, by=by or usual_choice(found), progress=news, tell=news.say)
+        except TrainingStoppedError as error:
+            raise KeyboardInterrupt("interrupted; nothing was saved") from error
+
+
 def _choose(
-    found: Artifact, limits: Mapping[str, float], by: str | None, *, table: LatencyTable | None, method: str
+    stage: Stage,
+    found: Artifact,
+    limits: Mapping[str, float],
+    by: str | None,
+    *,
+    table: LatencyTable | None,
+    method: str,
 ) -> Architecture:
     """The part to take; of candidates a line on how it was found."""
     from routespace.cli.status import busy
     from routespace.train.tasks.kinds import task_of_head
-    from routespace.workflow.choosing import choose_best
-    from routespace.workflow.extraction import choose, usual_choice
+    from routespace.workflow.choosing import choose_best, choose_part
+    from routespace.workflow.extraction import usual_choice
 
-    if (by or usual_choice(found)) == "usage" or not limits:
-        return choose(found, limits, table=table, method=method)
+    way = stage.way(by or usual_choice(found))
+    if way != "candidates" or not limits:
+        return choose_part(stage.artifact, limits, way, table=table, method=method)
     with busy("evaluating candidates"):
-        best = choose_best(found, limits, table=table)
+        best = choose_best(stage.artifact, limits, table=table)
     text = task_of_head(found.net.head, found.net.spec).metric.text
     each = ", ".join(f"{origin} {text(score)}" for origin, score in best.scores.items())
     print(f"best of {best.candidates} candidates on validation: {text(best.score)} (best by origin: {each})\n")
@@ -126,26 +158,22 @@ def _check_choice(choose: str | None) -> None:
         one_of("choose", choose, CHOICES)
 
 
-def _check_teacher(epochs: int | None, teacher: str | None) -> None:
-    """Raise SpecError for a teacher without anything to teach."""
+def _check_teacher(epochs: int | None, teacher: str | None, cut: float | None) -> None:
+    """Raise SpecError for a teacher without anything to teach, and for steps without anything between them."""
     if teacher is not None and epochs is None:
         raise SpecError("teacher: it teaches in a fine-tuning; give --finetune EPOCHS with it")
+    if cut is not None and epochs is None:
+        raise SpecError("cut: between two cuts the part is fine-tuned; give --finetune EPOCHS with it")
 
 
-def _tuning(epochs: int | None, teacher: str | None) -> FineTuning | None:
-    from routespace.workflow.fine_tuning import FineTuning
+def _tuning(epochs: int | None, teacher: str | None, cut: float | None) -> FineTuning | None:
+    from routespace.workflow.fine_tuning import MOST_CUT, FineTuning
 
-    return None if epochs is None else FineTuning(epochs, teacher)
+    return None if epochs is None else FineTuning(epochs, teacher, MOST_CUT if cut is None else cut)
 
 
 def _take(
-    found: Artifact,
-    chosen: Architecture,
-    folder: Path,
-    *,
-    evaluate: bool,
-    overwrite: bool,
-    tuning: FineTuning | None,
+    stage: Stage, chosen: Architecture, folder: Path, *, origin: Artifact, evaluate: bool, overwrite: bool
 ) -> Extraction:
     """Extract, verify, evaluate, fine-tune and save, with progress."""
     from routespace.cli.status import busy
@@ -153,20 +181,21 @@ def _take(
     from routespace.train.stopping import TrainingStoppedError
     from routespace.workflow.extraction import extract_chosen
 
-    if tuning is None:
+    if stage.tuning is None:
         with busy("extracting, verifying and evaluating"):
-            return extract_chosen(found, chosen, folder, evaluated=evaluate, overwrite=overwrite)
+            return extract_chosen(stage.artifact, chosen, folder, evaluated=evaluate, overwrite=overwrite)
     with watching("fine-tuning") as news:
         try:
             return extract_chosen(
-                found,
+                stage.artifact,
                 chosen,
                 folder,
                 evaluated=evaluate,
                 overwrite=overwrite,
-                tuning=tuning,
+                tuning=stage.tuning,
                 progress=news,
                 tell=news.say,
+                origin=origin,
             )
         except TrainingStoppedError as error:
             raise KeyboardInterrupt("interrupted; nothing was saved") from error

@@ -25,6 +25,7 @@ def _odd(side: int) -> int:
 
 
 Side = Annotated[int, Field(ge=1, le=31), AfterValidator(_odd)]
+RANKING = ("attention", "entropy")  # selections that rank tokens without weights
 MAP_CONTEXT, MAP_SMOOTH = 5, 3  # sides with `source: map` where none are given
 Open01 = Annotated[float, Field(gt=0, lt=1)]
 Closed01 = Annotated[float, Field(ge=0, le=1)]
@@ -42,9 +43,10 @@ class GateSpec(Value):
         window: side of a `window` square, in tokens (for columns: in coarse tokens).
         relaxation: `straight_through` (hard forward, soft gradient) or `soft` (the probability itself scales the
             edge while training; inference is hard).
-        selection: how rows choose tokens: `learned`, or the ablations `random` (a coin of probability `keep`)
-            and `attention` (the share `keep` of tokens that the mean token attends to most).
-        keep: share of tokens that `random`, `attention` and `capacity` keep; of those that are there.
+        selection: how rows choose tokens: `learned`, or the controls `random` (a coin of probability `keep`),
+            `attention` (the share `keep` of tokens that the mean token attends to most) and `entropy` (the share
+            `keep` of tokens whose surroundings tell most: the entropy of a Gaussian with their deviations).
+        keep: share of tokens that `random`, `attention`, `entropy` and `capacity` keep; of those that are there.
         capacity: True takes exactly the best of each image by gate logit (static shapes, for CUDA graphs and small
             batches), instead of what is above `threshold`; rows must be `token`. A row takes the share `keep` of
             the tokens that are there. A patch embedding with columns `token` takes the share `keep` of all P
@@ -88,7 +90,7 @@ class GateSpec(Value):
     columns: Granularity = "image"
     window: Annotated[int, Field(ge=1, le=256)] = 2
     relaxation: Literal["straight_through", "soft"] = "straight_through"
-    selection: Literal["learned", "random", "attention"] = "learned"
+    selection: Literal["learned", "random", "attention", "entropy"] = "learned"
     keep: Open01 = 0.5
     capacity: bool = False
     source: Literal["own", "map"] = "own"
@@ -116,8 +118,10 @@ class GateSpec(Value):
                 "capacity: it takes hard decisions by rank; leave out kind 'tanh', relaxation 'soft' and "
                 "selection 'random'"
             )
-        if self.selection == "attention" and self.rows != "token":
-            raise ValueError(f"selection: 'attention' ranks tokens; rows must be 'token' (given: {self.rows!r})")
+        if self.selection in RANKING and self.rows != "token":
+            raise ValueError(
+                f"selection: {self.selection!r} ranks tokens; rows must be 'token' (given: {self.rows!r})"
+            )
         self._check_rows()
         return self
 

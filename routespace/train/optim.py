@@ -1,12 +1,17 @@
-"""AdamW over three kinds of parameters (matrices, norms and biases, gates); timm's cosine schedule with warm-up.
+"""AdamW over three kinds of parameters (matrices, norms and biases, gates); timm's schedules with warm-up.
 
 Where rates of learning fall from the head to the stem (`train.layer_decay`), each kind has a group for each layer.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.poly_lr import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from routespace.grid.graph import Edge
@@ -14,6 +19,8 @@ from routespace.nn.task_net import TaskNet
 from routespace.train.recipe.parts import TrainSpec
 
 BETAS = (0.9, 0.999)
+POLY_POWER = 0.9  # of mmsegmentation and the papers that train with it
+DECAY_RATE = 0.1
 STEM, EDGES, GATES, HEAD = "backbone.stem.", "backbone.edges.", "backbone.gates.", "head."
 KINDS = ("matrices", "vectors", "gates")
 
@@ -63,16 +70,21 @@ def clipped_together(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter
     return list(found.values())
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, steps: int) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine to `min_lr`, per step; `steps` of one epoch. A pure function of the step."""
+def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, steps: int) -> Scheduler:
+    """Linear warm-up, then `train.schedule`, per step; `steps` of one epoch. A pure function of the step."""
     total = max(1, spec.epochs * steps)
     warmup = min(round(spec.warmup_epochs * steps), total - 1)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=total - warmup,
-        lr_min=spec.min_lr,
-        warmup_t=warmup,
-        warmup_lr_init=spec.min_lr if warmup else 0.0,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    warming: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": spec.min_lr if warmup else 0.0,
+        "warmup_prefix": True,
+        "t_in_epochs": False,
+    }
+    left = total - warmup
+    if spec.schedule == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=left, lr_min=spec.min_lr, **warming)
+    if spec.schedule == "poly":
+        return PolyLRScheduler(optimizer, t_initial=left, power=POLY_POWER, lr_min=spec.min_lr, **warming)
+    # timm takes a milestone for the last step before the rate falls, and counts from the end of the warm-up.
+    falls = [max(1, round(share * total) + 1 - warmup) for share in spec.decay_fracs]
+    return MultiStepLRScheduler(optimizer, falls, decay_rate=DECAY_RATE, **warming)

@@ -1,7 +1,8 @@
 """The plain counterpart of a recipe: an ordinary staircase network of the MACs that a routed one takes.
 
 plain_recipe(recipe, macs)             as deep as the recipe's own staircase, and as wide as the MACs allow
-plain_recipes(recipe, macs)            several splits of the blocks, each with widths of its own
+smaller_recipe(recipe, macs)           the recipe's own staircase, on images that are as small as the MACs ask for
+plain_recipes(recipe, macs)            splits of the blocks, each with widths of its own, and smaller images
 best_plain(recipe, macs)               the one of these that short trainings find best (plain_search.py)
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from routespace.errors import BudgetError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import SELF
@@ -22,6 +25,24 @@ from routespace.train.recipe.recipe import Recipe
 
 NEAR = 3  # how far each rate's channels per head may lie from the common number
 CLOSE_FRAC = 0.005
+NEAR_FRAC = 0.1  # of the wanted MACs, by which smaller images may be off: their sizes come in steps
+IN_PIXELS = ("digit_px", "object_px")  # of scenes that are made here: objects shrink with their images
+
+
+class PlainShape(NamedTuple):
+    """What tells plain networks of the same MACs apart.
+
+    Attributes:
+        blocks: of each rate, fine to coarse.
+        image_size: (H, W) in pixels.
+    """
+
+    blocks: tuple[int, ...]
+    image_size: tuple[int, int]
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        return f"{' + '.join(map(str, self.blocks))} blocks, {height}x{width} px"
 
 
 def plain_recipe(recipe: Recipe, macs: float, *, blocks: Sequence[int] | None = None) -> Recipe:
@@ -70,22 +91,59 @@ def plain_recipe(recipe: Recipe, macs: float, *, blocks: Sequence[int] | None = 
     widths = list(widths_of(next(close, (equal,) * len(heads))))
     changes = {"name": f"{recipe.name}_plain", "routing": "static", "grid.size": size, "grid.widths": widths}
     changes |= {f"grid.{name}": value for name, value in shape.items()}
-    changes |= {"split": None if blocks is None else list(blocks), "train.mode": "plain"}
-    changes |= {"train.teacher": None} if recipe.train.teacher == SELF else {}
-    return recipe.override(changes)
+    changes["split"] = None if blocks is None else list(blocks)
+    return recipe.override(changes | _without_routing(recipe))
 
 
-def plain_recipes(recipe: Recipe, macs: float) -> dict[tuple[int, ...], Recipe]:
-    """Plain networks of the wanted MACs that share their blocks among the rates in different ways.
+def _without_routing(recipe: Recipe) -> dict[str, Any]:
+    """Changes that leave out what is of routed networks alone."""
+    changes: dict[str, Any] = {"gates": GateSpec().model_dump(mode="json"), "budget.ratio": None}
+    changes |= {"budget.macs": None, "budget.control": 0.0, "train.mode": "plain", "train.start": "open"}
+    return changes | ({"train.teacher": None} if recipe.train.teacher == SELF else {})
+
+
+def smaller_recipe(recipe: Recipe, macs: float) -> Recipe:
+    """The recipe of the grid's own staircase as a static network, on smaller images.
+
+    Args:
+        recipe: data, training and grid to keep; what it says in pixels of scenes that are made here shrinks along.
+        macs: of one image. The size is the largest that takes at most a tenth more.
+
+    Raises:
+        BudgetError: no smaller size is within a tenth of that.
+    """
+    grid, stairs = recipe.grid, Architecture.staircase(RoutingGrid(recipe.grid))
+    height, width = grid.image_size
+    step, least = grid.stem_down, grid.least_image_px
+    sides = range(-(-least // step) * step, min(height, width), step)
+    sizes = [
+        (round(height * side / min(height, width)), round(width * side / min(height, width))) for side in sides
+    ]
+    costs = {size: architecture_cost(stairs, image_size=size).macs for size in sizes}
+    fitting = [size for size, cost in costs.items() if abs(cost / macs - 1) <= NEAR_FRAC]
+    if not fitting:
+        raise BudgetError(f"macs: {macs / 1e6:.4g} MMACs is what no smaller image of this grid's staircase takes")
+    size = fitting[-1]
+    changes: dict[str, Any] = {"name": f"{recipe.name}_smaller", "routing": "static", "split": None}
+    changes["grid.image_size"] = list(size)
+    for name in IN_PIXELS:
+        if (pixels := getattr(recipe.data, name, None)) is not None:
+            low, high = (round(each * min(size) / min(height, width)) for each in pixels)
+            changes[f"data.{name}"] = [low, min(high, min(size))]
+    return recipe.override(changes | _without_routing(recipe))
+
+
+def plain_recipes(recipe: Recipe, macs: float) -> dict[PlainShape, Recipe]:
+    """Plain networks of the wanted MACs: splits of the blocks among the rates, and smaller images.
 
     Args:
         recipe: as in `plain_recipe`.
         macs: of one image.
 
     Returns:
-        Blocks of each rate, fine to coarse → the recipe. The first are those of the recipe's own staircase; then
-        come one block a rate, none at the finest, and more at a coarse one. What cannot have these MACs is left
-        out.
+        Shape → the recipe. The first has the blocks of the recipe's own staircase; then come one block a rate,
+        none at the finest, and more at a coarse one; last the own staircase on smaller images. What cannot have
+        these MACs is left out.
 
     Raises:
         BudgetError: none can.
@@ -96,14 +154,15 @@ def plain_recipes(recipe: Recipe, macs: float) -> dict[tuple[int, ...], Recipe]:
     wanted = [own, ones, [0, *ones[1:]]]
     wanted += [_with(some, coarse, 1) for some in (ones, [0, *ones[1:]], own)]
     wanted += [_with(own, 0, -1)]
-    found: dict[tuple[int, ...], Recipe] = {}
+    size, found = recipe.grid.image_size, dict[PlainShape, Recipe]()
     for blocks in dict.fromkeys(map(tuple, wanted)):
-        try:
-            found[blocks] = plain_recipe(recipe, macs, blocks=blocks)
-        except (BudgetError, GridError):
-            continue
+        with suppress(BudgetError, GridError):
+            found[PlainShape(blocks, size)] = plain_recipe(recipe, macs, blocks=blocks)
+    with suppress(BudgetError, SpecError):
+        smaller = smaller_recipe(recipe, macs)
+        found[PlainShape(tuple(own), smaller.grid.image_size)] = smaller
     if not found:
-        found[tuple(own)] = plain_recipe(recipe, macs)  # which tells why it cannot be
+        found[PlainShape(tuple(own), size)] = plain_recipe(recipe, macs)  # which tells why it cannot be
     return found
 
 

@@ -1,4 +1,4 @@
-"""The plain network to compare with: splits and widths tried by short trainings, whose time is told.
+"""The plain network to compare with: splits, widths and image sizes tried by short trainings, whose time is told.
 
 found = best_plain(recipe, macs=3_000_000)
 found.recipe, found.seconds, found.tried
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from routespace.train.plain import plain_recipes
+from routespace.train.plain import PlainShape, plain_recipes
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
@@ -26,14 +26,14 @@ class PlainSearch:
 
     Attributes:
         recipe: of the best, to be trained for as long as the given one says.
-        blocks: its blocks of each rate, fine to coarse.
-        tried: blocks → the task's metric on validation, in the longest training that they had.
+        shape: its blocks and image size.
+        tried: shape → the task's metric on validation, in the longest training that they had.
         seconds: of all trainings, validation included.
     """
 
     recipe: Recipe
-    blocks: tuple[int, ...]
-    tried: Mapping[tuple[int, ...], float]
+    shape: PlainShape
+    tried: Mapping[PlainShape, float]
     seconds: float
 
 
@@ -55,20 +55,20 @@ def best_plain(
     """
     left = plain_recipes(recipe, macs)
     sign = 1 if recipe.task.metric.direction == "minimise" else -1
-    tried: dict[tuple[int, ...], float] = {}
+    tried: dict[PlainShape, float] = {}
     seconds = 0.0
     while len(left) > 1:
-        scores: dict[tuple[int, ...], float] = {}
-        for blocks, plain in left.items():
+        scores: dict[PlainShape, float] = {}
+        for shape, plain in left.items():
             with tempfile.TemporaryDirectory(prefix="routespace-") as place:
                 found = train_recipe(_short(plain, epochs), Path(place) / "run", progress=progress).metrics
-            scores[blocks] = tried[blocks] = found[found["metric"]]
+            scores[shape] = tried[shape] = found[found["metric"]]
             seconds += found["seconds"]
-        order = [blocks for _, blocks in sorted((sign * score, blocks) for blocks, score in scores.items())]
-        left = {blocks: left[blocks] for blocks in order[: max(1, int(KEPT_FRAC * len(order)))]}
+        order = [shape for _, shape in sorted((sign * score, shape) for shape, score in scores.items())]
+        left = {shape: left[shape] for shape in order[: max(1, int(KEPT_FRAC * len(order)))]}
         epochs *= LONGER
-    (blocks,) = left
-    return PlainSearch(left[blocks], blocks, tried, seconds)
+    (shape,) = left
+    return PlainSearch(left[shape], shape, tried, seconds)
 
 
 def _short(plain: Recipe, epochs: int) -> Recipe:

@@ -85,14 +85,23 @@ class Teacher:
         macs: MACs of one image, at most; what a teacher with gates skips is not taken off.
     """
 
-    def __init__(self, net: nn.Module, feeding: Feeding, order: Tensor | None, *, line: str, macs: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        feeding: Feeding,
+        order: Tensor | None,
+        *,
+        line: str,
+        macs: int,
+        pixels: bool = False,
+    ) -> None:
         self.net, self.line, self.macs = net, line, macs
-        self._feeding, self._order = feeding, order
+        self._feeding, self._order, self._pixels = feeding, order, pixels
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of the student → (B, K) logits of the student's classes."""
-        logits = logits_of(self.net(self._feeding(images)))
+        """Images (B, C, H, W) of the student → logits (B, K), or (B, K, h, w), of the student's classes."""
+        logits = logits_of(self.net(self._feeding(images)), pixels=self._pixels)
         return logits if self._order is None else logits.index_select(1, self._order)
 
     @cached_property
@@ -107,19 +116,29 @@ def teacher_of(recipe: Recipe, source: Source, device: torch.device) -> Teacher 
     if name is None or name == SELF:
         return None
     size = recipe.grid.image_size
-    return make_teacher(name, like=source.preprocess, classes=source.classes, size=size, device=device)
+    pixels = recipe.task.target == "pixels"
+    return make_teacher(
+        name, like=source.preprocess, classes=source.classes, size=size, device=device, pixels=pixels
+    )
 
 
-def logits_of(output: Any) -> Tensor:
-    """(B, K) of whatever a network gave; raises SpecError where that is not a classifier's."""
+def logits_of(output: Any, *, pixels: bool = False) -> Tensor:
+    """(B, K), or (B, K, h, w) of pixels, of whatever a network gave; raises SpecError for anything else."""
     found = output.outputs if isinstance(output, TaskOutput) else output
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise SpecError("it gives no logits of classes; give a classifier")
+    if not isinstance(found, Tensor) or found.ndim != (4 if pixels else 2):
+        what, wanted = ("pixels", "a network of task 'semantic'") if pixels else ("classes", "a classifier")
+        raise SpecError(f"it gives no logits of {what}; give {wanted}")
     return found
 
 
 def make_teacher(
-    source: str, *, like: Preprocess, classes: Sequence[str], size: tuple[int, int], device: torch.device
+    source: str,
+    *,
+    like: Preprocess,
+    classes: Sequence[str],
+    size: tuple[int, int],
+    device: torch.device,
+    pixels: bool = False,
 ) -> Teacher:
     """Load a teacher.
 
@@ -129,9 +148,11 @@ def make_teacher(
         classes: the student's, in the order of its outputs.
         size: height and width of its training images.
         device: where both compute.
+        pixels: it has to tell classes of pixels.
 
     Raises:
-        SpecError: no such network, no classifier, other channels, or other classes than ours, without names.
+        SpecError: no such network, none that tells classes, other channels, or other classes than ours, without
+            names.
         BundleError: it cannot be read or fetched.
         DataError: it does not know one of the classes.
     """
@@ -143,7 +164,7 @@ def make_teacher(
         feeding = Feeding.between(like, theirs, size, device)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             blank = torch.zeros(1, len(like.mean), *size, device=device)
-            outputs = logits_of(net(feeding(blank))).shape[1]
+            outputs = logits_of(net(feeding(blank)), pixels=pixels).shape[1]
         order = _order(classes, names, outputs)
     except RoutespaceError as error:
         raise type(error)(f"train.teacher: {source}: {error}") from error
@@ -152,7 +173,7 @@ def make_teacher(
     shown = f"{theirs.size[0]}x{theirs.size[1]} px"
     line = f"teacher: {source}, {macs / 1e6:.4g} MMACs an image of {shown} on top of the network's own; {by}"
     index = None if order is None else torch.tensor(order, device=device)
-    return Teacher(net, feeding, index, line=line, macs=macs)
+    return Teacher(net, feeding, index, line=line, macs=macs, pixels=pixels)
 
 
 Loaded = tuple[nn.Module, Preprocess | None, tuple[str, ...] | None]

@@ -13,8 +13,10 @@ import torch
 from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
+from routespace.grid.leading import gated_rows
 from routespace.nn.running import as_input, evaluating
 from routespace.nn.task_net import TaskNet, network_cost
+from routespace.train.controls import knows_objects, object_auc, scenes_with_objects
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate, further
@@ -25,6 +27,7 @@ from routespace.workflow.timing import routed_times
 
 Split = Literal["test", "val"]
 TIMED_IMAGES = 32
+OBJECT_IMAGES = 200  # on which gates are compared with the objects
 PAINTED_IMAGES = 6
 
 
@@ -50,12 +53,14 @@ def evaluate_network(
         what else the task's meter tells, and `also` with its names; loss, images and images_per_s; params; macs
         (everything computed), counted_macs and expected_macs of one image, all of what a budget counts, and
         network_macs with the head of a dense task; usage; for a routed network also speed, with the measured and
-        counted ratio.
+        counted ratio, and object_auc where it is known where the objects are: gated row → how well it tells their
+        tokens.
 
     Raises:
         DataError: there are no such images, or one of them cannot be read.
         SpecError: another split.
     """
+    data = make_loaders(data) if isinstance(data, Recipe) else data
     loader = split_loader(data, split)
     task = task_of_head(net.head, net.spec)
     metric = task.metric.name
@@ -81,6 +86,9 @@ def evaluate_network(
         "images_per_s": result["images_per_s"],
         "usage": result["usage"],
     }
+    if knows_objects(data.source) and gated_rows(net.architecture):
+        scenes = scenes_with_objects(data.source, require_split(split), min(OBJECT_IMAGES, result["images"]))
+        report["object_auc"] = object_auc(net, scenes)
     if speed and not net.architecture.is_static:
         images = next(iter(loader))[0][:TIMED_IMAGES]
         times = routed_times(net, images, compiled=compiled)

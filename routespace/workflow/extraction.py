@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from routespace import file_names
 from routespace.deploy.bundle import Card, Provenance, save_bundle
-from routespace.deploy.derive import derive
 from routespace.deploy.extract import extract
 from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
 from routespace.deploy.scores import Score
 from routespace.deploy.verify import VerifyReport, verify
-from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.errors import RoutespaceError, SpecError
 from routespace.files import json_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.resources import joined_limits
@@ -30,7 +29,8 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
-from routespace.workflow.choosing import choose_best
+from routespace.workflow.choosing import WAYS, choose_part
+from routespace.workflow.cutting import cut_down
 from routespace.workflow.fine_tuning import FineTuning, fine_tune
 from routespace.workflow.history import images_of, with_score
 
@@ -82,29 +82,38 @@ def extract_bundle(
         limits: resource (`params`, `latency_ms`, …: the table in `grid/resources.py`) → the most allowed.
         table: predicts milliseconds, for a limit on `latency_ms`; of one batch of the table.
         method: `milp` (proven best) or `threshold`, to derive from usage.
-        by: `usage`, the most used part, or `candidates`, the best of several on validation; see `choose_best`.
-            None takes candidates after a sandwich training, whose gates say nothing, and else usage.
+        by: `usage`, the most used part; `kl`, the one whose edges change the outputs most when they are taken out
+            (`removal_scores`); or `candidates`, the best of several on validation (`choose_best`). None takes
+            candidates after a sandwich training, whose gates say nothing, and else usage.
         evaluated: measure the task's metric on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
-        tuning: how long to train it on before it is saved, and by whom it is taught.
+        tuning: how long to train it on before it is saved, by whom it is taught, and how much one cut may take
+            away: more is cut in several steps, with a share of the epochs after each.
 
     Raises:
         BudgetError: a limit is below the least possible, which the message names.
         BundleError: no such run, usage that was not measured, or `out` cannot be written.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
-    if by not in (None, "usage", "candidates"):
-        raise SpecError(f"by: {by!r:.40} is not known; give usage or candidates")
+    if by not in (None, *WAYS):
+        raise SpecError(f"by: {by!r:.40} is not known; give {' or '.join(WAYS)}")
     require_bundle_place(out, overwrite=overwrite)
     artifact = source if isinstance(source, Artifact) else load_artifact(source)
     wanted: dict[str, float] = joined_limits(limits, macs)
     own = None if wanted else own_limit(artifact)
     limits = wanted if own is None else {"macs": own}
-    if limits and (by or usual_choice(artifact)) == "candidates":
-        chosen = choose_best(artifact, limits, table=table).architecture
-    else:
-        chosen = choose(artifact, limits, table=table, method=method)
-    return extract_chosen(artifact, chosen, out, evaluated=evaluated, overwrite=overwrite, tuning=tuning)
+    way = by or usual_choice(artifact)
+    stage = cut_down(artifact, limits, tuning, by=way)
+    chosen = choose_part(stage.artifact, limits, stage.way(way), table=table, method=method)
+    return extract_chosen(
+        stage.artifact,
+        chosen,
+        out,
+        evaluated=evaluated,
+        overwrite=overwrite,
+        tuning=stage.tuning,
+        origin=artifact,
+    )
 
 
 def usual_choice(artifact: Artifact) -> str:
@@ -127,34 +136,6 @@ def own_limit(artifact: Artifact) -> int | None:
     return limit
 
 
-def choose(
-    artifact: Artifact,
-    limits: Mapping[str, float],
-    *,
-    table: LatencyTable | None = None,
-    method: str = "milp",
-) -> Architecture:
-    """The static architecture that keeps what the run used most; the whole one without any limit.
-
-    Args:
-        artifact: a run or bundle.
-        limits: resource → the most allowed.
-        table: predicts milliseconds, for a limit on `latency_ms`.
-        method: `milp` (proven best) or `threshold`.
-
-    Raises:
-        BudgetError: a limit is below the least possible, which the message names.
-        BundleError: a gated network whose usage was not measured.
-    """
-    architecture = artifact.net.architecture
-    if not limits:
-        return architecture
-    usage = artifact.usage
-    if usage is None and not architecture.is_static:
-        raise BundleError(f"{artifact.folder}: has no usage.json; train the run to its end, or run it again")
-    return derive(architecture, usage or {}, limits=limits, table=table, method=cast(Any, method))
-
-
 def extract_chosen(
     artifact: Artifact,
     chosen: Architecture,
@@ -165,6 +146,7 @@ def extract_chosen(
     tuning: FineTuning | None = None,
     progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    origin: Artifact | None = None,
 ) -> Extraction:
     """Extract, verify, evaluate on validation, fine-tune where that is asked for, and save.
 
@@ -178,6 +160,7 @@ def extract_chosen(
         overwrite: replace a bundle that is there.
         tuning: how long to train it on, and by whom it is taught.
         progress, tell: of the fine-tuning, as in `train_recipe`.
+        origin: what the first of several cuts was made from; its metric is the whole's.
 
     Raises:
         BundleError: `out` holds something else, or cannot be written.
@@ -188,13 +171,14 @@ def extract_chosen(
     small = extract(artifact.net, chosen).eval()
     report = _verified(artifact.net, chosen, small)
     metric = task_of_head(small.head, small.spec).metric.name
-    whole, part = _measured(artifact, small, metric) if evaluated else (None, None)
-    scores, tuned = _scores(artifact, small, whole, part), None
+    origin = artifact if origin is None else origin
+    whole, part = _measured(origin, small, metric) if evaluated else (None, None)
+    scores, tuned = _scores(origin, small, whole, part), None
     if tuning is not None:
         result = fine_tune(artifact, small, tuning, progress=progress, tell=tell)
         small, tuned = result.net, result.metrics
         scores = with_score(scores, _tuned_score(artifact, tuned))
-    card = Card.of(small, scores=scores, provenance=_provenance(artifact))
+    card = Card.of(small, scores=scores, provenance=_provenance(origin))
     card = save_bundle(small, out, card, overwrite=overwrite, texts=_papers(artifact))
     found = Extraction(small, card, report.max_difference, metric, tuned=tuned)
     if whole is None or part is None:

@@ -19,6 +19,7 @@ from routespace.workflow.artifacts import Artifact
 
 WARMUP_FRAC = 1 / 16  # of the epochs: the optimiser begins anew, the weights do not
 NO_TEACHER = "none"
+MOST_CUT = 0.6  # of the MACs: what a part loses beyond that is hard to recover
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class FineTuning:
     Attributes:
         epochs: passes over the recipe's training images.
         teacher: as `train.teacher` of a recipe; None for what the part was cut from, `none` for nobody.
+        most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs.
     """
 
     epochs: int
     teacher: str | None = None
+    most_cut: float = MOST_CUT
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise SpecError(f"finetune: {self.epochs} epochs are not allowed; give 1 or more, or leave it out")
+        if not 0 < self.most_cut <= 1:
+            raise SpecError(f"cut: {self.most_cut} is not allowed; give a share above 0, up to 1 for all at once")
 
 
 def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:

@@ -257,6 +257,8 @@ def test_extract_and_fine_tune(cli, place, tmp_path):
     assert [score["stage"] for score in card["scores"]] == ["before_extraction", "extracted", "fine_tuned"]
     cli(*limit, "--teacher", place / "run", "-o", tmp_path / "no").assert_refused("--finetune")
     cli(*limit, "--finetune", 0, "-o", tmp_path / "no").assert_refused("finetune", "1 or more")
+    cli(*limit, "--cut", 0.5, "-o", tmp_path / "no").assert_refused("cut", "--finetune")
+    cli(*limit, "--finetune", 1, "--cut", 0, "-o", tmp_path / "no").assert_refused("cut: 0", "above 0")
     nosuch = tmp_path / "nosuch"
     cli(*limit, "--finetune", 1, "--teacher", nosuch, "-o", tmp_path / "no").assert_refused("nosuch", "not exist")
     assert not (tmp_path / "no").exists()
@@ -269,3 +271,12 @@ def test_extract_the_best_of_several_candidates(cli, place, tmp_path):
     assert "best by origin: " in text
     assert "staircase" in text
     cli(*limit, "--overwrite", "--choose", "luck").assert_refused("choose", "usage", "candidates")
+
+
+def test_extract_in_steps(cli, place, tmp_path):
+    steps = ["--finetune", 2, "--cut", 0.01, "--choose", "kl", "--teacher", "none", "-o", tmp_path / "small"]
+    cli("extract", place / "run", "--ratio", "0.1", *steps).assert_refused("macs", "least possible")
+    text = cli("extract", place / "run", "--ratio", "0.5", *steps).assert_fine().out
+    assert "cut 1 of 2: " in text
+    assert "epochs: 1" in text
+    assert "after 1 epochs" in text

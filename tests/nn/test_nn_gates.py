@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from routespace.errors import SpecError
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.routing import gates
 from routespace.nn.routing.deciding import Deciding
@@ -192,3 +193,20 @@ def test_layer_gate_is_one_number_for_the_batch():
         value = gate(torch.randn(6, HW[0] * HW[1], WIDTH), HW, at(spec)).value
         assert value.shape == (6, 1)
         assert value.unique().numel() == 1
+
+
+def test_entropy_selection_keeps_the_busiest_surroundings():
+    gate, spec = make_gate(selection="entropy", keep=0.25)
+    deciding = Deciding(spec, temperature=1.0, noise=0.0)
+    assert not list(gate.parameters())
+    x = torch.zeros(2, 64, 8)
+    busy = torch.zeros(8, 8, dtype=torch.bool)
+    busy[4:, 4:] = True  # a quarter of the map
+    x[:, busy.flatten()] = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    found = gate(x, (8, 8), deciding).value
+    assert found.sum(1).tolist() == [16, 16]
+    assert found[:, busy.flatten()].mean() > 0.8
+    shifted = gate(x + 5, (8, 8), deciding).value  # what all tokens share tells nothing
+    assert torch.equal(found, shifted)
+    with pytest.raises(SpecError, match="'entropy' ranks tokens; rows must be 'token'"):
+        GateSpec(selection="entropy", rows="image")

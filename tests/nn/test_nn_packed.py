@@ -164,6 +164,7 @@ def test_every_gate_kind_with_its_own_decisions(family, kind, relaxation, rows, 
     "gates",
     [
         {"selection": "attention", "keep": 0.4},
+        {"selection": "entropy", "keep": 0.4},
         {"selection": "attention", "capacity": True, "keep": 0.4},
         {"capacity": True, "keep": 0.4},
         {"capacity": True, "keep": 0.7, "kind": "sigmoid"},

@@ -14,6 +14,7 @@ from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
 from routespace.nn.candidates import SharedParts
 from routespace.nn.task_net import TaskNet
+from routespace.train.candidates import not_behind
 from routespace.train.evaluate import evaluate
 
 WIDE = TINY_GRID | {
@@ -122,3 +123,36 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line():
         evaluate_candidates(stairs, [Architecture.staircase(grid, (1, 1, 1, 1))], batches())
     with pytest.raises(DataError, match="no images"):
         evaluate_candidates(net, [stairs.architecture], [])
+
+
+def test_parts_that_are_clearly_behind_are_measured_no_further():
+    net = supernet(WIDE)
+    grid = net.architecture.grid
+    good, bad = (Architecture.staircase(grid, split) for split in ((2, 1, 1, 1), (1, 0, 0, 0)))
+    pictures = batches(12, 16)
+    with torch.no_grad():
+        labels = [net.restrict(good)(images).logits.argmax(1) for images, _ in pictures]
+    loader = [(images, label) for (images, _), label in zip(pictures, labels, strict=True)]
+    with torch.no_grad():  # a part whose answers are others
+        net.edges["l04_r32_transformer"].requires_grad_(False)
+        wrong = [(net.restrict(bad)(images).logits.argmax(1) == label).float().mean() for images, label in loader]
+    full = evaluate_candidates(net, [bad, good, bad], loader)
+    found = evaluate_candidates(net, [bad, good, bad], loader, drop_errors=4.0)
+    assert found[1] | {"seconds": 0} == full[1] | {"seconds": 0}
+    assert found[1]["accuracy"] == 1.0
+    behind = sum(wrong) / len(wrong) < 0.8
+    assert found[0]["dropped"] == found[2]["dropped"] == behind
+    assert not any(part["dropped"] for part in full)
+    if behind:
+        assert found[0]["images"] < found[1]["images"] == 12 * 16
+
+
+def test_who_is_behind():
+    even = [0.5, 0.6, 0.4, 0.5, 0.55]
+    low = [score - 0.3 for score in even]
+    assert not_behind([0, 1], [even, low], 4.0) == [0]
+    assert not_behind([0, 1], [even, low], -4.0) == [1]  # where less is better
+    assert not_behind([0, 1], [even[:3], low[:3]], 4.0) == [0, 1]  # too few to tell
+    noisy = [0.9, 0.0, 0.8, 0.1, 0.3]
+    assert not_behind([0, 1], [even, noisy], 4.0) == [0, 1]
+    assert not_behind([2], [[], [], even], 4.0) == [2]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from train_tiny import tiny
 
+from routespace.errors import SpecError
 from routespace.nn.task_net import TaskNet
 from routespace.train.optim import clipped_together, make_optimizer, make_schedule
 from routespace.train.run import train_recipe
@@ -61,3 +62,36 @@ def test_a_frozen_stem_stays_as_it_was(tmp_path):
     assert stem
     assert stem <= same
     assert not any(name.startswith("head.") for name in same)
+
+
+def told_rates(recipe, steps=10):
+    _, optimizer = made(recipe)
+    schedule = make_schedule(optimizer, recipe.train, steps)
+    rates = []
+    for step in range(recipe.train.epochs * steps):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def test_poly_falls_by_the_power_of_what_is_left():
+    poly = {"train__schedule": "poly", "train__lr": 0.01, "train__min_lr": 0}
+    rates = told_rates(tiny(train__epochs=4, train__warmup_epochs=1, **poly))
+    assert rates[:10] == pytest.approx([0.001 * step for step in range(10)])
+    assert rates[10:] == pytest.approx([0.01 * (1 - step / 30) ** 0.9 for step in range(30)])
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_multistep_falls_to_a_tenth_after_8_and_11_of_12_epochs(warmup):
+    rates = told_rates(
+        tiny(train__epochs=12, train__warmup_epochs=warmup, train__schedule="multistep", train__lr=1)
+    )
+    assert rates[10:80] == [1.0] * 70
+    assert rates[80:110] == pytest.approx([0.1] * 30)
+    assert rates[110:] == pytest.approx([0.01] * 10)
+
+
+def test_schedules_leave_hashes_of_older_recipes_alone_and_are_checked():
+    assert tiny(train__schedule="cosine").hash == tiny().hash != tiny(train__schedule="poly").hash
+    with pytest.raises(SpecError, match=r"decay_fracs: \[0\.9, 0\.5\] must be distinct and in increasing order"):
+        tiny(train__decay_fracs=[0.9, 0.5])

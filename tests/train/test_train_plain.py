@@ -6,7 +6,7 @@ from train_tiny import tiny
 from routespace.errors import BudgetError
 from routespace.grid.cost import architecture_cost
 from routespace.recipes import load_recipe
-from routespace.train.plain import plain_recipe, plain_recipes
+from routespace.train.plain import PlainShape, plain_recipe, plain_recipes, smaller_recipe
 from routespace.train.plain_search import best_plain
 
 MACS = 2_000_000
@@ -25,15 +25,32 @@ def blocks_of(recipe):
 def test_splits_of_the_same_macs(name):
     recipe = load_recipe(name)
     found = plain_recipes(recipe, MACS)
+    own, size = blocks_of(plain_recipe(recipe, MACS)), recipe.grid.image_size
     assert len(found) >= 4
-    assert (0, 1, 1, 1) in found
-    for blocks, plain in found.items():
-        assert blocks_of(plain) == blocks
-        assert architecture_cost(plain.architecture()).macs == pytest.approx(MACS, rel=0.03)
+    assert PlainShape((0, 1, 1, 1), size) in found
+    for shape, plain in found.items():
+        smaller = shape.image_size != size
+        assert blocks_of(plain) == shape.blocks
+        assert plain.grid.image_size == shape.image_size
+        macs = architecture_cost(plain.architecture()).macs
+        assert macs == pytest.approx(MACS, rel=0.1 if smaller else 0.03)
         assert plain.routing == "static"
-        assert plain.data == recipe.data
+        assert smaller or plain.data == recipe.data
         assert plain.train.epochs == recipe.train.epochs
-    assert next(iter(found)) == blocks_of(plain_recipe(recipe, MACS))  # the recipe's own split comes first
+    assert next(iter(found)) == PlainShape(own, size)  # the recipe's own split comes first
+    assert [shape.blocks for shape in found if shape.image_size != size] in ([own], [])
+
+
+def test_smaller_images_have_smaller_objects():
+    recipe = load_recipe("digits_map")
+    small = smaller_recipe(recipe, 1.92e6)
+    assert small.grid.image_size == (72, 72)
+    assert small.data.digit_px == (10, 33)
+    assert small.grid.shape == recipe.grid.shape
+    with pytest.raises(BudgetError, match="no smaller image"):
+        smaller_recipe(recipe, 3.9e6)
+    with pytest.raises(BudgetError, match="no smaller image"):
+        smaller_recipe(recipe, 1e3)
 
 
 def test_what_is_of_routed_networks_alone_is_left_out():
@@ -57,7 +74,7 @@ def test_the_best_of_short_trainings_is_chosen(monkeypatch):
         class Result:
             metrics = {"metric": "accuracy", "accuracy": -plain.grid.layers / 100, "seconds": 2.0}
 
-        trained.append((blocks_of(plain), plain.train.epochs))
+        trained.append((PlainShape(blocks_of(plain), plain.grid.image_size), plain.train.epochs))
         return Result
 
     monkeypatch.setattr("routespace.train.plain_search.train_recipe", train)
@@ -65,10 +82,10 @@ def test_the_best_of_short_trainings_is_chosen(monkeypatch):
     splits = list(plain_recipes(recipe, MACS))
     assert [each for each, epochs in trained if epochs == 1] == splits
     assert len([each for each, epochs in trained if epochs == 2]) == len(splits) // 2
-    assert found.blocks == min(splits, key=sum)
+    assert found.shape == min(splits, key=lambda shape: (sum(shape.blocks), shape))
     assert found.seconds == 2.0 * len(trained)
     assert set(found.tried) == set(splits)
-    assert found.recipe == plain_recipes(recipe, MACS)[found.blocks]
+    assert found.recipe == plain_recipes(recipe, MACS)[found.shape]
 
 
 def test_the_search_trains_for_real():
@@ -76,4 +93,4 @@ def test_the_search_trains_for_real():
     found = best_plain(recipe, 3e5)
     assert found.seconds > 0
     assert all(0 <= score <= 1 for score in found.tried.values())
-    assert found.blocks in found.tried
+    assert found.shape in found.tried

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from train_photos import photo_recipe, photos
+from train_pixels import pixels
 from train_tiny import tiny
 
 from routespace.errors import SpecError
 from routespace.nn.weights import load_net
+from routespace.train.data.loaders import make_loaders
+from routespace.train.evaluate import evaluate
 from routespace.train.processes import check_processes
 from routespace.train.run import train_recipe
 
@@ -146,3 +149,15 @@ def test_two_processes_agree_on_a_batch_and_an_early_error_is_told_once(tmp_path
     assert again.returncode != 0
     (line,) = lines_of(again, "error: ")
     assert "is a finished run" in line
+
+
+@pytest.mark.slow
+def test_two_processes_count_pixels_exactly(tmp_path):
+    """Seven validation images: one of the two processes has more than the other, and both say what one would."""
+    recipe = pixels(train__epochs=1, data__val_size=7)
+    launch(tmp_path, recipe, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    alone = evaluate(load_net(tmp_path / "run" / "net"), make_loaders(recipe).val)
+    assert result["images"] == 7
+    assert result["miou"] == pytest.approx(alone["miou"], rel=1e-3)
+    assert result["loss"] == pytest.approx(alone["loss"], rel=1e-5)

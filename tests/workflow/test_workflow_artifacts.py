@@ -23,8 +23,9 @@ from routespace import (
 from routespace.nn.running import pick_device
 from routespace.preprocess import load_preprocess, preprocess_from_json
 from routespace.workflow.artifacts import load_artifact
+from routespace.workflow.choosing import choose
 from routespace.workflow.exporting import export_artifact
-from routespace.workflow.extraction import choose, extract_chosen
+from routespace.workflow.extraction import extract_chosen
 from routespace.workflow.fine_tuning import FineTuning, fine_tuned_recipe
 
 TINY = [

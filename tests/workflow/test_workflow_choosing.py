@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from routespace import evaluate, extract_bundle, load_bundle, load_recipe, load_run, train_recipe
+from routespace.deploy.derive import derive
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.train.data.loaders import make_loaders
-from routespace.workflow.choosing import candidates_within, choose_best
-from routespace.workflow.extraction import choose
+from routespace.workflow.choosing import candidates_within, choose, choose_best, choose_part, edge_scores
+from routespace.workflow.neighbours import Neighbours
 
 TINY = [
     *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
@@ -38,15 +39,48 @@ def test_the_choice_is_the_best_of_all_candidates_and_fits(found, limits):
     assert set(parts.values()) == {"usage", "staircase", "sample"}
     assert all(architecture_cost(part).macs <= limits["macs"] for part in parts)
     assert all(found.net.architecture.contains(part) for part in parts)
-    best = choose_best(found, limits, count=8)
-    assert best.candidates == len(parts)
+    best = choose_best(found, limits, count=8, rounds=0)
+    assert best.candidates - len(parts) in (0, 1)  # with what the edges' scores derive, if that is another
     images = make_loaders(found.recipe).val
     alone = {part: evaluate(found.net.restrict(part), images, expected=False)["accuracy"] for part in parts}
-    assert best.score == max(alone.values()) == alone[best.architecture]
+    assert best.score >= max(alone.values())
+    assert best.score == evaluate(found.net.restrict(best.architecture), images, expected=False)["accuracy"]
     assert best.scores["usage"] == alone[choose(found, limits)]
-    assert best.origin == parts[best.architecture]
+    assert best.origin == parts.get(best.architecture, "kl")
     stairs = [part for part, origin in parts.items() if origin == "staircase"]
     assert best.scores["staircase"] == max(alone[part] for part in stairs)
+
+
+def test_a_search_goes_on_from_the_best_and_is_never_worse(found, limits):
+    start = choose_best(found, limits, count=4, rounds=0)
+    on = choose_best(found, limits, count=4, rounds=3)
+    assert on.candidates > start.candidates
+    assert on.score >= start.score
+    assert "search" in on.scores
+    assert architecture_cost(on.architecture).macs <= limits["macs"]
+    assert found.net.architecture.contains(on.architecture)
+    again = choose_best(found, limits, count=4, rounds=3)
+    assert (again.architecture, again.score) == (on.architecture, on.score)
+
+
+def test_neighbours_are_new_parts_near_the_given_ones(found):
+    whole = found.net.architecture
+    start = Architecture.staircase(whole.grid, (1, 1, 1, 0))
+    near = Neighbours(whole, 0).of([start], 20, lambda part: architecture_cost(part).macs < 1e9, known=[start])
+    assert len(set(near)) == len(near) == 20
+    assert start not in near
+    assert all(whole.contains(part) and part.is_static for part in near)
+    blocks = [{name for name in part.edges if "transformer" in name} for part in (start, *near)]
+    assert any(len(own) > len(blocks[0]) for own in blocks)
+    assert any(len(own) < len(blocks[0]) for own in blocks)
+    assert Neighbours(start, 0).of([start], 3, lambda part: True) == []  # nothing to choose
+
+
+def test_a_part_by_what_happens_without_its_edges(found, limits):
+    scores = edge_scores(found, make_loaders(found.recipe).val)
+    part = choose_part(found, limits, "kl")
+    assert part == derive(found.net.architecture, found.usage, limits=limits, scores=scores)
+    assert set(scores) == set(found.net.architecture.edges)
 
 
 def test_all_staircases_are_tried_where_they_are_few(found, limits):
@@ -72,7 +106,7 @@ def test_a_bundle_of_the_chosen_part(found, limits, tmp_path):
     best = choose_best(found, limits)
     assert load_bundle(tmp_path / "small").net.architecture == best.architecture
     assert taken.score == best.score
-    with pytest.raises(SpecError, match=r"by: 'guess' is not known; give usage or candidates"):
+    with pytest.raises(SpecError, match=r"by: 'guess' is not known; give usage or kl or candidates"):
         extract_bundle(found, tmp_path / "no", limits=limits, by="guess")
     assert not (tmp_path / "no").exists()
 

@@ -12,8 +12,9 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head, Maps
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.heads.detect import DetectHead
+from routespace.nn.heads.semantic import PixelClassifier
 
-HEADS: dict[str, type[Head]] = {head.kind: head for head in (Classifier, Maps, DetectHead)}
+HEADS: dict[str, type[Head]] = {head.kind: head for head in (Classifier, Maps, PixelClassifier, DetectHead)}
 
 
 def make_head(spec: GridSpec, data: Any) -> Head:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routespace.grid.gate_spec import GateSpec, Granularity
+from routespace.grid.gate_spec import MAP_CONTEXT, RANKING, GateSpec, Granularity
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
@@ -125,8 +125,10 @@ class Gate(nn.Module):
             scores = torch.rand(self._places(x, hw).shape[:2], device=x.device) - 1 + spec.keep
             value = (scores > 0).float()
             decision = Decision(value, value, torch.full_like(value, spec.keep))
-        elif self.selection == "attention":
-            value, per_image = best(attention_scores(self._places(x, hw)))
+        elif self.selection in RANKING:
+            places = self._places(x, hw)
+            scores = attention_scores(places) if self.selection == "attention" else entropy_scores(places, hw)
+            value, per_image = best(scores)
             decision = Decision(value, value, value, per_image)
         else:
             own = self.margins_to_decide_by(x, hw, spec) if margins is None else margins
@@ -274,3 +276,12 @@ def attention_scores(places: Tensor) -> Tensor:
     """(B, P, C) → (B, P): how much the mean token attends to each place, without parameters (the ablation)."""
     query = places.mean(1, keepdim=True)
     return (places * query).sum(-1) / math.sqrt(places.shape[-1])
+
+
+def entropy_scores(places: Tensor, hw: tuple[int, int]) -> Tensor:
+    """(B, N, C) → (B, N): the entropy of a Gaussian with the deviations around each token, without parameters.
+
+    Up to a constant it is the mean logarithm of the deviations: high where the map is busy, low where it is flat.
+    """
+    deviation: Tensor = in_context(places, hw, MAP_CONTEXT)[..., 2 * places.shape[-1] :]
+    return deviation.log().mean(-1)

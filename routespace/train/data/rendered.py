@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
 from torch.utils.data import Dataset
 
@@ -39,6 +40,13 @@ class RenderedSource(ABC):
     @abstractmethod
     def scenes(self, split: Split, count: int, seed: int) -> Dataset[Any]:
         """`count` scenes of a split."""
+
+    def giving(self, target: Target) -> Self:
+        """The same scenes with another target."""
+        other = copy.copy(self)
+        other.target = target
+        other.classes = (BACKGROUND, *self.objects) if target == "pixels" else self.objects
+        return other
 
     def train(self) -> Dataset[Any]:
         """Training scenes, fresh in each epoch."""

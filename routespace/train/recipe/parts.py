@@ -56,6 +56,8 @@ LATER = (
     "sandwich_window",
     "layer_decay",
     "freeze_stem",
+    "schedule",
+    "decay_fracs",
 )
 
 
@@ -162,7 +164,10 @@ class TrainSpec(Section):
         batch_size: images of one optimiser step, all processes together; `auto` takes the largest power of two
             that fits the machine, and keeps it in the run's recipe. Rates of learning stay as they are.
         lr, gate_lr: peak learning rates of AdamW; gates have their own group, without weight decay.
-        min_lr: where the cosine ends.
+        min_lr: where cosine and poly end, and warm-up begins.
+        schedule: of the rates after the warm-up: `cosine`; `poly`, the power 0.9 of what is left, as is usual in
+            semantic segmentation; `multistep`, a tenth from each of `decay_fracs` on, as in detection.
+        decay_fracs: shares of the training, 8 and 11 of 12 epochs by default (1x; 3x has 27 and 33 of 36).
         weight_decay: of matrices; norms and biases have none.
         layer_decay: each layer learns at this share of the rate of the next one towards the head; 1: all alike.
         freeze_stem: leave the stem's weights as they start.
@@ -202,6 +207,8 @@ class TrainSpec(Section):
     lr: Above0 = 1e-3
     gate_lr: Above0 | None = None
     min_lr: AtLeast0 = 1e-5
+    schedule: Literal["cosine", "poly", "multistep"] = "cosine"
+    decay_fracs: tuple[Share, ...] = (8 / 12, 11 / 12)
     weight_decay: AtLeast0 = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     freeze_stem: bool = False
@@ -237,6 +244,8 @@ class TrainSpec(Section):
         low, high = self.sandwich_window
         if low >= high:
             raise ValueError(f"sandwich_window: {low} to {high} is empty; give the lower share first")
+        if list(self.decay_fracs) != sorted(set(self.decay_fracs)):
+            raise ValueError(f"decay_fracs: {list(self.decay_fracs)} must be distinct and in increasing order")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}; give at most that")
         if (self.mixup or self.cutmix) and self.batch % 2:

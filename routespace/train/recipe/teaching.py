@@ -10,7 +10,12 @@ NO_CHOICE = ("static", "none")  # routings without gates
 
 
 def check_teacher(train: TrainSpec, gates: GateSpec, task: TaskSpec, *, routing: str) -> None:
-    """Raise ValueError, naming the field, for a teacher or a mode that the rest of a recipe does not allow."""
+    """Raise ValueError, naming the field, for what teaches in a way that the rest of a recipe does not allow."""
+    if (train.mixup or train.cutmix) and task.target != "label":
+        name = "mixup" if train.mixup else "cutmix"
+        raise ValueError(
+            f"train.{name}: it mixes labels of whole images; task {task.kind!r} has none, leave it at 0"
+        )
     if train.teacher is not None and not task.teachable:
         raise ValueError(f"train.teacher: task {task.kind!r} knows no soft labels; leave it out")
     if train.teacher == SELF and routing in NO_CHOICE:

@@ -47,6 +47,7 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "%", "maximise")  # the share of images that are named right
+MEAN_IOU = Metric("miou", "%", "maximise")  # of pixels, the mean over classes of intersection over union
 
 
 class Meter(Protocol):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, Discriminator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import TrainSpec
-from routespace.train.tasks.base import ACCURACY, Task, TaskSpec
+from routespace.train.recipe.targets import IGNORE
+from routespace.train.tasks.base import ACCURACY, MEAN_IOU, DenseSpec, Task, TaskSpec
 from routespace.train.tasks.detect_spec import DetectSpec
 
 if TYPE_CHECKING:
@@ -36,7 +37,32 @@ class ClassifySpec(TaskSpec):
         return Classify(grid.num_classes, train)
 
 
-TASKS: dict[str, type[TaskSpec]] = {"classify": ClassifySpec, "detect": DetectSpec}
+class SemanticSpec(DenseSpec):
+    """Semantic segmentation: a class for each pixel, mean intersection over union.
+
+    Args:
+        classes: of pixels, with the background's, where it has one; 255 is the mark of pixels without a class.
+        decoder: `semantic_fpn` or `upernet`.
+        channels: of the decoder's maps; a multiple of 64.
+    """
+
+    metric = MEAN_IOU
+    target = "pixels"
+    teachable = True
+
+    kind: Literal["semantic"] = "semantic"
+    classes: Annotated[int, Field(ge=1, le=IGNORE)]
+    decoder: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
+    channels: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+
+    def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
+        """`Semantic` with the training's smoothing."""
+        from routespace.train.tasks.semantic import Semantic
+
+        return Semantic(self.classes, decoder=self.decoder, channels=self.channels, train=train)
+
+
+TASKS: dict[str, type[TaskSpec]] = {"classify": ClassifySpec, "semantic": SemanticSpec, "detect": DetectSpec}
 
 
 def _read(value: Any) -> Any:
@@ -58,7 +84,7 @@ def _shown(spec: TaskSpec) -> Any:
 if TYPE_CHECKING:
     _Any = TaskSpec
 else:
-    _Any = Annotated[Union[tuple(TASKS.values())], Discriminator("kind")]  # noqa: UP007 (made from the table)
+    _Any = Annotated[Union[tuple(TASKS.values())], Field(discriminator="kind")]  # noqa: UP007 (made from the table)
 
 AnyTask = Annotated[_Any, BeforeValidator(_read), PlainSerializer(_shown)]
 

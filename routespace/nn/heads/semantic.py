@@ -1,0 +1,86 @@
+"""The head of semantic segmentation: a decoder on the pyramid of maps, then a class for each place of the finest.
+
+Whoever needs a class for each pixel interpolates the logits (bilinear, `align_corners` False).
+
+Shape legend: B images · K classes · h, w of the finest map, a quarter of the image's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from routespace.errors import SpecError
+from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.base import Head
+from routespace.nn.heads.pixel_decoders import CHANNELS_STEP, DECODERS
+from routespace.nn.route_net import RouteOutput
+
+INIT_STD = 0.01
+
+
+class PixelClassifier(Head):
+    """A class for each place of the finest map, from the maps of all rates that there are.
+
+    Args:
+        widths: channels of each map, fine to coarse.
+        classes: K.
+        decoder: `semantic_fpn` or `upernet`.
+        channels: of the decoder; a multiple of 64.
+
+    Raises:
+        SpecError: no classes, another decoder or number of channels.
+    """
+
+    kind = "semantic"
+    names = ("pixel_logits",)
+
+    def __init__(
+        self, widths: Mapping[int, int], classes: int, *, decoder: str = "semantic_fpn", channels: int = 256
+    ) -> None:
+        super().__init__()
+        if classes < 1:
+            raise SpecError(f"task.classes: {classes} classes of pixels cannot be told apart; give 1 or more")
+        if decoder not in DECODERS:
+            raise SpecError(f"task.decoder: {decoder!r:.40} is not known; give {' or '.join(DECODERS)}")
+        if channels < 1 or channels % CHANNELS_STEP:
+            raise SpecError(f"task.channels: {channels} is not allowed; give a multiple of {CHANNELS_STEP}")
+        from segmentation_models_pytorch.base.initialization import initialize_decoder
+
+        self.rates, self.classes, self.channels, self.decoder_name = tuple(widths), classes, channels, decoder
+        self.decoder = DECODERS[decoder](tuple(widths.values()), channels)
+        self.classifier = nn.Conv2d(self.decoder.out_channels, classes, 1)
+        initialize_decoder(self.decoder)
+        nn.init.normal_(self.classifier.weight, std=INIT_STD)  # all classes alike: the loss begins at ln K
+        assert self.classifier.bias is not None
+        nn.init.zeros_(self.classifier.bias)
+
+    @classmethod
+    def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
+        """The head on a grid's output rates; `settings` are classes, decoder and channels."""
+        return cls({rate: spec.width(rate) for rate in spec.output_rates}, **settings)
+
+    def settings(self) -> dict[str, Any]:
+        """Classes, decoder and channels."""
+        return {"classes": self.classes, "decoder": self.decoder_name, "channels": self.channels}
+
+    def cost(self, spec: GridSpec) -> EdgeCost:
+        """The convolutions' price, exact to the last MAC; all of it is paid whatever gates decide."""
+        sizes = [spec.map_size(rate) for rate in self.rates]
+        placed = [*self.decoder.convolutions(sizes), (self.classifier, sizes[0])]
+        params = sum(parameter.numel() for parameter in self.parameters())
+        macs = sum(conv.weight.numel() * height * width for conv, (height, width) in placed)
+        moved = sum((conv.in_channels + conv.out_channels) * h * w for conv, (h, w) in placed)
+        return EdgeCost(params, macs, 0, FLOAT_BYTES * (params + moved), 0)
+
+    def forward(self, output: RouteOutput) -> Tensor:
+        """Logits (B, K, h, w); tokens that nobody sent are zeros in the maps."""
+        out: Tensor = self.classifier(self.decoder([output.maps[rate] for rate in self.rates]))
+        return out
+
+    def tensors(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """The logits."""
+        return (outputs,)

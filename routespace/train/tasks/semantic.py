@@ -1,0 +1,172 @@
+"""Semantic segmentation: cross-entropy of pixels, mean intersection over union.
+
+Logits come at a quarter of the image's size and are interpolated to the size of the targets, which in evaluation
+may be the original pictures'. Pixels without a class (IGNORE) count for nothing. Classes that occur neither in the
+targets nor in the answers are left out of means over classes, as mmsegmentation does.
+
+Shape legend: B images · K classes · h, w of the logits · H, W of the targets.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric, SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.base import Head
+from routespace.nn.heads.semantic import PixelClassifier
+from routespace.train.recipe.parts import TrainSpec
+from routespace.train.recipe.targets import IGNORE
+from routespace.train.tasks.base import MEAN_IOU
+
+AT_ONCE = 1 << 24  # numbers of interpolated logits in a meter: large pictures come one by one
+Targets = Tensor | Sequence[Tensor]  # (B, H, W), or B maps (H, W) of different sizes
+
+
+class Semantic:
+    """Semantic segmentation of images.
+
+    Args:
+        classes: K, the background's too where it has one.
+        decoder: see `PixelClassifier`.
+        channels: of the decoder.
+        train: label smoothing; None for none.
+    """
+
+    name = "semantic"
+    metric = MEAN_IOU
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        decoder: str = "semantic_fpn",
+        channels: int = 256,
+        train: TrainSpec | None = None,
+    ) -> None:
+        self.classes = classes
+        self.settings = {"classes": classes, "decoder": decoder, "channels": channels}
+        self.smoothing = train.label_smoothing if train is not None else 0.0
+
+    def head(self, spec: GridSpec) -> Head:
+        """The decoder and a class for each place."""
+        return PixelClassifier.build(spec, self.settings)
+
+    def prepare(self, batch: Any, device: torch.device, *, training: bool) -> tuple[Tensor, Targets]:
+        """Images (B, C, H, W) and maps of classes → the same on the device."""
+        images, targets = batch
+        if isinstance(targets, Tensor):
+            return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        return images.to(device, non_blocking=True), [target.to(device) for target in targets]
+
+    def loss(self, outputs: Tensor, targets: Targets) -> Tensor:
+        """0-d mean cross-entropy of all pixels that have a class; 0 where none has."""
+        total, pixels = outputs.new_zeros((), dtype=torch.float32), outputs.new_zeros((), dtype=torch.long)
+        for logits, wanted in _at_full_size(outputs, targets):
+            total = total + _cross_entropy(logits, wanted, self.smoothing)
+            pixels = pixels + (wanted != IGNORE).sum()
+        return total / pixels.clamp(min=1)
+
+    def soft_loss(self, outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """0-d T²·KL of logits (B, K, h, w) from a teacher's, both at temperature T, mean over all places.
+
+        A teacher that is fed at another size is interpolated to ours.
+        """
+        if taught.shape[-2:] != outputs.shape[-2:]:
+            taught = full_size(taught, (outputs.shape[-2], outputs.shape[-1]))
+        ours = F.log_softmax(outputs.float() / temperature, 1)
+        theirs = F.log_softmax(taught.float() / temperature, 1)
+        distance = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+        return distance.mean() * temperature**2
+
+    def score(self, outputs: Tensor, targets: Targets) -> Tensor:
+        """0-d mean intersection over union of a batch, looked at where the logits are: one pixel in sixteen."""
+        answers = outputs.argmax(1)
+        maps = [targets] if isinstance(targets, Tensor) else [target[None] for target in targets]
+        size = answers.shape[-2:]
+        wanted = torch.cat([F.interpolate(one[:, None].float(), size, mode="nearest") for one in maps])[
+            :, 0
+        ].long()
+        known = wanted != IGNORE
+        pairs = wanted[known] * self.classes + answers[known]
+        counts = torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
+        return mean_iou(counts).float()
+
+    def meter(self, device: torch.device) -> SemanticMeter:
+        """Mean intersection over union, share of pixels, and loss."""
+        return SemanticMeter(self.classes, device)
+
+
+class SemanticMeter:
+    """What a pass finds, over all pixels of all images; torchmetrics adds up several processes.
+
+    Args:
+        classes: K.
+        device: where it adds up.
+    """
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        counts = MulticlassConfusionMatrix(num_classes=classes, ignore_index=IGNORE, validate_args=False)
+        self.counts: Metric = counts.to(device)
+        self.loss: Metric = SumMetric(nan_strategy="disable").to(device).set_dtype(torch.float64)
+
+    def update(self, outputs: Tensor, targets: Targets) -> None:
+        """Add a batch of logits (B, K, h, w) with maps of classes of any size."""
+        for logits, wanted in _at_full_size(outputs, targets, at_once=AT_ONCE):
+            self.counts.update(logits.argmax(1), wanted)
+            self.loss.update(_cross_entropy(logits, wanted, 0.0).double())
+
+    def compute(self) -> dict[str, float]:
+        """`miou` and `pixel_accuracy` in 0…1, and `loss`, the mean of all pixels that have a class."""
+        with warnings.catch_warnings():  # of a process that had no images, though others had
+            warnings.filterwarnings("ignore", message=".*compute.*before the .*update")
+            counts, loss = self.counts.compute().double(), self.loss.compute()
+        pixels = counts.sum().clamp(min=1)
+        found = {
+            "miou": mean_iou(counts),
+            "pixel_accuracy": counts.diagonal().sum() / pixels,
+            "loss": loss / pixels,
+        }
+        return {name: float(value) for name, value in found.items()}
+
+
+def mean_iou(counts: Tensor) -> Tensor:
+    """0-d mean over classes of the intersection over the union, of classes that have a union.
+
+    Args:
+        counts: (K, K) pixels by class in the targets, and by class in the answers.
+    """
+    right = counts.diagonal().double()
+    union = counts.sum(0) + counts.sum(1) - right
+    return (right / union.clamp(min=1)).sum() / (union > 0).sum().clamp(min=1)
+
+
+def full_size(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Logits (B, K, h, w) → (B, K, H, W)."""
+    return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=False)
+
+
+def _at_full_size(
+    outputs: Tensor, targets: Targets, *, at_once: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (b, K, H, W) with targets (b, H, W): images of one size together, at most `at_once` logits."""
+    if not isinstance(targets, Tensor):
+        for logits, wanted in zip(outputs, targets, strict=True):
+            yield full_size(logits[None].float(), wanted.shape), wanted[None]
+        return
+    each = outputs.shape[1] * targets.shape[-2] * targets.shape[-1]
+    count = len(targets) if at_once is None else max(1, at_once // each)
+    for logits, wanted in zip(outputs.split(count), targets.split(count), strict=True):
+        yield full_size(logits.float(), wanted.shape[-2:]), wanted
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor, smoothing: float) -> Tensor:
+    """0-d sum over all pixels that have a class."""
+    return F.cross_entropy(logits, wanted, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum")
