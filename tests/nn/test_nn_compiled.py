@@ -15,6 +15,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.compiled import compiled
+from routespace.nn.families.parts import BYTES_AT_ONCE, image_parts
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
 
@@ -70,6 +71,41 @@ def test_one_graph_serves_every_keep_ratio_and_mask():
             assert (eager - fused).abs().max() < 1e-4
     assert counters["stats"]["unique_graphs"] == 2  # one a width
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_parts_change_nothing(monkeypatch):
+    net = small_net().eval()
+    static = net.restrict(net.architecture.opened())
+    images = torch.randn(5, 3, 64, 64)
+    routes = Routes.random(net, images, keep=0.4)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Linear):  # as timm begins, biases are zero
+            torch.nn.init.normal_(module.bias)
+    with torch.no_grad():
+        for model, given in ((net.decide(execution="packed"), routes), (static, None)):
+            want = model.compile_blocks(False)(images, routes=given).logits
+            model.compile_blocks()
+            for at_once in (BYTES_AT_ONCE, 1):
+                monkeypatch.setattr("routespace.nn.families.parts.BYTES_AT_ONCE", at_once)
+                assert (model(images, routes=given).logits - want).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_sizes_of_parts():
+    """Parts are even; a compiled step's follow the bytes of the rows that it computes."""
+    maps = torch.zeros(8, 3136, 64)
+    row_bytes = 512 * 4
+    assert image_parts(maps) == [4, 4]
+    assert image_parts(maps, row_bytes=row_bytes) == [1] * 8
+    assert image_parts(maps, row_bytes=row_bytes, least=2) == [2] * 4
+    assert image_parts(maps, row_bytes=row_bytes, share=0.25, least=2) == [4, 4]
+    assert image_parts(maps[:7], row_bytes=row_bytes, share=0.25, least=2) == [4, 3]
+    assert image_parts(maps[:1], row_bytes=row_bytes, least=2) == [1]
+    assert image_parts(maps[:3], row_bytes=row_bytes, least=2) == [3]
+    assert image_parts(maps[:0], row_bytes=row_bytes) == [0]
+    with torch.enable_grad():
+        assert image_parts(maps, row_bytes=row_bytes) == [8]
 
 
 @pytest.mark.slow

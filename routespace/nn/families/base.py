@@ -23,10 +23,8 @@ from routespace.errors import SpecError
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import import_attribute
 from routespace.grid.spec import GridSpec
-from routespace.nn.packing.compiler import is_jit_tracing
+from routespace.nn.families.parts import image_parts, in_parts
 from routespace.nn.packing.keep import KeptTokens
-
-TOKENS_AT_ONCE = 16384  # of each thread of a CPU, in inference: what a block makes of so many fits its caches
 
 
 class Stem(nn.Module, ABC):
@@ -43,10 +41,13 @@ class Block(nn.Module, ABC):
     Attributes:
         has_compiled_steps: whether the family has steps for `torch.compile`.
         compiled: run them; see `RouteNet.compile_blocks`.
+        row_numbers: how many numbers a compiled step makes of a token at its widest, by which a batch is parted;
+            0 where that is not known.
     """
 
     has_compiled_steps: ClassVar[bool] = False
     compiled: bool = False
+    row_numbers: int = 0
 
     def forward(
         self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False
@@ -140,19 +141,26 @@ class Stage(nn.Module):
         if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
             again: Tensor = checkpoint(self._run, x, hw, keep, packed, use_reentrant=False)
             return again
-        images = self._images_at_once(x)
-        if images >= x.shape[0]:
+        images = self._image_parts(x, keep, packed)
+        if len(images) == 1:
             return self._run(x, hw, keep, packed)
         parts = torch.split(x, images)
         keeps = [None] * len(parts) if keep is None else keep.split(images)
         done = [self._run(part, hw, kept, packed) for part, kept in zip(parts, keeps, strict=True)]
         return torch.cat(done)
 
-    def _images_at_once(self, x: Tensor) -> int:
+    def _image_parts(self, x: Tensor, keep: KeptTokens | None, packed: bool) -> list[int]:
         """How many images of a (B, N, C) batch to run through the blocks before the next ones."""
         if not in_parts(x):
-            return x.shape[0]
-        return max(1, TOKENS_AT_ONCE * torch.get_num_threads() // x.shape[1])
+            return [x.shape[0]]
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        numbers = max((block.row_numbers for block in blocks if block.compiled), default=0)
+        if not numbers or not (keep is None or packed):  # masked blocks are never compiled
+            return image_parts(x)
+        row_bytes = numbers * x.element_size()
+        if keep is None:
+            return image_parts(x, row_bytes=row_bytes)
+        return image_parts(x, row_bytes=row_bytes, share=sum(keep.lengths) / max(1, keep.kept.numel()), least=2)
 
     def _run(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None, packed: bool) -> Tensor:
         if packed and keep is not None and not torch.is_grad_enabled():
@@ -174,13 +182,6 @@ def has_hooks(module: nn.Module) -> bool:
         return any(part._backward_hooks or part._backward_pre_hooks for part in parts)
     except AttributeError:  # torch's private names
         return True
-
-
-def in_parts(x: Tensor) -> bool:
-    """Whether to compute a part of the work at a time, as fits the caches: in inference on a CPU, not traced."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    return not (torch.compiler.is_compiling() or is_jit_tracing())
 
 
 def as_maps_are(conv: nn.Conv2d) -> nn.Conv2d:

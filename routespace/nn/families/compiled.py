@@ -21,8 +21,12 @@ from routespace.nn.kernels.depthwise import tell_compiler
 # own), keys of all or of some tokens, stochastic depth, element type. Past the limit torch would run the step
 # uncompiled. It holds for our steps alone: what a program compiles beside them keeps its own.
 RECOMPILE_LIMIT = 128
-# Index tables are made here and are right; checking each of nine gathers costs more than the gather.
-OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"assert_indirect_indexing": False}
+# Index tables are made here and are right; checking each of nine gathers costs more than the gather. A product and
+# a sum may be one instruction, as nine taps are nine of each.
+OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "assert_indirect_indexing": False,
+    "cpp.enable_floating_point_contract_flag": "fast",
+}
 
 
 class _AtSize(nn.Module):

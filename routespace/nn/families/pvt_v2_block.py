@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from routespace.grid.families.pvt_v2 import DEPTHWISE_KERNEL
 from routespace.grid.spec import GridSpec
-from routespace.nn.families.base import Block, as_maps_are, drop_paths, in_parts
+from routespace.nn.families.base import Block, as_maps_are, drop_paths
 from routespace.nn.families.compiled import compiled, use_compiled
+from routespace.nn.families.parts import BYTES_AT_ONCE, in_parts
 from routespace.nn.kernels.depthwise import (
     Expansion,
     Layout,
@@ -29,7 +30,7 @@ from routespace.nn.kernels.depthwise import (
     taps_of,
 )
 from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
-from routespace.nn.kernels.linear import apply_linear, is_untouched, linear, padded_linear
+from routespace.nn.kernels.linear import adds_bias_apart, apply_linear, is_untouched, linear, padded_linear
 from routespace.nn.kernels.norm import LayerNorm, norm_of_map
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
@@ -37,7 +38,6 @@ from routespace.nn.packing.ragged import ragged_attention
 from routespace.nn.packing.rows import put, spread_rows, take
 from routespace.nn.packing.triton_here import runs_triton
 
-CACHED_BYTES = 8 << 20  # of hidden maps computed at a time on a CPU: they stay in its caches
 LEAST_GROUP = 128  # hidden channels at a time; matrix products of fewer are slower
 NORM_EPS = 1e-6  # timm: 1e-6 around blocks and stages, torch's 1e-5 inside attention and patch embeddings
 
@@ -103,7 +103,7 @@ class Mlp(nn.Module):
         """
         if in_parts(x) and self.is_plain:
             return self._grouped(x, hw, mask)
-        hidden = apply_linear(self.fc1, x)
+        hidden = apply_linear(self.fc1, x, bias_apart=False)  # a convolution follows, into which no sum is fused
         if mask is not None:
             hidden = hidden * mask.to(hidden.dtype)
         if runs_triton(hidden) and self.is_plain and (in_step or not torch.compiler.is_exporting()):
@@ -162,14 +162,21 @@ class Mlp(nn.Module):
         if runs_triton(rows) and not torch.is_grad_enabled():
             hidden = apply_linear(self.fc1, rows)
             return apply_linear(self.fc2, gathered_gelu(hidden, taps, self.dwconv.bias, neighbours))
-        padded = padded_linear(rows, self.fc1.weight, self.fc1.bias)
-        hidden = gather_depthwise(padded, taps, self.dwconv.bias, neighbours)
+        if adds_bias_apart(rows) and not torch.is_grad_enabled():
+            # Nobody adds the bias to the rows: every neighbour's share of it stands in the offset, and a skipped
+            # one is the row behind them, which takes its share back.
+            padded = torch.cat((F.linear(rows, self.fc1.weight), -self.fc1.bias[None]))
+            offset = self.dwconv.bias + self.fc1.bias * taps.sum(0)
+            hidden = gather_depthwise(padded, taps, offset, neighbours)
+        else:
+            padded = padded_linear(rows, self.fc1.weight, self.fc1.bias)
+            hidden = gather_depthwise(padded, taps, self.dwconv.bias, neighbours)
         return apply_linear(self.fc2, F.gelu(hidden))
 
 
 def group_width(channels: int, channel_bytes: int) -> int:
-    """How many hidden channels to compute at a time: evenly divided, at least LEAST_GROUP, in CACHED_BYTES."""
-    widths, room = _widths(channels, LEAST_GROUP), CACHED_BYTES * torch.get_num_threads()
+    """How many hidden channels to compute at a time: evenly divided, at least LEAST_GROUP, in BYTES_AT_ONCE."""
+    widths, room = _widths(channels, LEAST_GROUP), BYTES_AT_ONCE * torch.get_num_threads()
     return next((w for w in widths if w * channel_bytes <= room), widths[-1])
 
 
@@ -191,6 +198,7 @@ class PvtBlock(Block):
         self.attn = Attention(width, spec.shape.heads[i], spec.own("sr_ratios", rate))
         self.norm2 = LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
+        self.row_numbers = self.mlp.fc1.out_features
         self.drop_path = drop_path
         self.apply(init_weights)
 

@@ -185,8 +185,8 @@ class KeptTokens:
         visible = None if self.visible is None else self.visible.index_select(0, images)
         return self._like(self.kept.index_select(0, images), visible)
 
-    def split(self, images: int) -> list[KeptTokens]:
-        """The same for every `images` consecutive images of the batch."""
+    def split(self, images: list[int]) -> list[KeptTokens]:
+        """The same for so many consecutive images of the batch each; they add up to B."""
         kept = torch.split(self.kept, images)
         visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
         return [self._like(part, seen) for part, seen in zip(kept, visible, strict=True)]
