@@ -31,11 +31,21 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from routespace.errors import DataError
 
-__all__ = ["MODES", "as_channels", "header", "picture_suffixes", "quiet_pillow", "read_picture", "why_unreadable"]
+__all__ = [
+    "MODES",
+    "as_channels",
+    "header",
+    "picture_suffixes",
+    "quiet_pillow",
+    "read_picture",
+    "upright_size",
+    "why_unreadable",
+]
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels → Pillow's mode
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 RANGES: tuple[float, ...] = (1.0, 255.0, 65535.0)  # of numbers that say nothing about their range themselves
 # Documents, measurements and formats that Pillow reads with the help of another program: a picture that only
 # pretends to be one must not start Ghostscript.
@@ -156,6 +166,15 @@ def as_channels(image: Image.Image, channels: int = 3, *, background: Colour = W
             behind = Image.new("RGBA", image.size, (*background, 255))
             image = Image.alpha_composite(behind, image)
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) in pixels that an opened picture has once it is turned upright; nothing is decoded."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged metadata of a picture that is fine
+        turned = 1
+    return (image.width, image.height) if turned in SIDEWAYS else (image.height, image.width)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -8,6 +8,9 @@ The steps are timm's evaluation transform: the shorter side is resized to size /
 values go to 0…1 and are normalised. They are written with numpy and Pillow, without torch, and give torchvision's
 numbers bit for bit, so that an exported network can be fed exactly as it was evaluated.
 
+Where objects or pixels are to be found nothing is cut off (`fit="inside"`): pictures keep their shape, so that
+each may have a size of its own; `fed_size` tells it.
+
 Shapes: C channels · H, W rows and columns of what the network reads, in pixels.
 """
 
@@ -33,6 +36,7 @@ __all__ = [
     "MEAN",
     "STD",
     "Preprocess",
+    "inside_size",
     "load_preprocess",
     "normalisation",
     "preprocess_from_json",
@@ -55,6 +59,7 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+COARSEST = 32  # pixels of the coarsest tokens, as a rule: sides that it divides waste none
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Pixels = Annotated[int, Field(ge=1)]
@@ -69,9 +74,13 @@ class Preprocess(Value):
     """From a picture to what a network reads.
 
     Args:
-        size: (H, W).
+        size: (H, W) of what is fed; with fit `inside` the greatest shorter and longer side, whichever way a
+            picture lies.
+        fit: `crop`: the shorter side is resized and the middle cut out. `inside`: the whole picture, as large as
+            `size` allows; its sides are rounded to multiples of `multiple` by the resizing itself.
+        multiple: pixels of the coarsest tokens, for `inside`.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        crop_pct: share of the resized shorter side that is kept.
+        crop_pct: share of the resized shorter side that is kept; for `crop`.
         interpolation: how the picture is resized.
         mean, std: of each channel, for values in 0…1; left out, ImageNet's.
         background: RGB colour behind transparent parts, where there is no alpha channel.
@@ -81,6 +90,8 @@ class Preprocess(Value):
     """
 
     size: tuple[Pixels, Pixels]
+    fit: Literal["crop", "inside"] = "crop"
+    multiple: Pixels = COARSEST
     channels: Literal[1, 3, 4] = 3
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
     interpolation: Interpolation = "bicubic"
@@ -105,14 +116,31 @@ class Preprocess(Value):
                 raise ValueError(f"{name}: {list(values)} must be numbers")
         if min(self.std) <= 0:
             raise ValueError(f"std: {list(self.std)} must be above 0")
+        if self.fit == "inside" and min(self.size) < self.multiple:
+            raise ValueError(
+                f"size: {list(self.size)} is less than one token of {self.multiple} px; give larger sides"
+            )
         return self
 
+    def inside(self, *, multiple: int) -> Preprocess:
+        """The same with whole pictures, whose sides become multiples of `multiple` pixels."""
+        return type(self).parse({**self.model_dump(), "fit": "inside", "multiple": multiple}, name="preprocess")
+
+    def fed_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of what the network reads of an upright picture of so many pixels."""
+        if self.fit == "crop":
+            return self.size
+        return inside_size((height, width), self.size, self.multiple)
+
     @property
-    def needed_px(self) -> int:
+    def needed_px(self) -> int | None:
         """Pixels of a picture's side beyond which finer detail is lost anyway (JPEGs may be decoded smaller).
 
-        Twice the resized side: what is left to the resizing then still averages over neighbouring pixels.
+        Twice the resized side: what is left to the resizing then still averages over neighbouring pixels. None
+        with fit `inside`: the size that is fed follows from all of the picture's pixels.
         """
+        if self.fit == "inside":
+            return None
         return 2 * max(math.floor(side / self.crop_pct) for side in self.size)
 
     def read(self, source: PictureFile, *, name: str = "") -> NDArray[np.float32]:
@@ -124,15 +152,21 @@ class Preprocess(Value):
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """A PIL image of any mode and size → (C, H, W) float32, normalised."""
-        cut = self.cut(image)
-        values_HWC = np.asarray(cut).reshape(cut.height, cut.width, self.channels).astype(np.float32)
+        return self.numbers(self.cut(image))
+
+    def numbers(self, image: Image.Image) -> NDArray[np.float32]:
+        """A PIL image in the network's channels → (C, H, W) float32, normalised and no more."""
+        values_HWC = np.asarray(image).reshape(image.height, image.width, self.channels).astype(np.float32)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         normalised_HWC = (values_HWC / np.float32(255) - mean) / std
         return np.ascontiguousarray(normalised_HWC.transpose(2, 0, 1), dtype=np.float32)
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """The upright picture in the network's channels, resized and cut to `size`: what the network sees."""
+        """The upright picture in the network's channels, resized and cut: what the network sees."""
         image = as_channels(image, self.channels, background=self.background)
+        if self.fit == "inside":
+            height, width = self.fed_size(image.height, image.width)
+            return image.resize((width, height), FILTERS[self.interpolation])
         image = image.resize(self._resized(image), FILTERS[self.interpolation])
         height, width = self.size
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
@@ -153,6 +187,26 @@ class Preprocess(Value):
             return (height, longer) if image.width <= image.height else (longer, height)
         ratio = min(image.height / height, image.width / width)
         return round(image.width / ratio), round(image.height / ratio)
+
+
+def inside_size(picture: tuple[int, int], limits: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The size that a picture is resized to so that it keeps its shape and no side is too long.
+
+    Args:
+        picture: its height and width in pixels.
+        limits: the greatest shorter side and the greatest longer side, in either order.
+        multiple: both sides become multiples of it, the nearest that the limits allow, and never none.
+
+    Returns:
+        Height and width; they differ from the picture's shape by what the rounding takes, for boxes to follow.
+    """
+    short, long = min(picture), max(picture)
+    factor = min(min(limits) / short, max(limits) / long)
+    sides = []
+    for side, limit in ((short, min(limits)), (long, max(limits))):
+        tokens = min(math.floor(side * factor / multiple + 0.5), limit // multiple)
+        sides.append(max(1, tokens) * multiple)
+    return (sides[0], sides[1]) if picture[0] <= picture[1] else (sides[1], sides[0])
 
 
 def preprocess_to_json(preprocess: Preprocess, classes: Sequence[str]) -> dict[str, Any]:
