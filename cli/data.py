@@ -1,16 +1,22 @@
-"""`routespace data check`: every picture of a folder or table is read before it is trained on. No torch."""
+"""`routespace data check`: every picture of a folder or table is read before it is trained on. No torch.
+
+`routespace data scenes` writes rendered scenes to files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from routespace.cli.options import Changes
+
 if TYPE_CHECKING:
     from routespace.train.data.check import DataReport
+    from routespace.train.recipe.targets import Target
 
 NAME = "data"
 EXAMPLE = "routespace data check photos"
@@ -27,11 +33,21 @@ def group() -> None:
 
 @app.command("check", epilog=f"Example:  {EXAMPLE}")
 def check(
-    root: Annotated[Path, typer.Argument(help="A folder with train/<class>/ or <class>/, or a table (.csv).")],
+    root: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder with train/<class>/ or <class>/, a table (.csv), or annotations: of COCO's format "
+            "(.json, or a folder), or images/ and annotations/ with label maps."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Whose data it is, by name or file: the kind, and its fields.")
+    ] = None,
+    changes: Changes = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one for each processor.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every finding.")] = False,
 ) -> None:
-    """Find unreadable, truncated, huge, duplicate and misnamed pictures.
+    """Find unreadable, truncated, huge, duplicate and misnamed pictures, and annotations that do not fit.
 
     Exit code 0 when every picture can be read and 1 when not: training would stop at it, or leave it out where
     data.skip_bad allows for it.
@@ -39,18 +55,53 @@ def check(
     import os
 
     from routespace.files import json_text
-    from routespace.train.data.check import check_pictures
+    from routespace.train.recipe.annotated import AnnotatedSpec
 
+    spec, target = _data_of(root, recipe, changes or [])
     with _bar(shown=not as_json) as progress:
-        report = check_pictures(root, workers=workers or os.cpu_count() or 1, progress=progress)
+        how: Any = {"workers": workers or os.cpu_count() or 1, "progress": progress}
+        if isinstance(spec, AnnotatedSpec):
+            from routespace.train.data.annotated.check import check_annotated
+            from routespace.train.data.annotated.kinds import ANNOTATIONS
+
+            report = check_annotated(ANNOTATIONS[type(spec)](spec, target), **how)
+        else:
+            from routespace.train.data.check import check_pictures
+
+            report = check_pictures(spec.root, **how)
     if as_json:
         found = [finding._asdict() for finding in report.findings]
         data = {"ok": report.ok, "counts": report.counts, "left_out": report.left_out, "findings": found}
-        print(json_text(data))
+        print(json_text(data | ({} if report.images is None else {"images": report.images})))
     else:
         show(report)
     if not report.ok:
         raise typer.Exit(UNREADABLE)
+
+
+def _data_of(root: Path | None, name: str | None, changes: list[str]) -> tuple[Any, Target]:
+    """What to check: the data section, and the target that it is asked for."""
+    from routespace.errors import DataError, SpecError
+    from routespace.train.recipe.annotated import AnnotatedSpec
+    from routespace.train.recipe.data import CsvSpec, FolderSpec
+    from routespace.train.recipe.data_kinds import spec_at
+
+    if name is not None:
+        from routespace.cli.train import with_changes
+
+        recipe = with_changes(name, changes, data=root)
+        spec: Any = recipe.data
+        target = recipe.task.target
+    elif root is None or changes:
+        raise SpecError("data: give a folder or file, or --recipe (which --set changes)")
+    else:
+        spec = spec_at(root)
+        target = "label" if not isinstance(spec, AnnotatedSpec) else spec.targets[-1]
+        if "masks" in spec.targets:
+            target = "objects"
+    if not isinstance(spec, AnnotatedSpec | CsvSpec | FolderSpec) or spec.root is None:
+        raise DataError(f"data.kind: {spec.model_dump()['kind']!r} has no files to check; give a folder or file")
+    return spec, target
 
 
 def show(report: DataReport) -> None:
@@ -65,7 +116,8 @@ def show(report: DataReport) -> None:
         if len(findings) > SHOWN:
             print(f"  … and {len(findings) - SHOWN} more; --json lists all")
     if not report.findings:
-        print("every picture can be read; none is huge, there twice, or misnamed")
+        what = "annotations fit" if report.images is not None else "none is huge, there twice, or misnamed"
+        print(f"every picture can be read; {what}")
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def with_changes(
 
     recipe, more = load_recipe(name), parse_assignments(changes)
     if data is not None:
-        more |= data_at(data)
+        more |= data_at(data, recipe.data)
     more |= {field: value for field, value in (("seed", seed), ("train.device", device)) if value is not None}
     return recipe.override(more) if more else recipe
 

@@ -13,7 +13,7 @@ from routespace.deploy.scores import Score, ScoreStage
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
 from routespace.train.data.record import DataRecord
-from routespace.train.recipe.data import PicturesSpec
+from routespace.train.recipe.data import FilesSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import WANTED, RunFolder
 from routespace.values import Value
@@ -74,4 +74,4 @@ def with_score(scores: tuple[Score, ...], new: Score) -> tuple[Score, ...]:
 def images_of(recipe: Recipe) -> str:
     """The kind of a recipe's images, and the name of their folder or table."""
     data = recipe.data
-    return f"{data.kind} {Path(data.root).name}" if isinstance(data, PicturesSpec) and data.root else data.kind
+    return f"{data.kind} {Path(data.root).name}" if isinstance(data, FilesSpec) and data.root else data.kind

@@ -326,7 +326,7 @@ def test_shards_travel_to_loader_processes(tmp_path):
     changes = {"data.kind": "webdataset", "data.root": str(tmp_path), "grid.num_classes": 3, "routing": "static"}
     recipe = tiny().override(changes)
     found = [
-        torch.cat([images for images, _ in make_loaders(recipe.override({"data.workers": workers})).train])
-        for workers in (0, 1)
+        torch.cat([group.images for groups in make_loaders(changed).train for group in groups])
+        for changed in (recipe.override({"data.workers": workers}) for workers in (0, 1))
     ]
     assert torch.equal(*found)

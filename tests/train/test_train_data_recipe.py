@@ -17,6 +17,7 @@ from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec
 from routespace.train.recipe.data_kinds import SPECS
 from routespace.train.recipe.recipe import Recipe
 
+ANNOTATED = ("coco", "segmentation", "voc", "cityscapes")  # which give no labels
 FOLDER = {"data.kind": "folder", "data.root": "/photos"}
 # What a recipe's data section was when one spec had the fields of both kinds.
 FORMER = {
@@ -27,8 +28,12 @@ FORMER = {
 
 
 def test_each_kind_has_its_own_fields_and_reads_back():
-    assert list(SPECS) == ["digits", "folder", "csv", "webdataset", "timm", "scenes"]
+    assert list(SPECS) == ["digits", "folder", "csv", "webdataset", "timm", "scenes", *ANNOTATED]
     for kind, spec in SPECS.items():
+        if kind in ANNOTATED:
+            with pytest.raises(SpecError, match=f"data.kind: '{kind}' gives .*and the task asks for label"):
+                tiny(data__kind=kind)
+            continue
         recipe = tiny(data__kind=kind)
         assert type(recipe.data) is spec
         assert Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -36,7 +41,8 @@ def test_each_kind_has_its_own_fields_and_reads_back():
         type(Recipe.parse({"name": "x", "grid": TINY["grid"]} | {"data": {"digit_px": [8, 9]}}).data) is DigitsSpec
     )
     for name in recipe_names():
-        assert load_recipe(name).preprocess.size == load_recipe(name).grid.image_size
+        recipe = load_recipe(name)
+        assert recipe.task.target != "label" or recipe.preprocess.size == recipe.grid.image_size
 
 
 def test_another_kind_keeps_what_both_have():
@@ -71,7 +77,7 @@ def test_a_search_varies_the_fields_of_its_kind():
         (FOLDER | {"data.label_column": "x"}, ["data.label_column", "csv"]),
         ({"data.nonsense": 1}, ["data.nonsense", "unknown", "train_size", "crop_pct"]),
         ({"data": {"kind": "folder", "nonsense": 1}}, ["data.nonsense", "unknown", "crop_pct"]),
-        ({"data.kind": "coco"}, ["data.kind", "'coco'", "webdataset"]),
+        ({"data.kind": "imagenet"}, ["data.kind", "'imagenet'", "webdataset"]),
         ({"data.kind": ["folder"]}, ["data.kind", "webdataset"]),
         ({"data": 5}, ["data"]),
         (FOLDER | {"data.auto_augment": "foo"}, ["data.auto_augment", "foo", "rand-m9-mstd0.5-inc1"]),

@@ -3,6 +3,8 @@
     check_pictures   every file of a folder or table, read as a whole, in several processes
     quick_check      headers alone, before the first epoch
 
+Pictures with boxes, masks or classes of pixels are checked by `annotated/check.py`.
+
 No torch here, so that a checking process starts at once.
 """
 
@@ -13,31 +15,33 @@ import io
 import multiprocessing
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from PIL import Image
 
 from routespace.errors import DataError
 from routespace.pictures import header, quiet_pillow, why_unreadable
-from routespace.train.data.catalogue import Catalogue, Entry, Listed, Reader, Split
+from routespace.train.data.catalogue import Catalogue, Entry, Listed, Split
 from routespace.train.data.folder import FolderCatalogue, told_left_out
 from routespace.train.data.table import TableCatalogue
-from routespace.train.recipe.data import CsvSpec
-from routespace.train.recipe.data_kinds import spec_at
+from routespace.train.recipe.data import CsvSpec, FolderSpec
+from routespace.train.recipe.data_kinds import TABLES, absolute
 
-Problem = Literal["unreadable", "truncated", "huge", "duplicate", "wrong ending"]
+Problem = Literal["unreadable", "truncated", "annotation", "left out", "huge", "duplicate", "wrong ending"]
 PROBLEMS: dict[Problem, str] = {
     "unreadable": "cannot be read",
     "truncated": "cannot be read to the end",
+    "annotation": "with annotations that do not fit",
+    "left out": "with annotations that are left out",
     "huge": "so large that they slow training down",
     "duplicate": "of the same content as another",
     "wrong ending": "of another format than their name says",
 }
-BAD: tuple[Problem, ...] = ("unreadable", "truncated")  # what training stops at, or skips
+BAD: tuple[Problem, ...] = ("unreadable", "truncated", "annotation")  # what training stops at, or skips
 HUGE_PX = 50_000_000  # pixels: about half a second to decode
 QUICK = 20_000  # headers read before a training, two seconds of a local disk: of more, as many by chance
 THREADS = 8
@@ -67,11 +71,15 @@ class DataReport:
         counts: part → class → pictures.
         left_out: what is no picture, such as ".heic" → 3.
         findings: by kind of problem, then by path.
+        images: part → pictures, where `counts` are of objects.
+        classes: how many there are, where pictures may be without any.
     """
 
     counts: dict[str, dict[str, int]]
     left_out: dict[str, int]
     findings: tuple[Finding, ...]
+    images: Mapping[str, int] | None = None
+    classes: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -81,14 +89,16 @@ class DataReport:
     @property
     def text(self) -> str:
         """One line: how many pictures of how many classes in which part."""
-        classes = {name for found in self.counts.values() for name in found}
-        parts = ", ".join(f"{part} {sum(found.values())}" for part, found in self.counts.items())
-        total = sum(sum(found.values()) for found in self.counts.values())
+        classes = self.classes or len({name for found in self.counts.values() for name in found})
+        objects = {part: sum(found.values()) for part, found in self.counts.items()}
+        images = self.images or objects
+        parts = ", ".join(f"{part} {count}" for part, count in images.items())
+        more = f", {sum(objects.values())} objects" if self.images and any(objects.values()) else ""
         told = f"; left out: {told_left_out(self.left_out)}" if self.left_out else ""
-        return f"{len(classes)} classes, {total} images ({parts}){told}"
+        return f"{classes} classes, {sum(images.values())} images ({parts}){more}{told}"
 
 
-class _File(NamedTuple):
+class CheckedFile(NamedTuple):
     """What reading a file showed."""
 
     digest: str | None
@@ -111,15 +121,8 @@ def check_pictures(
     """
     parts = _parts(root)
     places = [str(entry.place) for listed in parts.values() for entry in listed.entries]
-    found = []
-    for file in _examined(places, workers):
-        found.append(file)
-        if progress is not None:
-            progress(len(found), len(places))
-    files = dict(zip(places, found, strict=True))
-    findings = [Finding(path, file.problem, file.detail) for path, file in files.items() if file.problem]
-    findings += _duplicates(parts, files)
-    order = list(PROBLEMS)
+    files = read_files(places, workers, progress)
+    findings = [*file_findings(files), *_duplicates(parts, files)]
     left_out: dict[str, int] = defaultdict(int)
     counts: dict[str, dict[str, int]] = {}
     for part, listed in parts.items():
@@ -128,21 +131,43 @@ def check_pictures(
             counts[part][entry.name] += 1
         for kind, count in listed.left_out.items():
             left_out[kind] += count
-    return DataReport(
-        {part: dict(found) for part, found in counts.items()},
-        dict(left_out),
-        tuple(sorted(findings, key=lambda finding: (order.index(finding.problem), finding.path))),
-    )
+    return DataReport({part: dict(found) for part, found in counts.items()}, dict(left_out), in_order(findings))
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """By kind of problem, then by path."""
+    order = list(PROBLEMS)
+    return tuple(sorted(findings, key=lambda finding: (order.index(finding.problem), finding.path)))
+
+
+def read_files(
+    places: Sequence[str], workers: int, progress: Callable[[int, int], None] | None = None
+) -> dict[str, CheckedFile]:
+    """What reading each file as a whole showed; arguments as in `check_pictures`."""
+    found: list[CheckedFile] = []
+    for file in _examined(places, workers):
+        found.append(file)
+        if progress is not None:
+            progress(len(found), len(places))
+    return dict(zip(places, found, strict=True))
+
+
+def file_findings(files: Mapping[str, CheckedFile]) -> Iterator[Finding]:
+    """What is wrong with single files."""
+    return (Finding(path, file.problem, file.detail) for path, file in files.items() if file.problem)
 
 
 def _parts(root: Path | str) -> dict[str, Listed]:
-    spec = spec_at(root)
-    catalogue: Catalogue = TableCatalogue(spec) if isinstance(spec, CsvSpec) else FolderCatalogue(spec)
+    catalogue: Catalogue
+    if Path(root).suffix.lower() in TABLES:
+        catalogue = TableCatalogue(CsvSpec(root=absolute(root)))
+    else:
+        catalogue = FolderCatalogue(FolderSpec(root=absolute(root)))
     splits: tuple[Split, ...] = ("train", "val", "test")
     return {split: listed for split in splits if (listed := catalogue.part(split)) is not None}
 
 
-def _examined(places: Sequence[str], workers: int) -> Iterator[_File]:
+def _examined(places: Sequence[str], workers: int) -> Iterator[CheckedFile]:
     if workers <= 1:
         yield from map(examine, places)
         return
@@ -151,7 +176,7 @@ def _examined(places: Sequence[str], workers: int) -> Iterator[_File]:
         yield from pool.map(examine, places, chunksize=CHUNK)
 
 
-def examine(path: str) -> _File:
+def examine(path: str) -> CheckedFile:
     """Read one file as a whole."""
     digest = None
     try:
@@ -162,18 +187,18 @@ def examine(path: str) -> _File:
             try:
                 image.load()
             except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
-                return _File(digest, "truncated", why_unreadable(error, path))
+                return CheckedFile(digest, "truncated", why_unreadable(error, path))
     except Exception as error:
-        return _File(digest, "unreadable", why_unreadable(error, path))
+        return CheckedFile(digest, "unreadable", why_unreadable(error, path))
     named = Image.registered_extensions().get(Path(path).suffix.lower())
     if named != form and not any({named, form} <= same for same in SAME_FORMAT):
-        return _File(digest, "wrong ending", f"is {form}")
+        return CheckedFile(digest, "wrong ending", f"is {form}")
     if size[0] * size[1] > HUGE_PX:
-        return _File(digest, "huge", f"{size[0]} × {size[1]} pixels")
-    return _File(digest, None, "")
+        return CheckedFile(digest, "huge", f"{size[0]} × {size[1]} pixels")
+    return CheckedFile(digest, None, "")
 
 
-def _duplicates(parts: dict[str, Listed], files: dict[str, _File]) -> Iterator[Finding]:
+def _duplicates(parts: dict[str, Listed], files: dict[str, CheckedFile]) -> Iterator[Finding]:
     """Each file whose content was there before, with what that means: another class, or another part."""
     first: dict[str, tuple[str, Entry]] = {}
     for part, listed in parts.items():
@@ -192,14 +217,25 @@ def _duplicates(parts: dict[str, Listed], files: dict[str, _File]) -> Iterator[F
             yield Finding(path, "duplicate", ", ".join(notes))
 
 
-def quick_check(reader: Reader, entries: Sequence[Entry], *, where: str, skip_bad: int) -> tuple[str, ...]:
-    """Read the headers of all pictures, or of `QUICK` of very many.
+class Examiner(Protocol):
+    """What looks at pictures before they are trained on."""
+
+    def trouble(self, place: Any, /) -> str | None:
+        """One line on why the picture at a place cannot be read, or None."""
+        ...
+
+
+def quick_check(
+    reader: Examiner, entries: Sequence[Entry], *, where: str, skip_bad: int, most: int | None = None
+) -> tuple[str, ...]:
+    """Read the headers of all pictures, or of some of very many.
 
     Args:
-        reader: reads them.
+        reader: looks at them.
         entries: the pictures of a training.
         where: what to call the data, for the message.
         skip_bad: how many unreadable ones may be left out.
+        most: of more, as many are looked at by chance; None for `QUICK`.
 
     Returns:
         A line for each unreadable picture.
@@ -207,7 +243,8 @@ def quick_check(reader: Reader, entries: Sequence[Entry], *, where: str, skip_ba
     Raises:
         DataError: more are unreadable than may be left out.
     """
-    some = entries if len(entries) <= QUICK else random.Random(0).sample(list(entries), QUICK)
+    most = QUICK if most is None else most
+    some = entries if len(entries) <= most else random.Random(0).sample(list(entries), most)
     with quiet_pillow(), ThreadPoolExecutor(THREADS) as pool:
         bad = [word for word in pool.map(lambda entry: reader.trouble(entry.place), some) if word is not None]
     if len(bad) > skip_bad:

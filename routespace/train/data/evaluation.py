@@ -10,7 +10,7 @@ from routespace.grid.spec import GridSpec
 from routespace.preprocess import Preprocess
 from routespace.train.data.loaders import Loaders
 from routespace.train.data.source import make_source
-from routespace.train.recipe.data import PicturesSpec
+from routespace.train.recipe.data import FilesSpec
 from routespace.train.recipe.data_kinds import data_at
 from routespace.train.recipe.recipe import Recipe
 
@@ -40,8 +40,8 @@ def evaluation_loaders(
         DataError: no such images, a class that is none of the network's, or another number of classes.
         SpecError: data that the network cannot read.
     """
-    own = recipe.data.root if isinstance(recipe.data, PicturesSpec) else None
-    changes = data_at(data) if data is not None else {}
+    own = recipe.data.root if isinstance(recipe.data, FilesSpec) else None
+    changes = data_at(data, recipe.data) if data is not None else {}
     whole = data is not None and (own is None or Path(own).resolve() != Path(changes["data.root"]).resolve())
     for field in ("in_channels", "num_classes", "image_size"):
         wanted = getattr(spec, field)

@@ -23,7 +23,7 @@ from routespace.errors import DataError
 from routespace.train.data.prefetch import Prefetch
 from routespace.train.data.skipping import Batches, Group, Guarded, Skipped, Steps, collate
 from routespace.train.data.source import Source, make_source
-from routespace.train.recipe.data import PicturesSpec
+from routespace.train.recipe.data import FilesSpec
 from routespace.train.recipe.parts import AUTO
 from routespace.train.recipe.recipe import Recipe
 
@@ -82,7 +82,7 @@ class Loaders:
     def __init__(self, recipe: Recipe, source: Source, part: ProcessShare = ProcessShare()) -> None:
         self.recipe, self.source, self.part = recipe, source, part
         data = recipe.data
-        self._skipped = Skipped(data.skip_bad if isinstance(data, PicturesSpec) else 0)
+        self._skipped = Skipped(data.skip_bad if isinstance(data, FilesSpec) else 0)
         self._workers = min(data.workers, _cores())  # more would only be slower, as torch warns
 
     @property

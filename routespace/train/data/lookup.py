@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from routespace.train.data.annotated.kinds import ANNOTATIONS
 from routespace.train.data.catalogue import Catalogue
 from routespace.train.data.folder import FolderCatalogue
 from routespace.train.data.scenes.files import scene_files
@@ -32,3 +33,6 @@ def require_pictures(spec: object) -> None:
     catalogue = CATALOGUES.get(type(spec))
     if catalogue is not None:
         catalogue(spec)
+    annotations = ANNOTATIONS.get(type(spec))
+    if annotations is not None:
+        annotations(spec, "pixels")

@@ -29,14 +29,18 @@ class Summary:
     """What a run is about to see.
 
     Attributes:
-        counts: part (train, val) → class → pictures.
+        counts: part (train, val) → class → pictures, or objects where pictures have several.
         left_out: what was found and is no picture, such as ".heic" → 3.
         warnings: what to think about before training, a line each.
+        images: part → pictures, where `counts` are of objects.
+        classes: how many there are, where pictures may be without any.
     """
 
     counts: Mapping[str, Mapping[str, int]]
     left_out: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    images: Mapping[str, int] | None = None
+    classes: int | None = None
 
     @property
     def text(self) -> str:
@@ -44,10 +48,13 @@ class Summary:
         totals: Counter[str] = Counter()
         for part in self.counts.values():
             totals.update(part)
-        parts = ", ".join(f"{name} {sum(part.values())}" for name, part in self.counts.items())
+        images = self.images or {name: sum(part.values()) for name, part in self.counts.items()}
+        parts = ", ".join(f"{name} {count}" for name, count in images.items())
         each = examples((f"{name} {count}" for name, count in sorted(totals.items())), most=SHOWN_CLASSES)
+        objects = f", {sum(totals.values())} objects" if self.images and each else ""
         told = f"; left out: {told_left_out(dict(self.left_out))}" if self.left_out else ""
-        return f"{len(totals)} classes, {sum(totals.values())} images ({parts}): {each}{told}"
+        text = f"{self.classes or len(totals)} classes, {sum(images.values())} images ({parts}){objects}"
+        return f"{text}{f': {each}' if each else ''}{told}"
 
 
 def in_turn(size: int, classes: Sequence[str]) -> dict[str, int]:

@@ -4,8 +4,8 @@
     source.classes, source.summary.text
     source.train(), source.val(), source.test()          # datasets of (image, label)
 
-A new kind is a spec in `train/recipe/data.py`, a catalogue of its pictures (or a source of its own), and a line in
-`SOURCES`.
+A new kind is a spec in `train/recipe/`, a catalogue of its pictures, or its annotations, or a source of its own,
+and a line in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch.utils.data import Dataset
 
 from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
+from routespace.train.data.annotated.kinds import ANNOTATIONS
+from routespace.train.data.annotated.source import AnnotatedSource
+from routespace.train.data.annotated.truth import Annotations
 from routespace.train.data.catalogue import Catalogue, examples
 from routespace.train.data.digits_source import DigitsSource
 from routespace.train.data.lookup import CATALOGUES
@@ -25,7 +28,7 @@ from routespace.train.data.pictures import PictureSource
 from routespace.train.data.record import DataRecord, Summary
 from routespace.train.data.scenes.source import ScenesSource
 from routespace.train.data.timm_data import TimmCatalogue
-from routespace.train.recipe.data import DigitsSpec, PicturesSpec, TimmSpec
+from routespace.train.recipe.data import DigitsSpec, FilesSpec, TimmSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, absolute
 from routespace.train.recipe.parts import SELF, TIMM
 from routespace.train.recipe.recipe import Recipe
@@ -93,6 +96,7 @@ class Wanted:
         classes: names in output order of a network that exists; None takes those of the training images.
         whole: data without parts is taken as a whole for whatever is asked.
         target: what it gives with an image.
+        size: (H, W) of the recipe's grid.
     """
 
     spec: Any
@@ -101,6 +105,7 @@ class Wanted:
     classes: tuple[str, ...] | None
     whole: bool
     target: Target
+    size: tuple[int, int]
 
 
 def _pictures(catalogue: Callable[[Any], Catalogue]) -> Callable[[Wanted], Source]:
@@ -130,11 +135,28 @@ def _rendered(kind: Callable[..., Source]) -> Callable[[Wanted], Source]:
     return make
 
 
+def _annotated(annotations: Callable[[Any, Target], Annotations]) -> Callable[[Wanted], Source]:
+    def make(wanted: Wanted) -> Source:
+        return AnnotatedSource(
+            annotations(wanted.spec, wanted.target),
+            wanted.spec,
+            preprocess=wanted.preprocess,
+            size=wanted.size,
+            seed=wanted.seed,
+            target=wanted.target,
+            classes=wanted.classes,
+            whole=wanted.whole,
+        )
+
+    return make
+
+
 SOURCES: dict[type, Callable[[Wanted], Source]] = {
     DigitsSpec: _rendered(DigitsSource),
     **{spec: _pictures(catalogue) for spec, catalogue in CATALOGUES.items()},
     TimmSpec: _pictures(TimmCatalogue),
     ScenesSpec: _rendered(ScenesSource),
+    **{spec: _annotated(annotations) for spec, annotations in ANNOTATIONS.items()},
 }
 
 
@@ -165,13 +187,14 @@ def make_source(
         tuple(classes) if classes else None,
         whole,
         recipe.task.target,
+        recipe.grid.image_size,
     )
     source = SOURCES[type(recipe.data)](wanted)
     count, field = recipe.num_classes, recipe.task.classes_field
     if classes and len(classes) != count:
         raise SpecError(f"classes: {len(classes)} names for {count} outputs; give one for each")
     if len(source.classes) != count:
-        where = recipe.data.root if isinstance(recipe.data, PicturesSpec) else recipe.data.kind
+        where = recipe.data.root if isinstance(recipe.data, FilesSpec) else recipe.data.kind
         raise DataError(
             f"{field}: {count}, but {where} has {len(source.classes)} classes "
             f"({examples(source.classes, most=6)}); set {field}={len(source.classes)}"
@@ -185,7 +208,8 @@ def count_classes(recipe: Recipe) -> int:
     Raises:
         DataError: the data is missing or damaged.
     """
-    wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False, target=recipe.task.target)
+    target, size = recipe.task.target, recipe.grid.image_size
+    wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False, target=target, size=size)
     return len(SOURCES[type(recipe.data)](wanted).classes)
 
 

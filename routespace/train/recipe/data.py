@@ -6,6 +6,8 @@
     webdataset  .tar shards on this machine
     timm        Hugging Face and torchvision datasets, through timm's `create_dataset`
     scenes      cut-outs composed onto photographs (`scenes.py`)
+    coco, voc   boxes and masks of objects (`coco.py`, `voc.py`)
+    segmentation, cityscapes    a class for each pixel (`segmentation.py`)
 
 A new kind is a spec here, a member of `DATA_SPECS` in `data_kinds.py`, and its source in `train/data/source.py`.
 Reading one imports no torch.
@@ -22,7 +24,16 @@ from routespace.train.recipe.augment import check_augment
 from routespace.train.recipe.parts import AtLeast0, Natural, Section, Share, Whole
 from routespace.train.recipe.targets import RENDERED, Target
 
-__all__ = ["CsvSpec", "DigitsSpec", "FolderSpec", "Normalised", "PicturesSpec", "TimmSpec", "WebDatasetSpec"]
+__all__ = [
+    "CsvSpec",
+    "DigitsSpec",
+    "FilesSpec",
+    "FolderSpec",
+    "Normalised",
+    "PicturesSpec",
+    "TimmSpec",
+    "WebDatasetSpec",
+]
 
 DIGIT_CLASSES = 10
 MIN_DIGIT_PX = 8
@@ -52,9 +63,8 @@ class Normalised(Section):
     def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
         """Raise ValueError unless the data fits a network of that image size, channels and classes."""
         if target not in self.targets:
-            raise ValueError(
-                f"data.kind: it gives {self.targets[0]}s, and the task asks for {target}; give another"
-            )
+            kind, given = self.model_dump()["kind"], " or ".join(self.targets)
+            raise ValueError(f"data.kind: {kind!r} gives {given}, and the task asks for {target}; give another")
         _ = self.preprocess(size, channels)
 
 
@@ -94,33 +104,51 @@ class DigitsSpec(Normalised):
         super().check(size, channels=channels, classes=classes, target=target)
 
 
-class PicturesSpec(Normalised):
-    """What all kinds with pictures have: where they lie, how they are cut, held out and augmented.
+class FilesSpec(Normalised):
+    """What all kinds with picture files have.
 
     Args:
         root: where the data lies; a run keeps it as an absolute path.
         val_fraction: share of the training pictures that is held out where the data has no validation part of its
             own. Each picture's side follows from its own path below its class folder, whatever lies beside it;
             every class with two pictures or more keeps at least one on each side.
-        crop_pct, interpolation: of evaluation: the share of the resized picture's side that is kept, and how it
-            is resized (in training too).
+        interpolation: how pictures are resized, in evaluation and in training.
         background: RGB colour behind transparent parts, where the network has no alpha channel.
         skip_bad: how many unreadable pictures may be left out of the training, each named once; one more is an
             error.
-        scale, ratio, hflip, vflip, color_jitter, grayscale, blur, auto_augment, erasing: timm's augmentation
-            (`create_transform`): least cropped area, its aspect ratios, chances, strengths, and a policy such as
-            rand-m9-mstd0.5-inc1.
+        hflip: chance that a training picture is mirrored.
     """
 
     root: str | None = None
     val_fraction: Fraction = 0.2
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
     interpolation: Interpolation = "bicubic"
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
     skip_bad: Whole = 0
+    hflip: Share = 0.5
+
+    def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
+        """Pictures have 1, 3 or 4 channels."""
+        if channels not in (1, 3, 4):
+            raise ValueError(
+                f"grid.in_channels: {channels} is not allowed with data.kind {self.model_dump()['kind']!r}; "
+                f"pictures are read as 1 (grey), 3 (RGB) or 4 (RGBA)"
+            )
+        super().check(size, channels=channels, classes=classes, target=target)
+
+
+class PicturesSpec(FilesSpec):
+    """What all kinds with pictures of classes have: how they are cut and augmented.
+
+    Args:
+        crop_pct: of evaluation: the share of the resized picture's side that is kept.
+        scale, ratio, vflip, color_jitter, grayscale, blur, auto_augment, erasing: timm's augmentation
+            (`create_transform`): least cropped area, its aspect ratios, chances, strengths, and a policy such as
+            rand-m9-mstd0.5-inc1.
+    """
+
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.9
     scale: Annotated[float, Field(gt=0, le=1)] = 0.08
     ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
-    hflip: Share = 0.5
     vflip: Share = 0.0
     color_jitter: AtLeast0 = 0.0
     grayscale: Share = 0.0
@@ -147,12 +175,7 @@ class PicturesSpec(Normalised):
         return Preprocess.parse({"size": size, "channels": channels, **same}, name="data")
 
     def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
-        """Pictures have 1, 3 or 4 channels; with 4 not every augmentation is defined."""
-        if channels not in (1, 3, 4):
-            raise ValueError(
-                f"grid.in_channels: {channels} is not allowed with data.kind {self.model_dump()['kind']!r}; "
-                f"pictures are read as 1 (grey), 3 (RGB) or 4 (RGBA)"
-            )
+        """With 4 channels not every augmentation is defined."""
         for name in ("auto_augment", "grayscale"):
             if channels == 4 and getattr(self, name):
                 raise ValueError(f"data.{name}: not possible with grid.in_channels 4 (RGBA); leave it out")

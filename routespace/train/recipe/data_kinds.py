@@ -5,8 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec, Normalised, TimmSpec, WebDatasetSpec
+from routespace.train.recipe.annotated import AnnotatedSpec
+from routespace.train.recipe.coco import CocoSpec
+from routespace.train.recipe.data import (
+    CsvSpec,
+    DigitsSpec,
+    FilesSpec,
+    FolderSpec,
+    Normalised,
+    TimmSpec,
+    WebDatasetSpec,
+)
 from routespace.train.recipe.scenes import ScenesSpec
+from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec
+from routespace.train.recipe.voc import VocSpec
 
 LOCATIONS = (
     "root",
@@ -15,8 +27,13 @@ LOCATIONS = (
     "backgrounds",
 )  # where data lies: no part of what is trained
 TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
-DATA_SPECS = (DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec, ScenesSpec)
-DataSpec = DigitsSpec | FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec | ScenesSpec
+COCO_FILES = "annotations/*.json"  # what a folder in COCO's format has
+DATA_SPECS = (
+    *(DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec, ScenesSpec),
+    *(CocoSpec, SegmentationSpec, VocSpec, CityscapesSpec),
+)
+PictureSpec = FolderSpec | CsvSpec | WebDatasetSpec | TimmSpec
+DataSpec = DigitsSpec | ScenesSpec | PictureSpec | CocoSpec | SegmentationSpec | VocSpec | CityscapesSpec
 SPECS: dict[str, type[Normalised]] = {
     get_args(spec.model_fields["kind"].annotation)[0]: spec for spec in DATA_SPECS
 }
@@ -37,16 +54,37 @@ _OF_FOLDER = {
 _FORMER = _BOTH | _OF_DIGITS | _OF_FOLDER
 
 
-def spec_at(path: str | Path) -> FolderSpec | CsvSpec:
-    """What `--data PATH` stands for: a folder of pictures, or a table by its ending."""
-    kind = CsvSpec if Path(path).suffix.lower() in TABLES else FolderSpec
-    return kind(root=absolute(path))
+def spec_at(path: str | Path, now: Normalised | None = None) -> FilesSpec:
+    """What `--data PATH` stands for.
+
+    A .json file is annotations in COCO's format, a .csv or .tsv file a table. A folder is what it looks like: of
+    annotations in COCO's format, of pictures and label maps, or of pictures in folders of their class.
+
+    Args:
+        path: the folder or file.
+        now: what it takes the place of: annotations of a kind that a folder does not tell keep it.
+    """
+    return _kind_at(Path(path), now)(root=absolute(path))
 
 
-def data_at(path: str | Path) -> dict[str, Any]:
-    """The recipe fields that `--data PATH` stands for, for `Recipe.override`."""
-    spec = spec_at(path)
-    return {"data.kind": spec.kind, "data.root": spec.root}
+def _kind_at(path: Path, now: Normalised | None) -> type[FilesSpec]:
+    if path.suffix.lower() in TABLES:
+        return CsvSpec
+    if path.suffix.lower() == ".json":
+        return CocoSpec
+    if isinstance(now, AnnotatedSpec):
+        return type(now)
+    if any(path.glob(COCO_FILES)) or any(path.glob("*/_annotations.coco.json")):
+        return CocoSpec
+    if (path / "images").is_dir() and (path / "annotations").is_dir():
+        return SegmentationSpec
+    return FolderSpec
+
+
+def data_at(path: str | Path, now: Normalised | None = None) -> dict[str, Any]:
+    """The recipe fields that `--data PATH` stands for, for `Recipe.override`; `now` as in `spec_at`."""
+    spec = spec_at(path, now)
+    return {"data.kind": spec.model_dump()["kind"], "data.root": spec.root}
 
 
 def absolute(path: str | Path) -> str:

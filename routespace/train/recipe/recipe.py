@@ -254,8 +254,9 @@ class Recipe(Value):
 
     @property
     def preprocess(self) -> Preprocess:
-        """How evaluation feeds the network."""
-        return self.data.preprocess(self.grid.image_size, self.grid.in_channels)
+        """How evaluation feeds the network: whole pictures, where their objects or pixels are to be found."""
+        fed = self.data.preprocess(self.grid.image_size, self.grid.in_channels)
+        return fed if self.task.target == "label" else fed.inside(multiple=self.grid.max_down)
 
     @cached_property
     def hash(self) -> str:

@@ -3,7 +3,8 @@
     label      int: the class of the image
     objects    dict: boxes and classes of its objects
     masks      the same, with a mask for each
-    pixels     int64 (H, W): the class of each pixel, IGNORE where nobody knows
+    pixels     int64 (H, W): the class of each pixel, IGNORE where nobody knows; while training those of the image
+               as it is fed, of held-out pictures those of the picture itself, in whose size they are judged
 
 The dict of an image's N objects, all tensors:
 

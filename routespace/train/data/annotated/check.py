@@ -1,0 +1,62 @@
+"""Checking annotated pictures as a whole before they are trained on: files, sizes, masks and label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from routespace.errors import DataError
+from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Annotations
+from routespace.train.data.catalogue import Split
+from routespace.train.data.check import THREADS, DataReport, Finding, file_findings, in_order, read_files
+
+
+def check_annotated(
+    annotations: Annotations, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> DataReport:
+    """Read every picture, and what is known of it.
+
+    Args:
+        annotations: of a recipe's data section.
+        workers: processes that read pictures; 1 reads in this one.
+        progress: called with how many pictures of how many are done.
+
+    Raises:
+        DataError: a file of annotations, or a folder, is missing or says what cannot be meant.
+    """
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    parts = {split: part for split in splits if (part := annotations.part(split)) is not None}
+    images = [image for part in parts.values() for image in part.images]
+    files = read_files(list(dict.fromkeys(image.place for image in images)), workers, progress)
+    findings = list(file_findings(files))
+    readable = [image for image in images if files[image.place].problem not in ("unreadable", "truncated")]
+    with ThreadPoolExecutor(THREADS) as pool:
+        words = pool.map(lambda image: _trouble(annotations, image), readable)
+        findings += [
+            Finding(image.place, "annotation", word) for image, word in zip(readable, words, strict=True) if word
+        ]
+    findings += [Finding(part.where, "left out", note) for part in parts.values() for note in part.notes]
+    counts: dict[str, dict[str, int]] = {split: _objects(annotations, part) for split, part in parts.items()}
+    return DataReport(
+        counts,
+        {},
+        in_order(findings),
+        images={split: len(part.images) for split, part in parts.items()},
+        classes=max((len(part.classes) for part in parts.values()), default=0),
+    )
+
+
+def _trouble(annotations: Annotations, image: Annotated) -> str | None:
+    """Why a picture's annotations cannot be used, or None; masks are painted for it."""
+    found = annotations.trouble(image)
+    if found is None:
+        try:
+            annotations.truth(image)
+        except DataError as error:
+            found = str(error)
+    return None if found is None else found.removeprefix(f"{image.place}: ")
+
+
+def _objects(annotations: Annotations, part: AnnotatedPart) -> dict[str, int]:
+    found = annotations.objects(part.images)
+    return {part.classes[label]: count for label, count in sorted(found.items())}

@@ -1,0 +1,108 @@
+"""Annotated pictures as datasets: (image, target), see `recipe/targets.py`.
+
+An item is a pure function of (seed, epoch, index), as those of `pictures.py` are.
+
+Shapes: C channels · N objects · H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from routespace.pictures import read_picture
+from routespace.preprocess import Preprocess
+from routespace.train.data.annotated.truth import Annotated, Annotations, Truth, require_size
+from routespace.train.data.annotated.vary import OF_OBJECTS, Change, Sample, resized, sample_of
+from routespace.train.data.augment import seeded
+from routespace.train.recipe.targets import IGNORE
+
+
+class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
+    """Some pictures as (image (C, H, W) float normalised, target).
+
+    Objects are told in pixels of the image as it is fed. So are pixels while training; held-out ones have the
+    picture's own size, in which they are judged.
+
+    Args:
+        images: the pictures.
+        annotations: reads their truth.
+        labels: label in the data → the network's.
+        preprocess: how evaluation feeds the network.
+        varied: how training varies them; None as in evaluation.
+        seed: of what is drawn.
+
+    Raises:
+        DataError: by an item, that its picture or truth cannot be read.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Annotated],
+        annotations: Annotations,
+        labels: Sequence[int],
+        *,
+        preprocess: Preprocess,
+        varied: Change | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images, self.annotations, self.preprocess, self.seed = images, annotations, preprocess, seed
+        self.labels: NDArray[np.int64] = np.full(IGNORE + 1, IGNORE, np.int64)
+        if len(labels) > IGNORE:
+            self.labels = np.full(len(labels) + 1, IGNORE, np.int64)
+        self.labels[: len(labels)] = labels
+        self.varied = varied
+        # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws of the variation."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, fed = self.images[index], self.preprocess
+        picture = read_picture(image.place, fed.channels, background=fed.background)
+        size = (picture.height, picture.width)
+        require_size(image, size)
+        sample = sample_of(picture, self._named(self.annotations.truth(image)))
+        if self.varied is not None:
+            with seeded(self.seed, int(self._epoch), index):
+                sample = self.varied(sample)
+            numbers = fed.numbers(sample["image"])
+        else:
+            if "pixels" not in sample:
+                sample = resized(sample, fed.fed_size(*size), fed.interpolation)
+            numbers = fed(picture)
+        return torch.from_numpy(numbers), target_of_sample(sample, image.image_id, size, numbers.shape[1:])
+
+    def _named(self, truth: Truth) -> Truth:
+        """The truth with the network's labels."""
+        if truth.pixels is not None:
+            return Truth(pixels=self.labels[truth.pixels].astype(np.uint8))
+        return Truth(truth.boxes, self.labels[truth.labels], truth.crowd, truth.area, truth.masks)
+
+
+def target_of_sample(sample: Sample, image_id: int, size: tuple[int, int], fed: Sequence[int]) -> Any:
+    """A sample's target; `size` is the picture's own (H, W), `fed` that of what is fed."""
+    if "pixels" in sample:
+        return sample["pixels"].as_subclass(Tensor).long()
+    found: dict[str, Tensor] = {
+        "boxes": sample["boxes"].as_subclass(Tensor),
+        **{name: sample[name] for name in OF_OBJECTS},
+        "image_id": torch.tensor(image_id),
+        "size": torch.tensor(size),
+        "fed": torch.tensor(tuple(fed)),
+    }
+    if "masks" in sample:
+        found["masks"] = sample["masks"].as_subclass(Tensor)
+    return found

@@ -1,0 +1,285 @@
+"""Annotations in COCO's format: what is read, what is left out, what is refused."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from train_annotated import SQUARE, annotation, coco_data, noise, rle, some_coco, source_of, write_coco
+
+from routespace.errors import DataError, SpecError
+from routespace.train.data.annotated.check import check_annotated
+from routespace.train.data.annotated.coco import coco_annotations
+from routespace.train.data.annotated.coco_file import run_lengths
+from routespace.train.data.loaders import collate
+from routespace.train.recipe.coco import CocoSpec
+from routespace.train.recipe.data_kinds import data_at, spec_at
+from routespace.train.recipe.targets import BACKGROUND
+
+SIZES = [(48, 64), (64, 48)]
+
+
+def spec(root, **fields):
+    return CocoSpec(root=str(root), **{"hflip": 0.0, "eval_size": (48, 64)} | fields)
+
+
+def oracle(file, image):
+    """What pycocotools reads: boxes, categories and masks of an image."""
+    coco = COCO(str(file))
+    found = coco.loadAnns(coco.getAnnIds(imgIds=image))
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in (one["bbox"] for one in found)]
+    return boxes, [one["category_id"] for one in found], [coco.annToMask(one).astype(bool) for one in found]
+
+
+def test_boxes_and_masks_are_those_of_pycocotools(tmp_path):
+    hole = np.zeros((48, 64), bool)
+    hole[5:40, 8:50], hole[10:20, 20:30] = True, False
+    annotations = [
+        annotation(1, 1),
+        annotation(2, 1, 90, (2, 2, 9, 9), [[2, 2, 11, 2, 11, 11], [3.5, 30, 9, 30, 9, 41.5, 3, 40]]),
+        annotation(3, 1, 90, (8, 5, 42, 35), rle(hole), crowd=1),
+        annotation(4, 1, 3, (8, 5, 42, 35), rle(hole, compressed=False)),
+    ]
+    file = write_coco(tmp_path, coco_data(SIZES, annotations))
+    boxes, categories, masks = oracle(file, 1)
+    source = source_of(spec(file), "masks", whole=True)
+    assert source.classes == ("cat", "dog")
+    found = source.test()[0][1]
+    assert found["boxes"].tolist() == boxes
+    assert [[3, 90][label] for label in found["labels"]] == categories
+    assert torch.equal(found["masks"], torch.from_numpy(np.stack(masks)))
+    assert found["crowd"].tolist() == [False, False, True, False]
+    assert found["area"].tolist() == [one["area"] for one in annotations]
+    assert (found["size"].tolist(), found["fed"].tolist(), int(found["image_id"])) == ([48, 64], [48, 64], 1)
+
+
+def test_all_that_is_known_follows_when_a_picture_is_resized(tmp_path):
+    file = write_coco(tmp_path, coco_data([(96, 128), (128, 96)], [annotation(1, 1), annotation(2, 2)]))
+    for number, fed in ((0, (48, 64)), (1, (64, 48))):
+        image, found = source_of(spec(file), "masks", whole=True).test()[number]
+        assert image.shape == (3, *fed)
+        assert found["boxes"].tolist() == [[5, 3, 15, 11]]
+        assert found["area"].tolist() == [320]
+        (mask,) = found["masks"]
+        assert mask.shape == fed
+        ys, xs = mask.nonzero(as_tuple=True)
+        assert (xs.min(), ys.min(), xs.max(), ys.max()) == (5, 3, 14, 10)
+        assert mask.sum() == 80
+        assert found["fed"].tolist() == list(fed)
+        assert found["size"].tolist() == [2 * side for side in fed]
+
+
+def test_pictures_without_objects_and_classes_without_pictures_are_fine(tmp_path):
+    some_coco(tmp_path)
+    categories = ((7, "ant"), (3, "cat"), (90, "dog"))
+    write_coco(tmp_path, coco_data(SIZES, [], categories), "test")
+    source = source_of(spec(tmp_path, val_fraction=0.4), "masks", classes=("dog", "cat", "ant"))
+    groups, unreadable = collate([type("S", (), {"item": source.test()[i], "unreadable": ()}) for i in range(2)])
+    assert not unreadable
+    for group in groups:
+        assert group.images.shape[0] == 1
+        assert group.targets[0]["boxes"].shape == (0, 4)
+        assert group.targets[0]["masks"].shape == (0, *group.images.shape[2:])
+    found = [source.train()[i][1] for i in range(len(source.train()))]
+    assert {int(label) for one in found for label in one["labels"]} <= {0, 1}  # by name: cat is 1
+    assert 0 in [len(one["labels"]) for one in found]
+
+
+def test_classes_of_pixels_are_the_background_and_the_categories(tmp_path):
+    big, small = (0, 0, 40, 40), (10, 10, 10, 10)
+    squares = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in (small, big)]
+    file = write_coco(
+        tmp_path,
+        coco_data([(48, 64)], [annotation(1, 1, 90, small, squares[0]), annotation(2, 1, 3, big, squares[1])]),
+    )
+    source = source_of(spec(file), "pixels", whole=True)
+    assert source.classes == (BACKGROUND, "cat", "dog")
+    pixels = source.test()[0][1]
+    assert pixels.dtype == torch.int64
+    assert pixels.shape == (48, 64)
+    assert torch.bincount(pixels.flatten()).tolist() == [48 * 64 - 1600, 1500, 100]
+    assert pixels[10, 10] == 2
+
+
+# -- what annotations may not say --------------------------------------------------------------------------------
+
+
+def bad(**changes):
+    """An annotation of image 1 with other fields; None takes one away."""
+    fields = annotation(17, 1) | changes
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (bad(image_id=9), ["annotation 17", "image 9", "not among its images"]),
+        (bad(image_id=None), ["annotation 17", "image None"]),
+        (bad(category_id=4), ["annotation 17", "category 4"]),
+        (bad(bbox=None), ["annotation 17", "bbox"]),
+        (bad(bbox=[1, 2, 3]), ["annotation 17", "[1, 2, 3]"]),
+        (bad(bbox=[1, 2, 3, float("nan")]), ["annotation 17", "bbox"]),
+        (bad(segmentation=None), ["annotation 17", "no segmentation"]),
+        (bad(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), ["annotation 17", "polygon"]),
+        (bad(segmentation=[["a", 2, 3, 4, 5, 6]]), ["annotation 17", "polygon"]),
+        (bad(segmentation=rle(np.ones((20, 30), bool))), ["annotation 17", "[20, 30]", "[48, 64]"]),
+        (bad(segmentation={"size": [48, 64], "counts": [5, 5]}), ["annotation 17", "run lengths"]),
+        (bad(segmentation={"size": [48, 64], "counts": "54"}), ["annotation 17", "run lengths"]),
+        (bad(segmentation={"size": [48, 64], "counts": "\u00ff"}), ["annotation 17", "run lengths"]),
+        (bad(id="x"), ["annotations[1]", "'x'"]),
+        (bad(id=1), ["annotations[1]", "1 is there twice"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_file_and_id(tmp_path, wrong, words):
+    file = write_coco(tmp_path, coco_data(SIZES, [annotation(1, 2), wrong]))
+    with pytest.raises(DataError) as error:
+        source_of(spec(file), "masks").train()
+    for word in [str(file), *words]:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data.pop("annotations"), ["no list of annotations"]),
+        (lambda data: data.update(categories=[]), ["categories is empty"]),
+        (lambda data: data["categories"][0].pop("name"), ["category 3", "no name"]),
+        (lambda data: data["categories"][0].update(name="dog"), ["two categories called 'dog'"]),
+        (lambda data: data["images"][0].pop("height"), ["image 1", "height"]),
+        (lambda data: data["images"][0].pop("file_name"), ["image 1", "file_name"]),
+        (lambda data: data["images"].append(dict(data["images"][0])), ["images[2]", "id 1 is there twice"]),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused(tmp_path, change, words):
+    data = coco_data(SIZES, [annotation(1, 1)])
+    change(data)
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError) as error:
+        source_of(spec(file), "objects").train()
+    for word in [str(file), *words]:
+        assert word in str(error.value)
+    file.write_text("[1, 2")
+    with pytest.raises(DataError, match="is not JSON"):
+        source_of(spec(file), "objects").train()
+
+
+def test_what_is_of_no_area_or_no_polygon_is_left_out_and_told(tmp_path):
+    annotations = [
+        annotation(1, 1),
+        annotation(2, 1, bbox=(5, 5, 0, 9)),
+        annotation(3, 2, bbox=(70, 5, 9, 9)),
+        annotation(4, 2, bbox=(-5, -5, 15, 15)),
+        annotation(5, 2, segmentation=[[1, 1, 9, 9]]),
+        annotation(6, 2, segmentation=[]),
+        annotation(7, 2, segmentation=[[1, 1, 9, 9], *SQUARE]),
+    ]
+    file = write_coco(tmp_path, coco_data(SIZES, annotations))
+    source = source_of(spec(file, val_fraction=0.5), "masks")
+    lines = source.summary.warnings
+    assert any("2 boxes without area" in line and "annotation 2 of image 1" in line for line in lines)
+    assert any("2 objects without a polygon" in line and "annotation 5 of image 2" in line for line in lines)
+    found = source_of(spec(file), "objects", whole=True).test()[1][1]
+    assert found["boxes"].tolist()[0] == [0, 0, 10, 10]  # clipped
+    assert len(found["boxes"]) == 4  # boxes need no polygons
+    assert len(source_of(spec(file), "masks", whole=True).test()[1][1]["boxes"]) == 2
+
+
+def test_pictures_that_are_missing_or_of_another_size_are_told_before_training(tmp_path):
+    file = some_coco(tmp_path)
+    (tmp_path / "train/2.png").unlink()
+    noise(tmp_path / "train/4.png", (20, 20))
+    source = source_of(spec(tmp_path, val_fraction=0.4), "objects")
+    with pytest.raises(DataError, match=r"2 of 6 images.*skip_bad=2"):
+        source.quick_check()
+    words = source_of(spec(tmp_path, val_fraction=0.4, skip_bad=2), "objects").quick_check()
+    assert any("4.png: has 20 × 20 pixels upright" in word and "image 4" in word for word in words)
+    with pytest.raises(DataError, match="64 × 48"):
+        source_of(spec(file), "objects", whole=True).test()[3]
+    report = check_annotated(coco_annotations(spec(tmp_path), "masks"))
+    assert not report.ok
+    assert [finding.problem for finding in report.findings] == ["unreadable", "annotation"]
+    assert report.text == "2 classes, 6 images (train 6), 6 objects"
+
+
+def test_run_lengths_are_those_that_pycocotools_packs():
+    for seed in range(20):
+        rows = np.random.default_rng(seed).random((60, 70)) < 0.1 * (seed % 9 + 1)
+        rows[20:] = False
+        plain = rle(rows, compressed=False)["counts"]
+        assert run_lengths(rle(rows)["counts"]) == plain
+
+
+# -- parts, kinds and files ---------------------------------------------------------------------------------------
+
+
+def test_parts_are_found_where_coco_and_others_put_them(tmp_path):
+    some_coco(tmp_path / "a", "train", 6)
+    some_coco(tmp_path / "a", "val", 3)
+    source = source_of(spec(tmp_path / "a"), "objects")
+    assert source.summary.text == "2 classes, 9 images (train 6, val 3), 9 objects: cat 6, dog 3"
+    with pytest.raises(DataError, match="no annotated test images"):
+        source.test()
+    cut = source_of(spec(tmp_path / "a", val="cut", val_fraction=0.4), "objects")
+    assert (len(cut.train()) + len(cut.val()), len(cut.test())) == (6, 3)
+    assert {image.key for image in cut.parts.val.images} == {f"{n}.png" for n in range(1, 7)} - {
+        image.key for image in cut.parts.train.images
+    }
+    data = tmp_path / "a" / "annotations"
+    (data / "instances_train.json").rename(data / "instances_train2017.json")
+    (tmp_path / "a/train").rename(tmp_path / "a/train2017")
+    assert len(source_of(spec(tmp_path / "a"), "objects").train()) == 6
+    (tmp_path / "b").mkdir()
+    shutil.move(tmp_path / "a/train2017", tmp_path / "b/train")
+    (data / "instances_train2017.json").rename(tmp_path / "b/train/_annotations.coco.json")
+    assert len(source_of(spec(tmp_path / "b", val_fraction=0.4), "objects").train()) >= 1
+    with pytest.raises(DataError, match=r"looked for annotations/instances_train2017\.json"):
+        source_of(spec(tmp_path / "a"), "objects").train()
+    with pytest.raises(DataError, match=r"mend data\.val_annotations"):
+        source_of(spec(tmp_path / "b", val_annotations="nosuch.json"), "objects").train()
+
+
+def test_a_path_tells_its_kind(tmp_path):
+    file = some_coco(tmp_path)
+    assert data_at(file) == {"data.kind": "coco", "data.root": str(file)}
+    assert isinstance(spec_at(tmp_path), CocoSpec)
+    source = source_of(spec_at(file).model_copy(update={"val_fraction": 0.4}), "objects", size=(48, 64))
+    assert len(source.train()) + len(source.val()) == 6
+    assert source.record.to_json()["counts"]["train"] == {"(images)": len(source.train())}
+
+
+def test_datasets_travel_to_processes_that_start_afresh(tmp_path):
+    some_coco(tmp_path)
+    source = source_of(spec(tmp_path, val_fraction=0.4, photometric=True), "masks")
+    for dataset in (source.train(), source.val()):
+        copied = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(copied[0][0], dataset[0][0])
+
+
+def test_another_class_than_the_networks_is_refused(tmp_path):
+    file = some_coco(tmp_path)
+    with pytest.raises(DataError, match="class 'dog' is none of the network's 2"):
+        source_of(spec(file), "objects", classes=("cat", "ant"), whole=True).test()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"resize": [2.0, 0.5]}, "resize"),
+        ({"eval_size": [64, 48]}, "eval_size"),
+        ({"shorter_sides": [4000]}, "shorter_sides"),
+        ({"photometric": "x"}, "photometric"),
+    ],
+)
+def test_fields_that_are_not_allowed(fields, words):
+    with pytest.raises((SpecError, ValueError), match=words):
+        CocoSpec(**fields).check((64, 64), channels=3, classes=2, target="objects")
+
+
+def test_labels_cannot_be_had_of_annotations():
+    with pytest.raises(ValueError, match="the task asks for label"):
+        CocoSpec().check((64, 64), channels=3, classes=2, target="label")

@@ -1,0 +1,245 @@
+"""Pictures with a class for each pixel: folders as ADE20K lies, Pascal VOC and Cityscapes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import Cityscapes
+from train_annotated import noise, source_of
+
+from routespace.errors import DataError
+from routespace.train.data.annotated.check import check_annotated
+from routespace.train.data.annotated.label_maps import FolderAnnotations
+from routespace.train.recipe.data_kinds import data_at, spec_at
+from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec
+from routespace.train.recipe.targets import IGNORE
+from routespace.train.recipe.voc import VocSpec
+
+SIZES = [(48, 64), (64, 48), (40, 40)]
+
+
+def label_map(path, values, palette=False):
+    """Write a label map (H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette:
+        image.putpalette([7] * 768)
+    image.save(path)
+
+
+def ade(root, split="training", numbers=(0, 1, 2, 3), count=6):
+    """A part with folders below it; returns the label maps."""
+    found = []
+    for n in range(count):
+        size = SIZES[n % 3]
+        noise(root / "images" / split / f"room/{n}.jpg", size, n)
+        values = np.random.default_rng(n).choice(np.array(numbers, np.uint8), size)
+        label_map(root / "annotations" / split / f"room/{n}.png", values, palette=n % 2 == 1)
+        found.append(values)
+    (root / "classes.txt").write_text("wall\nfloor\n\nlamp\n")
+    return found
+
+
+def spec(root, **fields):
+    return SegmentationSpec(root=str(root), **{"ignore": (0,), "shift": 1, "hflip": 0.0} | fields)
+
+
+def test_numbers_are_classes_and_pixels_without_one_are_ignored(tmp_path):
+    ade(tmp_path)
+    maps = ade(tmp_path, "validation", count=3)
+    source = source_of(spec(tmp_path, eval_size=(32, 128)), "pixels", size=(32, 32))
+    assert source.classes == ("wall", "floor", "lamp")
+    assert source.summary.text == "3 classes, 9 images (train 6, val 3)"
+    for (image, pixels), values, size in zip((source.val()[i] for i in range(3)), maps, SIZES, strict=True):
+        assert torch.equal(pixels, torch.from_numpy(np.where(values == 0, IGNORE, values - 1.0)).long())
+        assert pixels.shape == size  # as judged: the picture's own
+        assert min(image.shape[1:]) == 32
+    for image, pixels in (source.train()[i] for i in range(6)):
+        assert image.shape[1:] == pixels.shape
+        assert pixels.dtype == torch.int64
+        assert set(pixels.unique().tolist()) <= {0, 1, 2, IGNORE}
+    with pytest.raises(DataError, match="no annotated test images"):
+        source.test()
+    assert len(source_of(spec(tmp_path, val="cut"), "pixels").test()) == 3
+
+
+def test_classes_of_a_network_are_found_by_name(tmp_path):
+    maps = ade(tmp_path, count=3)
+    source = source_of(spec(tmp_path), "pixels", classes=("lamp", "door", "floor", "wall"), whole=False)
+    assert source.classes[0] == "lamp"
+    source = source_of(
+        spec(tmp_path, images="images/training", annotations="annotations/training"),
+        "pixels",
+        classes=("lamp", "door", "floor", "wall"),
+        whole=True,
+    )
+    found = source.test()[0][1].numpy()
+    assert np.array_equal(found, np.array([IGNORE, 3, 2, 0])[maps[0]])
+
+
+def test_names_come_from_a_list_a_file_or_the_table_of_ade20k(tmp_path):
+    ade(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"classes\.txt: no such file.*data\.names"):
+        source_of(spec(tmp_path), "pixels")
+    table = "Idx\tRatio\tTrain\tVal\tName\n1\t0.1\t5\t5\twall, walls\n2\t0.1\t5\t5\tfloor\n3\t0.1\t5\t5\tlamp\n"
+    (tmp_path / "objectInfo150.txt").write_text(table)
+    assert source_of(spec(tmp_path), "pixels").classes == ("wall, walls", "floor", "lamp")
+    assert source_of(spec(tmp_path, names=["a", "b", "c"]), "pixels").classes == ("a", "b", "c")
+    with pytest.raises(DataError, match="'a' is there twice"):
+        source_of(spec(tmp_path, names=["a", "b", "a"]), "pixels")
+    with pytest.raises(DataError, match="1 is also the number of class 'a'"):
+        source_of(spec(tmp_path, names=["a", "b"], ignore=[1]), "pixels")
+
+
+def other_size(root):
+    label_map(root / "annotations/training/room/1.png", np.ones((9, 9), np.uint8))
+
+
+def other_number(root):
+    label_map(root / "annotations/training/room/1.png", np.full((64, 48), 77, np.uint8))
+
+
+def colours(root):
+    noise(root / "annotations/training/room/1.png", (64, 48))
+
+
+def truncated(root):
+    path = root / "annotations/training/room/1.png"
+    path.write_bytes(path.read_bytes()[:90])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (other_size, ["9 × 9 pixels", "48 × 64"]),
+        (other_number, ["number 77", "no class"]),
+        (colours, ["3 channels", "one number a pixel"]),
+        (truncated, ["1.png"]),
+    ],
+)
+def test_label_maps_that_do_not_fit_are_told_before_training(tmp_path, spoil, words):
+    ade(tmp_path)
+    spoil(tmp_path)
+    source = source_of(spec(tmp_path), "pixels")
+    with pytest.raises(DataError) as error:
+        source.quick_check()
+    for word in [str(tmp_path / "annotations/training/room/1.png"), "skip_bad=1", *words]:
+        assert word in str(error.value)
+    assert len(source_of(spec(tmp_path, skip_bad=1), "pixels").quick_check()) == 1
+    report = check_annotated(FolderAnnotations(spec(tmp_path), "pixels"))
+    (finding,) = report.findings
+    assert (finding.problem, report.ok) == ("annotation", False)
+    assert words[0] in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("images/training/room/2.jpg", ["1 file has no picture", "room/2"]),
+        ("annotations/training/room/2.png", ["1 file has no label map", "room/2"]),
+    ],
+)
+def test_a_picture_or_a_label_map_alone_is_refused(tmp_path, gone, words):
+    ade(tmp_path)
+    (tmp_path / gone).unlink()
+    with pytest.raises(DataError) as error:
+        source_of(spec(tmp_path), "pixels").train()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_folder_of_both_tells_its_kind(tmp_path):
+    ade(tmp_path)
+    assert data_at(tmp_path)["data.kind"] == "segmentation"
+    now = CityscapesSpec(root="elsewhere")
+    assert isinstance(spec_at(tmp_path, now), CityscapesSpec)
+
+
+# -- torchvision's ---------------------------------------------------------------------------------------------
+
+
+def cityscapes(root):
+    """Two cities of one picture for each part, with every number that there is."""
+    numbers = np.arange(34, dtype=np.uint8).repeat(64 * 36 // 34 + 1)[: 64 * 36].reshape(36, 64)
+    numbers[0, :9] = 255  # licence plates
+    for split in ("train", "val"):
+        for city in ("aachen", "zurich"):
+            name = f"{split}/{city}/{city}_000000_000019"
+            noise(root / "leftImg8bit" / f"{name}_leftImg8bit.png", (36, 64))
+            label_map(root / "gtFine" / f"{name}_gtFine_labelIds.png", numbers)
+    return numbers
+
+
+def test_cityscapes_has_the_classes_that_count(tmp_path):
+    numbers = cityscapes(tmp_path)
+    source = source_of(CityscapesSpec(root=str(tmp_path)), "pixels", size=(32, 32))
+    assert len(source.classes) == 19
+    assert source.classes[:2] == ("road", "sidewalk")
+    ids = {one.id: one.train_id if 0 <= one.train_id < 19 else IGNORE for one in Cityscapes.classes}
+    wanted = [[ids.get(int(n), IGNORE) for n in row] for row in numbers]
+    image, pixels = source.val()[1]
+    assert pixels.tolist() == wanted
+    assert (image.shape, len(source.train())) == ((3, 32, 64), 2)
+    assert source.quick_check() == ()
+    with pytest.raises(DataError, match="no annotated test"):
+        source.test()
+    with pytest.raises(DataError, match="has no Cityscapes train part"):
+        source_of(CityscapesSpec(root=str(tmp_path / "gtFine")), "pixels").train()
+
+
+OBJECT = """<object><name>{}</name><difficult>{}</difficult>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+def voc(root, objects):
+    """VOC 2012 with two pictures for training and one for validation; every picture has the same objects."""
+    base = root / "VOCdevkit/VOC2012"
+    for kind in ("Main", "Segmentation"):
+        (base / "ImageSets" / kind).mkdir(parents=True)
+        (base / "ImageSets" / kind / "train.txt").write_text("a\nb\n")
+        (base / "ImageSets" / kind / "val.txt").write_text("c\n")
+    (base / "Annotations").mkdir()
+    values = np.zeros((48, 64), np.uint8)
+    values[10:20, 5:30], values[9, 5:30] = 12, 255
+    for name in "abc":
+        noise(base / f"JPEGImages/{name}.jpg", (48, 64))
+        label_map(base / f"SegmentationClass/{name}.png", values, palette=True)
+        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+        text = "".join(OBJECT.format(*one) for one in objects)
+        (base / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+    return values
+
+
+def test_voc_gives_boxes_with_difficult_ones_as_crowds(tmp_path):
+    voc(tmp_path, [("dog", 0, 6, 11, 30, 20), ("cat", 1, 1, 1, 64, 48)])
+    source = source_of(VocSpec(root=str(tmp_path), eval_size=(48, 64)), "objects")
+    assert source.summary.text.startswith("20 classes, 3 images (train 2, val 1), 6 objects: cat 3, dog 3")
+    image, found = source.val()[0]
+    assert found["boxes"].tolist() == [[5, 10, 30, 20], [0, 0, 64, 48]]
+    assert [source.classes[label] for label in found["labels"]] == ["dog", "cat"]
+    assert found["crowd"].tolist() == [False, True]
+    assert (image.shape, source.quick_check()) == ((3, 48, 64), ())
+
+
+def test_voc_gives_pixels_with_the_border_ignored(tmp_path):
+    values = voc(tmp_path, [])
+    source = source_of(VocSpec(root=str(tmp_path)), "pixels")
+    assert source.classes[::12] == ("background", "dog")
+    assert np.array_equal(source.val()[0][1].numpy(), values)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (("unicorn", 0, 6, 11, 30, 20), "object 0: is of class 'unicorn'"),
+        (("dog", 0, 66, 11, 80, 20), "object 0: its box .* has no area"),
+        (("dog", 0, "x", 11, 80, 20), "bndbox/xmin is 'x'"),
+    ],
+)
+def test_voc_files_that_cannot_be_meant_are_told_before_training(tmp_path, wrong, words):
+    voc(tmp_path, [wrong])
+    with pytest.raises(DataError, match=rf"\.xml.*{words}.*3 of 3 images"):
+        source_of(VocSpec(root=str(tmp_path)), "objects").quick_check()
+    with pytest.raises(DataError, match="has no VOC 2007 part 'train'"):
+        source_of(VocSpec(root=str(tmp_path), year="2007"), "objects").train()
