@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from routespace.cli import (
+    bench,
     build,
     cost,
     data,
@@ -149,7 +150,21 @@ app = typer.Typer(
     "train it as a supernet under a budget, extract a small network, and verify that it is the same one.",
     epilog="Start with `routespace demo`: the whole journey on real handwritten digits in a few minutes.",
 )
-for module in (build, train, evaluate, predict, search, extract, verify, recipes, cost, profile, export, demo):
+for module in (
+    build,
+    train,
+    evaluate,
+    predict,
+    search,
+    extract,
+    verify,
+    recipes,
+    cost,
+    profile,
+    bench,
+    export,
+    demo,
+):
     app.command(module.NAME, epilog=f"Example:  {module.EXAMPLE}")(allowing_families(module.run))
 app.add_typer(data.app, name=data.NAME)
 

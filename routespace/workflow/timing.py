@@ -41,7 +41,7 @@ def routed_times(
     for model in models.values():  # views with settings of their own, but for the mode: the modules are the same
         model.compile_blocks(compiled).decide(held=None, execution="auto")
     taken: dict[str, list[float]] = {mode: [] for mode in models}
-    with evaluating(models["dense"]), evaluating(models["routed"]), _one_thread(), torch.inference_mode():
+    with evaluating(models["dense"]), evaluating(models["routed"]), using_threads(1), torch.inference_mode():
         for turn in range(-WARM_UP, rounds):
             for mode, model in models.items():
                 start = now(images.device)
@@ -53,11 +53,11 @@ def routed_times(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch; as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def using_threads(count: int) -> Iterator[None]:
+    """So many threads for torch; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -115,7 +115,18 @@ def test_a_module_that_fails_is_one_line(tmp_path, source, reason):
 
 
 def test_every_command_that_reads_has_the_option(cli):
-    for command in ("build", "train", "evaluate", "search", "extract", "verify", "cost", "profile", "export"):
+    for command in (
+        "build",
+        "train",
+        "evaluate",
+        "search",
+        "extract",
+        "verify",
+        "cost",
+        "profile",
+        "bench",
+        "export",
+    ):
         assert "--family-module" in cli(command, "--help").assert_fine().out
 
 
