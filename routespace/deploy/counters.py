@@ -31,7 +31,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
-from routespace.nn.task_net import TaskNet
+from routespace.nn.task_net import TaskNet, WithRest
 
 FLOPS_PER_MAC = 2
 OTHERS_IMAGE_PX = 224  # the usual side where a module does not tell
@@ -166,20 +166,22 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
 
     Args:
         net: a TaskNet, a RouteNet or any module from images to a tensor, in a wrapper such as torch.compile's or
-            not. Every token of a gated edge is counted.
+            not. Every token of a gated edge is counted; of a detector also what it may compute at most for the
+            objects that it finds.
         image_size: height and width in pixels, or one number; a TaskNet's own by default, else 224.
         meta: count on meta tensors, where nothing is computed; else on a real image, on the net's device, which
             is faster for small networks.
     """
     net = unwrap(net)
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}  # also those that are not saved
+    whole = WithRest(net)
+    tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}  # also those that are not saved
     if meta:
         tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     some = next((t for t in tensors.values() if t.is_floating_point()), torch.empty(0))
     images = torch.zeros(1, *_image(net, image_size), dtype=some.dtype, device=some.device)
     count = FlopCounterMode(display=False, custom_mapping=_added_formulas())
     with _computing_all(net), torch.no_grad(), count as counter, _Operators() as operators:
-        torch.func.functional_call(net, tensors, (images,))
+        torch.func.functional_call(whole, tensors, (images,))
     counted = counter.get_flop_counts()["Global"]
     by_operator = {str(name).removeprefix("aten."): int(n) // FLOPS_PER_MAC for name, n in counted.items()}
     return MacCount(counter.get_total_flops() // FLOPS_PER_MAC, by_operator, dict(operators.unknown))

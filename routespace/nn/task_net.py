@@ -219,6 +219,23 @@ class TaskNet(nn.Module):
         return self.backbone.gate_places(image_size)
 
 
+class WithRest(nn.Module):
+    """A network with what its task computes from its outputs (`Head.rest`), as counters run it.
+
+    Args:
+        net: the network, or any module, of which nothing more is known.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Any, Any]:
+        """Images → the network's output, and the rest."""
+        output = self.net(images)
+        return output, self.net.head.rest(output.outputs) if isinstance(self.net, TaskNet) else None
+
+
 AnyNet = RouteNet | TaskNet
 
 

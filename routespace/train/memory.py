@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.memory import bytes_text, free_bytes
 from routespace.nn.families.base import Stage
 from routespace.nn.route_net import RouteNet
-from routespace.nn.task_net import TaskNet
+from routespace.nn.task_net import TaskNet, WithRest
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.base import Task
@@ -195,7 +194,7 @@ def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
     handles += [stage.register_forward_hook(end) for stage in stages]
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.enable_grad():
-            run = _UpToLoss(net)
+            run = WithRest(net)
             state = {name: _like(tensor, device) for name, tensor in _tensors(run)}
             held.update((tensor.untyped_storage()._cdata, tensor) for tensor in state.values())
             shape = images, net.spec.in_channels, *net.spec.image_size
@@ -214,18 +213,6 @@ def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
         for handle in handles:
             handle.remove()
     return found
-
-
-class _UpToLoss(nn.Module):
-    """A network with what its task computes from its outputs."""
-
-    def __init__(self, net: TaskNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> tuple[Any, Any]:
-        output = self.net(images)
-        return output, self.net.head.rest(output.outputs)
 
 
 def _tensors(net: nn.Module) -> Iterator[tuple[str, Tensor]]:

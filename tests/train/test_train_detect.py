@@ -20,6 +20,7 @@ from routespace.train.step_loss import StepLoss
 from routespace.train.tasks.kinds import task_of_head
 
 DETECT = {"kind": "detect", "classes": 10, "width": 32}
+INSTANCE = {"kind": "instance", "classes": 10, "width": 32, "proposals": 50, "sampled": 32}
 SMALL = {"train__batch_size": 8, "data__train_size": 64, "data__val_size": 12, "train__epochs": 1}
 
 
@@ -32,15 +33,15 @@ def quiet():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
-def test_ap_rises_above_that_of_a_fresh_network(detector, tmp_path):
+@pytest.mark.parametrize("task", [DETECT, DETECT | {"detector": "fcos"}, INSTANCE])
+def test_ap_rises_above_that_of_a_fresh_network(task, tmp_path):
     recipe = dense(
-        DETECT | {"detector": detector},
+        task,
         routing="static",
         budget__ratio=None,
         grid__image_size=48,
-        data__train_size=192,
-        data__val_size=32,
+        data__train_size=64 if task is INSTANCE else 192,
+        data__val_size=24,
         data__digit_px=[28, 44],
         train__batch_size=8,
         train__epochs=3,
@@ -48,15 +49,17 @@ def test_ap_rises_above_that_of_a_fresh_network(detector, tmp_path):
     lines: list[str] = []
     result = train_recipe(recipe, tmp_path / "run", tell=lines.append)
     fresh = train_recipe(recipe.override({"train.epochs": 0}), tmp_path / "fresh")
-    assert result.metrics["metric"] == "box_ap"
-    assert result.metrics["box_ap"] > fresh.metrics["box_ap"] + 0.02
-    assert result.metrics["box_ap50"] > result.metrics["box_ap75"] >= 0
+    metric = "mask_ap" if task is INSTANCE else "box_ap"
+    assert result.metrics["metric"] == metric
+    for name in {metric, "box_ap"}:
+        assert result.metrics[name] > fresh.metrics[name] + 0.02
+        assert result.metrics[f"{name}50"] > result.metrics[f"{name}75"] >= 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["box_ap50"] > 0.05
-    assert last["train_box_ap"] is None
+    assert last[f"train_{metric}"] is None
     assert any(line.startswith("task: the grid has no maps at rates 16, 32") for line in lines)
     found = evaluate(load_net(tmp_path / "run" / "net"), make_loaders(recipe).val)
-    assert found["box_ap"] == pytest.approx(result.metrics["box_ap"], abs=1e-3)
+    assert found[metric] == pytest.approx(result.metrics[metric], abs=1e-3)
 
 
 def test_gates_of_a_map_are_taught_and_calibrated_under_a_detector(tmp_path):

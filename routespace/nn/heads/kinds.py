@@ -12,9 +12,11 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head, Maps
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.heads.detect import DetectHead
+from routespace.nn.heads.instance import InstanceHead
 from routespace.nn.heads.semantic import PixelClassifier
 
-HEADS: dict[str, type[Head]] = {head.kind: head for head in (Classifier, Maps, PixelClassifier, DetectHead)}
+KINDS: tuple[type[Head], ...] = (Classifier, Maps, PixelClassifier, DetectHead, InstanceHead)
+HEADS: dict[str, type[Head]] = {head.kind: head for head in KINDS}
 
 
 def make_head(spec: GridSpec, data: Any) -> Head:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 from routespace.grid.spec import GridSpec
-from routespace.nn.heads.settings import DetectSettings
+from routespace.nn.heads.settings import DetectSettings, InstanceSettings
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import DenseSpec, Metric, Task
 
 BOX_AP = Metric("box_ap", "%", "maximise")  # COCO's mean over IoU 0.5 … 0.95
+MASK_AP = Metric("mask_ap", "%", "maximise")
 
 
 class DetectSpec(DetectSettings, DenseSpec):
@@ -31,3 +32,19 @@ class DetectSpec(DetectSettings, DenseSpec):
         from routespace.train.tasks.detect import Detect
 
         return Detect(DetectHead, self.head_settings(), BOX_AP)
+
+
+class InstanceSpec(InstanceSettings, DenseSpec):
+    """Finding objects and their masks: Mask R-CNN, COCO's mask AP; the fields are those of `InstanceSettings`."""
+
+    metric = MASK_AP
+    target = "masks"
+
+    kind: Literal["instance"] = "instance"
+
+    def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
+        """`Detect` with an `InstanceHead`."""
+        from routespace.nn.heads.instance import InstanceHead
+        from routespace.train.tasks.detect import Detect
+
+        return Detect(InstanceHead, self.head_settings(), MASK_AP)

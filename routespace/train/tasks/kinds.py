@@ -11,7 +11,7 @@ from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.targets import IGNORE
 from routespace.train.tasks.base import ACCURACY, MEAN_IOU, DenseSpec, Task, TaskSpec
-from routespace.train.tasks.detect_spec import DetectSpec
+from routespace.train.tasks.detect_spec import DetectSpec, InstanceSpec
 
 if TYPE_CHECKING:
     from routespace.nn.heads.base import Head
@@ -62,7 +62,12 @@ class SemanticSpec(DenseSpec):
         return Semantic(self.classes, decoder=self.decoder, channels=self.channels, train=train)
 
 
-TASKS: dict[str, type[TaskSpec]] = {"classify": ClassifySpec, "semantic": SemanticSpec, "detect": DetectSpec}
+TASKS: dict[str, type[TaskSpec]] = {
+    "classify": ClassifySpec,
+    "semantic": SemanticSpec,
+    "detect": DetectSpec,
+    "instance": InstanceSpec,
+}
 
 
 def _read(value: Any) -> Any:

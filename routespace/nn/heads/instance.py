@@ -1,0 +1,202 @@
+"""Mask R-CNN over a grid's pyramid: torchvision's proposals, box and mask heads, and losses.
+
+`forward` makes what is the same for every image: the pyramid, and the proposal network's raw tensors. What depends
+on the content, boxes and masks of proposals, is made of them by `losses_of` and `found_in`.
+
+Shape legend: B images of one size · D channels of the pyramid · H, W pixels, or of a map · M all anchors ·
+R proposals · N objects found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import log2
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from routespace.grid.families.base import EdgeCost
+from routespace.grid.spec import GridSpec
+from routespace.nn.heads.detector import Detected, Detector, Found, Size, fed_size, learned
+from routespace.nn.heads.pyramid import Pyramid, RateAnchors, Work, cost_of, places_of
+from routespace.nn.heads.settings import InstanceSettings
+from routespace.nn.route_net import RouteOutput
+from routespace.nn.running import in_mode
+
+BOX_SIDE, MASK_SIDE = 7, 14  # of a proposal's map, for its box and its mask
+POSITIVE = 4  # one in so many sampled proposals is of an object, at most
+MASK_LAYERS = 4
+VECTOR = 4  # numbers that describe a proposal, over D: 1024 for 256
+LOSS_SEED = 0  # of the proposals that a validation loss is about: the same for the same network
+SURE = 0.5  # of a pixel that is in a mask
+
+
+class InstanceHead(Detector):
+    """Mask R-CNN. Parameters are called as torchvision's: `detector.backbone.fpn.*`, `detector.rpn.*`, ….
+
+    Args:
+        widths: rate → channels of the maps that it reads, fine to coarse.
+        told: the settings.
+    """
+
+    kind = "instance"
+    usual = (4, 8, 16, 32)
+
+    def __init__(self, widths: Mapping[int, int], told: InstanceSettings) -> None:
+        super().__init__()
+        self.told = told
+        pyramid = Pyramid(widths, told.width, convolved=False)
+        self.grid_rates, self.pyramid_rates = pyramid.read, pyramid.rates
+        self.names = (
+            "objectness",
+            "proposal_deltas",
+            *(f"pyramid_r{rate:02d}" for rate in pyramid.read),
+        )
+        width, vector, classes = told.width, VECTOR * told.width, told.classes + 1  # the background is the first
+        self.detector = MaskRCNN(
+            pyramid,
+            rpn_anchor_generator=RateAnchors(
+                self.pyramid_rates, scale=told.anchor_scale, octaves=1, ratios=told.anchor_ratios
+            ),
+            rpn_pre_nms_top_n_train=2 * told.proposals,
+            rpn_pre_nms_top_n_test=told.proposals,
+            rpn_post_nms_top_n_train=2 * told.proposals,
+            rpn_post_nms_top_n_test=told.proposals,
+            box_roi_pool=_pool(pyramid.read, BOX_SIDE),
+            box_head=TwoMLPHead(width * BOX_SIDE**2, vector),
+            box_predictor=FastRCNNPredictor(vector, classes),
+            box_score_thresh=told.score_threshold,
+            box_nms_thresh=told.overlap,
+            box_detections_per_img=told.max_detections,
+            box_batch_size_per_image=told.sampled,
+            box_positive_fraction=1 / POSITIVE,
+            mask_roi_pool=_pool(pyramid.read, MASK_SIDE),
+            mask_head=MaskRCNNHeads(width, (width,) * MASK_LAYERS, 1),
+            mask_predictor=MaskRCNNPredictor(width, width, classes),
+        )
+        self.detector.transform = nn.Identity()  # images come as they shall be
+
+    @classmethod
+    def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
+        """A detector with fresh weights on all maps of the grid."""
+        told = InstanceSettings.parse(dict(settings), name="head")
+        return cls({rate: spec.width(rate) for rate in spec.output_rates}, told)
+
+    def settings(self) -> dict[str, Any]:
+        """See InstanceSettings."""
+        return self.told.head_settings()
+
+    def cost(self, spec: GridSpec) -> EdgeCost:
+        """Pyramid, proposal network, box heads on `proposals` and mask heads on `max_detections` of an image.
+
+        These are the most that there can be, and what tables of such detectors count; an image with fewer costs
+        less.
+        """
+        return cost_of(self, self._work(spec))
+
+    def _work(self, spec: GridSpec) -> Iterator[Work]:
+        yield from self.detector.backbone.work(spec)
+        yield self.detector.rpn.head, sum(places_of(spec, self.pyramid_rates))
+        heads, masks = self.detector.roi_heads, self.told.max_detections * MASK_SIDE**2
+        yield heads.box_head, self.told.proposals
+        yield heads.box_predictor, self.told.proposals
+        yield heads.mask_head, masks
+        yield heads.mask_predictor.conv5_mask, masks
+        yield heads.mask_predictor.mask_fcn_logits, 4 * masks  # on maps of twice the side
+
+    def forward(self, output: RouteOutput) -> Detected:
+        """The raw tensors: objectness (B, M), deltas (B, M, 4), and the pyramid's maps (B, D, H, W)."""
+        maps = self.detector.backbone(output.maps)
+        objectness, deltas = concat_box_prediction_layers(*self.detector.rpn.head(maps))
+        images = maps[0].shape[0]
+        raw = objectness.reshape(images, -1), deltas.reshape(images, -1, 4), *maps[: len(self.grid_rates)]
+        return Detected(self, raw)
+
+    def rest(self, outputs: Detected) -> Any:
+        """Box and mask heads on as many proposals as training samples, or as there can be at most in an image."""
+        heads, finest = self.detector.roi_heads, outputs.raw[2]
+        boxes, masks = self.told.proposals, self.told.max_detections
+        if self.training:
+            boxes, masks = self.told.sampled, self.told.sampled // POSITIVE
+        images, width = finest.shape[:2]
+        pooled = finest.new_zeros(images * boxes, width, BOX_SIDE, BOX_SIDE)
+        found = heads.box_predictor(heads.box_head(pooled))
+        pooled = finest.new_zeros(images * masks, width, MASK_SIDE, MASK_SIDE)
+        return found, heads.mask_predictor(heads.mask_head(pooled))
+
+    def losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """See Detector: the proposals' two losses, the boxes' two, and the masks'.
+
+        Which proposals they are about is drawn; in evaluation mode always the same ones.
+        """
+        known = [learned(target) for target in targets]
+        known = [one | {"labels": one["labels"] + 1} for one in known]
+        sizes = [fed_size(target) for target in targets]
+        with self._sampling(raw[0].device):
+            proposals, losses = self._proposals(raw, sizes, known)
+            _, more = self.detector.roi_heads(self._maps(raw), proposals, sizes, known)
+        found: dict[str, Tensor] = losses | more
+        return found
+
+    @contextmanager
+    def _sampling(self, device: torch.device) -> Iterator[None]:
+        """Proposals as in training; outside it without a trace in the random numbers."""
+        if self.training:
+            yield
+            return
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            in_mode(self.detector.rpn, training=True),
+            in_mode(self.detector.roi_heads, training=True),
+        ):
+            torch.manual_seed(LOSS_SEED)
+            yield
+
+    def _proposals(
+        self, raw: Sequence[Tensor], sizes: Sequence[Size], known: Sequence[dict[str, Tensor]] | None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """(R, 4) boxes of each image, and the proposals' losses: torchvision's, from raw tensors."""
+        rpn, (objectness, deltas) = self.detector.rpn, (part.float() for part in raw[:2])
+        maps = rpn.anchor_generator.of(sizes[0], objectness.device)
+        anchors, flat = [torch.cat(maps)] * len(sizes), deltas.reshape(-1, 4)
+        boxes = rpn.box_coder.decode(flat.detach(), anchors).view(len(sizes), -1, 4)
+        counts = [len(some) for some in maps]
+        kept, _ = rpn.filter_proposals(boxes, objectness.reshape(-1, 1), list(sizes), counts)
+        if known is None:
+            return kept, {}
+        labels, matched = rpn.assign_targets_to_anchors(anchors, known)
+        wanted = rpn.box_coder.encode(matched, anchors)
+        losses = rpn.compute_loss(objectness.reshape(-1, 1), flat, labels, wanted)
+        return kept, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses, strict=True))
+
+    def _maps(self, raw: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {str(rate): one.float() for rate, one in zip(self.grid_rates, raw[2:], strict=True)}
+
+    def found_in(self, raw: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
+        """See Detector; masks are (N, 1, 28, 28) shares within their boxes."""
+        with in_mode(self.detector.rpn, training=False), in_mode(self.detector.roi_heads, training=False):
+            proposals, _ = self._proposals(raw, sizes, None)
+            found, _ = self.detector.roi_heads(self._maps(raw), proposals, list(sizes))
+        return [one | {"labels": one["labels"] - 1} for one in found]
+
+    def shown_at(self, found: Found, size: Size, shown: Size) -> Found:
+        """Boxes and masks in pixels of a picture of (H, W) pixels."""
+        told = super().shown_at(found, size, shown)
+        masks = paste_masks_in_image(told["masks"], told["boxes"], shown)
+        return told | {"masks": masks[:, 0] > SURE}
+
+
+def _pool(rates: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """Cuts proposals out of maps of known rates; torchvision would guess the rates from sizes."""
+    made = MultiScaleRoIAlign([str(rate) for rate in rates], output_size=side, sampling_ratio=2)
+    made.scales = [1 / rate for rate in rates]
+    made.map_levels = initLevelMapper(int(log2(rates[0])), int(log2(rates[-1])))
+    return made
