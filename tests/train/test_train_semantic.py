@@ -79,6 +79,16 @@ def test_the_loss_is_the_mean_over_pixels_that_have_a_class():
     assert torch.equal(outputs.grad, torch.zeros_like(outputs))
 
 
+def test_classes_weigh_what_the_recipe_says():
+    logits, targets = torch.randn(2, K, 4, 4), torch.randint(K, (2, 4, 4))
+    targets[0, 0] = 255
+    weights = [0.1, 1.0, 2.0, 1.0]
+    expected = F.cross_entropy(logits, targets, weight=torch.tensor(weights), ignore_index=255)
+    torch.testing.assert_close(Semantic(K, class_weights=weights).loss(logits, targets), expected)
+    with pytest.raises(SpecError, match="class_weights: 2 numbers for 11 classes"):
+        pixels().override({"task.class_weights": [0.1, 1.0]})
+
+
 def test_nothing_known_is_nothing_found():
     meter = Semantic(K).meter(CPU)
     meter.update(torch.randn(1, K, 2, 2), torch.full((1, 8, 8), 255))

@@ -35,7 +35,7 @@ from routespace.train.recipe.phases import check_phases, phase_changes
 from routespace.train.recipe.searching import SearchSpec
 from routespace.train.recipe.teaching import check_teacher
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
-from routespace.train.tasks.kinds import AnyTask, ClassifySpec
+from routespace.train.tasks.kinds import AnyTask, ClassifySpec, grid_defaults
 from routespace.values import Value, fields_at
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
@@ -82,6 +82,15 @@ class Recipe(Value):
         if name.strip() != name or name.startswith(".") or set(name) & set("/\\\0"):
             raise ValueError("it becomes a folder's name: leave out slashes, a dot in front, and spaces around it")
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _grid_of_task(cls, data: Any) -> Any:
+        """What a task asks of the grid, where the recipe does not say otherwise."""
+        grid = data.get("grid") if isinstance(data, Mapping) else None
+        if not isinstance(grid, Mapping) or "task" not in data:
+            return data
+        return {**data, "grid": {**grid_defaults(data["task"]), **grid}}
 
     @model_validator(mode="before")
     @classmethod

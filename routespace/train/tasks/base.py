@@ -110,6 +110,7 @@ class TaskSpec(Value, ABC):
     target: ClassVar[Target] = "label"  # what a source has to give with each image
     teachable: ClassVar[bool] = False  # whether the task has a `soft_loss`, to learn from a teacher by
     classes_field: ClassVar[str] = "grid.num_classes"  # where a recipe says how many classes there are
+    grid_defaults: ClassVar[Mapping[str, Any]] = {}  # fields of a recipe's grid where they are not given
 
     kind: str
 
@@ -144,6 +145,7 @@ class DenseSpec(TaskSpec, ABC):
     """
 
     classes_field = "task.classes"
+    grid_defaults: ClassVar[Mapping[str, Any]] = {"outputs": "pyramid", "num_classes": 0}
 
     classes: Natural
 

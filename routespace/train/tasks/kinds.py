@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import TrainSpec
@@ -44,6 +44,8 @@ class SemanticSpec(DenseSpec):
         classes: of pixels, with the background's, where it has one; 255 is the mark of pixels without a class.
         decoder: `semantic_fpn` or `upernet`.
         channels: of the decoder's maps; a multiple of 64.
+        class_weights: of each class's pixels in the loss, such as a small one for a background that covers nearly
+            everything; None for all alike.
     """
 
     metric = MEAN_IOU
@@ -54,12 +56,27 @@ class SemanticSpec(DenseSpec):
     classes: Annotated[int, Field(ge=1, le=IGNORE)]
     decoder: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
     channels: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+    class_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _weigh_all(self) -> Self:
+        if self.class_weights is not None and len(self.class_weights) != self.classes:
+            raise ValueError(
+                f"class_weights: {len(self.class_weights)} numbers for {self.classes} classes; give one for each"
+            )
+        return self
 
     def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
         """`Semantic` with the training's smoothing."""
         from routespace.train.tasks.semantic import Semantic
 
-        return Semantic(self.classes, decoder=self.decoder, channels=self.channels, train=train)
+        return Semantic(
+            self.classes,
+            decoder=self.decoder,
+            channels=self.channels,
+            class_weights=self.class_weights,
+            train=train,
+        )
 
 
 TASKS: dict[str, type[TaskSpec]] = {
@@ -92,6 +109,13 @@ else:
     _Any = Annotated[Union[tuple(TASKS.values())], Field(discriminator="kind")]  # noqa: UP007 (made from the table)
 
 AnyTask = Annotated[_Any, BeforeValidator(_read), PlainSerializer(_shown)]
+
+
+def grid_defaults(task: Any) -> Mapping[str, Any]:
+    """Fields of a grid that follow from a recipe's task, where they are not given."""
+    kind = task.get("kind") if isinstance(task, Mapping) else getattr(task, "kind", task)
+    spec = TASKS.get(kind) if isinstance(kind, str) else None
+    return spec.grid_defaults if spec is not None else {}
 
 
 def task_of_head(head: Head, grid: GridSpec) -> Task:

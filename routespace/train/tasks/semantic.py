@@ -26,6 +26,7 @@ from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.targets import IGNORE
 from routespace.train.tasks.base import MEAN_IOU
 
+LEAST_WEIGHT = 1e-12  # of a batch in which no pixel has a class
 AT_ONCE = 1 << 24  # numbers of interpolated logits in a meter: large pictures come one by one
 Targets = Tensor | Sequence[Tensor]  # (B, H, W), or B maps (H, W) of different sizes
 
@@ -37,6 +38,7 @@ class Semantic:
         classes: K, the background's too where it has one.
         decoder: see `PixelClassifier`.
         channels: of the decoder.
+        class_weights: of each class's pixels in the loss; None for all alike.
         train: label smoothing; None for none.
     """
 
@@ -49,10 +51,12 @@ class Semantic:
         *,
         decoder: str = "semantic_fpn",
         channels: int = 256,
+        class_weights: Sequence[float] | None = None,
         train: TrainSpec | None = None,
     ) -> None:
         self.classes = classes
         self.settings = {"classes": classes, "decoder": decoder, "channels": channels}
+        self.weights = None if class_weights is None else torch.tensor(class_weights)
         self.smoothing = train.label_smoothing if train is not None else 0.0
 
     def head(self, spec: GridSpec) -> Head:
@@ -67,12 +71,14 @@ class Semantic:
         return images.to(device, non_blocking=True), [target.to(device) for target in targets]
 
     def loss(self, outputs: Tensor, targets: Targets) -> Tensor:
-        """0-d mean cross-entropy of all pixels that have a class; 0 where none has."""
-        total, pixels = outputs.new_zeros((), dtype=torch.float32), outputs.new_zeros((), dtype=torch.long)
+        """0-d mean cross-entropy of all pixels that have a class, by its weight; 0 where none has."""
+        total, weight = (outputs.new_zeros((), dtype=torch.float32) for _ in range(2))
+        weights = None if self.weights is None else self.weights.to(outputs.device)
         for logits, wanted in _at_full_size(outputs, targets):
-            total = total + _cross_entropy(logits, wanted, self.smoothing)
-            pixels = pixels + (wanted != IGNORE).sum()
-        return total / pixels.clamp(min=1)
+            total = total + _cross_entropy(logits, wanted, self.smoothing, weights)
+            known = wanted[wanted != IGNORE]
+            weight = weight + (known.numel() if weights is None else weights[known].sum())
+        return total / weight.clamp(min=LEAST_WEIGHT)
 
     def soft_loss(self, outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
         """0-d T²·KL of logits (B, K, h, w) from a teacher's, both at temperature T, mean over all places.
@@ -121,7 +127,7 @@ class SemanticMeter:
         """Add a batch of logits (B, K, h, w) with maps of classes of any size."""
         for logits, wanted in _at_full_size(outputs, targets, at_once=AT_ONCE):
             self.counts.update(logits.argmax(1), wanted)
-            self.loss.update(_cross_entropy(logits, wanted, 0.0).double())
+            self.loss.update(_cross_entropy(logits, wanted).double())
 
     def compute(self) -> dict[str, float]:
         """`miou` and `pixel_accuracy` in 0…1, and `loss`, the mean of all pixels that have a class."""
@@ -167,6 +173,10 @@ def _at_full_size(
         yield full_size(logits.float(), wanted.shape[-2:]), wanted
 
 
-def _cross_entropy(logits: Tensor, wanted: Tensor, smoothing: float) -> Tensor:
-    """0-d sum over all pixels that have a class."""
-    return F.cross_entropy(logits, wanted, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum")
+def _cross_entropy(
+    logits: Tensor, wanted: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """0-d sum over all pixels that have a class, by its weight."""
+    return F.cross_entropy(
+        logits, wanted, weight=weights, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum"
+    )
