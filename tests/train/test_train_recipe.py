@@ -28,10 +28,24 @@ def test_every_recipe_survives_yaml_and_has_an_architecture(name):
 
 
 def test_the_recipes_that_the_docs_name_are_there():
-    wanted = {"digits_tiny", "digits_small", "digits_routed", "digits_map"} | {
-        f"dit_b{i}_imagenet" for i in range(1, 6)
-    }
-    assert wanted | {f"dit_swinv2_{size}_imagenet" for size in "tsb"} == set(recipe_names())
+    wanted = {"digits_tiny", "digits_small", "digits_routed", "digits_map"}
+    wanted |= {f"dit_b{size}_imagenet" for size in range(1, 6)} | {f"dit_swinv2_{size}_imagenet" for size in "tsb"}
+    wanted |= {f"dit_b{size}_ade20k_semfpn" for size in range(1, 5)} | {"dit_swinv2_t_ade20k_upernet"}
+    wanted |= {f"dit_{name}_coco_retinanet_1x" for name in ("b2", "swinv2_t")}
+    assert wanted == set(recipe_names())
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "coco" in name or "ade20k" in name])
+def test_dense_recipes_are_the_papers(name):
+    recipe = load_recipe(name)
+    assert recipe.grid.outputs == "pyramid"
+    assert recipe.grid.num_classes == 0
+    assert recipe.num_classes == (80 if "coco" in name else 150)
+    assert recipe.train.batch_size == 16
+    assert recipe.train.epochs == {"1x": 12, "3x": 36}.get(name[-2:], recipe.train.epochs)
+    assert recipe.grid.image_size == ((800, 1333) if "coco" in name else (512, 512))
+    backbone = architecture_cost(Architecture.staircase(RoutingGrid(recipe.grid)))
+    assert backbone.head.macs == 0  # what a budget counts
 
 
 @pytest.mark.parametrize("size", PAPER_GMACS)
