@@ -133,14 +133,14 @@ class Course:
         return left * self.phase.recipe.train.batch
 
 
-def phase_loaders(recipe: Recipe, share: ProcessShare) -> list[Loaders]:
+def phase_loaders(recipe: Recipe, share: ProcessShare, kind: type[Loaders] = Loaders) -> list[Loaders]:
     """The images of each phase of a recipe, the recipe's own last.
 
     Raises:
         DataError: data that is missing or does not fit, nothing to validate with, or other classes than the
             recipe's own.
     """
-    made = [make_loaders(recipe.phase(number), share) for number in range(len(recipe.train.phases) + 1)]
+    made = [make_loaders(recipe.phase(number), share, kind=kind) for number in range(len(recipe.train.phases) + 1)]
     for number, loaders in enumerate(made, 1):
         where = f"train.phases: number {number}: " if number < len(made) else ""
         if not len(cast(Sized, loaders.source.val())):

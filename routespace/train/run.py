@@ -27,7 +27,7 @@ from routespace.train.batch import settled_batch
 from routespace.train.budget import check_budget
 from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from routespace.train.data.kept import look_at
-from routespace.train.data.loaders import ProcessShare
+from routespace.train.data.loaders import Loaders, ProcessShare
 from routespace.train.data.source import located
 from routespace.train.finish import finish
 from routespace.train.loop import Trainer
@@ -71,6 +71,7 @@ def train_recipe(
     tell: Callable[[str], None] | None = None,
     asked: Collection[str] | None = None,
     earlier: Iterable[Mapping[str, Any]] = (),
+    loaders: type[Loaders] = Loaders,
 ) -> RunResult:
     """Train a recipe into a run folder.
 
@@ -91,6 +92,7 @@ def train_recipe(
             others of grid and gates, and the data the number of classes. None: all hold, as told above.
         earlier: with `init`, JSON data on what was measured of it (a card's `scores`), which the run keeps for the
             card of what it becomes.
+        loaders: the kind that makes batches of the images.
 
     Raises:
         BundleError: `out` holds something else, cannot be written, or is a run of another recipe.
@@ -114,7 +116,9 @@ def train_recipe(
             if resume and run.is_finished:
                 return RunResult(run.path, run.read_result(), run.load_net())
             report: Report = progress if progress is not None else lambda _: None
-            trainer = _trainer(run, start, init=init, accelerator=accelerator, report=report, tell=tell)
+            trainer = _trainer(
+                run, start, init=init, accelerator=accelerator, report=report, tell=tell, kind=loaders
+            )
         begins = accelerator.is_main_process and not resume
         # Before the first checkpoint after the start's there is nothing worth keeping.
         with undone(run.path, unless=run.metrics_path) if begins else contextlib.nullcontext():
@@ -159,6 +163,7 @@ def _trainer(
     accelerator: Accelerator,
     report: Report,
     tell: Callable[[str], None] | None,
+    kind: type[Loaders],
 ) -> Trainer:
     """All that a training needs, made before anything is written: what cannot be trained is refused here."""
     recipe, first = start.recipe, accelerator.is_main_process
@@ -166,7 +171,7 @@ def _trainer(
     recipe.base_macs()
     gated = start.given is None and not start.architecture.is_static
     check_teaching(recipe.phase(len(recipe.train.phases)), gated=gated)
-    loaders = phase_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes))
+    loaders = phase_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes), kind)
     if first:
         look_at(loaders[-1].source, run, tell or (lambda _: None))
     say = tell if first else None

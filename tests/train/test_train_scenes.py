@@ -15,6 +15,7 @@ from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, three_sides
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.scenes.files import scene_files
+from routespace.train.data.scenes.on_device import on_device
 from routespace.train.data.scenes.source import ScenesDataset, ScenesSource
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
@@ -245,3 +246,35 @@ def test_a_run_of_ones_own_cutouts_keeps_what_it_saw(pieces, tmp_path, monkeypat
     assert (tmp_path / "run" / "data.json").is_file()
     with pytest.raises(DataError, match="has 3 classes"):
         make_loaders(tiny().override(own | size | {"grid.num_classes": 10}))
+
+
+def test_scenes_that_are_composed_where_the_network_is_are_the_same():
+    recipe = tiny().override({"data": {"kind": "scenes", "train_size": 48, "val_size": 20, "object_px": [12, 30]}})
+    plain, there = make_loaders(recipe), make_loaders(recipe, kind=on_device("cpu"))
+    for loaders in (plain, there):
+        loaders.set_epoch(1, 1)
+    for first, second in zip(plain.train, there.train, strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.targets, b.targets)
+    assert [len(group.images) for group in there.val] == [16, 4]
+    for a, b in zip(plain.val, there.val, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+    with pytest.raises(SpecError, match="cannot be composed on a device"):
+        list(make_loaders(tiny(), kind=on_device("cpu")).val)
+
+
+def test_a_training_on_composed_batches_is_the_same(tmp_path):
+    recipe = tiny().override({"data": {"kind": "scenes", "train_size": 32, "val_size": 16, "object_px": [12, 30]}})
+    first = train_recipe(recipe, tmp_path / "first").net.state_dict()
+    second = train_recipe(recipe, tmp_path / "second", loaders=on_device("cpu")).net.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_and_what_is_known_of_it():
+    source = ScenesSource(ScenesSpec(object_px=(12, 30)), Preprocess(size=(48, 48)), seed=0)
+    dataset = source.train()
+    images, labels, objects = dataset.known_batch(range(4))
+    assert torch.equal(images, dataset.batch(range(4))[0])
+    assert [int(known.labels[0]) for known in objects] == labels.tolist()

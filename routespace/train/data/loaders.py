@@ -93,7 +93,7 @@ class Loaders:
     @property
     def images(self) -> int:
         """Number of training images."""
-        return self._batches.count
+        return self.batches.count
 
     def of(self, recipe: Recipe) -> Loaders:
         """The same images by another recipe, such as one of another batch size.
@@ -103,23 +103,23 @@ class Loaders:
         """
         if recipe == self.recipe:
             return self
-        loaders = Loaders(recipe, self.source, self.part)
+        loaders = type(self)(recipe, self.source, self.part)
         loaders.check()
         return loaders
 
     @property
     def steps(self) -> int:
         """Optimiser steps of one epoch."""
-        return self._batches.count // self._batches.batch_size
+        return self.batches.count // self.batches.batch_size
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch that `train` gives, from step `start` on."""
-        self._batches.epoch, self._batches.start = epoch, start
-        cast(Any, self._train).set_epoch(epoch)
+        self.batches.epoch, self.batches.start = epoch, start
+        cast(Any, self.train_set).set_epoch(epoch)
 
     def check(self) -> None:
         """Raise DataError unless the training images fill a batch that all processes share evenly."""
-        count, batch_size = self._batches.count, self.recipe.train.batch
+        count, batch_size = self.batches.count, self.recipe.train.batch
         if self.recipe.train.batch_size == AUTO and count:  # a number will be chosen that fits them
             return
         if count < batch_size:
@@ -131,8 +131,8 @@ class Loaders:
     def train(self) -> Iterable[tuple[Group, ...]]:
         """This process's part of the batches of the epoch that was set."""
         loader: DataLoader[Any] = DataLoader(
-            Guarded(self._train, replace=self._skipped.most > 0),
-            batch_sampler=self._batches,
+            Guarded(self.train_set, replace=self._skipped.most > 0),
+            batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
@@ -145,7 +145,7 @@ class Loaders:
     @cached_property
     def val(self) -> Batches:
         """Validation images, the same in every epoch."""
-        return self._plain(self.source.val())
+        return self.held_out(self.source.val())
 
     @cached_property
     def test(self) -> Batches:
@@ -154,23 +154,26 @@ class Loaders:
         Raises:
             DataError: data without test images.
         """
-        return self._plain(self.source.test())
+        return self.held_out(self.source.test())
 
     @cached_property
     def calibration(self) -> Batches:
         """Some validation images, drawn once, to set the gates' threshold with."""
-        return self._plain(self.source.val(), most=CALIBRATION_IMAGES)
+        return self.held_out(self.source.val(), most=CALIBRATION_IMAGES)
 
     @cached_property
-    def _train(self) -> Dataset[Any]:
+    def train_set(self) -> Dataset[Any]:
+        """Training images, one by one."""
         return self.source.train()
 
     @cached_property
-    def _batches(self) -> TrainBatches:
+    def batches(self) -> TrainBatches:
+        """Which images each step of the epoch that was set trains on."""
         seed = None if self.source.fresh_each_epoch else self.recipe.seed
-        return TrainBatches(len(cast(Sized, self._train)), self.recipe.train.batch, self.part, seed)
+        return TrainBatches(len(cast(Sized, self.train_set)), self.recipe.train.batch, self.part, seed)
 
-    def _plain(self, dataset: Dataset[Any], most: int | None = None) -> Batches:
+    def held_out(self, dataset: Dataset[Any], most: int | None = None) -> Batches:
+        """This process's part of the images of a set, or of some of them."""
         count = len(cast(Sized, dataset))
         chosen = list(range(count))
         if most is not None and count > most:  # folders are in the order of their classes
@@ -188,17 +191,18 @@ class Loaders:
         return Batches(loader, self._skipped)
 
 
-def make_loaders(recipe: Recipe, part: ProcessShare = ProcessShare()) -> Loaders:
+def make_loaders(recipe: Recipe, part: ProcessShare = ProcessShare(), *, kind: type[Loaders] = Loaders) -> Loaders:
     """The loaders of a recipe.
 
     Args:
         recipe: its data, batch size, seed and image size.
         part: this process among those that train together.
+        kind: of loaders, such as one that makes images on a device.
 
     Raises:
         DataError: data that is missing or does not fit the recipe; more images in a batch than there are.
     """
-    loaders = Loaders(recipe, make_source(recipe), part)
+    loaders = kind(recipe, make_source(recipe), part)
     loaders.check()
     return loaders
 

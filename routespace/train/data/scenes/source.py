@@ -85,6 +85,14 @@ class ScenesDataset(Dataset[tuple[Tensor, Any]]):
         made = self.compose(indices, device)
         return self._normalised(made.images), torch.from_numpy(made.layout.labels).to(device)
 
+    def known_batch(
+        self, indices: Sequence[int], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, list[Objects]]:
+        """The same, with what is known of each scene's objects."""
+        made = self.compose(indices, device)
+        objects = [made.objects(scene) for scene in range(len(indices))]
+        return self._normalised(made.images), torch.from_numpy(made.layout.labels).to(device), objects
+
     def _normalised(self, pictures: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) → (B, 3, H, W)."""
         fed, device = self.preprocess, pictures.device

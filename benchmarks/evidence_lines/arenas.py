@@ -1,0 +1,126 @@
+"""Tasks with small objects on large canvases: an arena each, with the recipe of its routed network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routespace.recipes import load_recipe
+from routespace.train.recipe.recipe import Recipe
+
+STAMPS = {"rotate": 25, "hflip": 0.5, "brightness": 0.3, "saturation": 0.5, "held_out": 0.2}
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A task and the blocks of its networks.
+
+    Attributes:
+        name: of its results.
+        device: `cpu` or `cuda`.
+        changes: of the recipe `digits_map`, as dotted fields.
+        supernet: more blocks in narrower widths, for the network that parts are extracted from.
+        objects: the data's field of object sizes.
+        first_px, own_px: sizes of objects on the small and on the large canvas.
+        first: the small canvas: epochs, image size and scenes of an epoch.
+        tune_epochs: of what is extracted.
+    """
+
+    name: str
+    device: str
+    changes: Mapping[str, Any]
+    supernet: Mapping[str, Any]
+    objects: str
+    first_px: tuple[int, int]
+    own_px: tuple[int, int]
+    first: tuple[int, int, int]
+    tune_epochs: int = 2
+
+    def recipe(self, seed: int) -> Recipe:
+        """That of the routed network, at the recipe's own budget."""
+        given = load_recipe("digits_map")
+        epochs, size, scenes = self.first
+        start = given.train.phases[0].model_dump(mode="json")
+        start |= {"epochs": epochs, "image_size": size, "data": self._data(self.first_px, scenes)}
+        start["execution"] = "dense" if self.device == "cpu" else None
+        return given.override(
+            {"name": f"evidence_{self.name}", "seed": seed, "train.device": self.device}
+            | dict(self.changes)
+            | {f"data.{self.objects}": self.own_px, "train.phases": [start]}
+        )
+
+    def _data(self, px: tuple[int, int], scenes: int) -> dict[str, Any]:
+        return {self.objects: px, "train_size": scenes}
+
+
+def scenes_of(folder: Path | None, train_size: int, val_size: int = 1000, test_size: int = 2000) -> dict[str, Any]:
+    """The data section of stamps in a folder of `data_stamps.py`; scikit-learn's digits without one."""
+    sizes = {"kind": "scenes", "train_size": train_size, "val_size": val_size, "test_size": test_size}
+    if folder is None:
+        return sizes
+    return {**sizes, **STAMPS, "cutouts": str(folder / "cutouts"), "backgrounds": str(folder / "photographs")}
+
+
+def classes_of(folder: Path | None) -> int:
+    """Classes of the stamps in a folder; ten digits without one."""
+    return 10 if folder is None else len(list((folder / "cutouts").iterdir()))
+
+
+def digits() -> Arena:
+    """Digits of 14 to 44 px on 96 px: `digits_map` as it is."""
+    supernet = {"grid.layers": 6, "grid.widths": [6, 12, 24, 36]}
+    return Arena("digits_cpu", "cpu", {}, supernet, "digit_px", (16, 56), (14, 44), (8, 64, 6000))
+
+
+def stamps(folder: Path | None) -> Arena:
+    """Cut-outs of 18 to 52 px on photographs of 96 px."""
+    changes = {"data": scenes_of(folder, 6400), "grid.num_classes": classes_of(folder)}
+    supernet = {"grid.layers": 6, "grid.widths": [6, 12, 24, 36]}
+    return Arena("stamps_cpu", "cpu", changes, supernet, "object_px", (20, 60), (18, 52), (8, 64, 6000))
+
+
+def stamps_gpu(folder: Path | None, size: str) -> Arena:
+    """Cut-outs on photographs of 192 (b0) or 224 px (b1), composed where the network is; PVTv2's widths."""
+    widths, px = {"b0": ([32, 64, 160, 256], 192), "b1": ([64, 128, 320, 512], 224)}[size]
+    heads, mlp, sr = (1, 2, 5, 8), (8, 8, 4, 4), (8, 4, 2, 1)
+    narrower = [width * 3 // 4 // head * head for width, head in zip(widths, heads, strict=True)]
+    changes = {
+        "data": scenes_of(folder, 12_800),
+        "grid.num_classes": classes_of(folder),
+        "grid.image_size": px,
+        "grid.widths": widths,
+        "grid.heads": heads,
+        "grid.mlp_ratios": mlp,
+        "grid.sr_ratios": sr,
+        "train.batch_size": 128,
+        "train.precision": "bf16",
+        "train.lr": 1e-3,
+        "train.epochs": 4,
+    }
+    first = (4, px * 2 // 3 // 32 * 32, 12_800)
+    large, small = _shares(first[1], 0.3, 0.9), _shares(px, 0.15, 0.45)
+    supernet = {"grid.layers": 6, "grid.widths": narrower}
+    return Arena(f"stamps_{size}_cuda", "cuda", changes, supernet, "object_px", large, small, first)
+
+
+def _shares(px: int, low: float, high: float) -> tuple[int, int]:
+    return round(low * px), round(high * px)
+
+
+def rehearsal() -> Arena:
+    """Everything small, on digits that are composed as stamps are; no number counts."""
+    changes = {
+        "data": scenes_of(None, 64, val_size=40, test_size=40),
+        "grid.image_size": 64,
+        "grid.widths": [4, 8, 12, 18],
+        "train.epochs": 2,
+        "train.batch_size": 16,
+        "budget.open_frac": 0.5,
+        "budget.settle_frac": 0.5,
+    }
+    supernet = {"grid.layers": 5}
+    return Arena(
+        "rehearsal", "cpu", changes, supernet, "object_px", (16, 30), (16, 40), (1, 48, 32), tune_epochs=1
+    )
