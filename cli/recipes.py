@@ -46,7 +46,7 @@ def _list() -> None:
     from routespace.recipes import load_recipe, recipe_names
 
     table(
-        ("recipe", "layers", "rates", "image", "1 ×", "budget", "data", "epochs", "search"),
+        ("recipe", "task", "layers", "rates", "image", "1 ×", "budget", "data", "epochs", "search"),
         [_row(name, load_recipe(name)) for name in recipe_names()],
     )
     print("\n1 ×: MACs of the plain network that a budget is a share of; search: fields that vary")
@@ -59,6 +59,7 @@ def _row(name: str, recipe: Recipe) -> tuple[str | None, ...]:
     height, width = grid.image_size
     return (
         name,
+        recipe.task.kind,
         str(grid.layers),
         f"{grid.rates[0]}–{grid.rates[-1]}",
         str(height) if height == width else f"{height}×{width}",
