@@ -32,6 +32,8 @@ def test_the_recipes_that_the_docs_name_are_there():
     wanted |= {f"dit_b{size}_imagenet" for size in range(1, 6)} | {f"dit_swinv2_{size}_imagenet" for size in "tsb"}
     wanted |= {f"dit_b{size}_ade20k_semfpn" for size in range(1, 5)} | {"dit_swinv2_t_ade20k_upernet"}
     wanted |= {f"dit_{name}_coco_retinanet_1x" for name in ("b2", "swinv2_t")}
+    wanted |= {f"dit_b{size}_coco_maskrcnn_{times}x" for size in range(1, 5) for times in (1, 3)}
+    wanted |= {"dit_swinv2_t_coco_maskrcnn_3x"}
     assert wanted == set(recipe_names())
 
 
