@@ -32,8 +32,9 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.remarks import Validation, remarks_on
 from routespace.train.spending import Spending
-from routespace.train.step_loss import Losses, StepLoss
+from routespace.train.step_loss import StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
+from routespace.train.sums import EpochSums
 from routespace.train.teaching import GateTeacher
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
@@ -99,10 +100,7 @@ class Trainer:
             net.decide(execution=self.spec.execution)
         runner = Runner(self.step_loss, self.accelerator, phase.teacher)
         self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
-        metric = self.task.metric.name
-        self._names = tuple(metric if name == "score" else name for name in Losses._fields)
-        self._sums = dict.fromkeys(self._names, 0.0)
-        self._epoch_rate = 0.0
+        self.sums = EpochSums(self.task.metric.name)
 
     @property
     def base_macs(self) -> int:
@@ -148,7 +146,7 @@ class Trainer:
                 self._train_epoch(stop, save)
             self.records.append(self._record())
             course.epoch, course.step = course.epoch + 1, 0
-            self._sums = dict.fromkeys(self._names, 0.0)
+            self.sums.clear()
             if course.epochs_done % self.spec.checkpoint_epochs == 0 or course.phase_ends:
                 save()
             if self._told_to_stop(stop) and not course.ends:
@@ -160,11 +158,9 @@ class Trainer:
         self.step_loss.train()
         start, first = time.perf_counter(), course.step
         for batch in self._batches():
-            losses = self._step([self._prepared(group) for group in batch])
-            for name, value in zip(self._names, losses, strict=True):
-                self._sums[name] += value
+            self.sums.add(self._step([self._prepared(group) for group in batch]))
             course.step += 1
-            self._epoch_rate = (course.step - first) * self.spec.batch / (time.perf_counter() - start)
+            self.sums.images_per_s = (course.step - first) * self.spec.batch / (time.perf_counter() - start)
             self.report(self.progress())
             if self._told_to_stop(stop):
                 self.seconds += time.perf_counter() - start
@@ -261,7 +257,7 @@ class Trainer:
         except DivergedError as error:
             raise self._diverged("the validation loss is not finite") from error
         self.seconds += time.perf_counter() - start
-        means = {name: total / max(1, course.step) for name, total in self._sums.items()}
+        means = {name: total / max(1, course.step) for name, total in self.sums.values.items()}
         metric = self.task.metric.name
         target = self._target_ratio()
         began = course.progress(course.epoch * steps)
@@ -283,7 +279,7 @@ class Trainer:
             "target_ratio": target,
             "lr": self.optimizer.param_groups[0]["lr"],
             "temperature": last.temperature,
-            "images_per_s": round(self._epoch_rate, 1),
+            "images_per_s": round(self.sums.images_per_s, 1),
             "seconds": round(self.seconds, 2),
             "remarks": self.remarks(found, means["task_loss"], course.judged((course.epoch + 1) * steps)),
         }
@@ -307,7 +303,8 @@ class Trainer:
 
     def progress(self, stage: str = "train") -> Progress:
         """How far training is."""
-        rate, course, done = self._epoch_rate, self.course, self.course.step
+        rate, course, done = self.sums.images_per_s, self.course, self.course.step
+        macs = self.sums.mean("macs", done)
         return Progress(
             stage=stage,
             epoch=min(course.epochs_done + 1, course.epochs),
@@ -316,22 +313,16 @@ class Trainer:
             phases=len(course.phases),
             step=course.step,
             steps=course.steps,
-            loss=self._sums["loss"] / done if done else None,
-            budget_loss=self._sums["budget_loss"] / done if done and self.spending.loss is not None else None,
-            score=self._score(),
+            loss=self.sums.mean("loss", done),
+            budget_loss=self.sums.mean("budget_loss", done) if self.spending.loss is not None else None,
+            score=self.sums.score(done),
             metric=self.task.metric,
-            macs_ratio=self._sums["macs"] / done / self.base_macs if done else None,
+            macs_ratio=None if macs is None else macs / self.base_macs,
             target_ratio=self._target_ratio(),
             images_per_s=rate,
             eta_s=self.course.images_left / rate if rate else None,
             metrics=self.records[-1] if self.records else {},
         )
-
-    def _score(self) -> float | None:
-        """The task's metric on this epoch's training images so far; None where batches do not tell it."""
-        step = self.course.step
-        score = self._sums[self.task.metric.name] / max(1, step)
-        return score if step and math.isfinite(score) else None
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; every process must call it."""
@@ -343,7 +334,7 @@ class Trainer:
             "phase": self.course.number,
             "epoch": self.course.epoch,
             "step": self.course.step,
-            "sums": self._sums,
+            "sums": self.sums.values,
             "records": self.records,
             "seconds": self.seconds,
             "random": gather_object([random_state()]),
@@ -357,7 +348,8 @@ class Trainer:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.spending.load_state(self._nets, state)
-        self.course.epoch, self.course.step, self._sums = state["epoch"], state["step"], dict(state["sums"])
+        self.course.epoch, self.course.step = state["epoch"], state["step"]
+        self.sums.load(state["sums"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
         if self.course.done:  # as the last step left it
             last = Sampling.at(self.recipe.gates, self.course.progress(self.course.done - 1))

@@ -62,6 +62,19 @@ def test_two_processes_train_a_sandwich_like_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_go_through_phases_like_one(tmp_path):
+    """One wrapper for all phases: gates have no part in a held one, and then they have."""
+    phase = {"epochs": 1, "image_size": 32, "data": {"digit_px": [20, 32]}, "gates": "held"}
+    recipe = tiny(gates__kind="sigmoid", routing="depth", train__epochs=1, budget__ratio=None)
+    recipe = recipe.override({"grid.image_size": 48, "train.phases": [phase]})
+    one = train_recipe(recipe, tmp_path / "one")
+    launch(tmp_path, recipe, tmp_path / "two")
+    two = load_net(tmp_path / "two" / "net")
+    for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=3e-3, rtol=0.05, msg=name)
+
+
+@pytest.mark.slow
 def test_two_processes_are_taught_by_a_run(tmp_path):
     train_recipe(tiny(train__epochs=0, routing="static"), tmp_path / "big")
     recipe = tiny(routing="static", train__epochs=1, train__teacher=str(tmp_path / "big"))
