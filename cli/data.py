@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace.cli.options import Changes
+from routespace.cli.options import Changes, out
 
 if TYPE_CHECKING:
     from routespace.train.data.check import DataReport
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 NAME = "data"
 EXAMPLE = "routespace data check photos"
+SCENES_EXAMPLE = "routespace data scenes --task detect -o scenes --set data.train_size=500"
+TARGETS: dict[str, Target] = {"detect": "objects", "instance": "masks", "semantic": "pixels"}
 SHOWN = 20  # findings of each kind in a terminal; --json gives all
 UNREADABLE = 1  # exit code, as of `verify`: the command went well, the data is not
 
-app = typer.Typer(help="Look at your own pictures before training on them.")
+app = typer.Typer(help="Look at your own pictures before training on them, or make some.")
 
 
 @app.callback()
 def group() -> None:
-    """Look at your own pictures before training on them."""
+    """Look at your own pictures before training on them, or make some."""
 
 
 @app.command("check", epilog=f"Example:  {EXAMPLE}")
@@ -104,6 +106,34 @@ def _data_of(root: Path | None, name: str | None, changes: list[str]) -> tuple[A
     return spec, target
 
 
+@app.command("scenes", epilog=f"Example:  {SCENES_EXAMPLE}")
+def scenes(
+    task: Annotated[str, typer.Option(help="What is told of each scene: detect, instance or semantic.")],
+    folder: Annotated[Path, out("The folder to write, a new or an empty one.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Of the scenes, by name or file: its data, image size and seed.")
+    ] = "digits_tiny",
+    changes: Changes = None,
+) -> None:
+    """Write rendered scenes to files: COCO's JSON and PNG pictures, or pictures and label maps.
+
+    detect gives boxes, instance boxes and masks, semantic a class for each pixel. Training scenes are those of the
+    first epoch. Train on them with --data FOLDER.
+    """
+    from routespace.cli.arguments import one_of
+    from routespace.cli.status import loading
+    from routespace.cli.train import require_images, with_changes
+
+    one_of("task", task, tuple(TARGETS))
+    chosen = with_changes(recipe, changes or [], data=None)
+    require_images(chosen)
+    with loading():
+        from routespace.train.data.annotated.written import write_scenes
+    with _bar(shown=True, what="writing") as progress:
+        found = write_scenes(chosen, TARGETS[task], folder, tell=progress)
+    print(f"{folder}: {', '.join(f'{part} {count}' for part, count in found.items())} scenes")
+
+
 def show(report: DataReport) -> None:
     """Print what was found, the worst first."""
     from routespace.train.data.check import PROBLEMS, by_problem
@@ -121,8 +151,8 @@ def show(report: DataReport) -> None:
 
 
 @contextmanager
-def _bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar in a terminal; nothing elsewhere."""
+def _bar(*, shown: bool, what: str = "reading") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar in a terminal, that says what is done; nothing elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from routespace.cli.render import console
@@ -131,7 +161,7 @@ def _bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
     if not shown or not screen.is_terminal:
         yield None
         return
-    columns = (TextColumn("reading"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bars:
         task = bars.add_task("", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -44,13 +44,12 @@ def run(
     from routespace.cli.status import busy, loading
     from routespace.deploy.folder import net_folder
     from routespace.files import require_place
-    from routespace.train.data.lookup import require_pictures
-    from routespace.train.recipe.data_kinds import spec_at
+    from routespace.train.data.lookup import require_at
 
     one_of("split", split, SPLITS)
     net_folder(source)
     if data is not None:
-        require_pictures(spec_at(data))
+        require_at(data)
     given = named_recipe(recipe)
     if picture is not None:
         require_place(picture)

@@ -15,7 +15,10 @@ Changes = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="A folder of images, ROOT/train/<class>/… or ROOT/<class>/…, or a table (.csv)."),
+    typer.Option(
+        help="A folder of images, ROOT/train/<class>/… or ROOT/<class>/…, a table (.csv), or annotations: "
+        "in COCO's format (.json or a folder), or label maps beside images/."
+    ),
 ]
 DataRecipe = Annotated[
     str | None, typer.Option("--recipe", help="Recipe of the data, by name or file; else the folder's own.")

@@ -18,6 +18,7 @@ from routespace.train.recipe.changes import PRESET_KEEPS
 from routespace.train.recipe.recipe import Recipe
 
 MAY_DIFFER = ("image_size", "num_classes")  # what no weight of the backbone depends on
+OF_CLASSIFIERS = "grid.num_classes"  # where a recipe says how many classes an image may be of
 SIZE_SETS = ("widths", "heads", "mlp_ratios")
 OF_TRAINED_GATES = ("threshold", "openness")  # calibration moves the one, and only new gates begin with the other
 SHAPES_GATES = ("kind", "rows", "columns", "selection", "source", "context_side", "opening")
@@ -59,14 +60,18 @@ def fit_to(
         net: the network.
         asked: dotted fields that were set on purpose, by `--set` for example: each holds or is refused. None takes
             all of `grid` and `gates` for set, but for the gates' threshold and openness, which are the network's.
-        classes: of the data, where `grid.num_classes` was not asked for.
+        classes: of the data, where their number (`grid.num_classes`, or a task's own field) was not asked for.
 
     Raises:
         SpecError: a field that was asked for cannot hold.
     """
     architecture, gates = net.architecture, net.gate_spec
     _check_asked(recipe, architecture, asked)
-    grid = _fit_grid(recipe.grid, architecture.spec, _asked_in("grid", recipe, asked), classes)
+    field = recipe.task.classes_field
+    of_grid = classes if field == OF_CLASSIFIERS else None
+    grid = _fit_grid(recipe.grid, architecture.spec, _asked_in("grid", recipe, asked), of_grid)
+    if field != OF_CLASSIFIERS:
+        grid = _without_classifier(recipe, grid)
     if recipe.budget.of == "base" and grid.size is None:
         raise SpecError("budget.of: 'base' needs grid.size, which the given network lacks; set 'staircase'")
     if not architecture.is_static:
@@ -78,6 +83,7 @@ def fit_to(
                 "grid": grid.model_dump(mode="json"),
                 "gates": gates.model_dump(mode="json"),
                 "budget.open_frac": recipe.budget.open_frac if "budget.open_frac" in (asked or ()) else 0.0,
+                **({field: classes} if classes is not None and of_grid is None else {}),
                 "train.start": "open",
                 "train.weights": None,
                 "train.phases": fields["phases"] if "train.phases" in (asked or ()) else [],
@@ -169,6 +175,18 @@ def _fit_grid(asked_for: GridSpec, given: GridSpec, wanted: set[str], classes: i
     return GridSpec.parse(given.model_dump(mode="json") | changes, name="grid", families=[given.family])
 
 
+def _without_classifier(recipe: Recipe, grid: GridSpec) -> GridSpec:
+    """The grid of a task that reads maps; raises SpecError where the network gives others than the task reads."""
+    if grid.outputs != recipe.grid.outputs:
+        raise SpecError(
+            f"task: {recipe.task.kind!r} reads {recipe.grid.outputs} maps, and the given network gives "
+            f"{grid.outputs}; start from its weights with train.weights instead"
+        )
+    if not grid.num_classes:
+        return grid
+    return GridSpec.parse(grid.model_dump(mode="json") | {"num_classes": 0}, name="grid", families=[grid.family])
+
+
 def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSpec:
     """The network's way to decide, with what is asked for, as far as the weights of its gates allow."""
     if "openness" in wanted and asked_for.openness != given.openness:
@@ -220,7 +238,9 @@ def _lines(recipe: Recipe, fitted: Recipe, architecture: Architecture) -> tuple[
     if fitted.grid.image_size != given.image_size:
         sizes = [_shown(grid, "image_size") for grid in (fitted.grid, given)]
         lines.append(f"images: {sizes[0]} px; the given network is of {sizes[1]} px")
-    if fitted.grid.num_classes != given.num_classes:
+    if fitted.num_classes != recipe.num_classes and fitted.task.classes_field != OF_CLASSIFIERS:
+        lines.append(f"{fitted.task.classes_field}: {fitted.num_classes}, as many as the data has")
+    if fitted.grid.num_classes != given.num_classes and fitted.grid.num_classes:
         lines.append(
             f"head: new, for {fitted.grid.num_classes} classes; the given network has {given.num_classes}, "
             f"all but its head is kept"

@@ -98,7 +98,8 @@ def fine_tuning(recipe: Recipe, init: TaskNet, asked: Collection[str] | None) ->
         SpecError: a field that was asked for and cannot hold.
         DataError: the data, which tells the number of classes, is missing or damaged.
     """
-    counts = asked is not None and not {"grid", "grid.num_classes"} & set(asked)
+    field = recipe.task.classes_field
+    counts = asked is not None and not {field.partition(".")[0], field} & set(asked)
     return fit_to(recipe, init, asked=asked, classes=count_classes(recipe) if counts else None)
 
 

@@ -19,9 +19,10 @@ from routespace.nn.running import pick_device
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
+from routespace.train.recipe.data_kinds import kind_of
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import RunFolder
-from routespace.train.tasks.kinds import task_of_head
+from routespace.train.tasks.kinds import task_spec_of
 from routespace.workflow.history import run_scores
 from routespace.workflow.subjects import load_usage
 
@@ -74,12 +75,13 @@ class Artifact:
             )
         if self.recipe is not None or not told:
             return self.require_recipe()
+        task = task_spec_of(self.net.head)
         return Recipe.parse(
             {
                 "name": self.folder.resolve().name.lstrip(".") or "bundle",
-                "task": task_of_head(self.net.head, self.net.spec).name,
+                "task": task.model_dump(mode="json"),
                 "grid": self.net.spec.model_dump(mode="json"),
-                "data": {"kind": "folder"},
+                "data": {"kind": kind_of(task.target)},
             },
             families=[self.net.spec.family],
         )

@@ -68,7 +68,7 @@ def test_classes_of_a_network_are_found_by_name(tmp_path):
     source = source_of(spec(tmp_path), "pixels", classes=("lamp", "door", "floor", "wall"), whole=False)
     assert source.classes[0] == "lamp"
     source = source_of(
-        spec(tmp_path, images="images/training", annotations="annotations/training"),
+        spec(tmp_path, image_folder="images/training", label_folder="annotations/training"),
         "pixels",
         classes=("lamp", "door", "floor", "wall"),
         whole=True,

@@ -213,6 +213,18 @@ def count_classes(recipe: Recipe) -> int:
     return len(SOURCES[type(recipe.data)](wanted).classes)
 
 
+def scenes_of(recipe: Recipe, target: Target) -> Source:
+    """The source of a recipe's scenes with another target than its task's.
+
+    Raises:
+        DataError: cut-outs or photographs are missing.
+        SpecError: they do not fit the image size.
+    """
+    size = recipe.grid.image_size
+    wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False, target=target, size=size)
+    return SOURCES[type(recipe.data)](wanted)
+
+
 def located(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of its data, pretrained weights and teacher, which work from every folder."""
     data, weights, teacher = recipe.data, recipe.train.weights, recipe.train.teacher

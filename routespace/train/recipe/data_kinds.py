@@ -18,6 +18,7 @@ from routespace.train.recipe.data import (
 )
 from routespace.train.recipe.scenes import ScenesSpec
 from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec
+from routespace.train.recipe.targets import Target
 from routespace.train.recipe.voc import VocSpec
 
 LOCATIONS = (
@@ -85,6 +86,11 @@ def data_at(path: str | Path, now: Normalised | None = None) -> dict[str, Any]:
     """The recipe fields that `--data PATH` stands for, for `Recipe.override`; `now` as in `spec_at`."""
     spec = spec_at(path, now)
     return {"data.kind": spec.model_dump()["kind"], "data.root": spec.root}
+
+
+def kind_of(target: Target) -> str:
+    """The kind of pictures on this machine that a task may be measured on, where nothing is said of them."""
+    return {"label": "folder", "pixels": "segmentation"}.get(target, "coco")
 
 
 def absolute(path: str | Path) -> str:

@@ -17,7 +17,7 @@ class SegmentationSpec(AnnotatedSpec):
 
     Args:
         root: the folder of both.
-        images, annotations: the two folders, in `root`. In each there are training, validation and test (or
+        image_folder, label_folder: the two folders, in `root`. In each there are training, validation and test (or
             train, val, …), or the files themselves, of which a share is then held out.
         suffix: ending of the label maps.
         ignore: numbers in them of pixels that count for nothing.
@@ -30,8 +30,8 @@ class SegmentationSpec(AnnotatedSpec):
     longer: ClassVar[int | None] = 4
 
     kind: Literal["segmentation"] = "segmentation"
-    images: str = "images"
-    annotations: str = "annotations"
+    image_folder: str = "images"
+    label_folder: str = "annotations"
     suffix: str = ".png"
     ignore: tuple[Whole, ...] = (255,)
     shift: Whole = 0

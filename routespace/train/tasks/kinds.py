@@ -119,7 +119,12 @@ def grid_defaults(task: Any) -> Mapping[str, Any]:
 
 
 def task_of_head(head: Head, grid: GridSpec) -> Task:
-    """The task whose networks have such heads: what its spec asks for beside grid and training, the head knows.
+    """The task whose networks have such heads; raises SpecError when no task has."""
+    return task_spec_of(head).make(grid)
+
+
+def task_spec_of(head: Head) -> TaskSpec:
+    """The `task` of a recipe whose networks have such heads: what it asks for beside the grid, the head knows.
 
     Raises:
         SpecError: no task has.
@@ -130,4 +135,4 @@ def task_of_head(head: Head, grid: GridSpec) -> Task:
         raise SpecError(
             f"net: its head is of kind {head.kind!r}, which no task measures; give a network with a task"
         )
-    return TASKS[head.kind].of_head(head.settings()).make(grid)
+    return TASKS[head.kind].of_head(head.settings())

@@ -116,9 +116,12 @@ class FolderAnnotations:
 
     def __init__(self, spec: SegmentationSpec, target: Target) -> None:
         self.root, self.spec = require_root(spec.root, WANTED), spec
-        for folder in (self.root / spec.images, self.root / spec.annotations):
+        for folder in (self.root / spec.image_folder, self.root / spec.label_folder):
             if not folder.is_dir():
-                raise DataError(f"{folder}: no such folder; give {WANTED}, or name it with data.images or so")
+                raise DataError(
+                    f"{folder}: no such folder; give {WANTED}, or other names with data.image_folder and "
+                    f"data.label_folder"
+                )
         self.classes = class_names(self.root, spec)
         numbers = {label + spec.shift: label for label in range(len(self.classes))}
         ignored = frozenset(spec.ignore)
@@ -132,7 +135,7 @@ class FolderAnnotations:
 
     def part(self, split: Split, *, whole: bool = False) -> AnnotatedPart | None:
         """What a part holds; see `Annotations`."""
-        pictures, maps = self.root / self.spec.images, self.root / self.spec.annotations
+        pictures, maps = self.root / self.spec.image_folder, self.root / self.spec.label_folder
         below = {item.name.lower(): item.name for item in visible(pictures) if item.is_dir()}
         if any(name in below for names in NAMES.values() for name in names):
             own = next((below[name] for name in NAMES[split] if name in below), None)
