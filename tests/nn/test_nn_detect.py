@@ -22,7 +22,7 @@ KINDS = pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 
 
 def detector_net(detector: str = "retinanet", **settings):
-    return dense_net("detect", detector=detector, classes=3, width=32, score_threshold=0.0, **settings)
+    return dense_net("detect", detector=detector, classes=3, width=64, score_threshold=0.0, **settings)
 
 
 def objects() -> list[dict]:
@@ -159,7 +159,8 @@ def test_what_the_grid_lacks_is_told_in_one_line():
     ("settings", "message"),
     [
         ({"detector": "yolo"}, r"head\.detector: 'yolo' is not allowed; give 'retinanet' or 'fcos'"),
-        ({"detector": "fcos", "width": 24}, r"width: 24 cannot be normalised in 32 groups"),
+        ({"detector": "fcos", "width": 24}, r"width: 24 cannot be normalised in 32 groups.* a multiple of 32"),
+        ({"detector": "fcos", "width": 32}, r"width: 32 cannot be normalised in 32 groups.* at least 64"),
         ({"detector": "fcos", "anchor_scale": 2.0}, r"anchor_scale: fcos has no anchors"),
         ({"classes": 0}, r"head\.classes: 0 is not allowed; give at least 1"),
         ({"nms": 0.5}, r"head\.nms: unknown field"),

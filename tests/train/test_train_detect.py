@@ -20,6 +20,7 @@ from routespace.train.step_loss import StepLoss
 from routespace.train.tasks.kinds import task_of_head
 
 DETECT = {"kind": "detect", "classes": 10, "width": 32}
+FCOS = {"kind": "detect", "classes": 10, "width": 64, "detector": "fcos"}
 INSTANCE = {"kind": "instance", "classes": 10, "width": 32, "proposals": 50, "sampled": 32}
 SMALL = {"train__batch_size": 8, "data__train_size": 64, "data__val_size": 12, "train__epochs": 1}
 
@@ -33,7 +34,7 @@ def quiet():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [DETECT, DETECT | {"detector": "fcos"}, INSTANCE])
+@pytest.mark.parametrize("task", [DETECT, FCOS, INSTANCE])
 def test_ap_rises_above_that_of_a_fresh_network(task, tmp_path):
     recipe = dense(
         task,
@@ -120,7 +121,7 @@ def test_a_networks_task_is_read_from_its_head(tmp_path):
 
 
 def test_recipes_keep_what_a_task_is_told():
-    recipe = dense(DETECT | {"detector": "fcos"})
+    recipe = dense(FCOS)
     again = Recipe.from_yaml(recipe.to_yaml())
     assert again == recipe
     assert again.hash == recipe.hash

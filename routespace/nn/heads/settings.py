@@ -72,10 +72,10 @@ class DetectSettings(BoxSettings):
         for name in ("anchor_scale", "anchor_ratios"):
             if getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name}: fcos has no anchors; leave it out")
-        if self.width % NORM_GROUPS:
+        if self.width % NORM_GROUPS or self.width == NORM_GROUPS:  # a map of one place needs two channels a group
             raise ValueError(
                 f"width: {self.width} cannot be normalised in {NORM_GROUPS} groups, as fcos does; give a multiple "
-                f"of {NORM_GROUPS}"
+                f"of {NORM_GROUPS}, at least {2 * NORM_GROUPS}"
             )
         return self
 
