@@ -252,15 +252,21 @@ def show(
     from routespace.deploy.latency.table import predict
     from routespace.grid.resources import RESOURCES
     from routespace.nn.task_net import network_cost
+    from routespace.train.macs import counted_macs
     from routespace.train.tasks.kinds import task_of_head
 
-    small, whole = taken.card.costs, network_cost(found.net).totals
+    macs = counted_macs(taken.net, {}), counted_macs(found.net, {})  # what limits are about
+    network = taken.card.costs["macs"]
+    small = {**taken.card.costs, "macs": macs[0]}
+    whole = {**network_cost(found.net).totals, "macs": macs[1]}
     rows: list[tuple[str, object]] = []
     for name in dict.fromkeys(["macs", "params", *limits]):
         label = {"params": "parameters"}.get(name, RESOURCES[name].label)
         under = f" (limit {amount(name, limits[name])})" if name in limits else ""
         if name in small:
             rows.append((label, f"{amount(name, small[name])} of {amount(name, whole[name])}{under}"))
+            if name == "macs" and network != macs[0]:
+                rows.append(("", f"{amount('macs', network)} with the head, which no budget counts"))
         elif table is not None:
             rows.append((label, f"{predict(table, taken.net.architecture):.3g} ms predicted{under}"))
     rows.append(("verified", f"largest difference of outputs {taken.max_difference:.1e}"))

@@ -269,7 +269,7 @@ class Trainer:
             "task_loss": means["task_loss"],
             "soft_loss": means["soft_loss"] if self.passes.teaches else None,
             "budget_loss": means["budget_loss"],
-            f"train_{metric}": means[metric],
+            f"train_{metric}": means[metric] if math.isfinite(means[metric]) else None,
             metric: found[metric],
             **further(found, metric),
             "val_loss": found["loss"],

@@ -20,8 +20,9 @@ from routespace.deploy.extract import extract
 from routespace.grid.architecture import Architecture, State
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.route_net import RouteNet
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 from routespace.nn.views import view_of
+from routespace.train.macs import counted_macs
 from routespace.train.progress import Progress
 from routespace.workflow.artifacts import Artifact
 from routespace.workflow.choosing import choose_part
@@ -91,14 +92,14 @@ def cut_down(
     if tuning is None or "macs" not in limits or whole.is_static:
         return Stage(artifact, tuning)
     derive(whole, {}, limits={"macs": limits["macs"]})  # it tells when nothing fits, before anything is trained
-    most = cut_limits(network_cost(artifact.net, usage=artifact.usage or {}).macs, limits["macs"], tuning)
+    most = cut_limits(counted_macs(artifact.net, artifact.usage or {}), limits["macs"], tuning)
     spent, stage = 0, Stage(artifact, tuning)
     for number, macs in enumerate(most[:-1]):
         chosen = choose_part(stage.artifact, {"macs": macs}, stage.way(by), least_macs=limits["macs"])
         epochs = round(tuning.epochs * (number + 1) / len(most)) - spent
         spent += epochs
         if tell is not None:
-            left_macs = network_cost(artifact.net.restrict(chosen)).macs
+            left_macs = counted_macs(artifact.net.restrict(chosen), {})
             tell(f"cut {number + 1} of {len(most)}: {left_macs / 1e6:.4g} MMACs are left, epochs: {epochs}")
         small = extract(stage.artifact.net, chosen)
         tuned = fine_tune(artifact, small, replace(tuning, epochs=epochs), progress=progress, tell=tell).net

@@ -28,7 +28,8 @@ class FineTuning:
 
     Attributes:
         epochs: passes over the recipe's training images.
-        teacher: as `train.teacher` of a recipe; None for what the part was cut from, `none` for nobody.
+        teacher: as `train.teacher` of a recipe; None for what the part was cut from, or for nobody where the task
+            knows no soft labels; `none` for nobody.
         most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs.
     """
 
@@ -51,7 +52,8 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
         SpecError: the recipe's task knows no soft labels.
     """
     recipe = artifact.require_recipe()
-    teacher = str(artifact.folder) if tuning.teacher is None else tuning.teacher
+    own = str(artifact.folder) if recipe.task.teachable else NO_TEACHER
+    teacher = own if tuning.teacher is None else tuning.teacher
     return recipe.override(
         {
             "train.epochs": tuning.epochs,

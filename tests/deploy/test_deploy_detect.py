@@ -1,0 +1,82 @@
+"""Detectors are extracted, verified, saved and exported like classifiers; a file finds the same."""
+
+import warnings
+
+import pytest
+import torch
+from dense_tiny import dense_net
+
+from routespace.deploy.bundle import Card, load_bundle, save_bundle
+from routespace.deploy.export.load import load_exported
+from routespace.deploy.export.write import export
+from routespace.deploy.extract import extract
+from routespace.deploy.verify import verify
+from routespace.grid.architecture import Architecture
+
+SIZE = 50, 77
+DETECTORS = {
+    "retinanet": ("detect", {"width": 32}),
+    "fcos": ("detect", {"width": 64, "detector": "fcos"}),
+    "mask r-cnn": ("instance", {"width": 16, "proposals": 20, "max_detections": 10}),
+}
+ALL = pytest.mark.parametrize("name", list(DETECTORS))
+
+
+def supernet(name: str):
+    kind, settings = DETECTORS[name]
+    return dense_net(kind, classes=3, score_threshold=0.0, **settings)
+
+
+def equal_objects(found, wanted) -> None:
+    assert len(found) == len(wanted)
+    for mine, other in zip(found, wanted, strict=True):
+        assert len(mine["boxes"]) > 5
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+@ALL
+def test_a_part_keeps_the_head_and_gives_the_supernets_outputs(name, tmp_path):
+    net = supernet(name)
+    part = Architecture.staircase(net.architecture.grid)
+    small = extract(net, part)
+    report = verify(net, part, small, image_size=SIZE)
+    assert report.ok, report.lines()
+    assert report.replay_difference is not None
+    assert report.replay_difference <= 1e-5
+    save_bundle(small, tmp_path / "bundle", Card.of(small))
+    again = load_bundle(tmp_path / "bundle").net
+    assert again.head.settings() == net.head.settings()
+    images = torch.randn(2, 3, *SIZE)
+    with net.eval().deciding_as(held=part):
+        whole = net(images).outputs
+    equal_objects(again(images).outputs.detections([SIZE] * 2), whole.detections([SIZE] * 2))
+
+
+@ALL
+def test_a_routed_part_finds_the_same_however_it_computes(name):
+    net = supernet(name).eval()
+    images = torch.randn(2, 3, *SIZE)
+    found = {}
+    for execution in ("dense", "packed", "auto"):
+        with net.deciding_as(execution=execution):
+            found[execution] = net.head.tensors(net(images).outputs)
+    for execution in ("packed", "auto"):
+        torch.testing.assert_close(found[execution], found["dense"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+@ALL
+def test_boxes_of_an_exported_files_raw_tensors_are_the_networks(name, suffix, tmp_path):
+    net = extract(supernet(name), Architecture.staircase(supernet(name).architecture.grid)).eval()
+    path = tmp_path / f"net.{suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = export(net, path, image_size=SIZE)
+    assert report.max_difference <= report.tolerance
+    loaded = load_exported(path)
+    assert loaded.names == net.head.names
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, *SIZE)
+        sizes = [SIZE] * batch
+        equal_objects(net.head.detections_of(loaded.run(images), sizes), net(images).outputs.detections(sizes))
