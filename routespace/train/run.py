@@ -212,7 +212,8 @@ def _introduce(recipe: Recipe, phases: Sequence[Phase], say: Callable[[str], Non
     if len(phases) > 1:
         specs = (*recipe.train.phases, None)
         for number, (spec, phase) in enumerate(zip(specs, phases, strict=True), 1):
-            text = phase_text(spec, recipe.train, phase.recipe.grid.image_size)
+            gated = not phase.architecture.is_static
+            text = phase_text(spec, recipe.train, phase.recipe.grid.image_size, gated=gated)
             say(f"phase {number} of {len(phases)}: {text}")
 
 

@@ -176,7 +176,9 @@ def test_a_network_that_is_given_needs_no_first_phases(tmp_path):
 def test_plain_networks_have_the_same_phases(tmp_path):
     plain = plain_recipe(phased({**SMALL, "epochs": 1, "gates": "taught"}, train__epochs=1), 200_000)
     assert plain.train.phases
-    train_recipe(plain, tmp_path / "run")
+    said = []
+    train_recipe(plain, tmp_path / "run", tell=said.append)
+    assert "phase 1 of 2: 1 epoch at 32x32 px" in said
     assert [line["phase"] for line in RunFolder(tmp_path / "run").read_metrics()] == [1, 2]
 
 

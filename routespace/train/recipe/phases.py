@@ -98,8 +98,8 @@ def phase_changes(train: TrainSpec, budget: BudgetSpec, number: int, *, base_mac
     return changes
 
 
-def phase_text(phase: PhaseSpec | None, train: TrainSpec, size: tuple[int, int]) -> str:
-    """A phase in words: epochs, image size, what the gates do; None for the recipe's own training."""
+def phase_text(phase: PhaseSpec | None, train: TrainSpec, size: tuple[int, int], *, gated: bool) -> str:
+    """A phase in words: epochs, image size, what the gates do where there are some; None for the recipe's own."""
     epochs = train.epochs if phase is None else phase.epochs
-    gates = GATES_TEXT["free" if phase is None else phase.gates]
-    return f"{epochs} epoch{'s' if epochs != 1 else ''} at {size[0]}x{size[1]} px, {gates}"
+    gates = f", {GATES_TEXT['free' if phase is None else phase.gates]}" if gated else ""
+    return f"{epochs} epoch{'s' if epochs != 1 else ''} at {size[0]}x{size[1]} px{gates}"
