@@ -13,7 +13,7 @@ Shape legend: B images · C channels · H, W pixels · K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from routespace.deploy.derive import IDENTITY_WORTH
 from routespace.errors import DataError, GridError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.nn.candidates import SharedParts
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, placed
 from routespace.nn.task_net import TaskNet
@@ -65,27 +66,51 @@ def removal_scores(
         images = [as_input(net, batch if isinstance(batch, Tensor) else batch[0]) for batch in batches]
         if not sum(len(some) for some in images):
             raise DataError("batches: no images to score edges on; give at least one batch")
-        whole = net if base is None else net.restrict(base)
-        wanted = [_outputs(whole, some) for some in images]
-
-        def moved(part: Architecture | None) -> float | None:
-            """How far the outputs of a part lie from the network's; None where there is no such part."""
-            changed = None if part is None else _part(net, part)
-            if changed is None:
-                return None
-            total = sum(
-                len(some) * outputs_distance(before, _outputs(changed, some))
-                for some, before in zip(images, wanted, strict=True)
-            )
-            return total / sum(len(some) for some in images)
-
-        found: dict[str, float | None] = {}
-        for name, state in start.edges.items():
-            if start.grid.edges[name].kind != "identity":
-                without = moved(without_edge(start, name, net.architecture))
-                always = moved(_always(start, name)) if state == "gated" else 0.0
-                found[name] = None if without is None or always is None else without - always
+        parts = _variants(net, start)
+        moved = dict.fromkeys(parts, 0.0)
+        for some in images:
+            for part, distance in _distances(net, start, list(parts), some):
+                moved[part] += distance * len(some) / sum(map(len, images))
+    found: dict[str, float | None] = {}
+    for name, state in start.edges.items():
+        if start.grid.edges[name].kind != "identity":
+            without = _of(moved, without_edge(start, name, net.architecture))
+            always = _of(moved, _always(start, name)) if state == "gated" else 0.0
+            found[name] = None if without is None or always is None else without - always
     return _filled(start, found)
+
+
+def _of(moved: Mapping[Architecture, float], part: Architecture | None) -> float | None:
+    return None if part is None else moved.get(part)
+
+
+def _variants(net: TaskNet, start: Architecture) -> dict[Architecture, None]:
+    """Every part that is compared with `start`: without an edge, and with a gated one always on."""
+    parts: dict[Architecture, None] = {}
+    for name, state in start.edges.items():
+        if start.grid.edges[name].kind == "identity":
+            continue
+        for part in (
+            without_edge(start, name, net.architecture),
+            _always(start, name) if state == "gated" else None,
+        ):
+            if part is not None and _part(net, part) is not None:
+                parts[part] = None
+    return parts
+
+
+def _distances(
+    net: TaskNet, start: Architecture, parts: Sequence[Architecture], images: Tensor
+) -> Iterator[tuple[Architecture, float]]:
+    """How far the outputs of each part lie from those of `start`; what static parts share is computed once."""
+    wanted = net.restrict(start)(images).outputs
+    static = [part for part in parts if part.is_static]
+    if static:
+        for place, outputs in SharedParts(net, static)(images):
+            yield static[place], outputs_distance(wanted, outputs)
+    for part in parts:
+        if not part.is_static:
+            yield part, outputs_distance(wanted, net.restrict(part)(images).outputs)
 
 
 def _filled(architecture: Architecture, found: dict[str, float | None]) -> dict[str, float]:
@@ -124,10 +149,6 @@ def _part(net: TaskNet, part: Architecture) -> TaskNet | None:
         return net.restrict(part)
     except (GridError, SpecError):
         return None
-
-
-def _outputs(net: TaskNet, images: Tensor) -> Any:
-    return net(images).outputs
 
 
 def outputs_distance(before: Any, after: Any) -> float:
