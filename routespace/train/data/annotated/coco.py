@@ -160,7 +160,7 @@ def pictures_of(file: Path) -> Path:
 def decoded(segment: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Polygons or run lengths → (H, W), as pycocotools' `annToMask` has it."""
     if isinstance(segment, list):
-        runs = coco_mask.merge(coco_mask.frPyObjects([list(map(float, piece)) for piece in segment], *size))
+        runs = coco_mask.merge(coco_mask.frPyObjects([piece.tolist() for piece in segment], *size))
     elif isinstance(segment["counts"], list):
         runs = coco_mask.frPyObjects(segment, *size)
     else:

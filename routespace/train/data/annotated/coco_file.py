@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -34,7 +35,7 @@ class CocoObjects(NamedTuple):
     Attributes:
         ids: (N,) of the annotations.
         boxes: (N, 4) float32. labels: (N,) int64. crowd: (N,) bool. area: (N,) float32.
-        segments: for each its polygons, or its run lengths; none where masks are not asked for.
+        segments: for each its polygons (x, y, x, y, …), or its run lengths; None where masks are not asked for.
     """
 
     ids: NDArray[np.int64]
@@ -63,7 +64,7 @@ class CocoFile(NamedTuple):
 
 
 def read_coco(path: Path, *, masks: bool) -> CocoFile:
-    """Read and check a file.
+    """Read and check a file; COCO's own takes half a minute, so that one that has not changed is read once.
 
     Args:
         path: the JSON file.
@@ -72,6 +73,15 @@ def read_coco(path: Path, *, masks: bool) -> CocoFile:
     Raises:
         DataError: it cannot be read, or says what cannot be meant; the line names the file and the id.
     """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give {WANTED}") from error
+    return _read(path, masks, (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, masks: bool, _: tuple[int, int]) -> CocoFile:
     data = read_json(path, wanted=WANTED, error=DataError)
     tables = {name: _table(path, data, name) for name in ("images", "categories", "annotations")}
     pictures = tables["images"]
@@ -214,7 +224,7 @@ class _Reading:
             self.fail("has no segmentation, and the task asks for masks")
         return [piece for piece in self._polygons(given) if len(piece) >= 6] or None
 
-    def _polygons(self, given: Sequence[Any]) -> Iterator[Sequence[float]]:
+    def _polygons(self, given: Sequence[Any]) -> Iterator[NDArray[np.float64]]:
         for piece in given:
             try:
                 numbers = np.asarray(piece, np.float64)
@@ -222,7 +232,7 @@ class _Reading:
                 numbers = np.full(1, np.nan)
             if numbers.ndim != 1 or len(numbers) % 2 or not np.isfinite(numbers).all():
                 self.fail("a polygon of it is not [x, y, x, y, …]")
-            yield piece
+            yield numbers
 
     def _runs(self, given: Mapping[str, Any], size: tuple[int, int]) -> Any:
         counts = given.get("counts")
