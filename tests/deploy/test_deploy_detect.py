@@ -1,5 +1,6 @@
 """Detectors are extracted, verified, saved and exported like classifiers; a file finds the same."""
 
+import json
 import warnings
 
 import pytest
@@ -11,7 +12,9 @@ from routespace.deploy.export.load import load_exported
 from routespace.deploy.export.write import export
 from routespace.deploy.extract import extract
 from routespace.deploy.verify import verify
+from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
+from routespace.nn.heads.kinds import decoder_of
 
 SIZE = 50, 77
 DETECTORS = {
@@ -79,4 +82,16 @@ def test_boxes_of_an_exported_files_raw_tensors_are_the_networks(name, suffix, t
     for batch in (1, 3):
         images = torch.randn(batch, 3, *SIZE)
         sizes = [SIZE] * batch
-        equal_objects(net.head.detections_of(loaded.run(images), sizes), net(images).outputs.detections(sizes))
+        wanted = net(images).outputs.detections(sizes)
+        equal_objects(net.head.detections_of(loaded.run(images), sizes), wanted)
+        told = [json.loads(loaded.metadata[key]) for key in ("rates", "head")]
+        if name == "mask r-cnn":
+            with pytest.raises(SpecError, match="ends at the proposals"):
+                decoder_of(*told)
+        else:  # from the file alone
+            equal_objects(decoder_of(*told).detections_of(loaded.run(images), sizes), wanted)
+
+
+def test_files_of_other_networks_make_no_boxes():
+    with pytest.raises(SpecError, match="kind 'classify' makes no boxes"):
+        decoder_of([32], {"kind": "classify"})

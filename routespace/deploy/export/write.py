@@ -24,6 +24,7 @@ from routespace.deploy.export.packages import first_line, pass_interrupts, requi
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import json_text, replaced
+from routespace.nn.heads.kinds import head_data, is_known
 from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
@@ -161,6 +162,8 @@ def _about(net: TaskNet, images: Tensor, metadata: Mapping[str, str]) -> dict[st
         "architecture": net.architecture.hash,
         "image_size": json_text(list(images.shape[2:]), indent=None),
         "outputs": json_text(list(net.head.names), indent=None),
+        "rates": json_text(list(net.spec.output_rates), indent=None),
+        **({"head": json_text(head_data(net.head), indent=None)} if is_known(net.head) else {}),
         **metadata,
     }
 

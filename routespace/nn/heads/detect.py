@@ -71,7 +71,19 @@ class DetectHead(Detector):
     def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
         """A detector with fresh weights on the grid's maps from `finest` on, or on the coarsest."""
         told = DetectSettings.parse(dict(settings), name="head")
-        return cls({rate: spec.width(rate) for rate in read_rates(spec, told.finest)}, told)
+        return cls({rate: spec.width(rate) for rate in read_rates(spec.output_rates, told.finest)}, told)
+
+    @classmethod
+    def decoder(cls, rates: Sequence[int], settings: Mapping[str, Any]) -> Self:
+        """A detector without weights, which only makes boxes of raw tensors, such as those of an exported file.
+
+        Args:
+            rates: of the grid's output maps.
+            settings: as for `build`.
+        """
+        told = DetectSettings.parse(dict(settings), name="head")
+        with torch.device("meta"):
+            return cls(dict.fromkeys(read_rates(rates, told.finest), 1), told).eval()
 
     def settings(self) -> dict[str, Any]:
         """See DetectSettings."""
@@ -112,6 +124,6 @@ class DetectHead(Detector):
         return found
 
 
-def read_rates(spec: GridSpec, finest: int) -> tuple[int, ...]:
-    """The grid's output rates from `finest` on, or the coarsest alone."""
-    return tuple(rate for rate in spec.output_rates if rate >= finest) or spec.output_rates[-1:]
+def read_rates(rates: Sequence[int], finest: int) -> tuple[int, ...]:
+    """Of the rates of a grid's maps those from `finest` on, or the coarsest alone."""
+    return tuple(rate for rate in rates if rate >= finest) or tuple(rates[-1:])

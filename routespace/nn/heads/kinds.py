@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head, Maps
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.heads.detect import DetectHead
+from routespace.nn.heads.detector import Detector
 from routespace.nn.heads.instance import InstanceHead
 from routespace.nn.heads.semantic import PixelClassifier
 
@@ -33,8 +34,37 @@ def make_head(spec: GridSpec, data: Any) -> Head:
         return HEADS[data["kind"]].build(spec, settings)
 
 
+def decoder_of(rates: Any, data: Any) -> Detector:
+    """What makes boxes of the raw tensors of an exported file, by what the file tells; it needs no weights.
+
+        decoder = decoder_of(json.loads(metadata["rates"]), json.loads(metadata["head"]))
+        decoder.detections_of(file.run(images), [(H, W)] * B)
+
+    Args:
+        rates: of the grid's output maps.
+        data: as `head_data` gives it.
+
+    Raises:
+        SpecError: no detector, or one that computes on from its tensors with weights that such files do not hold.
+    """
+    kind = data.get("kind") if isinstance(data, Mapping) else data
+    if kind == InstanceHead.kind:
+        raise SpecError(
+            "head: a file of kind 'instance' ends at the proposals, and boxes and masks need weights that it does "
+            "not hold; give the run or bundle that it came from"
+        )
+    if kind != DetectHead.kind or not isinstance(rates, Sequence):
+        raise SpecError(f"head: kind {kind!r:.40} makes no boxes; give a file of a detector")
+    return DetectHead.decoder(rates, {name: value for name, value in data.items() if name != "kind"})
+
+
+def is_known(head: Head) -> bool:
+    """Whether a network with this head can be loaded again."""
+    return HEADS.get(getattr(head, "kind", "")) is type(head)
+
+
 def head_data(head: Head) -> dict[str, Any]:
     """Kind and settings of a head as JSON data; raises BundleError for a module that is no known head."""
-    if HEADS.get(getattr(head, "kind", "")) is not type(head):
+    if not is_known(head):
         raise BundleError(f"head: a {type(head).__name__} cannot be loaded again; give one of {', '.join(HEADS)}")
     return {"kind": head.kind, **head.settings()}
