@@ -35,11 +35,13 @@ _PUBLIC = {
     "routespace.train.run": ("train_recipe",),
     "routespace.train.evaluate": ("evaluate",),
     "routespace.train.candidates": ("evaluate_candidates",),
+    "routespace.train.controls": ("object_auc", "oracle_routes"),
     "routespace.train.budget": ("budget_loss",),
     "routespace.train.calibrate": ("calibrate_threshold",),
     # taking it away
     "routespace.nn.usage": ("measure_usage",),
     "routespace.deploy.derive": ("derive",),
+    "routespace.deploy.removal": ("removal_scores",),
     "routespace.deploy.extract": ("extract",),
     "routespace.deploy.verify": ("verify",),
     "routespace.deploy.bundle": ("Card", "save_bundle", "load_bundle"),
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from routespace.deploy.extract import extract as extract
     from routespace.deploy.latency.profiling import profile as profile
     from routespace.deploy.predict.predictor import Predictor as Predictor
+    from routespace.deploy.removal import removal_scores as removal_scores
     from routespace.deploy.verify import verify as verify
     from routespace.draw.grid import draw_grid as draw_grid
     from routespace.errors import BudgetError as BudgetError
@@ -112,6 +115,8 @@ if TYPE_CHECKING:
     from routespace.train.budget import budget_loss as budget_loss
     from routespace.train.calibrate import calibrate_threshold as calibrate_threshold
     from routespace.train.candidates import evaluate_candidates as evaluate_candidates
+    from routespace.train.controls import object_auc as object_auc
+    from routespace.train.controls import oracle_routes as oracle_routes
     from routespace.train.evaluate import evaluate as evaluate
     from routespace.train.recipe.recipe import Recipe as Recipe
     from routespace.train.run import train_recipe as train_recipe
