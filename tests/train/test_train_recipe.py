@@ -28,7 +28,15 @@ def test_every_recipe_survives_yaml_and_has_an_architecture(name):
 
 
 def test_the_recipes_that_the_docs_name_are_there():
-    wanted = {"digits_tiny", "digits_small", "digits_routed", "digits_map", "digits_detect", "digits_instance", "digits_semantic"}
+    wanted = {
+        "digits_tiny",
+        "digits_small",
+        "digits_routed",
+        "digits_map",
+        "digits_detect",
+        "digits_instance",
+        "digits_semantic",
+    }
     wanted |= {f"dit_b{size}_imagenet" for size in range(1, 6)} | {f"dit_swinv2_{size}_imagenet" for size in "tsb"}
     wanted |= {f"dit_b{size}_ade20k_semfpn" for size in range(1, 5)} | {"dit_swinv2_t_ade20k_upernet"}
     wanted |= {f"dit_{name}_coco_retinanet_1x" for name in ("b2", "swinv2_t")}
