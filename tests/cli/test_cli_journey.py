@@ -75,6 +75,7 @@ def test_evaluate_uses_the_test_split(cli, place):
     picture = place / "tokens.png"
     report = json.loads(cli("evaluate", place / "run", "--picture", picture, "--json").assert_fine().out)
     assert picture.stat().st_size > 10_000
+    assert all(0 <= area <= 1 for area in report["object_auc"].values())
     cli("evaluate", place / "run", "--picture", "tokens.jpg").assert_refused("tokens.jpg", ".png")
     cli("evaluate", place / "small", "--picture", "tokens.png").assert_refused("picture", "static")
     assert (report["split"], report["images"]) == ("test", 50)
@@ -82,6 +83,8 @@ def test_evaluate_uses_the_test_split(cli, place):
     assert report["speed"]["counted_speedup"] == pytest.approx(report["macs"] / report["counted_macs"])
     text = cli("evaluate", place / "run", "--split", "val", "--no-speed").assert_fine().out
     assert "40 val images" in text
+    assert "gates find objects" in text
+    assert "a coin has 0.50" in text
     assert "expected" in text
 
 
