@@ -145,10 +145,11 @@ class Preprocess(Value):
 
     def read(self, source: PictureFile, *, name: str = "") -> NDArray[np.float32]:
         """A picture file → (C, H, W); raises DataError naming it (or `name`) when it cannot be read."""
-        picture = read_picture(
-            source, self.channels, background=self.background, at_least=self.needed_px, name=name
-        )
-        return self(picture)
+        return self(self.decoded(source, name=name))
+
+    def decoded(self, source: PictureFile, *, name: str = "") -> Image.Image:
+        """A picture file, upright and in the network's channels, as large as is needed; raises as `read`."""
+        return read_picture(source, self.channels, background=self.background, at_least=self.needed_px, name=name)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """A PIL image of any mode and size → (C, H, W) float32, normalised."""

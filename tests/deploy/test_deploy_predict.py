@@ -35,6 +35,8 @@ from routespace import (
 )
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.formats import EXPORTERS
+from routespace.deploy.predict.batches import read_batches
+from routespace.deploy.predict.images import gather
 from routespace.deploy.predict.network import OpenNetwork, open_network
 from routespace.preprocess import Preprocess, preprocess_to_json, save_preprocess
 from routespace.train.data.evaluation import evaluation_loaders
@@ -373,3 +375,23 @@ def test_on_a_gpu(place, kind):
     assert [one.label for one in found] == [one.label for one in expected]
     np.testing.assert_allclose([one.score for one in found], [one.score for one in expected], atol=5e-3)
     assert Predictor(place / kind)(place / "test/cat/deep/0.png").label == expected[7].label  # auto
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whole_pictures_are_read_in_groups_of_one_size(tmp_path, workers):
+    preprocess = Preprocess(size=(32, 64), fit="inside", multiple=16)
+    sizes = [(40, 60), (60, 40), (80, 120), (20, 20)]
+    for number, (height, width) in enumerate(sizes):
+        Image.fromarray(np.full((height, width, 3), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes(b"")
+    items = gather(tmp_path).items
+    (batch,) = read_batches(items, preprocess, 8, workers=workers)
+    assert batch.sizes == sizes
+    assert [group.places for group in batch.groups] == [[0, 2], [1], [3]]
+    assert [group.images.shape[2:] for group in batch.groups] == [(32, 48), (48, 32), (32, 32)]
+    for group in batch.groups:
+        for place, image in zip(group.places, group.images, strict=True):
+            assert np.array_equal(image, preprocess.read(batch.paths[place]))
+    assert [str(tmp_path / "4.png") in str(error) for error in batch.unreadable] == [True]
+    with pytest.raises(SpecError, match="several sizes"):
+        _ = batch.images

@@ -19,7 +19,7 @@ from PIL import Image
 
 from routespace.errors import DataError, SpecError
 from routespace.picture_files import pictures_below
-from routespace.pictures import quiet_pillow, why_unreadable
+from routespace.pictures import quiet_pillow, upright_size, why_unreadable
 from routespace.preprocess import Preprocess
 
 Place = str | os.PathLike[str]
@@ -117,18 +117,32 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if len(shape) == 3 and shape[2] == 1 else pixels)
 
 
-def read(picture: InputImage, preprocess: Preprocess) -> NDArray[np.float32]:
-    """An image as a network reads it: (C, H, W).
+class FedImage(NamedTuple):
+    """An image as a network reads it.
+
+    Attributes:
+        numbers: (C, H, W).
+        size: (H, W) of the upright picture as it was decoded, which with fit `inside` are its own pixels.
+    """
+
+    numbers: NDArray[np.float32]
+    size: tuple[int, int]
+
+
+def read(picture: InputImage, preprocess: Preprocess) -> FedImage:
+    """An image as a network reads it.
 
     Raises:
         DataError: it cannot be read; the message names it.
     """
     source = io.BytesIO(picture.source) if isinstance(picture.source, bytes) else picture.source
     if not isinstance(source, Image.Image):
-        return preprocess.read(source, name=picture.path or getattr(source, "name", "") or "image")
+        name = picture.path or getattr(source, "name", "") or "image"
+        found = preprocess.decoded(source, name=name)
+        return FedImage(preprocess(found), (found.height, found.width))
     try:
         with quiet_pillow():
-            return preprocess(source)
+            return FedImage(preprocess(source), upright_size(source))
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         name = getattr(source, "filename", "") or "image"
         raise DataError(f"{name}: {why_unreadable(error, name)}; replace or remove it") from error
