@@ -47,7 +47,7 @@ _FREE_NAMES = """
     repeat_interleave expand_as index index_select index_copy index_put gather scatter nonzero topk sort argsort
     masked_fill arange meshgrid empty empty_like zeros zeros_like ones ones_like full full_like new_empty new_zeros
     new_full fill scalar_tensor rand rand_like bernoulli exponential uniform clone copy to_copy lift_fresh
-    reshape_alias unsafe_view local_scalar_dense upsample_nearest2d upsample_bilinear2d promote_types"""
+    reshape_alias unsafe_view local_scalar_dense upsample_nearest2d upsample_bilinear2d as_strided promote_types"""
 _FREE = frozenset(_FREE_NAMES.split())
 _CPU_ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)  # a private name
 _NORMS = ("layer_norm", "batch_norm", "group_norm", "instance_norm")

@@ -280,7 +280,7 @@ def map_size(image_size: tuple[int, int], rate: int) -> tuple[int, int]:
     The stem and every patch embedding halve with rounding up (padded strided convolutions), so odd sizes and
     images that the rate does not divide are allowed.
     """
-    return -(-image_size[0] // rate), -(-image_size[1] // rate)
+    return (image_size[0] - 1) // rate + 1, (image_size[1] - 1) // rate + 1
 
 
 def content_hash(data: Any) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+LEAST_STEPS = 2  # of a free side: one would be taken for a constant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,12 +32,23 @@ class Prepared:
     Attributes:
         module: in evaluation mode, dense; images → a tensor, or a tuple of several.
         images: (TRACED_BATCH, C, H, W) to trace it with; files take any number of images.
+        step: their sides may be any multiple of so many pixels, two times it and more; None: those of `images`.
         metadata: what the file shall tell about the network, key → text.
     """
 
     module: PlainModule
     images: Tensor
     metadata: Mapping[str, str]
+    step: int | None = None
+
+    def free(self) -> dict[str, dict[int, Any]]:
+        """What is free in the shape of `images`, as torch.export takes it."""
+        from torch.export import Dim
+
+        shape: dict[int, Any] = {0: Dim("batch", min=1)}
+        if self.step is not None:
+            shape |= {2: self.step * Dim("rows", min=LEAST_STEPS), 3: self.step * Dim("columns", min=LEAST_STEPS)}
+        return {"images": shape}
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ def _write(prepared: Prepared, path: Path) -> Mapping[str, int]:
     """See Exporter."""
     import torch
 
-    shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
-    program = torch.export.export(prepared.module, (prepared.images,), dynamic_shapes=shapes)
+    program = torch.export.export(prepared.module, (prepared.images,), dynamic_shapes=prepared.free())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about channels-last weights, which are written as they are
         torch.export.save(program, path, extra_files={METADATA: json_text(dict(prepared.metadata))})

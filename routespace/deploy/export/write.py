@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from routespace.deploy.examples import example_images
-from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
+from routespace.deploy.examples import example_images, image_shape
+from routespace.deploy.export.base import LEAST_STEPS, Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
@@ -93,7 +93,8 @@ def export_as(
         net: a static network, or a gated one, which then computes densely; or a wrapper such as torch.compile's.
             It is left in the mode in which it came.
         path: the file; its ending must be the format's.
-        image_size: height and width in pixels of the images, or one number; the spec's own by default.
+        image_size: height and width in pixels of the images, or one number; the spec's own by default. Where it is
+            free (`Head.free_size`) any multiple of the coarsest rate goes, from two of it on.
         tolerance: greatest difference allowed, over the greatest output where that is above 1; by default that of
             the network's element type.
         metadata: what the file shall tell beside grid, architecture, image size and outputs: key → text.
@@ -118,12 +119,13 @@ def export_as(
     say("running the network")
     with _dense(net) as module, torch.no_grad():
         pairs = []
-        for batch in CHECKED_BATCHES:  # an image size that does not fit ends here
-            images = example_images(net, batch, image_size, seed=batch)
+        sizes = _sizes(net, image_size)
+        for batch, size in zip(CHECKED_BATCHES, sizes, strict=True):  # an image size that does not fit ends here
+            images = example_images(net, batch, size, seed=batch)
             pairs.append((images, _by_name(module, module(images))))
         require(exporter.needs, f"export to {exporter.name}")
-        traced = example_images(net, TRACED_BATCH, image_size)
-        prepared = Prepared(module, traced, _about(net, traced, metadata or {}))
+        traced = example_images(net, TRACED_BATCH, sizes[-1])
+        prepared = Prepared(module, traced, _about(net, sizes[0], metadata or {}), step=_step(net))
         with replaced(path) as partial:
             say(f"writing {path.name}")
             with _explained(path):
@@ -154,13 +156,31 @@ def _by_name(module: PlainModule, outputs: Tensor | tuple[Tensor, ...]) -> dict[
     return dict(zip(module.names, given, strict=True))
 
 
-def _about(net: TaskNet, images: Tensor, metadata: Mapping[str, str]) -> dict[str, str]:
+def _step(net: TaskNet) -> int | None:
+    """Pixels of which the images' sides may be any multiple; None where they are fixed."""
+    return net.spec.max_down if net.head.free_size else None
+
+
+def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple[int, int]]:
+    """Of the checked images; where it is free, the size that is asked for as whole steps, and a larger one."""
+    _, *asked = image_shape(net, image_size)
+    step = _step(net)
+    if step is None:
+        return [(asked[0], asked[1])] * len(CHECKED_BATCHES)
+    height, width = (max(LEAST_STEPS, -(-side // step)) * step for side in asked)
+    return [(height, width), (height + step, width + 2 * step)]
+
+
+def _about(net: TaskNet, size: tuple[int, int], metadata: Mapping[str, str]) -> dict[str, str]:
     """What every file tells, and what else it shall tell."""
+    step = _step(net)
+    free = {} if step is None else {"side_step": str(step)}
     return {
         "format": "routespace.export/1",
         "grid": net.spec.hash,
         "architecture": net.architecture.hash,
-        "image_size": json_text(list(images.shape[2:]), indent=None),
+        "image_size": json_text(list(size), indent=None),
+        **free,
         "outputs": json_text(list(net.head.names), indent=None),
         "rates": json_text(list(net.spec.output_rates), indent=None),
         **({"head": json_text(head_data(net.head), indent=None)} if is_known(net.head) else {}),

@@ -26,11 +26,13 @@ class Head(nn.Module, ABC):
     Attributes:
         kind: its name in files.
         budgeted: whether its MACs are among those that a budget holds; heads of dense tasks stand beside it.
+        free_size: whether exported files take images of any size; else of the one that they were made for.
         names: of the tensors that `tensors` gives, as exported files call them.
     """
 
     kind: ClassVar[str]
     budgeted: ClassVar[bool] = False
+    free_size: ClassVar[bool] = False
     names: tuple[str, ...]
 
     @classmethod

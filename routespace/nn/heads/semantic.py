@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from routespace.errors import SpecError
 from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
@@ -20,6 +21,7 @@ from routespace.nn.heads.pixel_decoders import CHANNELS_STEP, DECODERS
 from routespace.nn.route_net import RouteOutput
 
 INIT_STD = 0.01
+USUAL_RATES = 4, 8, 16, 32
 
 
 class PixelClassifier(Head):
@@ -36,6 +38,7 @@ class PixelClassifier(Head):
     """
 
     kind = "semantic"
+    free_size = True
     names = ("pixel_logits",)
 
     def __init__(
@@ -67,6 +70,14 @@ class PixelClassifier(Head):
         """Classes, decoder and channels."""
         return {"classes": self.classes, "decoder": self.decoder_name, "channels": self.channels}
 
+    def lines(self) -> tuple[str, ...]:
+        """Which of the usual maps the grid does not have."""
+        missing = [str(rate) for rate in USUAL_RATES if rate > max(self.rates)]
+        if not missing:
+            return ()
+        read = ", ".join(map(str, self.rates))
+        return (f"task: the grid has no maps at rates {', '.join(missing)}; {self.decoder_name} reads {read}",)
+
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The convolutions' price, exact to the last MAC; all of it is paid whatever gates decide."""
         sizes = [spec.map_size(rate) for rate in self.rates]
@@ -80,6 +91,13 @@ class PixelClassifier(Head):
         """Logits (B, K, h, w); tokens that nobody sent are zeros in the maps."""
         out: Tensor = self.classifier(self.decoder([output.maps[rate] for rate in self.rates]))
         return out
+
+    def rest(self, outputs: Tensor) -> Any:
+        """While training, what the loss keeps of logits at the image's size; nothing is multiplied afterwards."""
+        if not self.training:
+            return None
+        full = F.interpolate(outputs.float(), scale_factor=float(min(self.rates)), mode="bilinear")
+        return F.log_softmax(full, 1)
 
     def tensors(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """The logits."""

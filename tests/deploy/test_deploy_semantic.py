@@ -1,0 +1,60 @@
+"""Networks of pixel classes are extracted, verified, saved and exported whole, for images of any size."""
+
+import pytest
+import torch
+from train_pixels import pixels
+
+from routespace.deploy.bundle import Card, load_bundle, save_bundle
+from routespace.deploy.export.load import load_exported
+from routespace.deploy.export.write import export
+from routespace.deploy.extract import extract
+from routespace.deploy.verify import verify
+from routespace.grid.architecture import Architecture
+from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
+
+SIZE = 50, 77
+DECODERS = pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
+
+
+def supernet(decoder):
+    recipe = pixels(task__decoder=decoder, gates__openness=0.5)
+    torch.manual_seed(0)
+    head = recipe.task.make(recipe.grid).head(recipe.grid)
+    net = TaskNet(RouteNet(recipe.architecture(), recipe.gates), head).eval()
+    for gate in net.gates.values():
+        for weight in gate.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+    return net
+
+
+@DECODERS
+def test_a_part_keeps_the_head_and_gives_the_supernets_pixels(decoder, tmp_path):
+    net = supernet(decoder)
+    part = Architecture.staircase(net.architecture.grid)
+    small = extract(net, part)
+    report = verify(net, part, small, image_size=SIZE)
+    assert report.ok, report.lines()
+    assert max(report.max_difference, report.replay_difference) <= 1e-5
+    save_bundle(small, tmp_path / "bundle", Card.of(small))
+    again, images = load_bundle(tmp_path / "bundle").net.eval(), torch.randn(2, 3, *SIZE)
+    assert again.head.settings() == net.head.settings()
+    with net.deciding_as(held=part):
+        torch.testing.assert_close(again(images).outputs, net(images).outputs)
+
+
+@pytest.mark.parametrize("suffix", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("routed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("decoder", ["semantic_fpn", pytest.param("upernet", marks=pytest.mark.slow)])
+def test_files_take_any_number_of_images_of_any_size(decoder, routed, suffix, tmp_path):
+    net = supernet(decoder)
+    net = net if routed else extract(net, Architecture.staircase(net.architecture.grid))
+    report = export(net, tmp_path / f"net.{suffix}")
+    assert report.max_difference <= 1e-5
+    loaded = load_exported(tmp_path / f"net.{suffix}")
+    assert loaded.names == ("pixel_logits",)
+    assert loaded.metadata["side_step"] == "8"
+    for shape in ((1, 3, 16, 24), (3, 3, 72, 40)):
+        images = torch.randn(shape)
+        with torch.no_grad(), net.deciding_as(execution="dense"):
+            torch.testing.assert_close(loaded(images), net(images).outputs, atol=1e-5, rtol=1e-4)
