@@ -120,8 +120,8 @@ def export_as(
     with _dense(net) as module, torch.no_grad():
         pairs = []
         sizes = _sizes(net, image_size)
-        for batch, size in zip(CHECKED_BATCHES, sizes, strict=True):  # an image size that does not fit ends here
-            images = example_images(net, batch, size, seed=batch)
+        for batch, fed in zip(CHECKED_BATCHES, sizes, strict=True):  # an image size that does not fit ends here
+            images = example_images(net, batch, fed, seed=batch)
             pairs.append((images, _by_name(module, module(images))))
         require(exporter.needs, f"export to {exporter.name}")
         traced = example_images(net, TRACED_BATCH, sizes[-1])
