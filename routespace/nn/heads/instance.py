@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
@@ -142,7 +143,7 @@ class InstanceHead(Detector):
         sizes = [fed_size(target) for target in targets]
         with self._sampling(raw[0].device):
             proposals, losses = self._proposals(raw, sizes, known)
-            _, more = self.detector.roi_heads(self._maps(raw), proposals, sizes, known)
+            _, more = self._looked_at(raw, proposals, sizes, known)
         found: dict[str, Tensor] = losses | more
         return found
 
@@ -177,14 +178,27 @@ class InstanceHead(Detector):
         losses = rpn.compute_loss(objectness.reshape(-1, 1), flat, labels, wanted)
         return kept, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses, strict=True))
 
-    def _maps(self, raw: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {str(rate): one.float() for rate, one in zip(self.grid_rates, raw[2:], strict=True)}
+    def _looked_at(
+        self,
+        raw: Sequence[Tensor],
+        proposals: list[Tensor],
+        sizes: Sequence[Size],
+        known: Sequence[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[Found], dict[str, Tensor]]:
+        """Boxes and masks of proposals, or their losses; places need float32, whatever the weights are in."""
+        heads = self.detector.roi_heads
+        maps = {str(rate): one.float() for rate, one in zip(self.grid_rates, raw[2:], strict=True)}
+        weights = {name: weight.float() for name, weight in heads.named_parameters()}
+        found: tuple[list[Found], dict[str, Tensor]] = functional_call(
+            heads, weights, (maps, proposals, list(sizes), known)
+        )
+        return found
 
     def found_in(self, raw: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
         """See Detector; masks are (N, 1, 28, 28) shares within their boxes."""
         with in_mode(self.detector.rpn, training=False), in_mode(self.detector.roi_heads, training=False):
             proposals, _ = self._proposals(raw, sizes, None)
-            found, _ = self.detector.roi_heads(self._maps(raw), proposals, list(sizes))
+            found, _ = self._looked_at(raw, proposals, sizes)
         return [one | {"labels": one["labels"] - 1} for one in found]
 
     def shown_at(self, found: Found, size: Size, shown: Size) -> Found:
