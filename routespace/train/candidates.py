@@ -25,6 +25,7 @@ from routespace.nn.candidates import SharedParts
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, now, place_of, placed
 from routespace.nn.task_net import TaskNet
+from routespace.train.evaluate import check_measured
 from routespace.train.macs import budgeted_head
 from routespace.train.processes import process_count, together
 from routespace.train.stopping import DivergedError
@@ -107,6 +108,7 @@ def evaluate_candidates(
         for number, (meter, architecture) in enumerate(zip(meters, architectures, strict=True))
     ]
     with together():
+        check_measured(found[0], task)
         if not all(math.isfinite(part["loss"]) for part in found):
             raise DivergedError(
                 "net: the loss of a part on held-out images is no number, so its weights are of no use; its "

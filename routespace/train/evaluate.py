@@ -96,8 +96,7 @@ def evaluate(
         raise DataError("data: no images to evaluate with")
     found = seen.meter.compute()
     with together():  # all of them see it; one tells
-        if task.metric.name not in found:
-            raise DataError(f"data: no held-out image has anything to measure {task.metric.name} by; give others")
+        check_measured(found, task)
         if not math.isfinite(found["loss"]):
             raise DivergedError(
                 f"net: its loss on held-out images is {found['loss']}, so its weights are of no use; its training "
@@ -113,6 +112,12 @@ def evaluate(
         "expected_macs": sampled if expected else None,
         "usage": shares_to_json(total.usage()),
     }
+
+
+def check_measured(found: Mapping[str, Any], task: Task) -> None:
+    """Raise DataError where a pass saw images, but nothing that the task's metric is about."""
+    if task.metric.name not in found:
+        raise DataError(f"data: no held-out image has anything to measure {task.metric.name} by; give others")
 
 
 def further(found: Mapping[str, Any], metric: str) -> dict[str, float]:

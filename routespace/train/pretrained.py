@@ -56,7 +56,8 @@ def load_pretrained(net: TaskNet, source: str) -> str:
         raise type(error)(f"train.weights: {source}: {str(error).removeprefix('weights: ')}") from error
     millions = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point()) / 1e6
     new = dict.fromkeys(name.partition(".")[0] for name in kept)
-    told = [f"head ({net.spec.num_classes} classes)" if part == "head" else part for part in new]
+    head = f"head ({net.spec.num_classes} classes)" if net.spec.num_classes else "head"
+    told = [head if part == "head" else part for part in new]
     return f"weights: {source}, {millions:.3g} M parameters" + (f"; new: {', '.join(told)}" if told else "")
 
 

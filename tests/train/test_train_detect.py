@@ -1,15 +1,22 @@
 """Detection is trained like everything else: routed, in groups of sizes, with AP in every report."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 from dense_tiny import dense, dense_net, target
+from train_tiny import tiny
 
+from routespace.deploy.removal import removal_scores
 from routespace.errors import DataError, SpecError
+from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
+from routespace.train.candidates import evaluate_candidates
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.skipping import grouped
 from routespace.train.evaluate import evaluate
@@ -94,6 +101,55 @@ def test_a_step_of_several_sizes_is_the_mean_over_its_images():
     assert whole.losses.score.isnan()
     assert len(whole.outputs) == 3
     assert not any(part.requires_grad for one in whole.outputs for part in one.raw)
+
+
+def test_parts_of_a_supernet_are_measured_as_each_alone():
+    net = dense_net("instance", classes=10, width=16, proposals=10, sampled=8, score_threshold=0.0)
+    grid = net.architecture.grid
+    parts = [Architecture.staircase(grid, split) for split in ([1, 1], [0, 2], [2, 0])]
+    loader = make_loaders(dense(INSTANCE, **SMALL)).val
+    together = evaluate_candidates(net, parts, loader)
+    for part, found in zip(parts, together, strict=True):
+        alone = evaluate(net.restrict(part), loader)
+        assert {name for name in found if "_ap" in name} >= {"mask_ap", "box_ap", "box_ap50"}
+        for name in ("mask_ap", "box_ap", "loss", "counted_macs"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-4)
+    scores = removal_scores(net, loader, base=net.architecture.opened())
+    assert all(score > 0 for name, score in scores.items() if name.endswith("transformer"))
+
+
+def test_a_detector_starts_from_a_classifiers_backbone(tmp_path):
+    classifier = train_recipe(tiny(train__epochs=0, data__val_size=4), tmp_path / "classifier")
+    lines: list[str] = []
+    recipe = dense(DETECT, **SMALL | {"train__epochs": 0, "train__weights": str(classifier.folder)})
+    found = train_recipe(recipe, tmp_path / "run", tell=lines.append).net.state_dict()
+    given = classifier.net.state_dict()
+    kept = [name for name in given if name.startswith(("backbone.stem", "backbone.edges"))]
+    assert all(torch.equal(found[name], given[name]) for name in kept)
+    assert len(kept) > 50
+    assert any(line.endswith("new: gates, outputs, head") for line in lines)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_measure_like_one(tmp_path):
+    """Half of each step's images on each; of nine validation images one has five and the other four."""
+    recipe = dense(DETECT, routing="static", budget__ratio=None, **SMALL | {"data__val_size": 9})
+    one = train_recipe(recipe, tmp_path / "one")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "routespace.cli", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["processes"] == 2
+    assert result["images"] == 9
+    two = load_net(tmp_path / "two" / "net")
+    for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=0.05, msg=name)
+    again = evaluate(two, make_loaders(recipe).val)
+    for name in ("box_ap", "box_ap50", "box_ap_s", "loss"):
+        assert result[name] == pytest.approx(again[name], rel=1e-4, abs=1e-4)
 
 
 def test_pictures_without_any_object_cannot_be_evaluated_with():

@@ -53,6 +53,10 @@ class Head(nn.Module, ABC):
         """What a training tells of it before it begins, such as maps that it has to do without."""
         return ()
 
+    def reads(self, spec: GridSpec) -> tuple[int, ...]:
+        """Rates of the maps that it looks at; by default all that the grid puts out."""
+        return spec.output_rates
+
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The price of one image of the spec's size (a caller sets it to the real one); nothing by default."""
         return NO_COST

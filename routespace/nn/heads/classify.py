@@ -53,6 +53,10 @@ class Classifier(Head):
         """The classifier of a grid's `num_classes` on its coarsest map."""
         return cls(spec.width(spec.max_down), spec.num_classes, spec.max_down)
 
+    def reads(self, spec: GridSpec) -> tuple[int, ...]:
+        """The coarsest."""
+        return (self.rate,)
+
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The linear layer's price."""
         return head_cost(spec)

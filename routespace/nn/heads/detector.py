@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
 from routespace.nn.trees import register_value
 
@@ -56,6 +57,10 @@ class Detector(Head):
     pyramid_rates: tuple[int, ...]  # of the maps that it stands on, fine to coarse
     grid_rates: tuple[int, ...]  # those of them that come from the grid
     usual: ClassVar[tuple[int, ...]]  # what such detectors read where a grid has it
+
+    def reads(self, spec: GridSpec) -> tuple[int, ...]:
+        """Those of its pyramid that come from the grid."""
+        return self.grid_rates
 
     def lines(self) -> tuple[str, ...]:
         """Which of the usual maps the grid does not have."""
