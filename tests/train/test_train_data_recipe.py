@@ -53,6 +53,13 @@ def test_another_kind_keeps_what_both_have():
     assert table.override({"data.kind": "csv"}) == table
 
 
+def test_phases_keep_what_another_kind_has_too():
+    phase = {"epochs": 1, "image_size": 40, "data": {"train_size": 64, "digit_px": [16, 30], "workers": 2}}
+    turned = tiny(train={**TINY["train"], "phases": [phase]}).override(FOLDER)
+    assert turned.train.phases[0].data == {"workers": 2}
+    assert turned.phase(0).data == turned.data.model_copy(update={"workers": 2})
+
+
 def test_a_search_varies_the_fields_of_its_kind():
     recipe = tiny(search={"space": {"data.train_size": [64, 128]}, "overrides": {"data.val_size": 16, "seed": 2}})
     assert list(Space.of(recipe).distributions) == ["data.train_size"]

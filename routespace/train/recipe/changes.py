@@ -45,8 +45,11 @@ def changed_data(
 
 
 def _change_kind(data: dict[str, Any], kind: Any) -> None:
-    """Turn the data section to another kind, and leave out of the search what that kind does not have."""
+    """Turn the data section to another kind; leave out of search and phases what that kind does not have."""
     data["data"] = of_kind(data["data"], kind)
+    for phase in data["train"].get("phases") or ():
+        if isinstance(phase.get("data"), dict):
+            phase["data"] = {name: value for name, value in of_kind(phase["data"], kind).items() if name != "kind"}
     for section in ("space", "overrides") if isinstance(data["search"], dict) else ():
         fields = data["search"][section]
         own = {name.removeprefix("data."): value for name, value in fields.items() if name.startswith("data.")}

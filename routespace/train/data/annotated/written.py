@@ -22,7 +22,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from routespace.errors import BundleError, SpecError
-from routespace.files import replaced_folder, require_place, write_json, write_text
+from routespace.files import json_text, replaced_folder, require_place, write_text
 from routespace.preprocess import Preprocess
 from routespace.train.data.annotated.label_maps import CLASS_FILES
 from routespace.train.data.catalogue import Split
@@ -137,7 +137,7 @@ def _write_coco(folder: Path, part: str, items: Iterator[Item], classes: Sequenc
         "annotations": annotations,
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
     }
-    write_json(folder / "annotations" / f"instances_{part}.json", data)
+    write_text(folder / "annotations" / f"instances_{part}.json", json_text(data, indent=None))
 
 
 def _packed(mask: NDArray[np.bool_]) -> dict[str, Any]:
