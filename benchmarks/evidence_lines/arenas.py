@@ -26,6 +26,7 @@ class Arena:
         first_px, own_px: sizes of objects on the small and on the large canvas.
         first: the small canvas: epochs, image size and scenes of an epoch.
         tune_epochs: of what is extracted.
+        composed: whether scenes are composed where the network is.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arena:
     own_px: tuple[int, int]
     first: tuple[int, int, int]
     tune_epochs: int = 2
+    composed: bool = False
 
     def recipe(self, seed: int) -> Recipe:
         """That of the routed network, at the recipe's own budget."""
@@ -102,7 +104,7 @@ def stamps_gpu(folder: Path | None, size: str) -> Arena:
     first = (4, px * 2 // 3 // 32 * 32, 12_800)
     large, small = _shares(first[1], 0.3, 0.9), _shares(px, 0.15, 0.45)
     supernet = {"grid.layers": 6, "grid.widths": narrower}
-    return Arena(f"stamps_{size}_cuda", "cuda", changes, supernet, "object_px", large, small, first)
+    return Arena(f"stamps_{size}_cuda", "cuda", changes, supernet, "object_px", large, small, first, composed=True)
 
 
 def _shares(px: int, low: float, high: float) -> tuple[int, int]:

@@ -107,7 +107,7 @@ class Setting:
     @property
     def loaders(self) -> type[Loaders]:
         """How batches are made."""
-        return Loaders if self.arena.device == "cpu" else on_device(self.arena.device)
+        return on_device(self.arena.device) if self.arena.composed else Loaders
 
     def folder(self, line: str) -> Path:
         """Of one line's run."""
