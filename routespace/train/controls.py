@@ -110,13 +110,27 @@ def object_auc(
                 chance = routes[row.name].chance if row.name in routes else None
                 tokens = torch.stack([touched_tokens(known, size, row.rate, by=by) for known in objects])
                 if chance is not None and chance.shape == tokens.shape:
-                    said[row.name].append(chance.float().cpu())
-                    true[row.name].append(tokens)
+                    said[row.name].append(chance.float().cpu().flatten())  # maps of several sizes
+                    true[row.name].append(tokens.flatten())
     return {
-        name: float(binary_auroc(torch.cat(chances).flatten().double(), torch.cat(true[name]).flatten().int()))
+        name: float(binary_auroc(torch.cat(chances).double(), torch.cat(true[name]).int()))
         for name, chances in said.items()
         if chances
     }
+
+
+def annotated_scenes(batches: Iterable[tuple[Tensor, Any]], count: int) -> Iterator[tuple[Tensor, list[Any]]]:
+    """The first images of held-out batches with what is known of their objects; none where targets are others.
+
+    Args:
+        batches: images (B, C, H, W) of one size and their targets.
+        count: how many.
+    """
+    for images, targets in batches:
+        if count <= 0 or not (isinstance(targets, list) and all("boxes" in known for known in targets)):
+            return
+        yield images[:count], targets[:count]
+        count -= len(images)
 
 
 def knows_objects(source: Source) -> TypeGuard[RenderedSource]:

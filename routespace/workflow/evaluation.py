@@ -16,7 +16,7 @@ from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
 from routespace.nn.running import as_input, evaluating
 from routespace.nn.task_net import TaskNet, network_cost
-from routespace.train.controls import knows_objects, object_auc, scenes_with_objects
+from routespace.train.controls import annotated_scenes, knows_objects, object_auc, scenes_with_objects
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate, further
@@ -86,9 +86,15 @@ def evaluate_network(
         "images_per_s": result["images_per_s"],
         "usage": result["usage"],
     }
-    if knows_objects(data.source) and gated_rows(net.architecture):
-        scenes = scenes_with_objects(data.source, require_split(split), min(OBJECT_IMAGES, result["images"]))
-        report["object_auc"] = object_auc(net, scenes)
+    count = min(OBJECT_IMAGES, result["images"])
+    if not gated_rows(net.architecture):
+        areas = None
+    elif knows_objects(data.source):
+        areas = object_auc(net, scenes_with_objects(data.source, require_split(split), count))
+    else:
+        areas = object_auc(net, annotated_scenes(loader, count)) or None
+    if areas is not None:
+        report["object_auc"] = areas
     if speed and not net.architecture.is_static:
         images = next(iter(loader))[0][:TIMED_IMAGES]
         times = routed_times(net, images, compiled=compiled)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from dense_tiny import dense_net, target
 from sklearn.metrics import roc_auc_score
 from train_tiny import tiny
 
@@ -10,6 +11,7 @@ from routespace.grid.leading import gated_rows
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
 from routespace.train.controls import (
+    annotated_scenes,
     knows_objects,
     object_auc,
     oracle_routes,
@@ -108,6 +110,18 @@ def test_a_report_tells_the_areas_where_objects_are_known():
     assert "object_auc" not in evaluate_network(net_of(static), static, split="val", speed=False)
     images = recipe(gates={"rows": "image"})
     assert evaluate_network(net_of(images), images, split="val", speed=False)["object_auc"] == {}
+
+
+def test_areas_are_known_of_annotated_images_of_several_sizes():
+    net = dense_net("detect", classes=3, width=32)
+    known = [target((32, 32), [[4, 4, 20, 20]], [0]), target((48, 40), [[0, 0, 12, 40], [20, 8, 40, 30]], [1, 2])]
+    batches = [(torch.randn(1, 3, *one["fed"].tolist()), [one]) for one in known]
+    found = object_auc(net, annotated_scenes(batches, 2))
+    assert set(found) == {row.name for row in gated_rows(net.architecture)}
+    first = object_auc(net, batches[:1])
+    assert object_auc(net, annotated_scenes(batches, 1)) == first
+    assert first != found
+    assert list(annotated_scenes([(torch.zeros(2, 3, 32, 32), torch.zeros(2))], 2)) == []
 
 
 def test_a_coin_finds_nothing():
