@@ -7,14 +7,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from train_annotated import SQUARE, annotation, coco_data, noise, rle, some_coco, source_of, write_coco
+from train_tiny import tiny
 
 from routespace.errors import DataError, SpecError
 from routespace.train.data.annotated.check import check_annotated
 from routespace.train.data.annotated.coco import coco_annotations
 from routespace.train.data.annotated.coco_file import run_lengths
-from routespace.train.data.loaders import collate
+from routespace.train.data.loaders import Loaders, collate
 from routespace.train.recipe.coco import CocoSpec
 from routespace.train.recipe.data_kinds import data_at, spec_at
 from routespace.train.recipe.targets import BACKGROUND
@@ -283,3 +285,42 @@ def test_fields_that_are_not_allowed(fields, words):
 def test_labels_cannot_be_had_of_annotations():
     with pytest.raises(ValueError, match="the task asks for label"):
         CocoSpec().check((64, 64), channels=3, classes=2, target="label")
+
+
+def test_an_unreadable_picture_is_left_out_while_training(tmp_path):
+    some_coco(tmp_path, count=6)
+    some_coco(tmp_path, "val", 3)
+    path = tmp_path / "train/4.png"
+    path.write_bytes(path.read_bytes()[:2000])  # its header is fine
+    recipe = tiny(train__batch_size=6).model_copy(update={"data": spec(tmp_path, skip_bad=1)})
+    loaders = Loaders(recipe, source_of(recipe.data, "masks"))
+    loaders.set_epoch(0)
+    with pytest.warns(UserWarning, match=r"4\.png: .*left out \(1 of at most 1\)"):
+        (groups,) = loaders.train
+    assert sum(len(group.images) for group in groups) == 6
+    recipe = recipe.model_copy(update={"data": spec(tmp_path)})
+    with pytest.raises(DataError, match=r"4\.png"):
+        list(Loaders(recipe, source_of(recipe.data, "masks")).train)
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_upright(tmp_path):
+    file = write_coco(tmp_path, coco_data([(64, 48)], [annotation(1, 1)]), pictures=False)
+    path, exif = noise(tmp_path / "train/1.png", (48, 64)), Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    source = source_of(spec(file), "objects", whole=True)
+    assert source.annotations.trouble(source.test().images[0]) is None
+    assert source.test()[0][0].shape == (3, 64, 48)
+    data = json.loads(file.read_text())
+    data["images"][0] |= {"height": 48, "width": 64}  # annotated as it lies
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="48 × 64 pixels upright"):
+        source_of(spec(file), "objects", whole=True).test()[0]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_transparent_pictures_are_fed_too(tmp_path, channels):
+    some_coco(tmp_path)
+    fed = spec(tmp_path).preprocess((48, 64), channels).inside(multiple=16)
+    source = source_of(spec(tmp_path, val_fraction=0.4), "masks", fed=fed)
+    assert {len(data[0][0]) for data in (source.train(), source.val())} == {channels}
