@@ -46,6 +46,9 @@ def check(
         str | None, typer.Option("--recipe", help="Whose data it is, by name or file: the kind, and its fields.")
     ] = None,
     changes: Changes = None,
+    task: Annotated[
+        str | None, typer.Option(help="What annotations are for: detect (else), instance or semantic.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one for each processor.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every finding.")] = False,
 ) -> None:
@@ -59,7 +62,7 @@ def check(
     from routespace.files import json_text
     from routespace.train.recipe.annotated import AnnotatedSpec
 
-    spec, target = _data_of(root, recipe, changes or [])
+    spec, target = _data_of(root, recipe, changes or [], task)
     with _bar(shown=not as_json) as progress:
         how: Any = {"workers": workers or os.cpu_count() or 1, "progress": progress}
         if isinstance(spec, AnnotatedSpec):
@@ -81,8 +84,9 @@ def check(
         raise typer.Exit(UNREADABLE)
 
 
-def _data_of(root: Path | None, name: str | None, changes: list[str]) -> tuple[Any, Target]:
+def _data_of(root: Path | None, name: str | None, changes: list[str], task: str | None) -> tuple[Any, Target]:
     """What to check: the data section, and the target that it is asked for."""
+    from routespace.cli.arguments import one_of
     from routespace.errors import DataError, SpecError
     from routespace.train.recipe.annotated import AnnotatedSpec
     from routespace.train.recipe.data import CsvSpec, FolderSpec
@@ -98,9 +102,11 @@ def _data_of(root: Path | None, name: str | None, changes: list[str]) -> tuple[A
         raise SpecError("data: give a folder or file, or --recipe (which --set changes)")
     else:
         spec = spec_at(root)
-        target = "label" if not isinstance(spec, AnnotatedSpec) else spec.targets[-1]
-        if "masks" in spec.targets:
-            target = "objects"
+        target = spec.targets[0]
+    if task is not None:
+        target = TARGETS[one_of("task", task, tuple(TARGETS))]
+    if target not in spec.targets:
+        raise DataError(f"data.kind: {spec.model_dump()['kind']!r} does not give what task {task!r} asks for")
     if not isinstance(spec, AnnotatedSpec | CsvSpec | FolderSpec) or spec.root is None:
         raise DataError(f"data.kind: {spec.model_dump()['kind']!r} has no files to check; give a folder or file")
     return spec, target

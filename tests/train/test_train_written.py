@@ -105,7 +105,7 @@ def test_commands_write_scenes_and_check_them(tmp_path, task, classes):
     found = run("data", "scenes", "--task", task, "-o", tmp_path / "out", *changes)
     assert found.exit_code == 0, found.output
     assert "train 4, val 3, test 2 scenes" in found.output
-    found = run("data", "check", tmp_path / "out")
+    found = run("data", "check", tmp_path / "out", "--task", task)
     assert found.exit_code == 0, found.output
     assert f"{classes} classes, 9 images (train 4, val 3, test 2)" in found.output
     again = run("data", "scenes", "--task", task, "-o", tmp_path / "out", *changes)
@@ -127,6 +127,8 @@ def test_commands_write_scenes_and_check_them(tmp_path, task, classes):
         (["data", "check"], "give a folder or file, or --recipe"),
         (["data", "check", "--recipe", "digits_tiny"], "'digits' has no files to check"),
         (["data", "check", "nosuch.json"], "no such folder or file"),
+        (["data", "check", "nosuch.json", "--task", "classify"], "detect or instance or semantic"),
+        (["data", "check", "nosuch.csv", "--task", "detect"], "'csv' does not give what task 'detect' asks for"),
     ],
 )
 def test_wrong_use_is_one_line(tmp_path, monkeypatch, words, told):
