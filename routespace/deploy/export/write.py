@@ -174,13 +174,13 @@ def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple
 def _about(net: TaskNet, size: tuple[int, int], metadata: Mapping[str, str]) -> dict[str, str]:
     """What every file tells, and what else it shall tell."""
     step = _step(net)
-    free = {} if step is None else {"side_step": str(step)}
+    more = {} if step is None else {"side_step": str(step)}
     return {
         "format": "routespace.export/1",
         "grid": net.spec.hash,
         "architecture": net.architecture.hash,
         "image_size": json_text(list(size), indent=None),
-        **free,
+        **more,
         "outputs": json_text(list(net.head.names), indent=None),
         "rates": json_text(list(net.spec.output_rates), indent=None),
         **({"head": json_text(head_data(net.head), indent=None)} if is_known(net.head) else {}),

@@ -1,4 +1,4 @@
-"""A trained network as something that gives logits, with what it says about its images: a folder's or a file's.
+"""A trained network as something that gives arrays, with what it says about its images: a folder's or a file's.
 
 Shape legend: N images · C channels · H, W pixels · K classes.
 """
@@ -6,10 +6,10 @@ Shape legend: N images · C channels · H, W pixels · K classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +23,39 @@ from routespace.grid.families.base import Family
 from routespace.preprocess import Preprocess, load_preprocess, preprocess_from_json
 
 if TYPE_CHECKING:
+    from routespace.nn.heads.base import Head
     from routespace.nn.task_net import TaskNet
 
+PIXELS = ("pixel_logits",)  # the output of networks that tell the class of each pixel
+DETECTORS = ("detect", "instance")  # kinds of heads that find objects
+Arrays = tuple[NDArray[np.float32], ...]
+Answers = Literal["classes", "pixels", "objects"]
+Size = tuple[int, int]
+Decode = Callable[[Arrays, Sequence[Size], Sequence[Size]], list[dict[str, NDArray[Any]]]]
 HowFed = tuple[Preprocess, tuple[str, ...]]  # how images go in, and the names of the outputs
 
 
 @dataclass(frozen=True)
 class OpenNetwork:
-    """A trained classifier, ready to run.
+    """A trained network, ready to run.
 
     Attributes:
-        logits: (N, C, H, W) as preprocessing gives them → (N, K) float32.
+        run: (N, C, H, W) as preprocessing gives them → its tensors, (N, …) float32.
+        answers: what they are: `classes`, logits (N, K); `pixels`, logits (N, K, h, w); `objects`, which `decode`
+            makes of them.
         told: what run, bundle or file says about its images and classes; None where it says nothing.
         batch: images that it takes at once; None for any number.
         net: the network itself; None for an exported file.
+        decode: tensors, the (H, W) in which images were fed, and those of the pictures themselves → for each image
+            boxes (n, 4), labels, scores and, of some networks, masks (n, H, W), in pixels of the picture.
     """
 
-    logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    run: Callable[[NDArray[np.float32]], Arrays]
+    answers: Answers
     told: HowFed | None
     batch: int | None = None
     net: TaskNet | None = None
+    decode: Decode | None = None
 
 
 def require_network(path: Path | str, *, fed: bool = False) -> None:
@@ -92,7 +105,7 @@ def open_network(
 
     Raises:
         BundleError: no finished run, no bundle, or a damaged file.
-        SpecError: a file of no known format, no such device, or a network that is no classifier.
+        SpecError: a file of no known format, no such device, or a network without a task.
         MissingDependencyError: the format needs a package that is not installed.
     """
     path = Path(path)
@@ -116,28 +129,60 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
     else:
         net = load_net(net_folder(folder), families=families)
     net = net.eval().to(place).decide(execution="auto")
-    _require_classifier(folder, net.head.names)
+    decode = _decoder(net.head)
+    answers = "objects" if decode is not None else _answers(folder, net.head.names)
 
-    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(images: NDArray[np.float32]) -> Arrays:
         with torch.inference_mode():
-            found = net(as_input(net, torch.from_numpy(images))).logits
-        return np.asarray(found.float().cpu().numpy())
+            found = net.tensors(net(as_input(net, torch.from_numpy(images))))
+        return tuple(np.asarray(part.float().cpu().numpy()) for part in found)
 
-    return OpenNetwork(logits, load_preprocess(folder), net=net)
+    return OpenNetwork(run, answers, load_preprocess(folder), net=net, decode=decode)
 
 
 def _of_file(path: Path, device: str) -> OpenNetwork:
     loaded = load_exported(path, device=device)
-    _require_classifier(path, loaded.names)
+    decode = _file_decoder(path, loaded.metadata)
+    answers = "objects" if decode is not None else _answers(path, loaded.names)
 
-    def logits(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(images: NDArray[np.float32]) -> Arrays:
         try:
-            (found,) = loaded.numbers(images)
+            found = loaded.numbers(images)
         except Exception as error:  # each runtime has exceptions of its own
             raise RoutespaceError(f"{path}: cannot take images {images.shape} ({reason(error):.200})") from error
-        return found.astype(np.float32)
+        return tuple(part.astype(np.float32) for part in found)
 
-    return OpenNetwork(logits, _told(path, loaded.metadata), batch=loaded.batch)
+    return OpenNetwork(run, answers, _told(path, loaded.metadata), batch=loaded.batch, decode=decode)
+
+
+def _decoder(head: Head) -> Decode | None:
+    """What makes objects of a detector's tensors; None of other heads."""
+    import torch
+
+    from routespace.nn.heads.detector import Detector
+
+    if not isinstance(head, Detector):
+        return None
+
+    def decode(raw: Arrays, fed: Sequence[Size], shown: Sequence[Size]) -> list[dict[str, NDArray[Any]]]:
+        place = next((part.device for part in head.parameters()), torch.device("cpu"))
+        found = head.detections_of([torch.from_numpy(part).to(place) for part in raw], list(fed), list(shown))
+        return [{name: part.detach().cpu().numpy() for name, part in one.items()} for one in found]
+
+    return decode
+
+
+def _file_decoder(path: Path, metadata: Mapping[str, str]) -> Decode | None:
+    """What makes objects of an exported detector's tensors, which needs torch; None of other files."""
+    head = json.loads(metadata.get("head", "{}"))
+    if head.get("kind") not in DETECTORS:
+        return None
+    from routespace.nn.heads.kinds import decoder_of
+
+    try:
+        return _decoder(decoder_of(json.loads(metadata["rates"]), head))
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
 
 
 def _told(path: Path, metadata: Mapping[str, str]) -> HowFed | None:
@@ -150,10 +195,13 @@ def _told(path: Path, metadata: Mapping[str, str]) -> HowFed | None:
         raise BundleError(f"{path}: its metadata cannot be read ({error}); export it again") from error
 
 
-def _require_classifier(path: Path, names: tuple[str, ...]) -> None:
-    """Raise SpecError for a network whose outputs are several, or maps."""
+def _answers(path: Path, names: tuple[str, ...]) -> Answers:
+    """What a network without boxes tells; raises SpecError where its outputs are several, or maps."""
+    if names == PIXELS:
+        return "pixels"
     if len(names) > 1 or any(name.startswith("features") for name in names):
         raise SpecError(f"{path}: gives {', '.join(names)}, no classes; give a classifier")
+    return "classes"
 
 
 def _endings() -> str:

@@ -1,4 +1,4 @@
-"""Predictor: what is on these images?
+"""Predictor: what is on these images, where are which objects, or what is each pixel of?
 
     predictor = Predictor("small")                # a run, a bundle, model.onnx or model.pt2
     found = predictor("photo.jpg")                # found.label, found.score
@@ -14,14 +14,14 @@ Shape legend: N images · C channels · H, W pixels · K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routespace.deploy.predict.batches import read_batches
+from routespace.deploy.predict.answers import Prediction, objects_from, pixels_from
+from routespace.deploy.predict.batches import FedGroup, ReadBatch, read_batches
 from routespace.deploy.predict.images import GivenImages, InputImages, Pixels, Several, gather
 from routespace.deploy.predict.network import open_network
 from routespace.errors import BundleError, DataError, SpecError
@@ -31,37 +31,15 @@ from routespace.preprocess import Preprocess
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["BATCH_SIZE", "LEAST_SCORE", "TOP", "Prediction", "Predictor"]
+
 BATCH_SIZE = 32
 TOP = 5
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says about an image.
-
-    Attributes:
-        path: of the image; None for one that was given as pixels or as an open file.
-        labels: names of the likeliest classes, the likeliest first.
-        scores: of the same, 0…1; over all classes they sum up to 1.
-    """
-
-    path: str | None
-    labels: tuple[str, ...]
-    scores: tuple[float, ...]
-
-    @property
-    def label(self) -> str:
-        """Name of the likeliest class."""
-        return self.labels[0]
-
-    @property
-    def score(self) -> float:
-        """Its score, 0…1."""
-        return self.scores[0]
+LEAST_SCORE = 0.3  # of objects that are told: detectors give many that are worth little
 
 
 class Predictor:
-    """A trained classifier that names what is on images.
+    """A trained network that tells what is on images: classes, objects or the class of each pixel, by its task.
 
     A routed network computes what its gates decide; an exported file computes everything.
 
@@ -73,6 +51,7 @@ class Predictor:
         preprocess, classes: how images go in, and the names of the outputs in their order, for a network that does
             not tell; without names its outputs are numbered.
         families: block families of your own that it may be made of.
+        least_score: of the objects that are told, 0…1.
 
     Attributes:
         path, batch_size, workers, preprocess, classes: as given, or as the network tells.
@@ -80,7 +59,7 @@ class Predictor:
 
     Raises:
         BundleError: no finished run, no bundle, a damaged file, or one that does not tell how images go in.
-        SpecError: a file of no known format, no such device, no classifier, or another number of classes.
+        SpecError: a file of no known format, no such device, no network with a task, or another number of classes.
         MissingDependencyError: the format needs a package that is not installed.
     """
 
@@ -94,10 +73,13 @@ class Predictor:
         preprocess: Preprocess | None = None,
         classes: Sequence[str] = (),
         families: Iterable[Family] = (),
+        least_score: float = LEAST_SCORE,
     ) -> None:
         for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if number < least:
                 raise SpecError(f"{name}: {number} is not allowed; give {least} or more")
+        if not 0 <= least_score <= 1:
+            raise SpecError(f"least_score: {least_score} is not allowed; give 0 to 1")
         place = None if device is None else str(device)
         found = open_network(path, device=place, families=families, fed=preprocess is not None)
         told_preprocess, told_classes = found.told or (None, ())
@@ -107,8 +89,8 @@ class Predictor:
         self.preprocess = fed
         self.classes = tuple(classes) or told_classes
         self.batch_size, self.workers = found.batch or batch_size, workers
-        self.net = found.net
-        self._logits, self._fixed = found.logits, found.batch
+        self.net, self.least_score = found.net, least_score
+        self._open = found
 
     @overload
     def __call__(self, images: Pixels, *, top: int | None = ...) -> Prediction: ...
@@ -122,10 +104,11 @@ class Predictor:
         Args:
             images: an image: a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or
                 an open binary file; or a folder (its pictures at any depth, by name), or several of these.
-            top: how many classes to name; None for all.
+            top: how many classes of a classifier to name; None for all.
 
         Returns:
-            The Prediction of one image; a list of them for a folder or several.
+            The Prediction of one image: of a detector FoundObjects, of pixel classes PixelClasses, in pixels of
+            the picture itself. A list of them for a folder or several.
 
         Raises:
             DataError: an image cannot be read, or a folder has none; see `stream` to leave out unreadable ones.
@@ -160,29 +143,70 @@ class Predictor:
                 if unreadable is None:
                     raise error
                 unreadable(error)
-            if batch.paths:
-                rows = self.logits(batch.images)
-                yield from (self._named(path, row, top) for path, row in zip(batch.paths, rows, strict=True))
+            yield from self._answers(batch, top)
 
-    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, C, H, W) as `preprocess` gives them → (N, K), in the order of `classes`.
+    def _answers(self, batch: ReadBatch, top: int | None) -> list[Prediction]:
+        """What is said about the images of a batch, in their order."""
+        found: dict[int, Prediction] = {}
+        for group in batch.groups:
+            paths = [batch.paths[place] for place in group.places]
+            sizes = [batch.sizes[place] for place in group.places]
+            answers = self._of_group(group, paths, sizes, top)
+            found.update(zip(group.places, answers, strict=True))
+        return [found[place] for place in sorted(found)]
+
+    def _of_group(
+        self, group: FedGroup, paths: list[str | None], sizes: list[tuple[int, int]], top: int | None
+    ) -> list[Prediction]:
+        """What is said about images that are fed in one size."""
+        names = self.classes
+        if self._open.answers == "classes":
+            rows = self.logits(group.images)
+            return [self._named(path, row, top) for path, row in zip(paths, rows, strict=True)]
+        raw = self._raw(group.images)
+        if self._open.answers == "pixels":
+            (logits,) = raw
+            each = zip(paths, sizes, logits, strict=True)
+            return [pixels_from(path, size, one, names) for path, size, one in each]
+        assert self._open.decode is not None
+        fed = [(group.images.shape[2], group.images.shape[3])] * len(paths)
+        objects = self._open.decode(raw, fed, sizes)
+        return [
+            objects_from(path, size, one, names, self.least_score)
+            for path, size, one in zip(paths, sizes, objects, strict=True)
+        ]
+
+    def _raw(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """(N, C, H, W) → the network's tensors, (N, …) each.
 
         Raises:
             BundleError: the network gives no finite numbers.
-            SpecError: images that do not fit, or another number of classes than there are names.
         """
+        count, fixed = len(images), self._open.batch
+        if fixed is not None and count < fixed:
+            images = np.concatenate([images, np.repeat(images[-1:], fixed - count, axis=0)])
+        found = tuple(part[:count] for part in self._open.run(images))
+        if not all(np.isfinite(part).all() for part in found):
+            raise BundleError(f"{self.path}: gives numbers that are not finite; its weights are of no use")
+        return found
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, C, H, W) as `preprocess` gives them → (N, K) of a classifier, in the order of `classes`.
+
+        Raises:
+            BundleError: the network gives no finite numbers.
+            SpecError: no classifier, images that do not fit, or another number of classes than there are names.
+        """
+        if self._open.answers != "classes":
+            raise SpecError(f"{self.path}: tells {self._open.answers}, no classes of images; call it instead")
         count = len(images)
-        if self._fixed is not None and count < self._fixed:
-            images = np.concatenate([images, np.repeat(images[-1:], self._fixed - count, axis=0)])
-        found = self._logits(images)[:count]
+        (found,) = self._raw(images)
         if found.ndim != 2 or len(found) != count or (self.classes and found.shape[1] != len(self.classes)):
             shape = tuple(found.shape)
             raise SpecError(
                 f"{self.path}: gives {shape} for {count} images and {len(self.classes)} class names; give a "
                 f"classifier, and a name for each of its outputs"
             )
-        if not np.isfinite(found).all():
-            raise BundleError(f"{self.path}: gives numbers that are not finite; its weights are of no use")
         return found
 
     def _named(self, path: str | None, logits: NDArray[np.float32], top: int | None) -> Prediction:

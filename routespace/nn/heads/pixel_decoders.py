@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,6 +86,8 @@ class UperNet(nn.Module):
         above = (0, 0)  # of the image and its half, which the decoder leaves out
         self.decoder = UPerNetDecoder((*above, *widths), decoder_channels=channels)
         _with_group_norm(self.decoder)
+        for block in self.decoder.psp.blocks:
+            block[0] = Pool(block[0].output_size)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H, W), fine to coarse → (B, D, h, w)."""
@@ -95,7 +98,7 @@ class UperNet(nn.Module):
         """Each convolution with the size of what it gives, for maps of these sizes, fine to coarse."""
         pooling = self.decoder.psp
         for pool, (conv, *_) in pooling.blocks:
-            yield conv, (pool.output_size, pool.output_size)
+            yield conv, (pool.parts, pool.parts)
         yield pooling.out_conv[0], sizes[-1]
         for lateral, fused, size in zip(
             self.decoder.fpn_lateral_blocks, self.decoder.fpn_conv_blocks, reversed(sizes[:-1]), strict=True
@@ -103,6 +106,33 @@ class UperNet(nn.Module):
             yield lateral.conv_norm_relu[0], size
             yield fused[0], size
         yield self.decoder.fusion_block[0], sizes[0]
+
+
+class Pool(nn.Module):
+    """The mean of each of k×k parts of a map; exported as two products, which ONNX has for maps of any size.
+
+    Args:
+        parts: k.
+    """
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, k, k)."""
+        if not torch.compiler.is_exporting():
+            return F.adaptive_avg_pool2d(x, self.parts)
+        rows, columns = (_shares(side, self.parts, x) for side in x.shape[-2:])
+        return rows @ x @ columns.T
+
+
+def _shares(side: int, parts: int, like: Tensor) -> Tensor:
+    """(parts, side): what each place counts in the mean of each part, which may share places with the next."""
+    number, place = torch.arange(parts, device=like.device)[:, None], torch.arange(side, device=like.device)
+    inside = (place >= number * side // parts) & (place < ((number + 1) * side + parts - 1) // parts)
+    weights = inside.to(like.dtype)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _with_group_norm(module: nn.Module) -> None:
