@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dense_tiny import dense
 from fake_evaluator import fresh
 from PIL import Image
 
@@ -160,3 +161,17 @@ def test_a_folder_without_a_run_or_of_other_paths_starts_anew(tmp_path: Path) ->
     found = train_candidate(moved, fresh(tmp_path / "run", resume=True), objectives=("latency_ms",))
     assert found["latency_ms"] > 0
     assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == moved.recipe
+
+
+@pytest.mark.slow
+def test_a_study_of_detectors_wants_ap_against_macs(tmp_path: Path) -> None:
+    space = {"search": {"space": {"budget.ratio": [0.6, 0.9]}}}
+    small = {"batch_size": 8, "epochs": 1, "device": "cpu"}
+    recipe = dense({"kind": "detect", "classes": 10, "width": 32}, routing="depth", data__val_size=8)
+    recipe = Recipe.parse(recipe.to_data() | space).override({f"train.{name}": small[name] for name in small})
+    study = run_study(recipe.override({"data.train_size": 16}), tmp_path, trials=2)
+    assert [trial.state for trial in study.trials] == ["finished"] * 2
+    for trial in study.trials:
+        result = json.loads((trial_folder(study, trial.number) / "result.json").read_text())
+        assert trial.values == {"box_ap": result["box_ap"], "macs": result["counted_macs"]}
+        assert "box_ap50" in result
