@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,29 @@ from routespace.nn.routing.deciding import Execution
 from routespace.nn.routing.state import NodeState
 
 Keys = Literal["all", "kept"]
-PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves …
-# … and sooner on small or narrow maps, in eager execution on a CPU (measured on PVTv2). The unit is the time that
-# a dense block's element-wise parts take for one number; its matrix products take C / CHANNELS more …
-CHANNELS, FAST_CHANNELS = 100, 220  # by torch's own products, and by oneDNN's
-CALLS = 15_000  # what a packed block's further calls take
-MOVES = 0.3  # what moving one number takes
+PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves
+
+
+class PackingCosts(NamedTuple):
+    """What packing costs in eager execution on a CPU, by which it pays later on small or narrow maps.
+
+    The unit is the time that a dense block's element-wise parts take for one number.
+
+    Attributes:
+        channels: a dense block's matrix products take C / channels for one number.
+        calls: what a packed block's further calls take.
+        moves: what moving one number takes.
+    """
+
+    channels: int
+    calls: int
+    moves: float
+
+
+# Measured on PVTv2-b2, a batch of 1 and of 8: by torch's own products on an Intel Xeon, where packing breaks even
+# at 0.79 to 0.91 of the tokens, and by oneDNN's on a Zen 5, whose faster products leave less to save.
+TORCH_COSTS = PackingCosts(channels=100, calls=20_000, moves=0.2)
+ONEDNN_COSTS = PackingCosts(channels=220, calls=15_000, moves=0.3)
 
 
 @dataclass(frozen=True)
@@ -183,9 +200,9 @@ def _pack_below(x: Tensor, *, compiled: bool) -> float:
     """The share of kept tokens of (B, N, C) below which a packed edge takes less time than a masked one."""
     if compiled or x.device.type != "cpu":
         return PACK_BELOW
-    channels = FAST_CHANNELS if onednn_is_used() else CHANNELS
-    dense = x.numel() * (1 + x.shape[2] / channels)
-    return min(PACK_BELOW, 1 - (CALLS + MOVES * x.numel()) / dense)
+    costs = ONEDNN_COSTS if onednn_is_used() else TORCH_COSTS
+    dense = x.numel() * (1 + x.shape[2] / costs.channels)
+    return min(PACK_BELOW, 1 - (costs.calls + costs.moves * x.numel()) / dense)
 
 
 def blend(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
