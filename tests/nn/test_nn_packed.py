@@ -15,6 +15,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.kernels.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.ragged import ragged_attention
+from routespace.nn.routing.execution import PackingCosts
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
 
@@ -297,9 +298,9 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
     ],
 )
 def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
-    monkeypatch.setattr(
-        "routespace.nn.routing.execution.CALLS", calls_cost
-    )  # on small maps calls take more than tokens
+    costs = PackingCosts(channels=100, calls=calls_cost, moves=0.2)  # on small maps calls take more than tokens
+    for name in ("TORCH_COSTS", "ONEDNN_COSTS"):
+        monkeypatch.setattr(f"routespace.nn.routing.execution.{name}", costs)
     net = small_net().eval()
     images = torch.randn(4, 3, 64, 64)
     routes = Routes.random(net, images, keep=keep)
