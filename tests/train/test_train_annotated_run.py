@@ -1,6 +1,8 @@
 """Trainings on annotated pictures: from a folder to a run, evaluated on other pictures, and resumed."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from routespace.train.data.source import count_classes
 from routespace.train.evaluate import evaluate
 from routespace.train.fine_tune import fit_to
 from routespace.train.run import train_recipe
+from routespace.train.stopping import TrainingStoppedError
 
 PYRAMID = {"grid.outputs": "pyramid", "grid.num_classes": 0, "train.batch_size": 2, "train.epochs": 1}
 PYRAMID |= {"routing": "static", "budget.ratio": None}
@@ -94,3 +97,19 @@ def test_pixels_are_trained_and_evaluated_in_the_size_of_the_pictures(tmp_path):
     for group, count in zip(loaders.test, (2, 1), strict=True):
         assert group.images.shape == (count, 3, 24, 32)
         assert group.targets.shape == (count, 48, 64)
+
+
+def test_a_training_on_groups_of_sizes_is_resumed_exactly(tmp_path):
+    some_coco(tmp_path / "data", count=9)
+    some_coco(tmp_path / "data", "val", 3)
+    recipe = detecting(tmp_path / "data", **{"routing": "both", "data.photometric": True})
+
+    def stop(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = train_recipe(recipe, tmp_path / "whole").net.state_dict()
+    with pytest.raises(TrainingStoppedError):
+        train_recipe(recipe, tmp_path / "run", progress=stop)
+    resumed = train_recipe(recipe, tmp_path / "run", resume=True).net.state_dict()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
