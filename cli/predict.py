@@ -1,4 +1,4 @@
-"""`routespace predict`: names what is on images, with a run, a bundle or an exported file."""
+"""`routespace predict`: what is on images, by a run, a bundle or an exported file: classes, objects, pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +17,10 @@ from routespace.cli.options import AsJson, Device
 from routespace.files import json_text, require_place, write_bytes
 
 if TYPE_CHECKING:
+    from routespace.cli.predict_dense import Told
     from routespace.deploy.predict.images import InputImages
     from routespace.deploy.predict.predictor import Prediction, Predictor
+    from routespace.workflow.drawing_answers import AnswerFolder
 
 NAME = "predict"
 EXAMPLE = "routespace predict small/ photos/ --top 3"
@@ -35,7 +37,12 @@ Images = Annotated[
         metavar="IMAGE|FOLDER|-", help="What to look at; - reads paths, a line each, or an image from stdin."
     ),
 ]
-Top = Annotated[int, typer.Option(min=1, help="How many classes to name.")]
+Top = Annotated[int, typer.Option(min=1, help="How many classes a classifier names.")]
+Score = Annotated[float, typer.Option(min=0, max=1, help="Least score of the objects that are told.")]
+Draw = Annotated[
+    Path | None, typer.Option(help="Folder for the pictures with boxes, masks or classes drawn on them.")
+]
+Maps = Annotated[Path | None, typer.Option(help="Folder for a PNG of each picture whose values are the classes.")]
 ToCsv = Annotated[str | None, typer.Option("--csv", help="Write a table to this file; - prints it.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images that are run at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read images; 0: this one.")]
@@ -52,12 +59,17 @@ def run(
     workers: Workers = 0,
     device: Device = "auto",
     picture: Picture = None,
+    score: Score = 0.3,
+    draw: Draw = None,
+    maps: Maps = None,
 ) -> None:
-    """Name what is on images, fed exactly as in evaluation.
+    """Tell what is on images, fed exactly as in evaluation: classes, objects or pixels, by the network's task.
 
-    Of a folder every picture at any depth is taken, by name. Pictures that cannot be read are named and left out;
-    only when none can be read does the command fail.
+    Objects are told in pixels of the pictures themselves; --json gives COCO's result format. Of a folder every
+    picture at any depth is taken, by name. Pictures that cannot be read are named and left out; only when none can
+    be read does the command fail.
     """
+    from routespace.cli.predict_dense import told_of
     from routespace.cli.status import busy, loading
     from routespace.deploy.predict.network import require_network
     from routespace.errors import SpecError
@@ -75,23 +87,20 @@ def run(
     with loading("loading the network"):
         from routespace.deploy.predict.predictor import Predictor
 
-        predictor = Predictor(source, device, batch, workers=workers)
+        predictor = Predictor(source, device, batch, workers=workers, least_score=score)
+        folder = _folder(predictor, pictures, draw, maps)
         if picture is not None:  # it brings what training needs
             from routespace.workflow.predicting import paint_predictions
     with busy("predicting") as say:
-        found = predicted(predictor, pictures, top, say)
+        answers = predicted(predictor, pictures, top, say)
+        told = None if predictor.answers == "classes" else told_of(answers, folder)
+        found = list(answers)
         if picture is not None:
             paint_predictions(predictor, pictures, picture)
-    if table_file is not None:
-        write_bytes(table_file, csv_text(found).encode("utf-8", "surrogateescape"))
-    if as_json:
-        print(json_text([as_data(prediction) for prediction in found]))
-    elif to_csv == STDOUT:
-        print(printable(csv_text(found)), end="")
-    elif table_file is not None:
-        print(printable(f"{table_file}  {summary(found)}"))
-    else:
-        show(found, single=pictures.single)
+    if told is not None:
+        _tell_dense(told, predictor.answers, to_csv, as_json=as_json, single=pictures.single)
+        return
+    _tell_classes(found, to_csv, as_json=as_json, single=pictures.single)
 
 
 def _require_paintable(source: Path, picture: Path) -> None:
@@ -133,8 +142,10 @@ def _from_stdin(content: bytes) -> InputImages:
     return gather(paths)
 
 
-def predicted(predictor: Predictor, images: InputImages, top: int, say: Callable[[str], None]) -> list[Prediction]:
-    """What is on the images that can be read; the others are named on stderr.
+def predicted(
+    predictor: Predictor, images: InputImages, top: int, say: Callable[[str], None]
+) -> Iterator[Prediction]:
+    """What is on the images that can be read, one by one; the others are named on stderr at the end.
 
     Raises:
         DataError: none can be read.
@@ -142,12 +153,11 @@ def predicted(predictor: Predictor, images: InputImages, top: int, say: Callable
     from routespace.errors import DataError
     from routespace.train.data.folder import told_left_out
 
-    found: list[Prediction] = []
     unread: list[DataError] = []
-    total = len(images.items)
-    for prediction in predictor.stream(images, top=top, unreadable=unread.append):
-        found.append(prediction)
-        say(f"predicting, {len(found)} of {total} images")
+    total, found = len(images.items), 0
+    for found, prediction in enumerate(predictor.stream(images, top=top, unreadable=unread.append), 1):
+        yield prediction
+        say(f"predicting, {found} of {total} images")
     if not found:
         raise unread[0] if total == 1 else DataError(f"none of the {total} images can be read; first {unread[0]}")
     for error in unread[:SHOWN]:
@@ -156,7 +166,55 @@ def predicted(predictor: Predictor, images: InputImages, top: int, say: Callable
         _tell(f"warning: {len(unread)} of {total} images cannot be read and are left out")
     if images.left_out:
         _tell(f"left out: {told_left_out(images.left_out)}")
-    return found
+
+
+def _folder(
+    predictor: Predictor, pictures: InputImages, draw: Path | None, maps: Path | None
+) -> AnswerFolder | None:
+    """Where answers are drawn; raises SpecError for what the network's task does not give."""
+    from routespace.errors import SpecError
+
+    if draw is not None and predictor.answers == "classes":
+        raise SpecError("draw: a classifier finds nothing in a place; leave it out")
+    if maps is not None and predictor.answers != "pixels":
+        raise SpecError("maps: only networks that tell the class of each pixel make maps; leave it out")
+    if draw is None and maps is None:
+        return None
+    from routespace.workflow.drawing_answers import AnswerFolder
+
+    return AnswerFolder(pictures, drawn=draw, maps=maps, names=predictor.classes)
+
+
+def _tell_classes(found: Sequence[Prediction], to_csv: str | None, *, as_json: bool, single: bool) -> None:
+    """Print and write what a classifier named."""
+    table_file = None if to_csv in (None, STDOUT) else Path(to_csv or "")
+    if table_file is not None:
+        write_bytes(table_file, csv_text(found).encode("utf-8", "surrogateescape"))
+    if as_json:
+        print(json_text([as_data(prediction) for prediction in found]))
+    elif to_csv == STDOUT:
+        print(printable(csv_text(found)), end="")
+    elif table_file is not None:
+        print(printable(f"{table_file}  {summary(found)}"))
+    else:
+        show(found, single=single)
+
+
+def _tell_dense(told: Sequence[Told], answers: str, to_csv: str | None, *, as_json: bool, single: bool) -> None:
+    """Print and write objects or pixels."""
+    from routespace.cli.predict_dense import columns_of, show_told, summary_of
+
+    text = _table([columns_of(answers), *(row for one in told for row in one.rows)])
+    if to_csv not in (None, STDOUT):
+        write_bytes(Path(to_csv or ""), text.encode("utf-8", "surrogateescape"))
+    if as_json:
+        print(json_text([result for one in told for result in one.results]))
+    elif to_csv == STDOUT:
+        print(printable(text), end="")
+    elif to_csv is not None:
+        print(printable(f"{to_csv}  {summary_of(told, answers)}"))
+    else:
+        show_told(told, answers, single=single)
 
 
 def _tell(line: str) -> None:
@@ -197,13 +255,17 @@ def as_data(prediction: Prediction) -> dict[str, object]:
 
 def csv_text(found: Sequence[Prediction]) -> str:
     """A table with a header: path, label, score, and label_2, score_2 and so on."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     more = range(2, len(found[0].labels) + 1)
-    writer.writerow(["path", "label", "score", *(f"{name}_{i}" for i in more for name in ("label", "score"))])
+    rows = [["path", "label", "score", *(f"{name}_{i}" for i in more for name in ("label", "score"))]]
     for prediction in found:
         ranked = [cell for name, score in _ranked(prediction) for cell in (name, f"{score:.6f}")]
-        writer.writerow([prediction.path or "", *ranked])
+        rows.append([prediction.path or "", *ranked])
+    return _table(rows)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 

@@ -14,6 +14,7 @@ from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
+from routespace.nn.heads.classify import Classifier
 from routespace.nn.running import as_input, evaluating
 from routespace.nn.task_net import TaskNet, network_cost
 from routespace.train.controls import annotated_scenes, knows_objects, object_auc, scenes_with_objects
@@ -136,7 +137,7 @@ def require_paintable(net: TaskNet, path: Path) -> None:
 
 
 def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Split = "test") -> Path:
-    """Draw which tokens of the split's first images are computed, with their labels and what was answered.
+    """Draw which tokens of the split's first images are computed; a classifier's with labels and answers.
 
     Args:
         net: a routed network.
@@ -154,8 +155,11 @@ def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Spl
     images = images[:PAINTED_IMAGES]
     with evaluating(net), torch.inference_mode():
         out = net(as_input(net, images))
-    answers = out.logits.argmax(1).tolist()
-    names = loaders.source.classes
-    words = [f"{names[label]} → {names[answer]}" for label, answer in zip(labels.tolist(), answers, strict=False)]
+    words: list[str] = []
+    if net.head.kind == Classifier.kind:  # others' targets are no names
+        answers = out.logits.argmax(1).tolist()
+        names = loaders.source.classes
+        pairs = zip(labels.tolist(), answers, strict=False)
+        words = [f"{names[label]} → {names[answer]}" for label, answer in pairs]
     shown = torch.from_numpy(loaders.source.preprocess.shown(images.numpy()))
     return draw_tokens(net.architecture, shown, out.routes, path=path, labels=words)

@@ -24,7 +24,7 @@ from routespace.workflow.evaluation import require_paintable
 def paint_predictions(
     predictor: Predictor, images: GivenImages | Iterable[GivenImages] | InputImages, path: Path
 ) -> Path:
-    """Draw which tokens of the first twelve readable images are computed, with what was answered.
+    """Draw which tokens of the first twelve readable images of one size are computed, and what a classifier said.
 
     Args:
         predictor: of a routed network.
@@ -42,18 +42,23 @@ def paint_predictions(
     require_paintable(net, path)
     meant = images if isinstance(images, InputImages) else gather(images)
     batches = read_batches(meant.items, predictor.preprocess, MOST_IMAGES)
-    read = itertools.islice((image for batch in batches for image in batch.images), MOST_IMAGES)
-    found = list(read)
+    groups = (group for batch in batches for group in batch.groups)
+    found: list[np.ndarray] = []
+    for image in itertools.chain.from_iterable(group.images for group in groups):
+        if len(found) < MOST_IMAGES and (not found or image.shape == found[0].shape):  # one picture has one size
+            found.append(image)
     if not found:
         raise DataError("picture: none of the images can be read")
     shown = torch.from_numpy(np.stack(found))
     with torch.inference_mode():
         out = net(as_input(net, shown))
-    best = out.logits.softmax(1).float().max(1)
-    names = predictor.classes
-    words = [
-        f"{names[number] if names else number} {score:.0%}"
-        for number, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    words: list[str] = []
+    if predictor.answers == "classes":
+        best = out.logits.softmax(1).float().max(1)
+        names = predictor.classes
+        words = [
+            f"{names[number] if names else number} {score:.0%}"
+            for number, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
     seen = torch.from_numpy(predictor.preprocess.shown(shown.numpy()))
     return draw_tokens(net.architecture, seen, out.routes, path=path, labels=words)

@@ -56,6 +56,7 @@ class Predictor:
     Attributes:
         path, batch_size, workers, preprocess, classes: as given, or as the network tells.
         net: the network itself; None for an exported file.
+        answers: what it tells of an image: `classes`, `objects` or `pixels`.
 
     Raises:
         BundleError: no finished run, no bundle, a damaged file, or one that does not tell how images go in.
@@ -90,7 +91,7 @@ class Predictor:
         self.classes = tuple(classes) or told_classes
         self.batch_size, self.workers = found.batch or batch_size, workers
         self.net, self.least_score = found.net, least_score
-        self._open = found
+        self.answers, self._open = found.answers, found
 
     @overload
     def __call__(self, images: Pixels, *, top: int | None = ...) -> Prediction: ...
@@ -160,11 +161,11 @@ class Predictor:
     ) -> list[Prediction]:
         """What is said about images that are fed in one size."""
         names = self.classes
-        if self._open.answers == "classes":
+        if self.answers == "classes":
             rows = self.logits(group.images)
             return [self._named(path, row, top) for path, row in zip(paths, rows, strict=True)]
         raw = self._raw(group.images)
-        if self._open.answers == "pixels":
+        if self.answers == "pixels":
             (logits,) = raw
             each = zip(paths, sizes, logits, strict=True)
             return [pixels_from(path, size, one, names) for path, size, one in each]
@@ -197,8 +198,8 @@ class Predictor:
             BundleError: the network gives no finite numbers.
             SpecError: no classifier, images that do not fit, or another number of classes than there are names.
         """
-        if self._open.answers != "classes":
-            raise SpecError(f"{self.path}: tells {self._open.answers}, no classes of images; call it instead")
+        if self.answers != "classes":
+            raise SpecError(f"{self.path}: tells {self.answers}, no classes of images; call it instead")
         count = len(images)
         (found,) = self._raw(images)
         if found.ndim != 2 or len(found) != count or (self.classes and found.shape[1] != len(self.classes)):

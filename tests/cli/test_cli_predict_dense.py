@@ -1,0 +1,124 @@
+"""`routespace predict` of networks that find objects or tell pixels: JSON, tables, drawn pictures, maps."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from dense_tiny import dense_net
+from PIL import Image
+from pycocotools.coco import COCO
+from typer.testing import CliRunner
+
+from routespace import Card, Predictor, save_bundle
+from routespace.cli.app import app
+from routespace.draw.answers import colour_of
+from routespace.preprocess import Preprocess, save_preprocess
+
+NAMES = "ant", "bee", "cat"
+SIZES = (40, 60), (60, 40)
+KINDS = {
+    "detect": {"width": 32, "score_threshold": 0.0},
+    "instance": {"width": 16, "proposals": 20, "max_detections": 10, "score_threshold": 0.0},
+    "semantic": {"channels": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("dense")
+    for kind, settings in KINDS.items():
+        net = dense_net(kind, classes=3, **settings).eval()
+        save_bundle(net, place / kind, Card.of(net))
+        save_preprocess(place / kind, Preprocess(size=(32, 64)).inside(multiple=8), NAMES)
+    rng = np.random.default_rng(0)
+    for number, size in enumerate(SIZES):  # of one name, in two folders
+        (place / "pictures" / str(number)).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "pictures" / str(number) / "a.png")
+    return place
+
+
+def predict(*args):
+    """Run the command."""
+    return CliRunner().invoke(app, ["predict", *map(str, args)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("kind", ["detect", "instance"])
+def test_objects_come_in_cocos_result_format(kind, place, tmp_path):
+    out = predict(place / kind, place / "pictures", "--score", "0", "--json")
+    results = json.loads(out.stdout)
+    ground = COCO()
+    ground.dataset = {
+        "images": [{"id": n, "height": h, "width": w} for n, (h, w) in enumerate(SIZES, 1)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(NAMES, 1)],
+        "annotations": [],
+    }
+    ground.createIndex()
+    (tmp_path / "results.json").write_text(out.stdout)
+    read = ground.loadRes(str(tmp_path / "results.json"))
+    assert len(read.anns) == len(results) > 6
+    assert {result["image_id"] for result in results} == {1, 2}
+    assert ("segmentation" in results[0]) == (kind == "instance")
+    expected = Predictor(place / kind, "cpu", least_score=0.0)(place / "pictures")
+    assert [result["score"] for result in results] == pytest.approx(
+        [score for answer in expected for score in answer.scores], abs=1e-4
+    )
+
+
+def test_objects_are_drawn_on_the_pictures_and_told_as_tables(place, tmp_path):
+    args = place / "instance", place / "pictures", "--score", "0", "--draw", tmp_path / "seen"
+    told = predict(*args)
+    assert told.exit_code == 0
+    assert "2 images, 20 objects" in told.stdout
+    drawn = sorted(path.name for path in (tmp_path / "seen").iterdir())
+    assert drawn == ["a.png", "a_2.png"]
+    picture = np.asarray(Image.open(tmp_path / "seen" / "a.png"))
+    assert picture.shape == (320, 480, 3)  # enlarged eight times, so that names are legible
+    assert any((picture == colour_of(number)).all(-1).sum() > 100 for number in range(3))
+    rows = list(csv.reader(io.StringIO(predict(*args[:4], "--csv", "-").stdout)))
+    assert rows[0] == ["path", "label", "score", "x", "y", "width", "height"]
+    assert len(rows) == 21
+    assert "nothing" in predict(place / "detect", place / "pictures", "--score", "1").stdout
+    one = predict(place / "detect", place / "pictures/0/a.png", "--score", "0").stdout
+    assert "width" in one
+
+
+def test_pixels_become_maps_whose_values_are_the_classes(place, tmp_path):
+    out = predict(
+        place / "semantic", place / "pictures", "--json", "--maps", tmp_path / "maps", "--draw", tmp_path / "seen"
+    )
+    expected = Predictor(place / "semantic", "cpu")(place / "pictures")
+    for result, answer in zip(json.loads(out.stdout), expected, strict=True):
+        with Image.open(result["map"]) as image:
+            assert image.mode == "P"
+            assert np.array_equal(np.asarray(image), answer.classes)
+        assert result["size"] == list(answer.classes.shape)
+        assert [part["name"] for part in result["classes"]] == list(answer.labels)
+    with Image.open(tmp_path / "seen" / "a_2.png") as image:
+        assert image.width == 320
+        assert image.height > 480  # the names stand below
+    assert "2 images, with" in predict(place / "semantic", place / "pictures").stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "line"),
+    [
+        ("detect", "--maps", "maps: only networks that tell the class of each pixel make maps"),
+        ("detect", "--score=2", "Input should be less than or equal to 1"),
+    ],
+)
+def test_what_a_task_does_not_give_is_one_line(kind, option, line, place, tmp_path):
+    value = [] if "=" in option else [tmp_path / "out"]
+    found = predict(place / kind, place / "pictures", option, *value)
+    assert found.exit_code == 2
+    assert line in " ".join(found.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokens_of_every_task_can_be_drawn(kind, place, tmp_path):
+    out = predict(place / kind, place / "pictures", "--picture", tmp_path / "tokens.png")
+    assert out.exit_code == 0
+    assert (tmp_path / "tokens.png").stat().st_size > 1000
