@@ -6,6 +6,7 @@ import pytest
 import torch
 from dense_tiny import dense_net, target
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
@@ -131,6 +132,10 @@ def test_the_price_is_what_torch_counts_for_the_most_proposals(size):
     cost = network_cost(net, image_size=size)
     assert int(cost.macs) == counted.macs
     assert not counted.unknown
+    maps = net.backbone(torch.zeros(1, 3, *size))
+    with FlopCounterMode(display=False) as forward:
+        net.head(maps)
+    assert cost.head.macs - net.head.rest_macs(net.spec) == forward.get_total_flops() / 2
     assert cost.params == sum(weight.numel() for weight in net.parameters())
 
 

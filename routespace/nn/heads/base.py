@@ -65,6 +65,10 @@ class Head(nn.Module, ABC):
     def forward(self, output: RouteOutput) -> Any:
         """The maps of B images (and which tokens are there) → the task's outputs."""
 
+    def rest_macs(self, spec: GridSpec) -> int:
+        """What of its price `forward` does not pay, but `rest`."""
+        return 0
+
     def rest(self, outputs: Any) -> Any:
         """What a task computes from the outputs, in sizes that no image's content changes; nothing by default.
 

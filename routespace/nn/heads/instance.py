@@ -101,11 +101,14 @@ class InstanceHead(Detector):
         These are the most that there can be, and what tables of such detectors count; an image with fewer costs
         less.
         """
-        return cost_of(self, self._work(spec))
+        proposing = self.detector.rpn.head, sum(places_of(spec, self.pyramid_rates))
+        return cost_of(self, [*self.detector.backbone.work(spec), proposing, *self._rest_work()])
 
-    def _work(self, spec: GridSpec) -> Iterator[Work]:
-        yield from self.detector.backbone.work(spec)
-        yield self.detector.rpn.head, sum(places_of(spec, self.pyramid_rates))
+    def rest_macs(self, spec: GridSpec) -> int:
+        """Those of the box and mask heads."""
+        return cost_of(self, self._rest_work()).macs
+
+    def _rest_work(self) -> Iterator[Work]:
         heads, masks = self.detector.roi_heads, self.told.max_detections * MASK_SIDE**2
         yield heads.box_head, self.told.proposals
         yield heads.box_predictor, self.told.proposals
