@@ -208,6 +208,18 @@ def test_pictures_that_are_missing_or_of_another_size_are_told_before_training(t
     assert report.text == "2 classes, 6 images (train 6), 6 objects"
 
 
+def test_a_picture_of_both_sides_is_told(tmp_path):
+    some_coco(tmp_path)
+    some_coco(tmp_path, "val", 3)
+    for number in (1, 2):
+        noise(tmp_path / f"val/{number}.png", SIZES[number - 1], 100 + number)
+    report = check_annotated(coco_annotations(spec(tmp_path), "masks"))
+    assert report.ok
+    (finding,) = report.findings
+    assert (finding.problem, finding.path) == ("duplicate", str(tmp_path / "val/3.png"))
+    assert finding.detail == f"the same as {tmp_path / 'train/3.png'}, in train and val"
+
+
 def test_run_lengths_are_those_that_pycocotools_packs():
     for seed in range(20):
         rows = np.random.default_rng(seed).random((60, 70)) < 0.1 * (seed % 9 + 1)

@@ -122,7 +122,7 @@ def check_pictures(
     parts = _parts(root)
     places = [str(entry.place) for listed in parts.values() for entry in listed.entries]
     files = read_files(places, workers, progress)
-    findings = [*file_findings(files), *_duplicates(parts, files)]
+    findings = [*file_findings(files), *duplicates(parts, files)]
     left_out: dict[str, int] = defaultdict(int)
     counts: dict[str, dict[str, int]] = {}
     for part, listed in parts.items():
@@ -198,7 +198,7 @@ def examine(path: str) -> CheckedFile:
     return CheckedFile(digest, None, "")
 
 
-def _duplicates(parts: dict[str, Listed], files: dict[str, CheckedFile]) -> Iterator[Finding]:
+def duplicates(parts: Mapping[str, Listed], files: Mapping[str, CheckedFile]) -> Iterator[Finding]:
     """Each file whose content was there before, with what that means: another class, or another part."""
     first: dict[str, tuple[str, Entry]] = {}
     for part, listed in parts.items():

@@ -7,8 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from routespace.errors import DataError
 from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Annotations
-from routespace.train.data.catalogue import Split
-from routespace.train.data.check import THREADS, DataReport, Finding, file_findings, in_order, read_files
+from routespace.train.data.catalogue import Listed, Split
+from routespace.train.data.check import (
+    THREADS,
+    DataReport,
+    Finding,
+    duplicates,
+    file_findings,
+    in_order,
+    read_files,
+)
 
 
 def check_annotated(
@@ -35,6 +43,11 @@ def check_annotated(
         findings += [
             Finding(image.place, "annotation", word) for image, word in zip(readable, words, strict=True) if word
         ]
+    listed = {
+        split: Listed(part.where, [image.entry()._replace(place=image.place) for image in part.images])
+        for split, part in parts.items()
+    }
+    findings += duplicates(listed, files)
     findings += [Finding(part.where, "left out", note) for part in parts.values() for note in part.notes]
     counts: dict[str, dict[str, int]] = {split: _objects(annotations, part) for split, part in parts.items()}
     return DataReport(
