@@ -43,7 +43,7 @@ def check_annotated(
         findings += [
             Finding(image.place, "annotation", word) for image, word in zip(readable, words, strict=True) if word
         ]
-    listed = {
+    listed: dict[str, Listed] = {
         split: Listed(part.where, [image.entry()._replace(place=image.place) for image in part.images])
         for split, part in parts.items()
     }
