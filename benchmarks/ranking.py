@@ -84,7 +84,8 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     net, loaders = load_run(folder).net, make_loaders(recipe)
     window = recipe.override(SUPERNET).train.sandwich_window
     parts = subnets(net.architecture, arguments.subnets, window, arguments.seed)
-    inherited = np.array([row["accuracy"] for row in evaluate_candidates(net, parts, loaders.val)])
+    found = evaluate_candidates(net, parts, loaders.val)
+    inherited = np.array([row["accuracy"] for row in found])
     plain = recipe.override(SUPERNET | {"train.mode": "plain"})
     scores = []
     for number, part in enumerate(parts):
@@ -106,6 +107,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         "whole": evaluate(net.restrict(net.architecture.opened()), loaders.val)["accuracy"],
         "supernet_s": super_s,
         "tau": float(kendalltau(inherited, stood).statistic),
+        "tau_of_loss": float(kendalltau([-row["loss"] for row in found], stood).statistic),
         "tau_of_macs": float(kendalltau(macs, stood).statistic),
         "tau_near": near,
         "near_pairs": pairs,
@@ -126,8 +128,9 @@ def main() -> None:
         arguments.subnets, arguments.epochs, arguments.set = 5, 1, REHEARSAL
     found = measured(arguments)
     print(
-        f"Kendall's tau over {len(found['rows'])} subnets: {found['tau']:.2f}; of the MACs alone "
-        f"{found['tau_of_macs']:.2f}; of {found['near_pairs']} pairs of nearly equal MACs {found['tau_near']:.2f}"
+        f"Kendall's tau over {len(found['rows'])} subnets: {found['tau']:.2f}; by inherited loss "
+        f"{found['tau_of_loss']:.2f}; of the MACs alone {found['tau_of_macs']:.2f}; "
+        f"of {found['near_pairs']} pairs of nearly equal MACs {found['tau_near']:.2f}"
     )
     record(arguments.out / "ranking_cpu.json", "cpu", found)
 
