@@ -25,6 +25,8 @@ def run(
 ) -> None:
     """Write a network as ONNX or as torch's .pt2, with a free batch size, and check it against the original.
 
+    Networks of pixel classes also take images of any size whose sides the coarsest rate divides.
+
     A file is kept only when it gives, loaded again, the network's own numbers.
     """
     from routespace.cli.arguments import several_of, size_pair

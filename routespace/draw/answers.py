@@ -66,7 +66,9 @@ def drawn_objects(
         left, top = box[:2]
         right, bottom = max(left, box[2] - 1), max(top, box[3] - 1)
         pen.rectangle((left, top, right, bottom), outline=colour_of(classes[place]), width=line)
-        _write(pen, canvas.size, (left, top), words[place], colour_of(classes[place]))
+    for place in order:
+        corner = factor * float(boxes[place][0]), factor * float(boxes[place][1])
+        _write(pen, canvas.size, corner, words[place], colour_of(classes[place]))
     return canvas
 
 

@@ -38,13 +38,14 @@ from routespace.nn.trees import register_namedtuple
 from routespace.nn.views import view_of
 
 BACKBONE, HEAD = "backbone.", "head."
+LOGITS_NDIM = 2  # of a classifier's; those of pixels have four
 
 
 class TaskOutput(NamedTuple):
     """What a forward pass returns.
 
     Attributes:
-        outputs: the head's: (B, K) logits of a classifier.
+        outputs: the head's: (B, K) logits of a classifier, (B, K, h, w) of pixels, what a detector found.
         features: rate → (B, C, H, W) of each output map, when asked for; else None.
         routes: every decision that was taken; cost is computed from it.
     """
@@ -56,7 +57,7 @@ class TaskOutput(NamedTuple):
     @property
     def logits(self) -> Tensor:
         """(B, K) of a classifier; raises SpecError where the network is none."""
-        if not isinstance(self.outputs, Tensor):
+        if not isinstance(self.outputs, Tensor) or self.outputs.ndim != LOGITS_NDIM:
             raise SpecError("logits: this network has no classifier; what its head gives is in `outputs`")
         return self.outputs
 

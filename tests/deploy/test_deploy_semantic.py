@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dense_tiny import dense, dense_net
 from train_pixels import pixels
 
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
@@ -9,9 +10,11 @@ from routespace.deploy.export.load import load_exported
 from routespace.deploy.export.write import export
 from routespace.deploy.extract import extract
 from routespace.deploy.verify import verify
+from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
+from routespace.workflow.evaluation import paint_tokens
 
 SIZE = 50, 77
 DECODERS = pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
@@ -41,6 +44,23 @@ def test_a_part_keeps_the_head_and_gives_the_supernets_pixels(decoder, tmp_path)
     assert again.head.settings() == net.head.settings()
     with net.deciding_as(held=part):
         torch.testing.assert_close(again(images).outputs, net(images).outputs)
+
+
+def test_logits_of_pixels_are_no_classifiers():
+    found = supernet("semantic_fpn")(torch.randn(1, 3, 32, 32))
+    assert found.outputs.shape == (1, 11, 8, 8)
+    with pytest.raises(SpecError, match="this network has no classifier"):
+        _ = found.logits
+
+
+@pytest.mark.parametrize("decoder", ["semantic_fpn", "detector"])
+def test_the_tokens_of_an_evaluated_dense_network_can_be_painted(decoder, tmp_path):
+    recipe = pixels(gates__openness=0.5)
+    net = supernet("semantic_fpn")
+    if decoder == "detector":
+        recipe = dense({"kind": "detect", "classes": 10, "width": 32})
+        net = dense_net("detect", classes=10, width=32)
+    assert paint_tokens(net, recipe, tmp_path / "tokens.png", split="val").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("suffix", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
