@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_tiny import dense, dense_net
+from dense_tiny import PYRAMID_GRID, dense, dense_net
 from train_pixels import pixels
 
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
@@ -12,6 +12,8 @@ from routespace.deploy.extract import extract
 from routespace.deploy.verify import verify
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 from routespace.workflow.evaluation import paint_tokens
@@ -44,6 +46,17 @@ def test_a_part_keeps_the_head_and_gives_the_supernets_pixels(decoder, tmp_path)
     assert again.head.settings() == net.head.settings()
     with net.deciding_as(held=part):
         torch.testing.assert_close(again(images).outputs, net(images).outputs)
+
+
+@pytest.mark.slow
+def test_files_of_windowed_blocks_take_images_of_one_size(tmp_path):
+    fields = {name: value for name, value in PYRAMID_GRID.items() if name != "sr_ratios"}
+    grid = RoutingGrid(GridSpec(**fields | {"family": "swin_v2", "window": 4}))
+    net = dense_net("semantic", grid=grid, classes=3, channels=64).eval()
+    export(extract(net, Architecture.staircase(grid)), tmp_path / "net.onnx", image_size=(40, 64))
+    loaded = load_exported(tmp_path / "net.onnx")
+    assert "side_step" not in loaded.metadata
+    assert loaded(torch.randn(2, 3, 40, 64)).shape == (2, 3, 10, 16)
 
 
 def test_logits_of_pixels_are_no_classifiers():

@@ -158,7 +158,7 @@ def _by_name(module: PlainModule, outputs: Tensor | tuple[Tensor, ...]) -> dict[
 
 def _step(net: TaskNet) -> int | None:
     """Pixels of which the images' sides may be any multiple; None where they are fixed."""
-    return net.spec.max_down if net.head.free_size else None
+    return net.spec.max_down if net.head.free_size and net.spec.family.free_size else None
 
 
 def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple[int, int]]:

@@ -157,6 +157,8 @@ class Family(ABC):
             `routespace.nn.families.base`.
         image_size: the family's usual input, in pixels.
         alternates: after how many blocks of a row the kinds of blocks repeat; 1 where all are alike.
+        free_size: whether exported files can take images of any size. Blocks that pad maps to whole windows do
+            other things at other sizes.
     """
 
     name: str
@@ -166,6 +168,7 @@ class Family(ABC):
     parameters: Mapping[str, Parameter] = {}
     image_size: int = 224
     alternates: int = 1
+    free_size: bool = False
 
     @abstractmethod
     def stem_cost(self, spec: GridNumbers) -> EdgeCost:

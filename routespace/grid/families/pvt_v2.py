@@ -25,6 +25,7 @@ class PvtV2(Family):
     """The PVTv2 family; block cost at 224² and b1–b4 widths: 279, 263, 239, 158 MMACs."""
 
     name = "pvt_v2"
+    free_size = True
     nn_module = "routespace.nn.families.pvt_v2"
     parameters = {"sr_ratios": Parameter("Spatial reduction ratios of keys and values")}
     sizes = {

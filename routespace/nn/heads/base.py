@@ -26,7 +26,7 @@ class Head(nn.Module, ABC):
     Attributes:
         kind: its name in files.
         budgeted: whether its MACs are among those that a budget holds; heads of dense tasks stand beside it.
-        free_size: whether exported files take images of any size; else of the one that they were made for.
+        free_size: whether exported files take images of any size, where the family can; else of one size.
         names: of the tensors that `tensors` gives, as exported files call them.
     """
 
