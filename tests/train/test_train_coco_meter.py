@@ -55,7 +55,8 @@ def scene(pictures: int, seed: int = 0) -> list[tuple[dict, dict]]:
 
 def output(found: list[dict], loss: float = 1.0):
     """What a detector that found these would give."""
-    return SimpleNamespace(detections=lambda fed, shown: found, losses=lambda targets: {"a": torch.tensor(loss)})
+    one = SimpleNamespace(losses=lambda targets: {"a": torch.tensor(loss)})
+    return SimpleNamespace(detections=lambda fed, shown: found, image=lambda place: one)
 
 
 def metered(pictures, metric=BOX_AP) -> dict[str, float]:
@@ -174,6 +175,7 @@ def metered_share(rank: int) -> dict[str, float]:
     return metered(mine, Metric("mask_ap", "%", "maximise"))
 
 
+@pytest.mark.slow
 def test_two_processes_with_unequal_shares_find_what_one_finds(tmp_path):
     import json
 

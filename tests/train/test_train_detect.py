@@ -103,6 +103,15 @@ def test_a_step_of_several_sizes_is_the_mean_over_its_images():
     assert not any(part.requires_grad for one in whole.outputs for part in one.raw)
 
 
+@pytest.mark.parametrize("task", [FCOS, INSTANCE])
+def test_a_validation_loss_does_not_depend_on_the_batches(task):
+    recipe = dense(task, **SMALL)
+    net = dense_net(**task)
+    whole = evaluate(net, make_loaders(recipe).val)
+    single = evaluate(net, make_loaders(recipe.override({"train.batch_size": 1})).val)
+    assert whole["loss"] == pytest.approx(single["loss"], rel=1e-5)
+
+
 def test_parts_of_a_supernet_are_measured_as_each_alone():
     net = dense_net("instance", classes=10, width=16, proposals=10, sampled=8, score_threshold=0.0)
     grid = net.architecture.grid
@@ -130,25 +139,41 @@ def test_a_detector_starts_from_a_classifiers_backbone(tmp_path):
     assert any(line.endswith("new: gates, outputs, head") for line in lines)
 
 
+def two_processes(recipe, folder) -> dict:
+    """The result of a training by two processes, in `folder`/two."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "routespace.cli", "train", str(folder / "recipe.yaml"), "--out", str(folder / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((folder / "two" / "result.json").read_text())
+    assert result["processes"] == 2
+    assert result["images"] == recipe.data.val_size
+    return result
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_measure_like_one(tmp_path):
     """Half of each step's images on each; of nine validation images one has five and the other four."""
     recipe = dense(DETECT, routing="static", budget__ratio=None, **SMALL | {"data__val_size": 9})
     one = train_recipe(recipe, tmp_path / "one")
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "routespace.cli", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads((tmp_path / "two" / "result.json").read_text())
-    assert result["processes"] == 2
-    assert result["images"] == 9
+    result = two_processes(recipe, tmp_path)
     two = load_net(tmp_path / "two" / "net")
     for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0.05, msg=name)
     again = evaluate(two, make_loaders(recipe).val)
     for name in ("box_ap", "box_ap50", "box_ap_s", "loss"):
+        assert result[name] == pytest.approx(again[name], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_masks_under_gates(tmp_path):
+    """Which proposals are learned from is drawn in each process; what is measured is of all images."""
+    recipe = dense(INSTANCE, **SMALL | {"data__train_size": 32, "data__val_size": 5})
+    result = two_processes(recipe, tmp_path)
+    again = evaluate(load_net(tmp_path / "two" / "net"), make_loaders(recipe).val)
+    for name in ("mask_ap", "box_ap", "loss"):
         assert result[name] == pytest.approx(again[name], rel=1e-4, abs=1e-4)
 
 

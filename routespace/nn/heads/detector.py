@@ -39,6 +39,10 @@ class Detected:
     head: Detector
     raw: tuple[Tensor, ...]
 
+    def image(self, place: int) -> Detected:
+        """What it gave for one of the images."""
+        return Detected(self.head, tuple(part[place : place + 1] for part in self.raw))
+
     def losses(self, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Name → 0-d loss, means over the images; see `Detector.losses_of`."""
         return self.head.losses_of(self.raw, targets)
