@@ -167,9 +167,9 @@ def _check_teacher(epochs: int | None, teacher: str | None, cut: float | None) -
 
 
 def _tuning(epochs: int | None, teacher: str | None, cut: float | None) -> FineTuning | None:
-    from routespace.workflow.fine_tuning import MOST_CUT, FineTuning
+    from routespace.workflow.fine_tuning import AT_ONCE, FineTuning
 
-    return None if epochs is None else FineTuning(epochs, teacher, MOST_CUT if cut is None else cut)
+    return None if epochs is None else FineTuning(epochs, teacher, AT_ONCE if cut is None else cut)
 
 
 def _take(

@@ -19,7 +19,7 @@ from routespace.workflow.artifacts import Artifact
 
 WARMUP_FRAC = 1 / 16  # of the epochs: the optimiser begins anew, the weights do not
 NO_TEACHER = "none"
-MOST_CUT = 0.6  # of the MACs: what a part loses beyond that is hard to recover
+AT_ONCE = 1.0  # of the MACs, that one cut may take away: all of them
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class FineTuning:
         epochs: passes over the recipe's training images.
         teacher: as `train.teacher` of a recipe; None for what the part was cut from, or for nobody where the task
             knows no soft labels; `none` for nobody.
-        most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs.
+        most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs. At 1 all is
+            cut at once.
     """
 
     epochs: int
     teacher: str | None = None
-    most_cut: float = MOST_CUT
+    most_cut: float = AT_ONCE
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

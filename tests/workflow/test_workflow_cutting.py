@@ -19,8 +19,10 @@ def test_no_cut_takes_more_than_its_share_and_all_take_the_same():
     assert cut_limits(100, 120, tuning) == [120]
     assert cut_limits(100, 39, tuning) == pytest.approx([39**0.5 * 10, 39])
     assert cut_limits(100, 6.4, tuning) == pytest.approx([40, 16, 6.4])
-    assert cut_limits(100, 6.4, FineTuning(2)) == pytest.approx([6.4**0.5 * 10, 6.4])  # one epoch each at least
-    assert cut_limits(100, 6.4, FineTuning(8, most_cut=1)) == [6.4]
+    assert cut_limits(100, 6.4, FineTuning(2, most_cut=0.6)) == pytest.approx(
+        [6.4**0.5 * 10, 6.4]
+    )  # one epoch each at least
+    assert cut_limits(100, 6.4, FineTuning(8)) == [6.4]  # at once
     for share in (0, 1.5, -1):
         with pytest.raises(SpecError, match=r"cut: .* is not allowed; give a share above 0"):
             FineTuning(1, most_cut=share)
