@@ -30,8 +30,8 @@ class FineTuning:
         epochs: passes over the recipe's training images.
         teacher: as `train.teacher` of a recipe; None for what the part was cut from, or for nobody where the task
             knows no soft labels; `none` for nobody.
-        most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs. At 1 all is
-            cut at once.
+        most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs. At 1 all
+            is cut at once.
     """
 
     epochs: int
