@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from routespace.cli.options import AsJson, Device
+from routespace.cli.predict_dense import printable
 from routespace.files import json_text, require_place, write_bytes
 
 if TYPE_CHECKING:
@@ -267,11 +268,6 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def printable(text: str) -> str:
-    """A text whose bytes that are no UTF-8, as in old file names, are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _ranked(prediction: Prediction) -> list[tuple[str, float]]:

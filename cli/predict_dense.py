@@ -59,7 +59,6 @@ def columns_of(answers: str) -> tuple[str, ...]:
 
 def show_told(told: Sequence[Told], answers: str, *, single: bool) -> None:
     """Print what was found: an image's objects or classes below each other, those of several in a row each."""
-    from routespace.cli.predict import printable
     from routespace.cli.render import percent, table
 
     if single:
@@ -92,3 +91,8 @@ def summary_of(told: Sequence[Told], answers: str) -> str:
         return f"{images}, with {named}"
     total = sum(len(one.rows) for one in told)
     return f"{images}, {total} {'object' if total == 1 else 'objects'}" + (f": {named}" if named else "")
+
+
+def printable(text: str) -> str:
+    """A text whose bytes that are no UTF-8, as in old file names, are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
