@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-LEAST_STEPS = 2  # of a free side: one would be taken for a constant
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -32,7 +30,8 @@ class Prepared:
     Attributes:
         module: in evaluation mode, dense; images → a tensor, or a tuple of several.
         images: (TRACED_BATCH, C, H, W) to trace it with; files take any number of images.
-        step: their sides may be any multiple of so many pixels, two times it and more; None: those of `images`.
+        step: their sides may be any multiple of so many pixels; None: those of `images`.
+        least: steps of a side, at least.
         metadata: what the file shall tell about the network, key → text.
     """
 
@@ -40,6 +39,7 @@ class Prepared:
     images: Tensor
     metadata: Mapping[str, str]
     step: int | None = None
+    least: int = 2  # one token a side would be taken for a constant
 
     def free(self) -> dict[str, dict[int, Any]]:
         """What is free in the shape of `images`, as torch.export takes it."""
@@ -47,7 +47,7 @@ class Prepared:
 
         shape: dict[int, Any] = {0: Dim("batch", min=1)}
         if self.step is not None:
-            shape |= {2: self.step * Dim("rows", min=LEAST_STEPS), 3: self.step * Dim("columns", min=LEAST_STEPS)}
+            shape |= {2: self.step * Dim("rows", min=self.least), 3: self.step * Dim("columns", min=self.least)}
         return {"images": shape}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from routespace.deploy.examples import example_images, image_shape
-from routespace.deploy.export.base import LEAST_STEPS, Exporter, LoadedNet, Prepared
+from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
@@ -94,7 +94,7 @@ def export_as(
             It is left in the mode in which it came.
         path: the file; its ending must be the format's.
         image_size: height and width in pixels of the images, or one number; the spec's own by default. Where it is
-            free (`Head.free_size`) any multiple of the coarsest rate goes, from two of it on.
+            free (`Head.free_size`) any multiple of the coarsest rate goes, from two tokens of the coarsest map on.
         tolerance: greatest difference allowed, over the greatest output where that is above 1; by default that of
             the network's element type.
         metadata: what the file shall tell beside grid, architecture, image size and outputs: key → text.
@@ -125,7 +125,9 @@ def export_as(
             pairs.append((images, _by_name(module, module(images))))
         require(exporter.needs, f"export to {exporter.name}")
         traced = example_images(net, TRACED_BATCH, sizes[-1])
-        prepared = Prepared(module, traced, _about(net, sizes[0], metadata or {}), step=_step(net))
+        prepared = Prepared(
+            module, traced, _about(net, sizes[0], metadata or {}), step=_step(net), least=_least(net)
+        )
         with replaced(path) as partial:
             say(f"writing {path.name}")
             with _explained(path):
@@ -161,20 +163,25 @@ def _step(net: TaskNet) -> int | None:
     return net.spec.max_down if net.head.free_size and net.spec.family.free_size else None
 
 
+def _least(net: TaskNet) -> int:
+    """Steps of a free side, at least: two tokens of the coarsest map, of which the second may be a part."""
+    return net.head.coarsest(net.spec) // net.spec.max_down + 1
+
+
 def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple[int, int]]:
     """Of the checked images; where it is free, the size that is asked for as whole steps, and a larger one."""
     _, *asked = image_shape(net, image_size)
     step = _step(net)
     if step is None:
         return [(asked[0], asked[1])] * len(CHECKED_BATCHES)
-    height, width = (max(LEAST_STEPS, -(-side // step)) * step for side in asked)
+    height, width = (max(_least(net), -(-side // step)) * step for side in asked)
     return [(height, width), (height + step, width + 2 * step)]
 
 
 def _about(net: TaskNet, size: tuple[int, int], metadata: Mapping[str, str]) -> dict[str, str]:
     """What every file tells, and what else it shall tell."""
     step = _step(net)
-    more = {} if step is None else {"side_step": str(step)}
+    more = {} if step is None else {"side_step": str(step), "least_side": str(_least(net) * step)}
     return {
         "format": "routespace.export/1",
         "grid": net.spec.hash,

@@ -23,6 +23,8 @@ from routespace.grid.families.base import Family
 from routespace.preprocess import Preprocess, load_preprocess, preprocess_from_json
 
 if TYPE_CHECKING:
+    import torch
+
     from routespace.nn.heads.base import Head
     from routespace.nn.task_net import TaskNet
 
@@ -129,7 +131,7 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
     else:
         net = load_net(net_folder(folder), families=families)
     net = net.eval().to(place).decide(execution="auto")
-    decode = _decoder(net.head)
+    decode = _decoder(net.head, place)
     answers = "objects" if decode is not None else _answers(folder, net.head.names)
 
     def run(images: NDArray[np.float32]) -> Arrays:
@@ -155,8 +157,8 @@ def _of_file(path: Path, device: str) -> OpenNetwork:
     return OpenNetwork(run, answers, _told(path, loaded.metadata), batch=loaded.batch, decode=decode)
 
 
-def _decoder(head: Head) -> Decode | None:
-    """What makes objects of a detector's tensors; None of other heads."""
+def _decoder(head: Head, place: str | torch.device = "cpu") -> Decode | None:
+    """What makes objects of a detector's tensors, on a device; None of other heads."""
     import torch
 
     from routespace.nn.heads.detector import Detector
@@ -165,7 +167,6 @@ def _decoder(head: Head) -> Decode | None:
         return None
 
     def decode(raw: Arrays, fed: Sequence[Size], shown: Sequence[Size]) -> list[dict[str, NDArray[Any]]]:
-        place = next((part.device for part in head.parameters()), torch.device("cpu"))
         found = head.detections_of([torch.from_numpy(part).to(place) for part in raw], list(fed), list(shown))
         return [{name: part.detach().cpu().numpy() for name, part in one.items()} for one in found]
 

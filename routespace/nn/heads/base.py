@@ -49,6 +49,10 @@ class Head(nn.Module, ABC):
         """What `build` needs beside the grid's spec, as JSON data."""
         return {}
 
+    def coarsest(self, spec: GridSpec) -> int:
+        """The coarsest rate that it computes at; images of free size have two tokens a side there."""
+        return spec.max_down
+
     def lines(self) -> tuple[str, ...]:
         """What a training tells of it before it begins, such as maps that it has to do without."""
         return ()

@@ -35,6 +35,7 @@ class DetectHead(Detector):
     """
 
     kind = "detect"
+    free_size = True
     usual = (8, 16, 32)
 
     def __init__(self, widths: Mapping[int, int], told: DetectSettings) -> None:

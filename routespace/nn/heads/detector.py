@@ -66,6 +66,10 @@ class Detector(Head):
         """Those of its pyramid that come from the grid."""
         return self.grid_rates
 
+    def coarsest(self, spec: GridSpec) -> int:
+        """That of the coarsest map that it makes."""
+        return max(self.pyramid_rates)
+
     def lines(self) -> tuple[str, ...]:
         """Which of the usual maps the grid does not have."""
         missing = [rate for rate in self.usual if rate not in self.grid_rates and rate > max(self.grid_rates)]
