@@ -25,7 +25,8 @@ def run(
 ) -> None:
     """Write a network as ONNX or as torch's .pt2, with a free batch size, and check it against the original.
 
-    Files of pixel classes take images of any size whose sides the coarsest rate divides (of swin_v2 of one size).
+    Files that find objects or pixels take images of any size whose sides the coarsest rate divides; those of
+    swin_v2 and of Mask R-CNN one size.
 
     A file is kept only when it gives, loaded again, the network's own numbers.
     """
