@@ -46,7 +46,7 @@ def _list() -> None:
     from routespace.recipes import load_recipe, recipe_names
 
     table(
-        ("recipe", "task", "layers", "rates", "image", "1 ×", "budget", "data", "epochs", "search"),
+        ("recipe", "task", "image", "1 ×", "budget", "epochs", "search"),
         [_row(name, load_recipe(name)) for name in recipe_names()],
     )
     print("\n1 ×: MACs of the plain network that a budget is a share of; search: fields that vary")
@@ -60,12 +60,9 @@ def _row(name: str, recipe: Recipe) -> tuple[str | None, ...]:
     return (
         name,
         recipe.task.kind,
-        str(grid.layers),
-        f"{grid.rates[0]}–{grid.rates[-1]}",
         str(height) if height == width else f"{height}×{width}",
         giga(recipe.base_macs()),
         giga(budget) if budget is not None else None,
-        recipe.data.kind,
         "+".join(map(str, [*(phase.epochs for phase in recipe.train.phases), recipe.train.epochs])),
         str(len(recipe.search.space)) if recipe.search else None,
     )
