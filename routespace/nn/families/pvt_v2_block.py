@@ -162,7 +162,7 @@ class Mlp(nn.Module):
         if runs_triton(rows) and not torch.is_grad_enabled():
             hidden = apply_linear(self.fc1, rows)
             return apply_linear(self.fc2, gathered_gelu(hidden, taps, self.dwconv.bias, neighbours))
-        if adds_bias_apart(rows) and not torch.is_grad_enabled():
+        if adds_bias_apart(rows):
             # Nobody adds the bias to the rows: every neighbour's share of it stands in the offset, and a skipped
             # one is the row behind them, which takes its share back.
             padded = torch.cat((F.linear(rows, self.fc1.weight), -self.fc1.bias[None]))
