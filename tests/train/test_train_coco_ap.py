@@ -76,6 +76,9 @@ class Answers:
     def detections(self, fed, sizes):
         return self.found
 
+    def image(self, place):
+        return self
+
     def losses(self, targets):
         return {"none": torch.zeros(())}
 
