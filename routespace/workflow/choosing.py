@@ -24,10 +24,10 @@ from routespace.errors import BudgetError, BundleError, GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.sample import sample_static
-from routespace.nn.task_net import head_cost_of
 from routespace.train.candidates import evaluate_candidates
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.skipping import Batches
+from routespace.train.macs import budgeted_head
 from routespace.train.tasks.base import Metric
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact
@@ -248,7 +248,7 @@ def _fitting(
     artifact: Artifact, limits: Mapping[str, float], table: LatencyTable | None, least_macs: float
 ) -> Callable[[Architecture], bool]:
     """Whether a part keeps within the limits, and above the least."""
-    head = head_cost_of(artifact.net)
+    head = budgeted_head(artifact.net)  # as `derive` counts: heads of dense tasks stand beside a limit
 
     def fits(part: Architecture) -> bool:
         spent: dict[str, float] = dict(architecture_cost(part).with_head(head).totals)

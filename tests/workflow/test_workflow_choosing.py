@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from dense_tiny import dense
 
 from routespace import evaluate, extract_bundle, load_bundle, load_recipe, load_run, train_recipe
 from routespace.deploy.derive import derive
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
 from routespace.train.data.loaders import make_loaders
+from routespace.workflow.artifacts import Artifact
 from routespace.workflow.choosing import candidates_within, choose, choose_best, choose_part, edge_scores
 from routespace.workflow.neighbours import Neighbours
 
@@ -119,3 +123,15 @@ def test_after_a_sandwich_candidates_are_the_usual_choice(tmp_path):
     limits = {"macs": run.recipe.budget_macs()}
     assert taken.net.architecture == choose_best(run, limits).architecture
     assert taken.card.macs <= limits["macs"]
+
+
+def test_heads_of_dense_tasks_stand_beside_a_limit(tmp_path):
+    recipe = dense({"kind": "semantic", "classes": 11, "channels": 64})
+    architecture = recipe.architecture()
+    head = recipe.task.make(recipe.grid).head(recipe.grid)
+    net = TaskNet(RouteNet(architecture, recipe.gates), head).eval()
+    most = 0.7 * architecture_cost(architecture).macs
+    assert head.cost(recipe.grid).macs > most
+    found = candidates_within(Artifact(tmp_path, net, recipe, None, {}), {"macs": most}, count=4)
+    assert set(found.values()) >= {"usage", "staircase"}
+    assert all(architecture_cost(part).macs <= most for part in found)
