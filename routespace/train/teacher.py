@@ -43,11 +43,14 @@ class Feeding:
     Attributes:
         factor, shift: (1, C, 1, 1).
         size: height and width in pixels; None for the student's.
+        zoom: of a teacher that takes pictures of any shape, how much larger it sees them than the student does;
+            images keep their shape.
     """
 
     factor: Tensor
     shift: Tensor
     size: tuple[int, int] | None
+    zoom: float = 1.0
 
     @classmethod
     def between(cls, ours: Preprocess, theirs: Preprocess, size: tuple[int, int], device: torch.device) -> Feeding:
@@ -60,20 +63,23 @@ class Feeding:
             raise SpecError(
                 f"it reads images of {theirs.channels} channels, the recipe has {ours.channels}; give another"
             )
-        numbers = (torch.tensor(part, device=device).view(1, -1, 1, 1) for part in (ours.mean, ours.std))
-        mean, std = numbers
+        mean, std = (torch.tensor(part, device=device).view(1, -1, 1, 1) for part in (ours.mean, ours.std))
         their_mean, their_std = (
             torch.tensor(part, device=device).view(1, -1, 1, 1) for part in (theirs.mean, theirs.std)
         )
-        own = None if theirs.size == size else theirs.size
-        return cls(std / their_std, (mean - their_mean) / their_std, own)
+        numbers = std / their_std, (mean - their_mean) / their_std
+        if theirs.fit == "inside":  # a greatest size: what is trained on are windows of pictures
+            return cls(*numbers, None, min(theirs.size) / min(ours.size))
+        return cls(*numbers, None if theirs.size == size else theirs.size)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) → the same images as the teacher wants them."""
         fed = images * self.factor + self.shift
-        if self.size is None:
+        height, width = fed.shape[-2:]
+        size = self.size or (round(height * self.zoom), round(width * self.zoom))
+        if size == (height, width):
             return fed
-        return F.interpolate(fed, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return F.interpolate(fed, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 class Teacher:
@@ -160,17 +166,20 @@ def make_teacher(
         net, theirs, names = _timm(source) if source.startswith(TIMM) else _folder(Path(source))
         net = net.eval().requires_grad_(False).to(device)
         if theirs is None:  # saved before networks kept theirs
-            theirs = like.model_copy(update={"size": size})
+            theirs = like if like.fit == "inside" else like.model_copy(update={"size": size})
         feeding = Feeding.between(like, theirs, size, device)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            blank = torch.zeros(1, len(like.mean), *size, device=device)
-            outputs = logits_of(net(feeding(blank)), pixels=pixels).shape[1]
+            blank = feeding(torch.zeros(1, len(like.mean), *size, device=device))
+            outputs = logits_of(net(blank), pixels=pixels).shape[1]
+        fed = blank.shape[-2], blank.shape[-1]
         order = _order(classes, names, outputs)
     except RoutespaceError as error:
         raise type(error)(f"train.teacher: {source}: {error}") from error
-    macs = int(network_cost(net).macs) if isinstance(net, TaskNet) else counter.get_total_flops() // FLOPS_OF_A_MAC
+    macs = counter.get_total_flops() // FLOPS_OF_A_MAC
+    if isinstance(net, TaskNet):
+        macs = int(network_cost(net, image_size=fed).macs)
     by = "classes by place, as it has no names" if names is None else "classes by name"
-    shown = f"{theirs.size[0]}x{theirs.size[1]} px"
+    shown = f"{fed[0]}x{fed[1]} px"
     line = f"teacher: {source}, {macs / 1e6:.4g} MMACs an image of {shown} on top of the network's own; {by}"
     index = None if order is None else torch.tensor(order, device=device)
     return Teacher(net, feeding, index, line=line, macs=macs, pixels=pixels)

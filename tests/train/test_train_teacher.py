@@ -21,7 +21,7 @@ from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.tasks.classify import Classify
-from routespace.train.teacher import make_teacher
+from routespace.train.teacher import Feeding, make_teacher
 
 DIGITS = tuple("0123456789")
 SMALL = {"train__epochs": 1, "data__train_size": 32, "data__val_size": 16}
@@ -200,3 +200,12 @@ def test_pictures_are_taught_by_the_names_of_their_folders(tmp_path):
     train_recipe(recipe, tmp_path / "run", tell=lines.append)
     assert any(line.startswith("teacher: ") and line.endswith("by name") for line in lines)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["teacher"] == str(first.folder)
+
+
+def test_a_teacher_of_whole_pictures_sees_windows_in_their_shape():
+    ours, theirs = (Preprocess(size=size).inside(multiple=8) for size in ((32, 128), (64, 256)))
+    same = Feeding.between(ours, ours, (32, 32), CPU)
+    images = torch.randn(2, 3, 24, 32)  # a window of a picture that is fed smaller
+    assert torch.allclose(same(images), images, atol=1e-6)
+    assert same(images).shape == images.shape
+    assert Feeding.between(ours, theirs, (32, 32), CPU)(images).shape == (2, 3, 48, 64)
