@@ -38,8 +38,10 @@ Images = Annotated[
         metavar="IMAGE|FOLDER|-", help="What to look at; - reads paths, a line each, or an image from stdin."
     ),
 ]
-Top = Annotated[int, typer.Option(min=1, help="How many classes a classifier names.")]
-Score = Annotated[float, typer.Option(min=0, max=1, help="Least score of the objects that are told.")]
+Top = Annotated[int | None, typer.Option(min=1, help="How many classes a classifier names; else 5.")]
+Score = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Least score of the objects that are told; else 0.3.")
+]
 Draw = Annotated[
     Path | None, typer.Option(help="Folder for the pictures with boxes, masks or classes drawn on them.")
 ]
@@ -53,14 +55,14 @@ Picture = Annotated[Path | None, typer.Option(help="Draw which tokens of the fir
 def run(
     source: Source,
     images: Images,
-    top: Top = 5,
+    top: Top = None,
     as_json: AsJson = False,
     to_csv: ToCsv = None,
     batch: BatchSize = 32,
     workers: Workers = 0,
     device: Device = "auto",
     picture: Picture = None,
-    score: Score = 0.3,
+    score: Score = None,
     draw: Draw = None,
     maps: Maps = None,
 ) -> None:
@@ -86,15 +88,18 @@ def run(
             require_place(place)
     pictures = pictures_of(images)
     with loading("loading the network"):
-        from routespace.deploy.predict.predictor import Predictor
+        from routespace.deploy.predict.predictor import LEAST_SCORE, TOP, Predictor
 
-        predictor = Predictor(source, device, batch, workers=workers, least_score=score)
+        least = LEAST_SCORE if score is None else score
+        predictor = Predictor(source, device, batch, workers=workers, least_score=least)
+        _check_wishes(predictor, top, score)
         folder = _folder(predictor, pictures, draw, maps)
         if picture is not None:  # it brings what training needs
             from routespace.workflow.predicting import paint_predictions
     with busy("predicting") as say:
-        answers = predicted(predictor, pictures, top, say)
-        told = None if predictor.answers == "classes" else told_of(answers, folder)
+        answers = predicted(predictor, pictures, TOP if top is None else top, say)
+        paths = [item.path for item in pictures.items]
+        told = None if predictor.answers == "classes" else told_of(answers, folder, paths)
         found = list(answers)
         if picture is not None:
             paint_predictions(predictor, pictures, picture)
@@ -167,6 +172,16 @@ def predicted(
         _tell(f"warning: {len(unread)} of {total} images cannot be read and are left out")
     if images.left_out:
         _tell(f"left out: {told_left_out(images.left_out)}")
+
+
+def _check_wishes(predictor: Predictor, top: int | None, score: float | None) -> None:
+    """Raise SpecError for what means nothing to the network's task."""
+    from routespace.errors import SpecError
+
+    if top is not None and predictor.answers != "classes":
+        raise SpecError("top: only classifiers rank the classes of an image; leave it out")
+    if score is not None and predictor.answers != "objects":
+        raise SpecError("score: only networks that find objects have a least score of them; leave it out")
 
 
 def _folder(

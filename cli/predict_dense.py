@@ -29,12 +29,19 @@ class Told(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def told_of(answers: Iterable[Prediction], folder: AnswerFolder | None) -> list[Told]:
-    """Draw what is wanted of each answer, and keep what is told of it."""
+def told_of(answers: Iterable[Prediction], folder: AnswerFolder | None, paths: Sequence[str | None]) -> list[Told]:
+    """Draw what is wanted of each answer, and keep what is told of it.
+
+    Args:
+        answers: in the order of what was asked; there is none of an image that could not be read.
+        folder: where to draw.
+        paths: of all that was asked: an image's number is its place among them, from 1.
+    """
     from routespace.deploy.predict.answers import FoundObjects, PixelClasses, coco_results, pixel_results
 
-    told = []
-    for number, answer in enumerate(answers, 1):
+    told, asked = [], enumerate(paths, 1)
+    for answer in answers:
+        number = next(number for number, path in asked if path == answer.path)
         files = folder.add(answer) if folder is not None else {}
         path = answer.path or ""
         if isinstance(answer, FoundObjects):

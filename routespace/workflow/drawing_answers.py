@@ -9,7 +9,6 @@ No torch: exported files need none, either.
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ class AnswerFolder:
     ) -> None:
         self.drawn, self.maps, self.names = drawn, maps, names
         self._sources: dict[str | None, Any] = {item.path: item.source for item in images.items}
-        self._taken: Counter[str] = Counter()
+        self._taken: set[str] = set()
 
     def add(self, answer: Prediction) -> Mapping[str, Path]:
         """Write what is wanted of an answer; returns `drawn` and `map` → the file, of those that were written.
@@ -70,9 +69,13 @@ class AnswerFolder:
 
     def _name(self, path: str | None) -> str:
         """A file name of its own for each picture, after the picture's."""
-        stem = Path(path or "image").stem if path != "-" else "image"
-        self._taken[stem] += 1
-        return f"{stem}.png" if self._taken[stem] == 1 else f"{stem}_{self._taken[stem]}.png"
+        stem = name = Path(path or "image").stem if path != "-" else "image"
+        number = 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self._taken.add(name)
+        return f"{name}.png"
 
     @staticmethod
     def _save(picture: Image.Image, path: Path) -> Path:

@@ -45,8 +45,10 @@ def paint_predictions(
     groups = (group for batch in batches for group in batch.groups)
     found: list[np.ndarray] = []
     for image in itertools.chain.from_iterable(group.images for group in groups):
-        if len(found) < MOST_IMAGES and (not found or image.shape == found[0].shape):  # one picture has one size
+        if not found or image.shape == found[0].shape:  # one picture has one size
             found.append(image)
+        if len(found) == MOST_IMAGES:  # a folder may hold many more
+            break
     if not found:
         raise DataError("picture: none of the images can be read")
     shown = torch.from_numpy(np.stack(found))

@@ -107,6 +107,8 @@ def test_pixels_become_maps_whose_values_are_the_classes(place, tmp_path):
     [
         ("detect", "--maps", "maps: only networks that tell the class of each pixel make maps"),
         ("detect", "--score=2", "Input should be less than or equal to 1"),
+        ("detect", "--top=2", "top: only classifiers rank the classes of an image"),
+        ("semantic", "--score=0.5", "score: only networks that find objects have a least score"),
     ],
 )
 def test_what_a_task_does_not_give_is_one_line(kind, option, line, place, tmp_path):
@@ -122,3 +124,15 @@ def test_the_tokens_of_every_task_can_be_drawn(kind, place, tmp_path):
     out = predict(place / kind, place / "pictures", "--picture", tmp_path / "tokens.png")
     assert out.exit_code == 0
     assert (tmp_path / "tokens.png").stat().st_size > 1000
+
+
+def test_an_image_keeps_its_number_and_its_file_whatever_stands_before_it(place, tmp_path):
+    asked = [tmp_path / name for name in ("0/a.png", "broken.png", "1/a.png", "1/a_2.png")]
+    for path in asked:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((place / "pictures" / "0" / "a.png").read_bytes())
+    asked[1].write_text("no picture")
+    out = predict(place / "semantic", *asked, "--json", "--maps", tmp_path / "maps")
+    told = json.loads(out.stdout)
+    assert [one["image_id"] for one in told] == [1, 3, 4]
+    assert len({one["map"] for one in told}) == len(list((tmp_path / "maps").iterdir())) == 3

@@ -117,7 +117,7 @@ def coco_results(number: int, answer: FoundObjects) -> list[dict[str, Any]]:
     """An image's objects as COCO's result format has them, and the names beside.
 
     Args:
-        number: of the image in what was asked, from 1.
+        number: of the image: its place in what was asked, from 1.
         answer: its objects; categories are counted from 1, in the order of the network's classes.
     """
     results = []
