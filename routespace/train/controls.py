@@ -92,7 +92,8 @@ def object_auc(
     """Gated row → area under the curve of its decisions against the tokens that touch an object.
 
     0.5 is what a coin reaches, 1 a gate that knows every object. Rows that decide about whole images, or that are
-    open for every token of every image alike, are left out.
+    open for every token of every image alike, are left out; so are those of which every token touches an object,
+    or none.
 
     Args:
         net: on whatever device; it is left in the mode in which it came.
@@ -112,10 +113,11 @@ def object_auc(
                 if chance is not None and chance.shape == tokens.shape:
                     said[row.name].append(chance.float().cpu().flatten())  # maps of several sizes
                     true[row.name].append(tokens.flatten())
+    touched = {name: torch.cat(tokens) for name, tokens in true.items() if tokens}
     return {
-        name: float(binary_auroc(torch.cat(chances).double(), torch.cat(true[name]).int()))
-        for name, chances in said.items()
-        if chances
+        name: float(binary_auroc(torch.cat(said[name]).double(), tokens.int()))
+        for name, tokens in touched.items()
+        if tokens.any() and not tokens.all()
     }
 
 

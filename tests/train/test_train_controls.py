@@ -128,3 +128,10 @@ def test_a_coin_finds_nothing():
     given = recipe(gates={"selection": "random", "keep": 0.5}, data__val_size=100)
     found = object_auc(net_of(given), scenes_with_objects(make_source(given), "val", 100))
     assert np.allclose(list(found.values()), 0.5)  # it says the same chance of every token
+
+
+def test_rows_without_a_difference_to_find_are_left_out():
+    net = dense_net("detect", classes=3, width=32)
+    everywhere = target((32, 32), [[0, 0, 32, 32]], [0])
+    for known in (everywhere, target((32, 32), [], [])):
+        assert object_auc(net, [(torch.randn(1, 3, 32, 32), [known])]) == {}

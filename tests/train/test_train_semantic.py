@@ -92,7 +92,7 @@ def test_classes_weigh_what_the_recipe_says():
 def test_nothing_known_is_nothing_found():
     meter = Semantic(K).meter(CPU)
     meter.update(torch.randn(1, K, 2, 2), torch.full((1, 8, 8), 255))
-    assert meter.compute() == {"miou": 0.0, "pixel_accuracy": 0.0, "loss": 0.0}
+    assert meter.compute() == {"loss": 0.0}  # the metric is left out where there is nothing to measure it by
 
 
 def test_the_score_of_a_batch_is_its_mean_iou_where_the_logits_are():

@@ -130,11 +130,16 @@ class SemanticMeter:
             self.loss.update(_cross_entropy(logits, wanted).double())
 
     def compute(self) -> dict[str, float]:
-        """`miou` and `pixel_accuracy` in 0…1, and `loss`, the mean of all pixels that have a class."""
+        """`miou` and `pixel_accuracy` in 0…1, and `loss`, the mean of all pixels that have a class.
+
+        Where no pixel has one, there is a loss of 0 alone.
+        """
         with warnings.catch_warnings():  # of a process that had no images, though others had
             warnings.filterwarnings("ignore", message=".*compute.*before the .*update")
             counts, loss = self.counts.compute().double(), self.loss.compute()
-        pixels = counts.sum().clamp(min=1)
+        pixels = counts.sum()
+        if not pixels:
+            return {"loss": 0.0}
         found = {
             "miou": mean_iou(counts),
             "pixel_accuracy": counts.diagonal().sum() / pixels,
