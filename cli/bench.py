@@ -95,6 +95,7 @@ def run(
 def load(source: str, device: str) -> TaskNet:
     """The network that is timed: a folder's own, or one with first weights."""
     from routespace.grid.architecture import Architecture
+    from routespace.nn.route_net import RouteNet
     from routespace.nn.running import pick_device
     from routespace.nn.task_net import TaskNet
     from routespace.recipes import load_recipe, recipe_names
@@ -105,7 +106,8 @@ def load(source: str, device: str) -> TaskNet:
         return load_artifact(source, device=device).net
     if source in recipe_names() or source.endswith(YAML):
         recipe = load_recipe(source)
-        net = TaskNet.classifier(recipe.architecture(), recipe.gates)
+        head = recipe.task.make(recipe.grid).head(recipe.grid)
+        net = TaskNet(RouteNet(recipe.architecture(), recipe.gates), head)
     else:
         net = TaskNet.classifier(Architecture.routed(load_grid(source), "depth"))
     return net.eval().to(pick_device(device))

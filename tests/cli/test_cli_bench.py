@@ -6,7 +6,9 @@ import pytest
 from tiny_grid import TINY_GRID
 
 from routespace import Architecture, GridSpec, RoutingGrid, TaskNet, save_bundle
+from routespace.cli.bench import load
 from routespace.deploy.bundle import Card
+from routespace.nn.heads.detect import DetectHead
 
 QUICK = ("--rounds", 1, "--no-compile")
 
@@ -67,3 +69,7 @@ def test_bad_sources(cli, tmp_path):
     cli("bench", "nosuch").assert_refused("nosuch", "preset")
     cli("bench", "nosuch.yaml").assert_refused("nosuch.yaml")
     cli("bench", tmp_path).assert_refused(str(tmp_path))
+
+
+def test_a_recipe_is_timed_with_the_head_of_its_task():
+    assert isinstance(load("digits_detect", "cpu").head, DetectHead)
