@@ -2,21 +2,27 @@
 
     python benchmarks/tasks.py [--tasks detect semantic] [--seeds 0 1 2] [--only routed smaller] [--out DIR]
     python benchmarks/tasks.py --rehearse                       every task and line, tiny, in a minute or two
+    python benchmarks/tasks.py --large [--px 640]               real speed at the size of photographs, untrained
 
 Each task is that of its recipe: digits_detect, digits_instance, digits_semantic. The lines:
 
     routed      the recipe as it is
     narrower    its staircase with widths that take the routed backbone's MACs
     smaller     its own staircase on smaller images, within a tenth of these MACs
+    smaller+    the same with 1.8 times the steps of the last phase
     dense       its own blocks on all tokens: what is to be saved, no rival
 
-Everybody starts on the recipe's small canvas and takes the same number of steps. MACs are those of the backbone,
-and of the whole network in brackets. `time` is that of a batch of validation images over the dense line's, medians
-of both in turns, one thread; the head is in it. The metric is on validation scenes; the test split is never read.
+Everybody starts on the recipe's small canvas and takes the same number of steps, but for `smaller+`. MACs are
+those of the backbone, and of the whole network in brackets. `time` is that of a batch of validation images over
+the dense line's, medians of both in turns, one thread; the head is in it. The metric is on validation scenes;
+the test split is never read.
 
 Then, for the routed network, the paper's claim is put to the test: the share of tokens that each rate computes of
 the largest, middle and smallest third of the objects, and of what is no object; and how well the map finds them.
 Finished runs are read, not trained again.
+
+`--large` times RetinaNet over B1 with half of the tokens of each row computed, chosen by a coin, against all
+of them: one image, one thread, in turns; the backbone alone, and with the head, which gates cannot make cheaper.
 """
 
 from __future__ import annotations
@@ -33,22 +39,27 @@ from record import record
 from routespace.files import read_json, write_json
 from routespace.grid.leading import gated_rows
 from routespace.memory import keep_freed_memory
+from routespace.nn.route_net import RouteNet
 from routespace.nn.running import now
 from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.usage import UsageMeter
 from routespace.nn.weights import load_net
 from routespace.recipes import load_recipe
 from routespace.train.controls import object_auc, scenes_with_objects, touched_tokens
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.rendered import RenderedSource
 from routespace.train.data.source import make_source
+from routespace.train.macs import counted_macs
 from routespace.train.plain import plain_recipe, smaller_recipe
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 
 TASKS = ("detect", "instance", "semantic")
-LINES = ("routed", "narrower", "smaller", "dense")
+LINES = ("routed", "narrower", "smaller", "smaller+", "dense")
+LONGER = 1.8  # times the steps of the last phase
 ROUNDS, TIMED_IMAGES, LOOKED_AT = 9, 32, 200
+LARGE_ROUNDS = 9
 THIRDS = ("smallest third", "middle third", "largest third")
 REHEARSAL = {"data.train_size": 64, "data.val_size": 32, "train.epochs": 1}
 
@@ -67,7 +78,11 @@ def recipe_of(task: str, line: str, seed: int, *, tiny: bool) -> Recipe:
     if line == "dense":
         plain = {"routing": "static", "gates": {}, "budget.ratio": None}
         return own.override({"name": f"{own.name}_dense", **plain})
-    return plain_recipe(own, macs) if line == "narrower" else smaller_recipe(own, macs)
+    if line == "narrower":
+        return plain_recipe(own, macs)
+    smaller = smaller_recipe(own, macs)
+    count = smaller.data.train_size  # type: ignore[union-attr]  # rendered kinds have it
+    return smaller if line == "smaller" else smaller.override({"data.train_size": round(LONGER * count)})
 
 
 def trained(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -170,6 +185,43 @@ def longer_sides(known: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).max(1).values
 
 
+@torch.inference_mode()
+def large(px: int, keep: float = 0.5) -> dict[str, float]:
+    """Times of a routed network over those of all tokens, and the same by MACs."""
+    torch.set_num_threads(1)
+    wanted = {"grid.preset": "dit_b1", "grid.image_size": px, "routing": "depth"}
+    recipe = load_recipe("dit_b2_coco_retinanet_1x").override(wanted)
+    gates = recipe.gates.model_copy(update={"selection": "random", "keep": keep})
+    net = TaskNet(
+        RouteNet(recipe.architecture(), gates, execution="packed"), recipe.task.make(recipe.grid).head(recipe.grid)
+    )
+    net.eval()
+    images, whole = torch.randn(1, 3, px, px), net.architecture.opened()
+    meter = UsageMeter()
+    meter.update(net(images).routes, 1)
+    taken: dict[str, list[float]] = {}
+    for _ in range(LARGE_ROUNDS + 1):
+        for name, held, module in (
+            ("backbone", None, net.backbone),
+            ("backbone, all", whole, net.backbone),
+            ("network", None, net),
+            ("network, all", whole, net),
+        ):
+            with net.deciding_as(held=held, execution="dense" if held else "packed"):
+                start = now(images.device)
+                module(images)
+                taken.setdefault(name, []).append(now(images.device) - start)
+    times = {name: median(some[1:]) for name, some in taken.items()}
+    return {
+        "px": px,
+        "keep": keep,
+        "macs": counted_macs(net, meter.usage()) / counted_macs(net, {}),
+        "backbone": times["backbone"] / times["backbone, all"],
+        "network": times["network"] / times["network, all"],
+        **{f"{name} ms": 1e3 * seconds for name, seconds in times.items()},
+    }
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """The tables."""
     print(f"\n{'task':<9} {'line':<9} seed  px   MMACs (whole)   time   metric")
@@ -195,9 +247,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=LINES, default=list(LINES))
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--px", type=int, default=640)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
     arguments = parser.parse_args()
     out = arguments.out / "rehearsal" if arguments.rehearse else arguments.out
+    if arguments.large:
+        found = large(arguments.px)
+        print("\n".join(f"{name:<18} {value:.3f}" for name, value in found.items()))
+        record(arguments.out / "tasks_large_cpu.json", "cpu", {"what": "tasks_large", **found})
+        return
     rows: list[dict[str, Any]] = []
     for task in arguments.tasks:
         for seed in arguments.seeds:
