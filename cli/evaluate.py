@@ -1,4 +1,4 @@
-"""`routespace evaluate`: accuracy, cost both ways, and whether routing is really faster."""
+"""`routespace evaluate`: the task's metric, cost both ways, and whether routing is really faster."""
 
 from __future__ import annotations
 

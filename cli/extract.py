@@ -63,7 +63,9 @@ def run(
             help="The most MACs that one cut takes away before a fine-tuning: 0.6; 1 is all at once.",
         ),
     ] = None,
-    evaluate: Annotated[bool, typer.Option(help="Measure accuracy on validation, whole and extracted.")] = True,
+    evaluate: Annotated[
+        bool, typer.Option(help="Measure the task's metric on validation, whole and extracted.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
     device: Device = "auto",

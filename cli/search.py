@@ -42,8 +42,8 @@ def run(
 ) -> None:
     """Search any fields of a recipe with Optuna; the same command resumes or joins a study.
 
-    Accuracy is measured on validation; the test split is for `evaluate` alone. Times are measured, or predicted by
-    the --latency table, which also checks their limit.
+    The task's metric is measured on validation; the test split is for `evaluate` alone. Times are measured, or
+    predicted by the --latency table, which also checks their limit.
     """
     from routespace.cli.status import loading
     from routespace.cli.study_view import TrialWatch

@@ -60,7 +60,7 @@ def train_candidate(
     objectives: Sequence[str],
     table: LatencyTable | None = None,
 ) -> dict[str, float]:
-    """Train with `routespace.train`; accuracy and MACs are those of the validation split, never of the test's.
+    """Train with `routespace.train`; the metric and MACs are those of the validation split, never of the test's.
 
     Args:
         candidate: its recipe is trained.

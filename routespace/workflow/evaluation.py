@@ -1,4 +1,4 @@
-"""Evaluating a network on held-out images: accuracy, cost both ways, speed, and a picture of what was computed.
+"""Evaluating a network on held-out images: the task's metric, cost both ways, speed, and what was computed, drawn.
 
 Shapes: B images · C channels · H, W pixels.
 """
@@ -23,7 +23,7 @@ from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate, further
 from routespace.train.macs import counted_macs
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.tasks.kinds import task_of_head
+from routespace.train.tasks.kinds import task_of_head, task_spec_of
 from routespace.workflow.timing import routed_times
 
 Split = Literal["test", "val"]
@@ -59,8 +59,9 @@ def evaluate_network(
 
     Raises:
         DataError: there are no such images, or one of them cannot be read.
-        SpecError: another split.
+        SpecError: another split, or a recipe whose task gives other targets than the network's.
     """
+    _require_targets(net, data if isinstance(data, Recipe) else data.recipe)
     data = make_loaders(data) if isinstance(data, Recipe) else data
     loader = split_loader(data, split)
     task = task_of_head(net.head, net.spec)
@@ -110,6 +111,16 @@ def evaluate_network(
             "counted_speedup": (whole + timed) / (result["counted_macs"] + timed),
         }
     return report
+
+
+def _require_targets(net: TaskNet, recipe: Recipe) -> None:
+    """Raise SpecError when the images of a recipe come with other targets than the network is measured by."""
+    wanted, given = task_spec_of(net.head), recipe.task
+    if given.target != wanted.target and (wanted.target, given.target) != ("objects", "masks"):
+        raise SpecError(
+            f"recipe: {recipe.name} gives {given.target} (task {given.kind!r}), and a network of task "
+            f"{wanted.kind!r} is measured by {wanted.target}; give the recipe that it was trained with"
+        )
 
 
 def require_split(name: str) -> Split:

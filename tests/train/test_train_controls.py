@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from dense_tiny import dense_net, target
+from dense_tiny import dense, dense_net, target
 from sklearn.metrics import roc_auc_score
 from train_tiny import tiny
 
+from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
@@ -128,6 +129,12 @@ def test_a_coin_finds_nothing():
     given = recipe(gates={"selection": "random", "keep": 0.5}, data__val_size=100)
     found = object_auc(net_of(given), scenes_with_objects(make_source(given), "val", 100))
     assert np.allclose(list(found.values()), 0.5)  # it says the same chance of every token
+
+
+def test_a_network_is_measured_by_its_own_targets():
+    net = dense_net("instance", classes=10, width=16)
+    with pytest.raises(SpecError, match=r"task 'detect'.*and a network of task 'instance' is measured by masks"):
+        evaluate_network(net, dense({"kind": "detect", "classes": 10}), split="val")
 
 
 def test_rows_without_a_difference_to_find_are_left_out():

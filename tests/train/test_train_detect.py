@@ -218,6 +218,7 @@ def test_recipes_keep_what_a_task_is_told():
         ({"task__detector": "ssd"}, r"task\..*detector: 'ssd' is not allowed; give 'retinanet' or 'fcos'"),
         ({"task__classes": 7}, r"task\.classes"),
         ({"train__teacher": "timm:resnet18"}, r"train\.teacher: .*task 'detect' knows no soft labels"),
+        ({"train__label_smoothing": 0.1}, r"train\.label_smoothing: the losses of task 'detect' have none"),
     ],
 )
 def test_recipes_that_do_not_fit_are_one_line(changes, message):

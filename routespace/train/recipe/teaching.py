@@ -16,6 +16,8 @@ def check_teacher(train: TrainSpec, gates: GateSpec, task: TaskSpec, *, routing:
         raise ValueError(
             f"train.{name}: it mixes labels of whole images; task {task.kind!r} has none, leave it at 0"
         )
+    if train.label_smoothing and task.target in ("objects", "masks"):
+        raise ValueError(f"train.label_smoothing: the losses of task {task.kind!r} have none; leave it at 0")
     if train.teacher is not None and not task.teachable:
         raise ValueError(f"train.teacher: task {task.kind!r} knows no soft labels; leave it out")
     if train.teacher == SELF and routing in NO_CHOICE:
