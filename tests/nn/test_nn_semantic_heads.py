@@ -120,3 +120,12 @@ def test_settings_that_are_not_allowed_are_one_line(settings, message):
 def test_classifiers_do_not_load_what_only_decoders_need():
     code = "import sys, routespace.nn.weights; print('segmentation_models_pytorch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
+def test_one_image_of_one_coarse_token_is_taken(decoder):
+    net = network(decoder).train()
+    logits = net(torch.randn(1, 3, 32, 32)).outputs
+    assert logits.shape == (1, 5, 8, 8)
+    logits.sum().backward()
+    assert all(part.grad.isfinite().all() for part in net.head.parameters())

@@ -11,6 +11,7 @@ Shape legend: B images · C channels of a map · D of a decoder · H, W of a rat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class SemanticFpn(nn.Module):
         self.branches = nn.ModuleList(
             SegmentationBlock(channels, self.out_channels, n_upsamples=steps) for steps in range(len(widths))
         )
+        _replace(self.branches, nn.GroupNorm, lambda norm: PlaceNorm(norm.num_groups, norm.num_channels))
         self.dropout = nn.Dropout2d(DROPOUT)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -68,6 +70,14 @@ class SemanticFpn(nn.Module):
                 yield conv, (size[0] << step, size[1] << step)
 
 
+class PlaceNorm(nn.GroupNorm):
+    """GroupNorm that also takes one image whose map is one place: a group of one number becomes its bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) → the same shape."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class UperNet(nn.Module):
     """UperNet (Xiao et al., 2018): segmentation_models_pytorch's `UPerNetDecoder`, with GroupNorm.
 
@@ -85,7 +95,11 @@ class UperNet(nn.Module):
         self.out_channels = channels
         above = (0, 0)  # of the image and its half, which the decoder leaves out
         self.decoder = UPerNetDecoder((*above, *widths), decoder_channels=channels)
-        _with_group_norm(self.decoder)
+        _replace(
+            self.decoder,
+            nn.BatchNorm2d,
+            lambda norm: nn.GroupNorm(norm.num_features // GROUP_CHANNELS, norm.num_features),
+        )
         for block in self.decoder.psp.blocks:
             block[0] = Pool(block[0].output_size)
 
@@ -135,13 +149,13 @@ def _shares(side: int, parts: int, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _with_group_norm(module: nn.Module) -> None:
-    """Put GroupNorm in the place of every BatchNorm, in place."""
+def _replace(module: nn.Module, kind: type[nn.Module], by: Callable[[Any], nn.Module]) -> None:
+    """Put another module in the place of every one of a kind, in place."""
     for name, part in module.named_children():
-        if isinstance(part, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(part.num_features // GROUP_CHANNELS, part.num_features))
+        if isinstance(part, kind):
+            setattr(module, name, by(part))
         else:
-            _with_group_norm(part)
+            _replace(part, kind, by)
 
 
 DECODERS: Mapping[str, Callable[[Sequence[int], int], SemanticFpn | UperNet]] = {
