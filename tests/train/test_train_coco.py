@@ -129,6 +129,7 @@ def bad(**changes):
         (bad(segmentation=[["a", 2, 3, 4, 5, 6]]), ["annotation 17", "polygon"]),
         (bad(segmentation=rle(np.ones((20, 30), bool))), ["annotation 17", "[20, 30]", "[48, 64]"]),
         (bad(segmentation={"size": [48, 64], "counts": [5, 5]}), ["annotation 17", "run lengths"]),
+        (bad(segmentation={"size": 48, "counts": [5, 5]}), ["annotation 17", "its mask is of 48"]),
         (bad(segmentation={"size": [48, 64], "counts": "54"}), ["annotation 17", "run lengths"]),
         (bad(segmentation={"size": [48, 64], "counts": "\u00ff"}), ["annotation 17", "run lengths"]),
         (bad(id="x"), ["annotations[1]", "'x'"]),
@@ -255,6 +256,9 @@ def test_parts_are_found_where_coco_and_others_put_them(tmp_path):
         source_of(spec(tmp_path / "a"), "objects").train()
     with pytest.raises(DataError, match=r"mend data\.val_annotations"):
         source_of(spec(tmp_path / "b", val_annotations="nosuch.json"), "objects").train()
+    alone = tmp_path / "b/train/_annotations.coco.json"
+    with pytest.raises(DataError, match=r"data\.val_annotations: means nothing where data\.root is one file"):
+        source_of(spec(alone, val_annotations="val.json"), "objects").train()
 
 
 def test_a_path_tells_its_kind(tmp_path):

@@ -111,6 +111,8 @@ class CocoAnnotations:
     def _place(self, split: Split, *, whole: bool) -> _Place | None:
         """Where a part lies; None where there is none."""
         if self.root.is_file():
+            if not whole:
+                self._require_alone()
             folder = self.spec.train_images
             images = self.root.parent / folder if folder is not None else pictures_of(self.root)
             return _Place(self.root, images) if whole or split == "train" else None
@@ -138,6 +140,15 @@ class CocoAnnotations:
         if not folder_of.is_dir():
             raise DataError(f"{folder_of}: no such folder of pictures; name it with data.{split}_images")
         return _Place(file, folder_of)
+
+    def _require_alone(self) -> None:
+        """Raise DataError where parts are named beside one file, of which a share is held out."""
+        for name in ("train_annotations", "val_annotations", "test_annotations", "val_images", "test_images"):
+            if getattr(self.spec, name) is not None:
+                raise DataError(
+                    f"data.{name}: means nothing where data.root is one file ({self.root}), of which a share is "
+                    f"held out; give the folder of all parts as data.root, or leave it out"
+                )
 
 
 def _layouts(root: Path, split: Split) -> Iterator[_Place]:

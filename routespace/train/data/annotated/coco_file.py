@@ -236,8 +236,8 @@ class _Reading:
 
     def _runs(self, given: Mapping[str, Any], size: tuple[int, int]) -> Any:
         counts = given.get("counts")
-        if list(given.get("size") or ()) != list(size):
-            told = given.get("size")
+        told = given.get("size")
+        if told != list(size):
             self.fail(f"its mask is of {told!r:.40} (height, width), its image of {list(size)}")
         try:
             total = sum(counts) if isinstance(counts, list) else sum(run_lengths(str(counts)))
