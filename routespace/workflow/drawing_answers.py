@@ -31,11 +31,22 @@ class AnswerFolder:
         drawn: folder of the pictures with what was found on them; None for none.
         maps: folder of the maps of classes; None for none.
         names: of the network's classes, in the order of its outputs.
+
+    Raises:
+        SpecError: a folder in which the pictures themselves lie, or one for both.
     """
 
     def __init__(
         self, images: InputImages, *, drawn: Path | None, maps: Path | None, names: Sequence[str] = ()
     ) -> None:
+        asked = {Path(item.path).resolve().parent for item in images.items if item.path not in (None, "-")}
+        for name, folder in (("draw", drawn), ("maps", maps)):
+            if folder is not None and folder.resolve() in asked:
+                raise SpecError(f"{name}: {folder} holds the pictures themselves; choose another folder")
+        if drawn is not None and maps is not None and drawn.resolve() == maps.resolve():
+            raise SpecError(
+                f"maps: {maps} is also the folder of --draw, whose files have the same names; choose two"
+            )
         self.drawn, self.maps, self.names = drawn, maps, names
         self._sources: dict[str | None, Any] = {item.path: item.source for item in images.items}
         self._taken: set[str] = set()

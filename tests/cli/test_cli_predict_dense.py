@@ -136,3 +136,17 @@ def test_an_image_keeps_its_number_and_its_file_whatever_stands_before_it(place,
     told = json.loads(out.stdout)
     assert [one["image_id"] for one in told] == [1, 3, 4]
     assert len({one["map"] for one in told}) == len(list((tmp_path / "maps").iterdir())) == 3
+
+
+@pytest.mark.parametrize("option", ["--draw", "--maps"])
+def test_pictures_are_never_written_over(option, place, tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes((place / "pictures" / "0" / "a.png").read_bytes())
+    before = picture.read_bytes()
+    found = predict(place / "semantic", picture, option, tmp_path)
+    assert found.exit_code == 2
+    assert "holds the pictures themselves" in " ".join(found.output.split())
+    assert picture.read_bytes() == before
+    both = predict(place / "semantic", picture, "--draw", tmp_path / "x", "--maps", tmp_path / "x")
+    assert both.exit_code == 2
+    assert "choose two" in " ".join(both.output.split())
