@@ -26,6 +26,7 @@ EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_map"
 TRIALS = 3
 TRIAL = {"train.phases": [], "train.epochs": 1, "data.val_size": 500}  # from the supernet's weights
+EXTRACTED_RATIO = 0.8  # of the dense MACs: with one block a rate, less leaves too few of them to look with
 FINE_TUNING = {"name": "digits_map_finetuned", "train.phases": [], "train.epochs": 3}
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
@@ -59,7 +60,8 @@ def run(
     require_own_folder(folder)
     recipe = load_recipe(RECIPE)
     recipe = recipe.override(_quick(recipe) if quick else {})
-    tuning = recipe.override(FINE_TUNING | ({"train.epochs": 1} if quick else {}))
+    taught = {"train.teacher": str(folder / "supernet")}
+    tuning = recipe.override(FINE_TUNING | taught | ({"train.epochs": 1} if quick else {}))
     trial = TRIAL | {"train.weights": str(folder / "supernet"), "train.start": "open"} | (QUICK if quick else {})
     journey = Journey(folder, recipe, trial, tuning, QUICK_TRIALS if quick else TRIALS, best)
     try:
@@ -151,7 +153,7 @@ def _search(journey: Journey) -> None:
 
 
 def _extract(journey: Journey) -> Bundle:
-    """The static part of the supernet that its tokens used most, within the budget."""
+    """The static part of the supernet that its tokens used most, within a limit."""
     from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
     from routespace.deploy.bundle import load_bundle
@@ -160,12 +162,11 @@ def _extract(journey: Journey) -> Bundle:
     from routespace.workflow.choosing import choose
     from routespace.workflow.extraction import extract_chosen
 
-    heading(4, "extract and verify: the most used part within the budget, as a static network of its own")
+    heading(4, "extract and verify: the most used part within 0.8 of the MACs, as a static network of its own")
     folder = journey.out / "extracted"
     if not is_bundle(folder):
         found = load_run(journey.out / "supernet")
-        limit = journey.recipe.budget_macs()
-        limits = {} if limit is None else {"macs": limit}
+        limits = {"macs": round(EXTRACTED_RATIO * journey.recipe.base_macs())}
         show(found, extract_chosen(found, choose(found, limits), folder), limits)
     small = load_bundle(folder)
     part = small.net.architecture
