@@ -276,6 +276,7 @@ def test_extract_the_best_of_several_candidates(cli, place, tmp_path):
     cli(*limit, "--overwrite", "--choose", "luck").assert_refused("choose", "usage", "candidates")
 
 
+@pytest.mark.slow
 def test_extract_in_steps(cli, place, tmp_path):
     steps = ["--finetune", 2, "--cut", 0.01, "--choose", "kl", "--teacher", "none", "-o", tmp_path / "small"]
     cli("extract", place / "run", "--ratio", "0.1", *steps).assert_refused("macs", "least possible")

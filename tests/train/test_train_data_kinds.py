@@ -231,6 +231,7 @@ def mnist(root, count=30):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer than 5 validation images")
 def test_a_torchvision_dataset_trains(tmp_path):
     mnist(tmp_path / "data", 60)

@@ -112,6 +112,7 @@ def test_a_validation_loss_does_not_depend_on_the_batches(task):
     assert whole["loss"] == pytest.approx(single["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_supernet_are_measured_as_each_alone():
     net = dense_net("instance", classes=10, width=16, proposals=10, sampled=8, score_threshold=0.0)
     grid = net.architecture.grid

@@ -105,7 +105,11 @@ FREE = {"epochs": 1, "gates": "free", "image_size": 32, "data": {"digit_px": [16
     [
         ((SMALL,), {"train.ema_decay": 0.9}),
         ((SMALL, {"epochs": 1, "gates": "taught", "image_size": 32}), {}),
-        (({**SMALL, "epochs": 1}, FREE), {"gates": {"noise": 0.3}, "budget.control": 0.5}),
+        pytest.param(
+            ({**SMALL, "epochs": 1}, FREE),
+            {"gates": {"noise": 0.3}, "budget.control": 0.5},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["map", "taught", "loss"],
 )

@@ -265,6 +265,7 @@ def test_scenes_that_are_composed_where_the_network_is_are_the_same():
         list(make_loaders(tiny(), kind=on_device("cpu")).val)
 
 
+@pytest.mark.slow
 def test_a_training_on_composed_batches_is_the_same(tmp_path):
     recipe = tiny().override({"data": {"kind": "scenes", "train_size": 32, "val_size": 16, "object_px": [12, 30]}})
     first = train_recipe(recipe, tmp_path / "first").net.state_dict()

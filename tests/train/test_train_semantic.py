@@ -128,6 +128,7 @@ def test_images_of_several_sizes_are_one_step():
     torch.testing.assert_close(whole.task_loss, (2 * alone[0].task_loss + alone[1].task_loss) / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
 def test_four_images_are_learned_by_heart(decoder):
     recipe = pixels(task__decoder=decoder, data__digit_px=[20, 32])

@@ -55,6 +55,7 @@ def test_the_choice_is_the_best_of_all_candidates_and_fits(found, limits):
     assert best.scores["staircase"] == max(alone[part] for part in stairs)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_from_the_best_and_is_never_worse(found, limits):
     start = choose_best(found, limits, count=4, rounds=0)
     on = choose_best(found, limits, count=4, rounds=3)
@@ -105,6 +106,7 @@ def test_other_limits_hold_and_impossible_ones_are_told(found, limits):
         choose_best(found, {})
 
 
+@pytest.mark.slow
 def test_a_bundle_of_the_chosen_part(found, limits, tmp_path):
     taken = extract_bundle(found, tmp_path / "small", limits=limits, by="candidates")
     best = choose_best(found, limits)
@@ -115,6 +117,7 @@ def test_a_bundle_of_the_chosen_part(found, limits, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_after_a_sandwich_candidates_are_the_usual_choice(tmp_path):
     sandwich = [*TINY, "train.mode=sandwich", "train.start=open", "budget.ratio=0.6"]
     train_recipe(load_recipe("digits_tiny", sandwich), tmp_path / "run")
