@@ -185,29 +185,34 @@ def _train_plain(journey: Journey, supernet: RunResult) -> RunResult:
     The first phase is the supernet's own; of the last one it sees as many pictures as there is time for.
     """
     from routespace.recipes import load_recipe
-    from routespace.train.run_folder import RunFolder
 
     heading(6, "for comparison: a plain network of the same MACs, trained for the same time")
     folder = journey.out / "plain"
     if (folder / file_names.RECIPE).exists():
         return train_or_load(load_recipe(folder), folder)
     recipe, spent = _plain_recipe(journey, supernet.metrics["counted_macs"])
-    began = [line["seconds"] for line in RunFolder(supernet.folder).read_metrics() if line["phase"] == 1]
-    left = supernet.metrics["seconds"] - began[-1] - spent
-    pictures = left / recipe.train.epochs / _seconds_a_picture(recipe)
-    return train_or_load(recipe.override({"data.train_size": max(recipe.train.batch, round(pictures))}), folder)
+    pictures = _pictures_in(supernet.metrics["seconds"] - spent, recipe)
+    return train_or_load(recipe.override({"data.train_size": max(recipe.train.batch, pictures)}), folder)
 
 
-def _seconds_a_picture(recipe: Recipe) -> float:
-    """Of training in the last phase, validation included."""
+def _pictures_in(seconds: float, recipe: Recipe) -> int:
+    """Pictures of an epoch of the last phase with which a whole training takes so long, validation included."""
     import tempfile
 
     from routespace.train.run import train_recipe
+    from routespace.train.run_folder import RunFolder
 
-    short = {"train.phases": [], "train.epochs": 1, "data.train_size": PROBE_PICTURES}
+    begin = recipe.train.phases[0]
+    short = begin.model_dump(mode="json") | {"epochs": 1, "data": {**begin.data, "train_size": PROBE_PICTURES}}
+    changes = {"train.phases": [short | {"warmup_epochs": 0}], "train.epochs": 1, "train.warmup_epochs": 0}
     with tempfile.TemporaryDirectory() as probe:
-        seconds: float = train_recipe(recipe.override(short), Path(probe)).metrics["seconds"]
-    return seconds / PROBE_PICTURES
+        train_recipe(recipe.override(changes | {"data.train_size": PROBE_PICTURES}), Path(probe))
+        first, last = RunFolder(Path(probe)).read_metrics()
+    held_out = last["seconds"] - first["seconds"] - PROBE_PICTURES / last["images_per_s"]  # of each epoch
+    before = begin.epochs * begin.data["train_size"] / first["images_per_s"]
+    left = seconds - before - held_out * (begin.epochs + recipe.train.epochs)
+    pictures: float = left * last["images_per_s"] / recipe.train.epochs
+    return round(pictures)
 
 
 def _plain_recipe(journey: Journey, macs: float) -> tuple[Recipe, float]:
