@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 NAME = "data"
 EXAMPLE = "routespace data check photos"
 SCENES_EXAMPLE = "routespace data scenes --task detect -o scenes --set data.train_size=500"
-TARGETS: dict[str, Target] = {"detect": "objects", "instance": "masks", "semantic": "pixels"}
 SHOWN = 20  # findings of each kind in a terminal; --json gives all
 UNREADABLE = 1  # exit code, as of `verify`: the command went well, the data is not
 
@@ -86,7 +85,6 @@ def check(
 
 def _data_of(root: Path | None, name: str | None, changes: list[str], task: str | None) -> tuple[Any, Target]:
     """What to check: the data section, and the target that it is asked for."""
-    from routespace.cli.arguments import one_of
     from routespace.errors import DataError, SpecError
     from routespace.train.recipe.annotated import AnnotatedSpec
     from routespace.train.recipe.data import CsvSpec, FolderSpec
@@ -104,12 +102,21 @@ def _data_of(root: Path | None, name: str | None, changes: list[str], task: str 
         spec = spec_at(root)
         target = spec.targets[0]
     if task is not None:
-        target = TARGETS[one_of("task", task, tuple(TARGETS))]
+        target = _target_of(task)
     if target not in spec.targets:
         raise DataError(f"data.kind: {spec.model_dump()['kind']!r} does not give what task {task!r} asks for")
     if not isinstance(spec, AnnotatedSpec | CsvSpec | FolderSpec) or spec.root is None:
         raise DataError(f"data.kind: {spec.model_dump()['kind']!r} has no files to check; give a folder or file")
     return spec, target
+
+
+def _target_of(task: str) -> Target:
+    """What a task's images come with; raises SpecError for one without boxes, masks or pixel classes."""
+    from routespace.cli.arguments import one_of
+    from routespace.train.tasks.kinds import TASKS
+
+    targets = {name: spec.target for name, spec in TASKS.items() if spec.target != "label"}
+    return targets[one_of("task", task, tuple(targets))]
 
 
 @app.command("scenes", epilog=f"Example:  {SCENES_EXAMPLE}")
@@ -126,17 +133,16 @@ def scenes(
     detect gives boxes, instance boxes and masks, semantic a class for each pixel. Training scenes are those of the
     first epoch. Train on them with --data FOLDER.
     """
-    from routespace.cli.arguments import one_of
     from routespace.cli.status import loading
     from routespace.cli.train import require_images, with_changes
 
-    one_of("task", task, tuple(TARGETS))
+    target = _target_of(task)
     chosen = with_changes(recipe, changes or [], data=None)
     require_images(chosen)
     with loading():
         from routespace.train.data.annotated.written import write_scenes
     with _bar(shown=True, what="writing") as progress:
-        found = write_scenes(chosen, TARGETS[task], folder, tell=progress)
+        found = write_scenes(chosen, target, folder, tell=progress)
     print(f"{folder}: {', '.join(f'{part} {count}' for part, count in found.items())} scenes")
 
 

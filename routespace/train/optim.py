@@ -29,10 +29,9 @@ def make_optimizer(net: TaskNet, spec: TrainSpec) -> torch.optim.AdamW:
     """Fused AdamW; gates learn at `gate_lr` without weight decay, norms and biases without weight decay.
 
     A parameter that is `height` layers below the head learns at lr·layer_decay^height; gates are left out of that.
-    Each group tells its kind; a frozen stem is in none.
+    Each group tells its kind; what is frozen is in none.
     """
     groups: dict[tuple[str, int], list[nn.Parameter]] = {}
-    net.backbone.stem.requires_grad_(not spec.freeze_stem)
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch import Tensor
 
 from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
@@ -88,29 +89,38 @@ def evaluate_network(
         "images_per_s": result["images_per_s"],
         "usage": result["usage"],
     }
-    count = min(OBJECT_IMAGES, result["images"])
-    if not gated_rows(net.architecture):
-        areas = None
-    elif knows_objects(data.source):
-        areas = object_auc(net, scenes_with_objects(data.source, require_split(split), count))
-    else:
-        areas = object_auc(net, annotated_scenes(loader, count)) or None
+    areas = _object_areas(net, data, require_split(split), count=min(OBJECT_IMAGES, result["images"]))
     if areas is not None:
         report["object_auc"] = areas
     if speed and not net.architecture.is_static:
-        images = next(iter(loader))[0][:TIMED_IMAGES]
         timed = beside - net.head.rest_macs(net.spec)  # of what a forward pass pays
-        times = routed_times(net, images, compiled=compiled)
         report["speed"] = {
-            "batch": len(images),
-            "device": str(next(net.parameters()).device),
-            "compiled": compiled,
-            "dense_ms": 1e3 * times["dense"],
-            "routed_ms": 1e3 * times["routed"],
-            "measured_speedup": times["dense"] / times["routed"],
+            **_speed(net, next(iter(loader))[0][:TIMED_IMAGES], compiled=compiled),
             "counted_speedup": (whole + timed) / (result["counted_macs"] + timed),
         }
     return report
+
+
+def _object_areas(net: TaskNet, data: Loaders, split: Split, *, count: int) -> dict[str, float] | None:
+    """Gated row → how well it tells objects' tokens; None where nothing is gated, or no object is known."""
+    if not gated_rows(net.architecture):
+        return None
+    if knows_objects(data.source):
+        return object_auc(net, scenes_with_objects(data.source, split, count))
+    return object_auc(net, annotated_scenes(split_loader(data, split), count)) or None
+
+
+def _speed(net: TaskNet, images: Tensor, *, compiled: bool) -> dict[str, Any]:
+    """How long a batch of images takes, routed and with everything computed."""
+    times = routed_times(net, images, compiled=compiled)
+    return {
+        "batch": len(images),
+        "device": str(next(net.parameters()).device),
+        "compiled": compiled,
+        "dense_ms": 1e3 * times["dense"],
+        "routed_ms": 1e3 * times["routed"],
+        "measured_speedup": times["dense"] / times["routed"],
+    }
 
 
 def _require_targets(net: TaskNet, recipe: Recipe) -> None:

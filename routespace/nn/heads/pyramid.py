@@ -13,10 +13,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
 
-from routespace.grid.families.base import EdgeCost
+from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
 from routespace.grid.spec import GridSpec, map_size
 
-FLOAT_BYTES = 4
 MULTIPLYING = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 Work = tuple[nn.Module, int]  # a module, and how many places its weights are applied at
 

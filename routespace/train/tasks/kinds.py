@@ -81,9 +81,9 @@ class SemanticSpec(DenseSpec):
 
 TASKS: dict[str, type[TaskSpec]] = {
     "classify": ClassifySpec,
-    "semantic": SemanticSpec,
     "detect": DetectSpec,
     "instance": InstanceSpec,
+    "semantic": SemanticSpec,
 }
 
 
