@@ -1,0 +1,1 @@
+"""What benchmarks/tasks.py compares, and what it looks at."""

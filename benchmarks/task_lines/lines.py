@@ -1,0 +1,174 @@
+"""The networks that are compared on dense tasks, and how each becomes a row of the table.
+
+routed      the recipe as it is
+narrower    as many blocks at each rate, in widths that take the routed backbone's MACs
+shallower   no blocks at the finest rate, and wider: the same MACs
+smaller     the recipe's own blocks on smaller images, within a tenth of these MACs
+smaller+    the same with 1.8 times the steps of the last phase
+dense       the recipe's own blocks on all tokens: what is to be saved, no rival
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from evidence_lines.arenas import classes_of, scenes_of
+
+from routespace.files import read_json, write_json
+from routespace.nn.route_net import RouteNet
+from routespace.nn.running import now
+from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.weights import load_net
+from routespace.recipes import load_recipe
+from routespace.train.data.loaders import make_loaders
+from routespace.train.plain import plain_recipe, smaller_recipe
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run import train_recipe
+from routespace.train.run_folder import RunFolder
+from task_lines.looking import looked_at
+
+TASKS = ("detect", "instance", "semantic")
+LINES = ("routed", "narrower", "shallower", "smaller", "smaller+", "dense")
+PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
+LONGER = 1.8  # times the steps of the last phase
+ROUNDS, TIMED_IMAGES = 9, 32
+REHEARSAL = {"data.train_size": 64, "data.val_size": 32, "train.epochs": 1}
+STAMP_SIZE = 1.25  # of a stamp, for one of a digit: a photograph needs more pixels to be known by
+OF_STAMPS = {"digit_px": "object_px", "digits_per_scene": "objects_per_scene"}
+BACKGROUND_WEIGHT = 0.1  # as in digits_semantic
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One seed of a task.
+
+    Attributes:
+        task: one of TASKS.
+        seed: of weights and training scenes.
+        out: folder of the runs.
+        stamps: what data_stamps.py wrote; None for the recipe's digits.
+        tiny: a rehearsal.
+    """
+
+    task: str
+    seed: int
+    out: Path
+    stamps: Path | None = None
+    tiny: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the routed network."""
+        own = load_recipe(f"digits_{self.task}").override({"seed": self.seed})
+        if self.stamps is not None:
+            own = on_stamps(own, self.stamps)
+        if not self.tiny:
+            return own
+        phases = [phase.model_dump(mode="json") for phase in own.train.phases]
+        short = [phase | {"epochs": 1, "data": phase["data"] | {"train_size": 64}} for phase in phases]
+        return own.override(REHEARSAL | {"train.phases": short})
+
+    def folder(self, line: str) -> Path:
+        """Of a line's run."""
+        return self.out / f"{self.task}_{line}_{self.seed}"
+
+
+def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
+    """A recipe of digits, on scenes of stamps: as many in a scene, larger by STAMP_SIZE."""
+
+    def told(digits: dict[str, Any]) -> dict[str, Any]:
+        found = {OF_STAMPS.get(name, name): value for name, value in digits.items()}
+        if "object_px" in found:
+            found["object_px"] = [round(STAMP_SIZE * px) for px in found["object_px"]]
+        return found
+
+    data, classes = recipe.data.model_dump(mode="json"), classes_of(folder)
+    own = told({name: data[name] for name in OF_STAMPS})
+    scenes = scenes_of(folder, *(data[name] for name in ("train_size", "val_size", "test_size")))
+    phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
+    changes: dict[str, Any] = {"name": f"{recipe.name}_stamps", "data": scenes | own}
+    changes["train.phases"] = [phase | {"data": told(phase["data"])} for phase in phases]
+    task = recipe.task.model_dump(mode="json")
+    if recipe.task.target == "pixels":
+        changes["task"] = task | {
+            "classes": classes + 1,
+            "class_weights": [BACKGROUND_WEIGHT, *[1.0] * classes],
+        }
+    else:
+        changes["task"] = task | {"classes": classes}
+    return recipe.override(changes)
+
+
+def recipe_of(setting: Setting, line: str) -> Recipe:
+    """A line's recipe."""
+    own = setting.recipe
+    macs = own.budget_macs()
+    assert macs is not None
+    if line == "routed":
+        return own
+    if line == "dense":
+        return own.override({"name": f"{own.name}_dense", **PLAIN})
+    if line == "narrower":
+        return plain_recipe(own, macs)
+    if line == "shallower":
+        return plain_recipe(own, macs, blocks=(0, *[1] * (len(own.grid.rates) - 1)))
+    smaller = smaller_recipe(own, macs)
+    count = smaller.data.model_dump()["train_size"]
+    return smaller if line == "smaller" else smaller.override({"data.train_size": round(LONGER * count)})
+
+
+def one(setting: Setting, line: str) -> dict[str, Any]:
+    """A row of the table: of a run that is trained, or goes on, if need be. What was written once is read."""
+    folder = setting.folder(line)
+    told = folder.with_name(f"{folder.name}.json")
+    if told.exists():
+        found: dict[str, Any] = read_json(told, wanted="what this script wrote")
+        return found
+    recipe, run = recipe_of(setting, line), RunFolder(folder)
+    if not run.is_finished:
+        train_recipe(recipe, folder, resume=run.is_run)
+    result, net = run.read_result(), load_net(folder / "net")
+    row = {
+        "task": setting.task,
+        "line": line,
+        "seed": setting.seed,
+        "metric": result["metric"],
+        "score": result[result["metric"]],
+        "macs": result["counted_macs"],
+        "whole_macs": result["counted_macs"] + network_cost(net).head.macs,
+        "image_px": recipe.grid.image_size[0],
+        "widths": list(recipe.grid.shape.widths),
+        "seconds": result["seconds"],
+        "time": time_of(setting, net, recipe),
+        **(looked_at(net, recipe) if line == "routed" else {}),
+    }
+    write_json(told, row)
+    return row
+
+
+@torch.inference_mode()
+def time_of(setting: Setting, net: TaskNet, recipe: Recipe) -> float:
+    """Time of a network over that of the dense one, both in turns, each on its own validation images."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plain = recipe_of(setting, "dense")
+    whole = TaskNet(RouteNet(plain.architecture(), plain.gates), plain.task.make(plain.grid).head(plain.grid))
+    pairs = [(some.eval(), images_of(made)) for some, made in ((net, recipe), (whole, plain))]
+    taken: list[list[float]] = [[], []]
+    for _ in range(ROUNDS + 1):
+        for times, (some, images) in zip(taken, pairs, strict=True):
+            start = now(images.device)
+            some(images)
+            times.append(now(images.device) - start)
+    torch.set_num_threads(threads)
+    own, theirs = (median(times[1:]) for times in taken)
+    return own / theirs
+
+
+def images_of(recipe: Recipe) -> torch.Tensor:
+    """A batch of validation images."""
+    return next(iter(make_loaders(recipe).val)).images[:TIMED_IMAGES]

@@ -1,0 +1,113 @@
+"""benchmarks/tasks.py: rivals of equal MACs and steps, the same tasks on stamps, and what is finished is read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from routespace.grid.cost import architecture_cost
+from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet
+from routespace.train.controls import scenes_with_objects
+from routespace.train.data.source import make_source
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def stamps(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "stamps" / "cutouts" / name).mkdir(parents=True)
+    return tmp_path / "stamps"
+
+
+def steps(recipe):
+    return [
+        (own.data.model_dump()["train_size"] // own.train.batch) * own.train.epochs
+        for own in map(recipe.phase, range(len(recipe.train.phases) + 1))
+    ]
+
+
+@pytest.mark.parametrize("task", ["detect", "semantic"])
+def test_rivals_have_the_macs_and_the_steps_of_the_routed_network(task, tmp_path):
+    from task_lines.lines import LONGER, Setting, recipe_of
+
+    setting = Setting(task, 3, tmp_path)
+    routed = recipe_of(setting, "routed")
+    wanted = routed.budget_macs()
+    assert 0 < wanted < routed.base_macs() == recipe_of(setting, "dense").base_macs()
+    for line, off in (("narrower", 0.02), ("shallower", 0.02), ("smaller", 0.1), ("smaller+", 0.1)):
+        rival = recipe_of(setting, line)
+        assert rival.seed == 3
+        assert rival.routing == "static"
+        assert architecture_cost(rival.architecture()).macs == pytest.approx(wanted, rel=off)
+        first, last = steps(rival)
+        assert (first, last) == (
+            steps(routed)[0],
+            pytest.approx(steps(routed)[1] * (LONGER if "+" in line else 1), abs=3),
+        )
+    side = recipe_of(setting, "smaller").grid.image_size[0] / routed.grid.image_size[0]
+    for small, large in zip(recipe_of(setting, "smaller").data.digit_px, routed.data.digit_px, strict=True):
+        assert small / large == pytest.approx(side, rel=0.05)
+
+
+@pytest.mark.parametrize(("task", "background"), [("detect", 0), ("semantic", 1)])
+def test_on_stamps_the_task_has_their_classes_and_larger_objects_in_both_phases(
+    task, background, stamps, tmp_path
+):
+    from task_lines.lines import Setting, recipe_of
+
+    digits, recipe = Setting(task, 0, tmp_path).recipe, Setting(task, 0, tmp_path, stamps=stamps).recipe
+    assert recipe.task.classes == 3 + background
+    assert recipe.data.kind == "scenes"
+    assert recipe.data.objects_per_scene == digits.data.digits_per_scene
+    for phase in (0, 1):
+        own, theirs = recipe.phase(phase).data.object_px, digits.phase(phase).data.digit_px
+        assert own == tuple(round(1.25 * px) for px in theirs)
+    assert recipe_of(Setting(task, 0, tmp_path, stamps=stamps), "narrower").task.classes == 3 + background
+
+
+def test_a_network_that_computes_everything_does_so_for_objects_of_all_sizes(tmp_path):
+    from task_lines.lines import Setting
+    from task_lines.looking import THIRDS, usage_by_size
+
+    recipe = Setting("detect", 0, tmp_path).recipe
+    torch.manual_seed(0)
+    net = TaskNet(RouteNet(recipe.architecture(), recipe.gates), recipe.task.make(recipe.grid).head(recipe.grid))
+    found = usage_by_size(net, list(scenes_with_objects(make_source(recipe), "val", 6)))
+    assert found == {str(rate): dict.fromkeys((*THIRDS, "no object"), 1.0) for rate in (4, 8, 16, 32)}
+
+
+def test_what_was_written_is_read_and_nothing_is_trained(tmp_path):
+    from task_lines.lines import Setting, one
+
+    (tmp_path / "detect_routed_5.json").write_text(json.dumps({"score": 0.25}))
+    assert one(Setting("detect", 5, tmp_path), "routed") == {"score": 0.25}
+    assert [path.name for path in tmp_path.iterdir()] == ["detect_routed_5.json"]
+
+
+@pytest.mark.slow
+def test_the_rehearsal_runs_every_line(tmp_path):
+    from task_lines.lines import LINES
+
+    command = [sys.executable, str(BENCHMARKS / "tasks.py"), "--rehearse", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--tasks", "semantic"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "rehearsal" / "tasks_cpu.json").read_text())
+    assert [row["line"] for row in found["rows"]] == list(LINES)
+    assert all(0 <= row["score"] <= 1 and row["time"] > 0 for row in found["rows"])
+    assert "no object" in done.stdout
