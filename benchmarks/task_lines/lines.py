@@ -78,20 +78,21 @@ class Setting:
 
 
 def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
-    """A recipe of digits, on scenes of stamps: as many in a scene, larger by STAMP_SIZE."""
+    """A recipe of digits, on scenes of stamps: as many in a scene, larger by STAMP_SIZE where there is room."""
 
-    def told(digits: dict[str, Any]) -> dict[str, Any]:
+    def told(digits: dict[str, Any], canvas: int | None) -> dict[str, Any]:
+        most = canvas or min(recipe.grid.image_size)
         found = {OF_STAMPS.get(name, name): value for name, value in digits.items()}
         if "object_px" in found:
-            found["object_px"] = [round(STAMP_SIZE * px) for px in found["object_px"]]
+            found["object_px"] = [min(most, round(STAMP_SIZE * px)) for px in found["object_px"]]
         return found
 
     data, classes = recipe.data.model_dump(mode="json"), classes_of(folder)
-    own = told({name: data[name] for name in OF_STAMPS})
+    own = told({name: data[name] for name in OF_STAMPS}, None)
     scenes = scenes_of(folder, *(data[name] for name in ("train_size", "val_size", "test_size")))
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
     changes: dict[str, Any] = {"name": f"{recipe.name}_stamps", "data": scenes | own}
-    changes["train.phases"] = [phase | {"data": told(phase["data"])} for phase in phases]
+    changes["train.phases"] = [phase | {"data": told(phase["data"], phase["image_size"])} for phase in phases]
     task = recipe.task.model_dump(mode="json")
     if recipe.task.target == "pixels":
         changes["task"] = task | {
