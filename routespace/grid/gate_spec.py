@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from routespace.grid.scout import ScoutShape
 from routespace.values import Value
 
 Granularity = Literal["layer", "image", "token", "window"]
@@ -64,6 +65,10 @@ class GateSpec(Value):
             else 1.
         smooth: side of the square of margins that is averaged before a row decides; 1: none. None: 3 with `map`,
             else 1.
+        scout: blocks of a small convolutional network that looks for what is worth computing, with `source: map`;
+            the first gated row's gate then reads its features of each 2×2 square of tokens in place of a context,
+            see `routespace/grid/scout.py`. 0: none. On photographs 2 or 4 see what a linear gate does not.
+        scout_width: its channels.
         opening: what a row's gate opens for. `threshold`: what is above one threshold, the same for all gates.
             `share`: each gate has a threshold of its own, above which is a given share of a training batch's
             tokens, and at inference a running mean of it (`threshold` then moves all of them alike). The shares
@@ -96,6 +101,8 @@ class GateSpec(Value):
     source: Literal["own", "map"] = "own"
     context: Side | None = None
     smooth: Side | None = None
+    scout: Annotated[int, Field(ge=0, le=16)] = 0
+    scout_width: Annotated[int, Field(ge=1, le=512)] = 16
     opening: Literal["threshold", "share"] = "threshold"
     teach: Literal["none", "dense"] = "none"
     teach_share: Open01 = 0.15
@@ -140,13 +147,22 @@ class GateSpec(Value):
                     f"{wish} is for rows that decide about tokens by what they have learned; it needs rows "
                     f"'token', selection 'learned' and kind 'gumbel' or 'sigmoid'"
                 )
+        if self.scout and self.source != "map":
+            raise ValueError(
+                f"scout: {self.scout} blocks look for all rows at once; they need source 'map' (given: "
+                f"{self.source!r})"
+            )
+        if self.scout and (self.context or 1) > 1:
+            raise ValueError(f"context: {self.context} has no reader, as the scout looks around; leave it out")
         if self.opening == "share" and (self.capacity or self.early_stop):
             raise ValueError("opening: 'share' fixes how much opens; leave out capacity and early_stop")
 
     @property
     def context_side(self) -> int:
         """The side of the context in force, in tokens."""
-        return self.context if self.context is not None else (MAP_CONTEXT if self.source == "map" else 1)
+        if self.context is not None or self.scout:
+            return self.context or 1
+        return MAP_CONTEXT if self.source == "map" else 1
 
     @property
     def smooth_side(self) -> int:
@@ -182,17 +198,32 @@ class GateSpec(Value):
         """Learned numbers of one gate on maps of `width` channels; `rows` False for a column gate."""
         if rows and self.selection != "learned":
             return 0
-        return self.logits if granularity == "layer" else self.logits * (self.gate_inputs(width, rows=rows) + 1)
+        if granularity == "layer":
+            return self.logits
+        scout = self.scout_shape(width, rows=rows)
+        return self.logits * (self.gate_inputs(width, rows=rows) + 1) + (scout.params if scout else 0)
+
+    def scout_shape(self, width: int, *, rows: bool = True) -> ScoutShape | None:
+        """The scout that looks at maps of `width` channels for the row that makes the map; None without one."""
+        return ScoutShape(width, self.scout_width, self.scout) if rows and self.scout else None
 
     def gate_inputs(self, width: int, *, rows: bool = True) -> int:
-        """What a gate's linear layer reads of a place: the token's channels, and its context's two of each."""
+        """What a gate's linear layer reads of a place: the token's channels and its context's two of each, or
+        the features of a scout.
+        """
+        if rows and self.scout:
+            return self.scout_width
         return 3 * width if rows and self.context_side > 1 else width
 
     def gate_macs(self, granularity: Granularity, width: int, places: int, *, rows: bool = True) -> int:
-        """MACs of one gate: `places` decisions (1 an image; the tokens; the windows), a linear layer each."""
+        """MACs of one gate: `places` decisions (1 an image; the tokens; the windows), a linear layer each.
+
+        With a scout `places` are the squares that it sees, and its own MACs are in it.
+        """
         if granularity == "layer" or (rows and self.selection != "learned"):
             return 0
-        return self.logits * self.gate_inputs(width, rows=rows) * places
+        scout = self.scout_shape(width, rows=rows)
+        return (self.logits * self.gate_inputs(width, rows=rows) + (scout.square_macs if scout else 0)) * places
 
 
 def gate_places(granularity: Granularity, map_size: tuple[int, int], window: int) -> int:

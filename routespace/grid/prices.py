@@ -49,7 +49,8 @@ def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec, *, follows: bool = Fa
     """The price of the gate named by `edge`: a row's (transformer) or a column's (patch_embed).
 
     A column's `token` gate decides once per coarse token, from the fine map pooled 2×2; its `window` counts
-    coarse tokens. A row that `follows` another's margins has no weights and nothing to multiply.
+    coarse tokens. A row that `follows` another's margins has no weights and nothing to multiply; with a scout
+    the row that leads pays for it, by the squares that it sees.
     """
     if follows:
         return NO_GATE
@@ -57,11 +58,12 @@ def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec, *, follows: bool = Fa
     column = edge.kind == "patch_embed"
     granularity = gates.columns if column else gates.rows
     size = spec.map_size(2 * edge.rate if column else edge.rate)
-    places = gate_places(granularity, size, gates.window)
+    scout = gates.scout_shape(width, rows=not column)
+    places = scout.squares(size) if scout else gate_places(granularity, size, gates.window)
     params = gates.gate_params(granularity, width, rows=not column)
     macs = gates.gate_macs(granularity, width, places, rows=not column)
-    moved = places * (gates.gate_inputs(width, rows=not column) + gates.logits) if macs else 0
-    return GateCost(params, macs, FLOAT_BYTES * (params + moved))
+    moved = gates.gate_inputs(width, rows=not column) + gates.logits + (scout.square_numbers if scout else 0)
+    return GateCost(params, macs, FLOAT_BYTES * (params + (places * moved if macs else 0)))
 
 
 class CostTable:

@@ -21,7 +21,17 @@ MAY_DIFFER = ("image_size", "num_classes")  # what no weight of the backbone dep
 OF_CLASSIFIERS = "grid.num_classes"  # where a recipe says how many classes an image may be of
 SIZE_SETS = ("widths", "heads", "mlp_ratios")
 OF_TRAINED_GATES = ("threshold", "openness")  # calibration moves the one, and only new gates begin with the other
-SHAPES_GATES = ("kind", "rows", "columns", "selection", "source", "context_side", "opening")
+SHAPES_GATES = (
+    "kind",
+    "rows",
+    "columns",
+    "selection",
+    "source",
+    "context_side",
+    "scout",
+    "scout_width",
+    "opening",
+)
 SHOWN_FIELDS = 4
 OF_NEW_NETWORKS = (("budget", "open_frac"), ("train", "start"), ("train", "weights"), ("train", "phases"))
 
@@ -207,7 +217,7 @@ def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSp
 def _weights(gates: GateSpec) -> tuple[object, ...]:
     """Equal for gates that have the same weights, meaning the same."""
     rows, columns = gates.gate_params(gates.rows, 1), gates.gate_params(gates.columns, 1, rows=False)
-    return gates.kind, rows, columns, gates.source, gates.opening
+    return gates.kind, rows, columns, gates.source, gates.opening, gates.scout, gates.scout_width
 
 
 def _check_routing(recipe: Recipe, architecture: Architecture, asked: Collection[str] | None) -> None:

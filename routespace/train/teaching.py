@@ -8,7 +8,7 @@ loss would have noticed of leaving a token out is about ⟨dL/dy, y − x⟩. It
 finds objects. The best `gates.teach_share` of a batch's tokens are labelled 1, and the gate learns to tell them
 by a binary cross-entropy on its margins before they are smoothed, with a backward pass of its own that reaches
 nothing but the gate. It costs next to nothing, as the gradient is there. When gates are let go, nothing teaches
-them any more.
+them any more. A scout's labels are those of the squares that it sees, by what their surroundings are worth.
 
 Shape legend: B images · N tokens of a map · C channels.
 """
@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.errors import SpecError
+from routespace.grid.scout import SCOUT_GROUP
+from routespace.grid.spec import map_size
+from routespace.nn.packing.maps import pool, spread
 from routespace.nn.routing.gates import Gate
-from routespace.nn.routing.margins import share_cut
+from routespace.nn.routing.margins import share_cut, smoothed
 from routespace.nn.task_net import TaskNet
 from routespace.train.recipe.recipe import Recipe
 
+WORTH_SIDE = 3  # squares across whose mean worth labels a scout's square
 LEAST_MEAN = 1e-12  # of an image whose tokens change nothing at all
 
 
@@ -99,8 +103,9 @@ class GateTeacher:
                 continue
             gate = self._gates[name]
             margins = gate.margins(seen.x, seen.hw)
-            loss = F.binary_cross_entropy_with_logits(margins, labels(seen, seen.y.grad, self._share))
-            weights = [weight for weight in gate.parameters(recurse=False) if weight.requires_grad]
+            wanted = labels(seen, seen.y.grad, self._share, squares=gate.scout is not None)
+            loss = F.binary_cross_entropy_with_logits(margins, wanted)
+            weights = [weight for weight in gate.parameters() if weight.requires_grad]
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                 mean = accelerator.reduce(gradient, "mean")
                 weight.grad = mean if weight.grad is None else weight.grad + mean
@@ -108,16 +113,26 @@ class GateTeacher:
 
 
 @torch.no_grad()
-def labels(seen: DensePass, gradient: Tensor, share: float) -> Tensor:
+def labels(seen: DensePass, gradient: Tensor, share: float, *, squares: bool = False) -> Tensor:
     """(B, N) floats: 1 for the share of the batch's tokens whose block is worth most.
 
     Args:
         seen: a row's dense pass.
         gradient: (B, N, C) the loss's, by y.
         share: of all tokens.
+        squares: label the 2×2 squares that a scout sees, by the mean worth of 3×3 of them: a single token's worth
+            is noisy, and what a scout looks for is larger than a square.
     """
     x, y = seen.x.float(), seen.y.float()
     worth: Tensor = gradient.float().norm(dim=2) * (y - x).norm(dim=2)
     worth = worth / worth.mean(1, keepdim=True).clamp(min=LEAST_MEAN)
+    if squares:
+        worth = over_squares(worth, seen.hw)
     best: Tensor = worth > share_cut(worth, share)
     return best.float()
+
+
+def over_squares(worth: Tensor, hw: tuple[int, int]) -> Tensor:
+    """(B, N) → (B, N): the mean worth of the 3×3 squares of 2×2 tokens around each token's own square."""
+    squares = smoothed(pool(worth[..., None], hw, SCOUT_GROUP)[..., 0], map_size(hw, SCOUT_GROUP), WORTH_SIDE)
+    return spread(squares, hw, SCOUT_GROUP)

@@ -163,10 +163,11 @@ def test_a_bare_backbone_gives_its_maps(tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_that_follow_one_map(form, tmp_path):
+@pytest.mark.parametrize("scout", [0, 2])
+def test_rows_that_follow_one_map(form, tmp_path, scout):
     torch.manual_seed(0)
     rows = Architecture.routed(RoutingGrid(GridSpec.parse(FIELDS)), "depth")
-    net = TaskNet.classifier(rows, GateSpec(source="map", opening="share"))
+    net = TaskNet.classifier(rows, GateSpec(source="map", opening="share", scout=scout))
     leader, follower = net.gates.values()
     torch.nn.init.normal_(leader.ema_weight, std=0.5)
     for gate in (leader, follower):

@@ -49,6 +49,7 @@ def test_each_gate_is_measured_once_and_edges_at_more_shares(table):
         {"selection": "random", "rows": "image"},
         {"selection": "attention", "early_stop": True},
         {"source": "map", "opening": "share"},
+        {"source": "map", "opening": "share", "scout": 2},
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -130,4 +130,7 @@ def gate_specs(draw: Any, *, random: bool = True) -> GateSpec:
 def seeing_gates(draw: Any) -> dict[str, Any]:
     """What rows that decide token by token may have beside the rest; sometimes nothing."""
     fields = {"source": ["map"], "context": [3, 5], "smooth": [3], "opening": ["share"], "teach": ["dense"]}
-    return {name: draw(st.sampled_from(values)) for name, values in fields.items() if draw(st.booleans())}
+    given = {name: draw(st.sampled_from(values)) for name, values in fields.items() if draw(st.booleans())}
+    if given.get("source") == "map" and "context" not in given:
+        given |= draw(st.sampled_from([{}, {"scout": 1}, {"scout": 3, "scout_width": 5}]))
+    return given

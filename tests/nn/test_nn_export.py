@@ -56,8 +56,9 @@ def test_auto_exports_as_dense():
 
 
 @pytest.mark.parametrize("execution", ["dense", "packed"])
-def test_export_of_one_map_and_its_cuts(execution):
-    net = small_net("depth", source="map", opening="share")
+@pytest.mark.parametrize("scout", [0, 2])
+def test_export_of_one_map_and_its_cuts(execution, scout):
+    net = small_net("depth", source="map", opening="share", scout=scout)
     for gate in net.gates.values():
         gate.cut.value.fill_(0.1)
     net.decide(execution=execution)

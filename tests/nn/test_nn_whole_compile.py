@@ -43,10 +43,11 @@ def test_the_whole_supernet_is_one_graph(family):
     assert_same(net, torch.compile(net, backend="eager", fullgraph=True), torch.randn(3, 3, 32, 32))
 
 
+@pytest.mark.parametrize("scout", [0, 2])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_one_map_for_all_rows_is_one_graph(training):
+def test_one_map_for_all_rows_is_one_graph(training, scout):
     torch.manual_seed(0)
-    gates = GateSpec(source="map", opening="share", noise=0.0, kind="sigmoid")
+    gates = GateSpec(source="map", opening="share", noise=0.0, kind="sigmoid", scout=scout)
     net = TaskNet.classifier(Architecture.routed(RoutingGrid(GridSpec(**TINY_GRID)), "depth"), gates)
     for gate in net.gates.values():
         gate.cut.value.fill_(2.2)  # about where half of the tokens are

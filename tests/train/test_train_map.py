@@ -88,6 +88,25 @@ def test_labels_are_the_tokens_that_the_loss_would_miss_most():
     assert worth[found == 1].min() > worth[found == 0].max()
 
 
+@pytest.mark.parametrize("hw", [(4, 6), (5, 5)])
+def test_a_scouts_labels_are_squares_whose_surroundings_are_worth_most(hw):
+    x, y, gradient = (torch.randn(2, hw[0] * hw[1], 4) for _ in range(3))
+    found = labels(DensePass(x, y, hw), gradient, 0.3, squares=True).view(2, *hw).numpy()
+    worth = (np.linalg.norm(gradient, axis=2) * np.linalg.norm(y - x, axis=2)).reshape(2, *hw)
+    worth /= worth.mean((1, 2), keepdims=True)
+    rows, columns = range(0, hw[0], 2), range(0, hw[1], 2)
+    square = np.array([[worth[:, r : r + 2, c : c + 2].mean((1, 2)) for c in columns] for r in rows])
+    around = np.array(
+        [
+            [square[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].mean((0, 1)) for c in range(len(columns))]
+            for r in range(len(rows))
+        ]
+    )
+    worth = around[np.arange(hw[0])[:, None] // 2, np.arange(hw[1])[None] // 2].transpose(2, 0, 1)
+    assert 0.15 < found.mean() <= 0.3  # squares are labelled whole
+    assert worth[found == 1].min() > worth[found == 0].max()
+
+
 def taught(execution="dense", **gates):
     torch.manual_seed(0)
     architecture = Architecture.routed(RoutingGrid(tiny().grid), "depth")
@@ -107,11 +126,13 @@ def one_pass(net, precision=torch.float32):
     return before, {name: p.grad for name, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize("source", ["map", "own"])
-def test_labels_reach_the_gates_and_nothing_else(source):
-    before, after = one_pass(taught(source=source, context=3))
+@pytest.mark.parametrize(
+    ("source", "seeing"), [("map", {"context": 3}), ("own", {"context": 3}), ("map", {"scout": 2})]
+)
+def test_labels_reach_the_gates_and_nothing_else(source, seeing):
+    before, after = one_pass(taught(source=source, **seeing))
     gates = {name for name in before if name.startswith("backbone.gates")}
-    assert len(gates) == (2 if source == "map" else 4)
+    assert len(gates) == (2 if source == "map" else 4) + (8 if "scout" in seeing else 0)
     for name, gradient in after.items():
         if name in gates:
             assert before[name] is None
@@ -120,14 +141,15 @@ def test_labels_reach_the_gates_and_nothing_else(source):
             assert torch.equal(gradient, before[name])
 
 
-def test_teaching_is_the_same_however_the_pass_is_computed():
-    _, dense = one_pass(taught())
-    checkpointed = taught("packed")
+@pytest.mark.parametrize("scout", [0, 2])
+def test_teaching_is_the_same_however_the_pass_is_computed(scout):
+    _, dense = one_pass(taught(scout=scout))
+    checkpointed = taught("packed", scout=scout)
     checkpointed.set_grad_checkpointing()
-    for net in (taught("packed"), taught("auto"), checkpointed):
+    for net in (taught("packed", scout=scout), taught("auto", scout=scout), checkpointed):
         for name, gradient in one_pass(net)[1].items():
             assert torch.allclose(gradient, dense[name], atol=1e-5), name
-    _, short = one_pass(taught(), torch.bfloat16)
+    _, short = one_pass(taught(scout=scout), torch.bfloat16)
     for name in (name for name in dense if "gates" in name):
         assert torch.nn.functional.cosine_similarity(short[name].flatten(), dense[name].flatten(), 0) > 0.8
 
@@ -145,8 +167,11 @@ def test_a_taught_gate_is_settled_when_it_is_let_go():
     assert not any(edge._forward_hooks for edge in net.edges.values())
 
 
-def test_it_learns_where_the_digit_is_and_meets_its_budget(tmp_path):
-    given = recipe(train__epochs=4, data__train_size=160, train__ema_decay=0.9)
+@pytest.mark.parametrize("scout", [0, 2])
+def test_it_learns_where_the_digit_is_and_meets_its_budget(tmp_path, scout):
+    given = recipe(
+        gates__scout=scout, gates__scout_width=4, train__epochs=4, data__train_size=160, train__ema_decay=0.9
+    )
     result = train_recipe(given, tmp_path / "run")
     target = result.metrics["target_macs"]
     assert result.metrics["counted_macs"] == pytest.approx(target, rel=0.03)
@@ -161,6 +186,7 @@ def test_it_learns_where_the_digit_is_and_meets_its_budget(tmp_path):
     static = extract(net, net.architecture.opened())
     assert not [name for name in static.state_dict() if "gates" in name]
     again = train_recipe(tiny(train__epochs=1), tmp_path / "fine", init=net, asked=["train.epochs"])
+    assert again.net.gate_spec.scout == scout
     assert again.net.gate_spec.source == "map"  # a network that is trained on keeps its gates, taught before
 
 

@@ -20,7 +20,19 @@ from routespace.grid.gate_spec import GateSpec
 
 Execution = Literal["dense", "packed", "auto"]
 # Fields that a gate's modules are made by.
-BUILT = ("kind", "rows", "columns", "window", "selection", "capacity", "source", "context_side", "opening")
+BUILT = (
+    "kind",
+    "rows",
+    "columns",
+    "window",
+    "selection",
+    "capacity",
+    "source",
+    "context_side",
+    "scout",
+    "scout_width",
+    "opening",
+)
 
 
 class Changes(TypedDict, total=False):

@@ -5,7 +5,8 @@ Segmentation" (CVPR 2020) for max(0, tanh). Straight-through: the value is 0 or 
 the soft probability's gradient. A closed gate's edge is not computed, so no gradient of the task reaches a
 closed gate: that bias is the price of real savings, and noise and the budget loss are what reopens gates.
 
-Shape legend: B images · N tokens · P places (decisions of one gate for one image) · C channels.
+Shape legend: B images · N tokens · P places (decisions of one gate for one image) · C channels · S squares of 2×2
+tokens and D channels of a scout.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.gate_spec import MAP_CONTEXT, RANKING, GateSpec, Granularity
+from routespace.grid.scout import SCOUT_GROUP
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.margins import Cut, in_context, smoothed, without_autocast
+from routespace.nn.routing.scout import Scout
 
 GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
 INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
@@ -77,6 +80,8 @@ class Gate(nn.Module):
         self.follows = follows
         self.leads = rows and spec.source == "map" and not follows
         self.context = spec.context_side if rows else 1
+        shape = spec.scout_shape(width, rows=rows) if self.leads else None
+        self.scout = Scout(shape) if shape else None
         self.cut = Cut() if rows and spec.opening == "share" else None
         self.learned = self.selection == "learned" and not follows
         if not self.learned:
@@ -141,7 +146,8 @@ class Gate(nn.Module):
     def margins(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, P) what its weights say of each place: above 0 where it should open."""
         logits = self._logits(self._places(x, hw))
-        return logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
+        margins = logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
+        return margins if self.scout is None else spread(margins, hw, SCOUT_GROUP)
 
     def margins_to_decide_by(self, x: Tensor, hw: tuple[int, int], spec: GateSpec) -> Tensor:
         """(B, N, C) → (B, P) the same, smoothed; what a taught gate decides gives its weights no gradient."""
@@ -156,9 +162,12 @@ class Gate(nn.Module):
         return (1, 1) if self.decides_for_images else map_size(hw, self.group)
 
     def _places(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """(B, N, C) → (B, P, C): what a decision is made from; with context (B, N, 3C)."""
+        """(B, N, C) → (B, P, C): what a decision is made from; with context (B, N, 3C), of a scout (B, S, D)."""
         if self.decides_for_images:
             return x.mean(1, keepdim=True)
+        if self.scout is not None:
+            features: Tensor = self.scout(x, hw)
+            return features
         return in_context(x, hw, self.context) if self.context > 1 else pool(x, hw, self.group * self.window)
 
     def _logits(self, places: Tensor) -> Tensor:
@@ -166,7 +175,9 @@ class Gate(nn.Module):
         weight, bias = (self.weight, self.bias) if self.training else (self.ema_weight, self.ema_bias)
         if weight is None:
             return bias.expand(places.shape[0], 1, -1)
-        with without_autocast(places, wanted=self.context > 1):  # few bits would make ties of near margins
+        with without_autocast(
+            places, wanted=self.context > 1 or self.scout is not None
+        ):  # few bits would make ties of near margins
             return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
 
     def _best(
@@ -223,6 +234,8 @@ class Gate(nn.Module):
         """Move the EMA copy towards the weights; call it after each optimiser step."""
         if not self.learned:
             return
+        if self.scout is not None:
+            self.scout.update_ema(decay)
         self.ema_bias.lerp_(self.bias, 1 - decay)
         if self.weight is not None and self.ema_weight is not None:
             self.ema_weight.lerp_(self.weight, 1 - decay)
