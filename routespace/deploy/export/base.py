@@ -12,43 +12,45 @@ Shape legend: N images · C channels · H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
-
-    from routespace.nn.module import PlainModule
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network that is ready to be written.
+    """A graph that is ready to be written: a network, or what it computes of regions.
 
     Attributes:
         module: in evaluation mode, dense; images → a tensor, or a tuple of several.
+        names: of what it gives.
         images: (TRACED_BATCH, C, H, W) to trace it with; files take any number of images.
         step: their sides may be any multiple of so many pixels; None: those of `images`.
         least: steps of a side, at least.
         metadata: what the file shall tell about the network, key → text.
+        fed: what the images are called.
     """
 
-    module: PlainModule
+    module: nn.Module
+    names: tuple[str, ...]
     images: Tensor
     metadata: Mapping[str, str]
     step: int | None = None
     least: int = 2  # one token a side would be taken for a constant
+    fed: str = "images"
 
-    def free(self) -> dict[str, dict[int, Any]]:
+    def free(self) -> tuple[dict[int, Any]]:
         """What is free in the shape of `images`, as torch.export takes it."""
         from torch.export import Dim
 
         shape: dict[int, Any] = {0: Dim("batch", min=1)}
         if self.step is not None:
             shape |= {2: self.step * Dim("rows", min=self.least), 3: self.step * Dim("columns", min=self.least)}
-        return {"images": shape}
+        return (shape,)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class LoadedNet:
         run: images (N, C, H, W) → its outputs.
         batch: how many images it takes at once; None for any number. Ours take any, others' files may not.
         compute: the same as `run` with numpy's arrays, of a runtime that needs no torch.
+        regions: what is computed of regions that its outputs tell, each from a file beside its own; of most
+            networks there is none.
     """
 
     names: tuple[str, ...]
@@ -68,6 +72,11 @@ class LoadedNet:
     run: Callable[[Tensor], tuple[Tensor, ...]]
     batch: int | None = None
     compute: Callable[[np.ndarray], tuple[np.ndarray, ...]] | None = None
+    regions: Mapping[str, LoadedNet] = field(default_factory=dict)
+
+    def region_runs(self) -> dict[str, Callable[[Tensor], tuple[Tensor, ...]]]:
+        """What computes its regions: name → (R, D, S, S) → the outputs."""
+        return {name: loaded.run for name, loaded in self.regions.items()}
 
     def numbers(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """(N, C, H, W) float32, normalised pixels → the outputs; where the runtime needs none, without torch."""

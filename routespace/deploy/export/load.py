@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from routespace.deploy.export.base import LoadedNet
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
+from routespace.deploy.export.region_files import load_regions
 from routespace.errors import BundleError, RoutespaceError
 
 
@@ -20,9 +23,16 @@ def load_exported(path: Path | str, *, device: str | None = None) -> LoadedNet:
     Raises:
         SpecError: a file of no known format, or a device that its runtime does not compute on.
         MissingDependencyError: a package that the format needs is not installed.
-        BundleError: the file cannot be read.
+        BundleError: the file cannot be read, or one that belongs to it (`LoadedNet.regions`).
     """
-    path, exporter = Path(path), exporter_of(path)
+    loaded = _loaded(Path(path), device)
+    regions = load_regions(Path(path), loaded.metadata, partial(_loaded, device=device))
+    return replace(loaded, regions=regions) if regions else loaded
+
+
+def _loaded(path: Path, device: str | None) -> LoadedNet:
+    """One file by itself."""
+    exporter = exporter_of(path)
     if not path.is_file():
         raise BundleError(f"{path}: no such file; give one that `export` wrote")
     require(exporter.runs_with, f"running {exporter.suffix} files")

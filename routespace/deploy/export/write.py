@@ -2,16 +2,18 @@
 
 Whatever the format, a network without a task gives its feature maps, fine to coarse, and a gated network computes
 densely: every decision is taken, nothing is saved. A file is written next to its place and moved there once it
-gives, loaded again, the network's own numbers.
+gives, loaded again, the network's own numbers. What a head computes of regions (`Head.region_graphs`) is written
+into files beside the first: all are moved to their places together, or none.
 
 Shape legend: N images · C channels · H, W pixels.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +23,10 @@ from routespace.deploy.examples import example_images, image_shape
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
+from routespace.deploy.export.region_files import FIRST, NETWORK, REGION, REGIONS, region_path
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import RoutespaceError, SpecError
-from routespace.files import json_text, replaced
+from routespace.files import json_text, replaced, require_place
 from routespace.nn.heads.kinds import head_data, is_known
 from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet
@@ -32,6 +35,7 @@ from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
 
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
 CHECKED_BATCHES = (1, 3)
+FORMAT = "routespace.export/1"
 
 Say = Callable[[str], None]  # is told what is being done, a few words at a time
 
@@ -48,6 +52,7 @@ class ExportReport:
         bytes: size of the file.
         dtype: element type of the network.
         tolerance: the difference that was allowed.
+        regions: of the files beside it, with what is computed of regions.
     """
 
     path: Path
@@ -55,6 +60,31 @@ class ExportReport:
     operators: Mapping[str, int]
     bytes: int
     dtype: str
+    tolerance: float
+    regions: tuple[ExportReport, ...] = ()
+
+    @property
+    def all(self) -> tuple[ExportReport, ...]:
+        """This one, and those of the files beside it."""
+        return self, *self.regions
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What becomes one file.
+
+    Attributes:
+        path: its place.
+        prepared: what is written.
+        pairs: images, and what the graph gave for them by name.
+        dtype: of its weights.
+        tolerance: the difference that is allowed.
+    """
+
+    path: Path
+    prepared: Prepared
+    pairs: Sequence[tuple[Tensor, dict[str, Tensor]]]
+    dtype: torch.dtype
     tolerance: float
 
 
@@ -118,29 +148,79 @@ def export_as(
     allowed, say = tolerance_for(dtype, CONVERTED, tolerance), say or _silent
     say("running the network")
     with _dense(net) as module, torch.no_grad():
-        pairs = []
         sizes = _sizes(net, image_size)
-        for batch, fed in zip(CHECKED_BATCHES, sizes, strict=True):  # an image size that does not fit ends here
-            images = example_images(net, batch, fed, seed=batch)
-            pairs.append((images, _by_name(module, module(images))))
+        checked = zip(CHECKED_BATCHES, sizes, strict=True)  # an image size that does not fit ends here
+        fed = [example_images(net, batch, size, seed=batch) for batch, size in checked]
+        pairs = [(images, _by_name(module.names, module(images))) for images in fed]
         require(exporter.needs, f"export to {exporter.name}")
+        regions = _of_regions(net, path, tolerance)
+        about = _about(net, sizes[0], regions) | dict(metadata or {})
         traced = example_images(net, TRACED_BATCH, sizes[-1])
-        prepared = Prepared(
-            module, traced, _about(net, sizes[0], metadata or {}), step=_step(net), least=_least(net)
+        prepared = Prepared(module, module.names, traced, about, step=_step(net), least=_least(net))
+        first = _Graph(path, prepared, pairs, dtype, allowed)
+        return _written(exporter, [first, *regions.values()], say)
+
+
+def _of_regions(net: TaskNet, first: Path, tolerance: float | None) -> dict[str, _Graph]:
+    """The head's graphs of regions by name, whose places are beside the first file's.
+
+    Their weights are in float32, whatever the network's are in.
+    """
+    graphs = net.head.region_graphs()
+    if not graphs:
+        return {}
+    device, dtype, digest, found = next(net.parameters()).device, torch.float32, _digest(net), {}
+    allowed = tolerance_for(dtype, CONVERTED, tolerance)
+    for name, graph in graphs.items():
+        drawn = torch.Generator().manual_seed(0)
+        counts = *CHECKED_BATCHES, TRACED_BATCH
+        *fed, traced = (torch.randn(count, *graph.shape, generator=drawn).to(device) for count in counts)
+        pairs = [(regions, _by_name(graph.names, graph(regions))) for regions in fed]
+        told = {
+            "format": FORMAT,
+            NETWORK: digest,
+            REGION: name,
+            FIRST: first.name,
+            "outputs": json_text(list(graph.names), indent=None),
+        }
+        prepared = Prepared(graph, graph.names, traced, told, fed="regions")
+        found[name] = _Graph(region_path(first, name), prepared, pairs, dtype, allowed)
+    return found
+
+
+def _digest(net: TaskNet) -> str:
+    """What tells a network from others: of its weights, by name, and of what its head is told."""
+    found = hashlib.sha256(json_text(net.head.settings()).encode())
+    for name, weight in net.state_dict().items():
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def _written(exporter: Exporter, graphs: Sequence[_Graph], say: Say) -> ExportReport:
+    """Write and check all graphs; the first takes its place last, so that what it names is there."""
+    for graph in graphs[1:]:
+        require_place(graph.path)
+    with ExitStack() as places:
+        partials = [places.enter_context(replaced(graph.path)) for graph in graphs]
+        reports = [_checked(exporter, *one, say) for one in zip(graphs, partials, strict=True)]
+    return replace(reports[0], regions=tuple(reports[1:]))
+
+
+def _checked(exporter: Exporter, graph: _Graph, partial: Path, say: Say) -> ExportReport:
+    """Write one graph, and hold what the file gives against what the network gave."""
+    path, dtype, allowed = graph.path, type_name(graph.dtype), graph.tolerance
+    say(f"writing {path.name}")
+    with _explained(path):
+        operators = exporter.write(graph.prepared, partial)
+        say(f"checking {path.name}")
+        worst = _difference(exporter.load(partial), graph.pairs)
+    if worst > allowed:
+        raise RoutespaceError(
+            f"{path}: the exported network differs from the original by {worst:.1e} (allowed in {dtype}: "
+            f"{allowed:.0e}); nothing was written, please report recipe and versions"
         )
-        with replaced(path) as partial:
-            say(f"writing {path.name}")
-            with _explained(path):
-                operators = exporter.write(prepared, partial)
-                say(f"checking {path.name}")
-                worst = _difference(exporter.load(partial), pairs)
-            if worst > allowed:
-                raise RoutespaceError(
-                    f"{path}: the exported network differs from the original by {worst:.1e} (allowed in "
-                    f"{type_name(dtype)}: {allowed:.0e}); nothing was written, please report recipe and versions"
-                )
-            size = partial.stat().st_size
-    return ExportReport(path, worst, dict(sorted(operators.items())), size, type_name(dtype), allowed)
+    return ExportReport(path, worst, dict(sorted(operators.items())), partial.stat().st_size, dtype, allowed)
 
 
 def _difference(loaded: LoadedNet, pairs: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> float:
@@ -153,9 +233,9 @@ def _silent(_: str) -> None:
     """Tell nobody."""
 
 
-def _by_name(module: PlainModule, outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _by_name(names: Sequence[str], outputs: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
     given = outputs if isinstance(outputs, tuple) else (outputs,)
-    return dict(zip(module.names, given, strict=True))
+    return dict(zip(names, given, strict=True))
 
 
 def _step(net: TaskNet) -> int | None:
@@ -178,12 +258,16 @@ def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple
     return [(height, width), (height + step, width + 2 * step)]
 
 
-def _about(net: TaskNet, size: tuple[int, int], metadata: Mapping[str, str]) -> dict[str, str]:
-    """What every file tells, and what else it shall tell."""
+def _about(net: TaskNet, size: tuple[int, int], regions: Mapping[str, _Graph]) -> dict[str, str]:
+    """What every first file tells."""
     step = _step(net)
     more = {} if step is None else {"side_step": str(step), "least_side": str(_least(net) * step)}
+    if regions:
+        files = {name: graph.path.name for name, graph in regions.items()}
+        digest = next(iter(regions.values())).prepared.metadata[NETWORK]
+        more |= {REGIONS: json_text(files, indent=None), NETWORK: digest}
     return {
-        "format": "routespace.export/1",
+        "format": FORMAT,
         "grid": net.spec.hash,
         "architecture": net.architecture.hash,
         "image_size": json_text(list(size), indent=None),
@@ -191,7 +275,6 @@ def _about(net: TaskNet, size: tuple[int, int], metadata: Mapping[str, str]) -> 
         "outputs": json_text(list(net.head.names), indent=None),
         "rates": json_text(list(net.spec.output_rates), indent=None),
         **({"head": json_text(head_data(net.head), indent=None)} if is_known(net.head) else {}),
-        **metadata,
     }
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from routespace.deploy.export.base import LoadedNet
 from routespace.deploy.export.formats import EXPORTERS, exporter_of
 from routespace.deploy.export.load import load_exported
 from routespace.deploy.export.packages import require
+from routespace.deploy.export.region_files import is_region_file, require_first
 from routespace.deploy.folder import is_bundle, net_folder
 from routespace.errors import BundleError, RoutespaceError, SpecError, reason
 from routespace.grid.families.base import Family
@@ -79,7 +81,8 @@ def require_network(path: Path | str, *, fed: bool = False) -> None:
         exporter = exporter_of(path)
         require(exporter.runs_with, f"running {exporter.suffix} files")
         return
-    files = [file.name for file in sorted(path.iterdir()) if file.suffix in _endings().split(", ")]
+    named = [file for file in sorted(path.iterdir()) if file.suffix in _endings().split(", ")]
+    files = [file.name for file in named if not is_region_file(file)]
     if files and not is_bundle(path):
         raise BundleError(f"{path}: is a folder of exported files; give one of them, such as {path / files[0]}")
     net_folder(path)
@@ -144,7 +147,8 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
 
 def _of_file(path: Path, device: str) -> OpenNetwork:
     loaded = load_exported(path, device=device)
-    decode = _file_decoder(path, loaded.metadata)
+    require_first(path, loaded.metadata)
+    decode = _file_decoder(path, loaded)
     answers = "objects" if decode is not None else _answers(path, loaded.names)
 
     def run(images: NDArray[np.float32]) -> Arrays:
@@ -173,15 +177,18 @@ def _decoder(head: Head, place: str | torch.device = "cpu") -> Decode | None:
     return decode
 
 
-def _file_decoder(path: Path, metadata: Mapping[str, str]) -> Decode | None:
+def _file_decoder(path: Path, loaded: LoadedNet) -> Decode | None:
     """What makes objects of an exported detector's tensors, which needs torch; None of other files."""
-    head = json.loads(metadata.get("head", "{}"))
-    if head.get("kind") not in DETECTORS:
+    try:
+        head, rates = (json.loads(loaded.metadata.get(key, "{}")) for key in ("head", "rates"))
+    except ValueError as error:
+        raise BundleError(f"{path}: its metadata cannot be read ({error}); export it again") from error
+    if not isinstance(head, dict) or head.get("kind") not in DETECTORS:
         return None
     from routespace.nn.heads.kinds import decoder_of
 
     try:
-        return _decoder(decoder_of(json.loads(metadata["rates"]), head))
+        return _decoder(decoder_of(rates, head, loaded.region_runs()))
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from error
 

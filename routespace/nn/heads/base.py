@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.spec import GridSpec
+from routespace.nn.heads.regions import RegionGraph
 from routespace.nn.route_net import RouteOutput
 
 NO_COST = EdgeCost(0, 0, 0, 0, 0)
@@ -80,6 +81,13 @@ class Head(nn.Module, ABC):
         mode, what is multiplied on the way to the results. What it gives is of no use.
         """
         return None
+
+    def region_graphs(self) -> Mapping[str, RegionGraph]:
+        """What it computes in float32 of regions that only the outputs tell, by name; nothing by default.
+
+        Exported files hold these beside the image's graph, since their number differs from image to image.
+        """
+        return {}
 
     @abstractmethod
     def tensors(self, outputs: Any) -> tuple[Tensor, ...]:

@@ -4,11 +4,13 @@
 on the content, boxes and masks of proposals, is made of them by `losses_of` and `found_in`.
 
 Shape legend: B images of one size · D channels of the pyramid · H, W pixels, or of a map · M all anchors ·
+K classes ·
 R proposals · N objects found.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import log2
@@ -28,10 +30,12 @@ from routespace.grid.families.base import EdgeCost
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.detector import Detected, Detector, Found, Size, fed_size, learned
 from routespace.nn.heads.pyramid import Pyramid, RateAnchors, Work, cost_of, places_of
+from routespace.nn.heads.regions import ComputeRegions, OutsideRegions, RegionGraph
 from routespace.nn.heads.settings import InstanceSettings
 from routespace.nn.route_net import RouteOutput
 from routespace.nn.running import in_mode
 
+BOXES, MASKS = "boxes", "masks"  # what is computed of proposals
 BOX_SIDE, MASK_SIDE = 7, 14  # of a proposal's map, for its box and its mask
 POSITIVE = 4  # one in so many sampled proposals is of an object, at most
 MASK_LAYERS = 4
@@ -49,6 +53,7 @@ class InstanceHead(Detector):
     """
 
     kind = "instance"
+    free_size = True
     usual = (4, 8, 16, 32)
 
     def __init__(self, widths: Mapping[int, int], told: InstanceSettings) -> None:
@@ -90,6 +95,37 @@ class InstanceHead(Detector):
         """A detector with fresh weights on all maps of the grid."""
         told = InstanceSettings.parse(dict(settings), name="head")
         return cls({rate: spec.width(rate) for rate in spec.output_rates}, told)
+
+    @classmethod
+    def decoder(
+        cls, rates: Sequence[int], settings: Mapping[str, Any], regions: Mapping[str, ComputeRegions]
+    ) -> Self:
+        """A detector without weights, which makes objects of raw tensors, such as those of exported files.
+
+        Args:
+            rates: of the grid's output maps.
+            settings: as for `build`.
+            regions: computes what `region_graphs` has under the same names.
+        """
+        told = InstanceSettings.parse(dict(settings), name="head")
+        with torch.device("meta"):
+            made = cls(dict.fromkeys(rates, 1), told).eval()
+        heads = made.detector.roi_heads
+        heads.box_head, heads.box_predictor = OutsideRegions(regions[BOXES]), nn.Identity()
+        heads.mask_head, heads.mask_predictor = OutsideRegions(regions[MASKS]), nn.Identity()
+        return made
+
+    def region_graphs(self) -> Mapping[str, RegionGraph]:
+        """See Head: `boxes` gives class_logits (R, K + 1) and box_deltas (R, 4K + 4), `masks` mask_logits."""
+        heads = self.detector.roi_heads
+        if any(weight.dtype != torch.float32 for weight in heads.parameters()):
+            heads = copy.deepcopy(heads).float()  # as `_looked_at` takes them
+        boxes, masks = (heads.box_head, heads.box_predictor), (heads.mask_head, heads.mask_predictor)
+        width = self.told.width
+        return {
+            BOXES: RegionGraph(nn.Sequential(*boxes), ("class_logits", "box_deltas"), (width, BOX_SIDE, BOX_SIDE)),
+            MASKS: RegionGraph(nn.Sequential(*masks), ("mask_logits",), (width, MASK_SIDE, MASK_SIDE)),
+        }
 
     def settings(self) -> dict[str, Any]:
         """See InstanceSettings."""

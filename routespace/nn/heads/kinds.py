@@ -13,7 +13,8 @@ from routespace.nn.heads.base import Head, Maps
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.heads.detect import DetectHead
 from routespace.nn.heads.detector import Detector
-from routespace.nn.heads.instance import InstanceHead
+from routespace.nn.heads.instance import BOXES, MASKS, InstanceHead
+from routespace.nn.heads.regions import ComputeRegions
 from routespace.nn.heads.semantic import PixelClassifier
 
 KINDS: tuple[type[Head], ...] = (Classifier, Maps, PixelClassifier, DetectHead, InstanceHead)
@@ -34,28 +35,34 @@ def make_head(spec: GridSpec, data: Any) -> Head:
         return HEADS[data["kind"]].build(spec, settings)
 
 
-def decoder_of(rates: Any, data: Any) -> Detector:
-    """What makes boxes of the raw tensors of an exported file, by what the file tells; it needs no weights.
+def decoder_of(rates: Any, data: Any, regions: Mapping[str, ComputeRegions] | None = None) -> Detector:
+    """What makes objects of the raw tensors of an exported file, by what the file tells; it needs no weights.
 
-        decoder = decoder_of(json.loads(metadata["rates"]), json.loads(metadata["head"]))
+        decoder = decoder_of(json.loads(metadata["rates"]), json.loads(metadata["head"]), file.region_runs())
         decoder.detections_of(file.run(images), [(H, W)] * B)
 
     Args:
         rates: of the grid's output maps.
         data: as `head_data` gives it.
+        regions: of Mask R-CNN, which computes on from its tensors: `boxes` and `masks`, as the files beside the
+            first one hold them.
 
     Raises:
-        SpecError: no detector, or one that computes on from its tensors with weights that such files do not hold.
+        SpecError: no detector, or its regions are missing.
     """
     kind = data.get("kind") if isinstance(data, Mapping) else data
-    if kind == InstanceHead.kind:
-        raise SpecError(
-            "head: a file of kind 'instance' ends at the proposals, and boxes and masks need weights that it does "
-            "not hold; give the run or bundle that it came from"
-        )
-    if kind != DetectHead.kind or not isinstance(rates, Sequence):
+    if kind not in (DetectHead.kind, InstanceHead.kind) or not isinstance(rates, Sequence):
         raise SpecError(f"head: kind {kind!r:.40} makes no boxes; give a file of a detector")
-    return DetectHead.decoder(rates, {name: value for name, value in data.items() if name != "kind"})
+    settings = {name: value for name, value in data.items() if name != "kind"}
+    if kind == DetectHead.kind:
+        return DetectHead.decoder(rates, settings)
+    missing = [name for name in (BOXES, MASKS) if name not in (regions or {})]
+    if missing:
+        raise SpecError(
+            f"head: a file of kind 'instance' ends at the proposals, and there is nothing that computes their "
+            f"{' and '.join(missing)}; export the network again, or give the run or bundle that it came from"
+        )
+    return InstanceHead.decoder(rates, settings, regions or {})
 
 
 def is_known(head: Head) -> bool:
