@@ -31,7 +31,7 @@ FINE_TUNING = {"name": "digits_map_finetuned", "train.phases": [], "train.epochs
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
 QUICK_TRIALS = 2
-PROBE_PICTURES = 1600  # trained with to learn how long a picture takes
+PROBE_PICTURES = 1200  # of an epoch, trained with to learn how long a picture takes
 GRID_FILE = "grid.json"  # the first thing that it writes
 
 
@@ -196,19 +196,22 @@ def _train_plain(journey: Journey, supernet: RunResult) -> RunResult:
 
 
 def _pictures_in(seconds: float, recipe: Recipe) -> int:
-    """Pictures of an epoch of the last phase with which a whole training takes so long, validation included."""
+    """Pictures of an epoch of the last phase with which a whole training takes so long, validation included.
+
+    Told by two short epochs of each phase, of which the first only warms up.
+    """
     import tempfile
 
     from routespace.train.run import train_recipe
     from routespace.train.run_folder import RunFolder
 
     begin = recipe.train.phases[0]
-    short = begin.model_dump(mode="json") | {"epochs": 1, "data": {**begin.data, "train_size": PROBE_PICTURES}}
-    changes = {"train.phases": [short | {"warmup_epochs": 0}], "train.epochs": 1, "train.warmup_epochs": 0}
+    short = begin.model_dump(mode="json") | {"epochs": 2, "data": {**begin.data, "train_size": PROBE_PICTURES}}
+    changes = {"train.phases": [short | {"warmup_epochs": 0}], "train.epochs": 2, "train.warmup_epochs": 0}
     with tempfile.TemporaryDirectory() as probe:
         train_recipe(recipe.override(changes | {"data.train_size": PROBE_PICTURES}), Path(probe))
-        first, last = RunFolder(Path(probe)).read_metrics()
-    held_out = last["seconds"] - first["seconds"] - PROBE_PICTURES / last["images_per_s"]  # of each epoch
+        _, first, third, last = RunFolder(Path(probe)).read_metrics()
+    held_out = last["seconds"] - third["seconds"] - PROBE_PICTURES / last["images_per_s"]  # of each epoch
     before = begin.epochs * begin.data["train_size"] / first["images_per_s"]
     left = seconds - before - held_out * (begin.epochs + recipe.train.epochs)
     pictures: float = left * last["images_per_s"] / recipe.train.epochs

@@ -170,10 +170,11 @@ class BudgetLoss:
         """Aim lower by what validation images cost more than an epoch's training images.
 
         Gates that see other photographs open more often or less; a target that is met on training images is then
-        missed where it counts. An epoch in which the target still moved says nothing about that.
+        missed where it counts. An epoch in which the target still moved, or gates were held open, says nothing
+        about that.
         """
         settled = self.spec.warmup_frac if self.spec.schedule == "constant" else self.spec.settle_frac
-        if self.spec.correct and progress >= settled:
+        if self.spec.correct and progress >= max(settled, self.spec.open_frac):
             most = MOST_EXCESS_FRAC * self.target / self.base
             self.excess_ratio = max(-most, min(most, validated_ratio - trained_ratio))
 

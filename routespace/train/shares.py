@@ -104,12 +104,17 @@ class RowShares:
             return dict.fromkeys(self.routed, self.keep)
         return solved(self.sides, self.routed, self.target - self.excess - self.fixed)
 
+    @property
+    def settled(self) -> float:
+        """Share of the training from which the final shares hold: never while gates are still held open."""
+        return max(self.budget.open_frac, self.budget.settle_frac)
+
     def at(self, progress: float) -> dict[str, float]:
         """Transformer edge → share to open, after a share `progress` of the training."""
-        start, end = self.budget.open_frac, self.budget.settle_frac
-        if progress >= end:
+        start = self.budget.open_frac
+        if progress >= self.settled:
             return self.final
-        part = max(0.0, progress - start) / (end - start) if end > start else 0.0
+        part = max(0.0, progress - start) / (self.settled - start) if self.settled > start else 0.0
         return {name: 1 - (1 - share) * part for name, share in self.final.items()}
 
     def macs(self, progress: float) -> float:
@@ -123,7 +128,7 @@ class RowShares:
         The same cuts let through another share of other photographs. An epoch in which the shares still moved says
         nothing about that.
         """
-        if self.target is not None and self.budget.correct and progress >= self.budget.settle_frac:
+        if self.target is not None and self.budget.correct and progress >= self.settled:
             most = MOST_EXCESS_FRAC * self.target
             self.excess = max(-most, min(most, validated - trained))
 

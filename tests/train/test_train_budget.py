@@ -193,6 +193,17 @@ def test_the_target_moves_as_the_schedule_says():
     assert float(macs.grad) == pytest.approx(10 * 2 * 0.3 / 100)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_what_validation_costs_counts_once_gates_answer(schedule):
+    """While gates are held open, validation says nothing of what they will let through."""
+    spec = BudgetSpec(schedule=schedule, open_frac=0.5, settle_frac=0.2, correct=True)
+    loss = BudgetLoss(spec, base=100, target=50)
+    loss.correct(1.0, 0.6, 0.4)
+    assert loss.excess_ratio == 0
+    loss.correct(0.5, 0.6, 0.5)
+    assert loss.excess_ratio == pytest.approx(0.1)
+
+
 def test_the_multiplier_removes_the_bias_of_the_penalty():
     """min −2r + λ(r − .5)² settles at .5 + 1/λ; with a multiplier it settles at the target."""
     reached = []

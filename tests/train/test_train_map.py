@@ -63,6 +63,17 @@ def test_shares_fall_when_gates_are_let_go_and_follow_what_validation_costs():
     assert shares.macs(1.0) == pytest.approx(target + 100)
 
 
+def test_shares_settle_no_sooner_than_gates_are_let_go():
+    given = recipe(budget__open_frac=0.5, budget__settle_frac=0.1)
+    shares = RowShares.of(given, given.architecture(), given.budget_macs())
+    assert set(shares.at(0.4).values()) == {1.0}
+    assert shares.at(0.5) == shares.final
+    shares.correct(1000.0, 900.0, 0.4)  # gates were held open
+    assert shares.excess == 0
+    shares.correct(1000.0, 900.0, 0.5)
+    assert shares.excess == -100
+
+
 def test_shares_without_a_budget_and_where_they_mean_nothing():
     free = recipe(budget__ratio=None, gates__keep=0.3)
     assert set(RowShares.of(free, free.architecture(), None).final.values()) == {0.3}
