@@ -66,9 +66,11 @@ class GateSpec(Value):
         smooth: side of the square of margins that is averaged before a row decides; 1: none. None: 3 with `map`,
             else 1.
         scout: blocks of a small convolutional network that looks for what is worth computing, with `source: map`;
-            the first gated row's gate then reads its features of each 2×2 square of tokens in place of a context,
+            the first gated row's gate then reads its features of each square of tokens in place of a context,
             see `routespace/grid/scout.py`. 0: none. On photographs 2 or 4 see what a linear gate does not.
         scout_width: its channels.
+        scout_square: side of its squares, in tokens: a scout that sees 4×4 tokens as one looks twice as far for a
+            quarter of the MACs, and tells less exactly where.
         opening: what a row's gate opens for. `threshold`: what is above one threshold, the same for all gates.
             `share`: each gate has a threshold of its own, above which is a given share of a training batch's
             tokens, and at inference a running mean of it (`threshold` then moves all of them alike). The shares
@@ -103,6 +105,7 @@ class GateSpec(Value):
     smooth: Side | None = None
     scout: Annotated[int, Field(ge=0, le=16)] = 0
     scout_width: Annotated[int, Field(ge=1, le=512)] = 16
+    scout_square: Literal[1, 2, 4, 8] = 2
     opening: Literal["threshold", "share"] = "threshold"
     teach: Literal["none", "dense"] = "none"
     teach_share: Open01 = 0.15
@@ -205,7 +208,7 @@ class GateSpec(Value):
 
     def scout_shape(self, width: int, *, rows: bool = True) -> ScoutShape | None:
         """The scout that looks at maps of `width` channels for the row that makes the map; None without one."""
-        return ScoutShape(width, self.scout_width, self.scout) if rows and self.scout else None
+        return ScoutShape(width, self.scout_width, self.scout, self.scout_square) if rows and self.scout else None
 
     def gate_inputs(self, width: int, *, rows: bool = True) -> int:
         """What a gate's linear layer reads of a place: the token's channels and its context's two of each, or

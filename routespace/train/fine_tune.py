@@ -30,6 +30,7 @@ SHAPES_GATES = (
     "context_side",
     "scout",
     "scout_width",
+    "scout_square",
     "opening",
 )
 SHOWN_FIELDS = 4
@@ -217,7 +218,16 @@ def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSp
 def _weights(gates: GateSpec) -> tuple[object, ...]:
     """Equal for gates that have the same weights, meaning the same."""
     rows, columns = gates.gate_params(gates.rows, 1), gates.gate_params(gates.columns, 1, rows=False)
-    return gates.kind, rows, columns, gates.source, gates.opening, gates.scout, gates.scout_width
+    return (
+        gates.kind,
+        rows,
+        columns,
+        gates.source,
+        gates.opening,
+        gates.scout,
+        gates.scout_width,
+        gates.scout_square,
+    )
 
 
 def _check_routing(recipe: Recipe, architecture: Architecture, asked: Collection[str] | None) -> None:

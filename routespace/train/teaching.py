@@ -8,7 +8,7 @@ loss would have noticed of leaving a token out is about ⟨dL/dy, y − x⟩. It
 finds objects. The best `gates.teach_share` of a batch's tokens are labelled 1, and the gate learns to tell them
 by a binary cross-entropy on its margins before they are smoothed, with a backward pass of its own that reaches
 nothing but the gate. It costs next to nothing, as the gradient is there. When gates are let go, nothing teaches
-them any more. A scout's labels are those of the squares that it sees, by what their surroundings are worth.
+them any more. A scout's labels are those of 2×2 squares of tokens, by what their surroundings are worth.
 
 Shape legend: B images · N tokens of a map · C channels.
 """
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.errors import SpecError
-from routespace.grid.scout import SCOUT_GROUP
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import pool, spread
 from routespace.nn.routing.gates import Gate
@@ -33,7 +32,8 @@ from routespace.nn.routing.margins import share_cut, smoothed
 from routespace.nn.task_net import TaskNet
 from routespace.train.recipe.recipe import Recipe
 
-WORTH_SIDE = 3  # squares across whose mean worth labels a scout's square
+LABEL_GROUP = 2  # side in tokens of what a scout is taught as one
+WORTH_SIDE = 3  # squares across whose mean worth labels the middle one
 LEAST_MEAN = 1e-12  # of an image whose tokens change nothing at all
 
 
@@ -120,7 +120,7 @@ def labels(seen: DensePass, gradient: Tensor, share: float, *, squares: bool = F
         seen: a row's dense pass.
         gradient: (B, N, C) the loss's, by y.
         share: of all tokens.
-        squares: label the 2×2 squares that a scout sees, by the mean worth of 3×3 of them: a single token's worth
+        squares: label 2×2 squares of tokens, by the mean worth of 3×3 of them, for a scout: a single token's worth
             is noisy, and what a scout looks for is larger than a square.
     """
     x, y = seen.x.float(), seen.y.float()
@@ -134,5 +134,5 @@ def labels(seen: DensePass, gradient: Tensor, share: float, *, squares: bool = F
 
 def over_squares(worth: Tensor, hw: tuple[int, int]) -> Tensor:
     """(B, N) → (B, N): the mean worth of the 3×3 squares of 2×2 tokens around each token's own square."""
-    squares = smoothed(pool(worth[..., None], hw, SCOUT_GROUP)[..., 0], map_size(hw, SCOUT_GROUP), WORTH_SIDE)
-    return spread(squares, hw, SCOUT_GROUP)
+    squares = smoothed(pool(worth[..., None], hw, LABEL_GROUP)[..., 0], map_size(hw, LABEL_GROUP), WORTH_SIDE)
+    return spread(squares, hw, LABEL_GROUP)

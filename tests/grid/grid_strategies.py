@@ -132,5 +132,5 @@ def seeing_gates(draw: Any) -> dict[str, Any]:
     fields = {"source": ["map"], "context": [3, 5], "smooth": [3], "opening": ["share"], "teach": ["dense"]}
     given = {name: draw(st.sampled_from(values)) for name, values in fields.items() if draw(st.booleans())}
     if given.get("source") == "map" and "context" not in given:
-        given |= draw(st.sampled_from([{}, {"scout": 1}, {"scout": 3, "scout_width": 5}]))
+        given |= draw(st.sampled_from([{}, {"scout": 1}, {"scout": 3, "scout_width": 5, "scout_square": 4}]))
     return given

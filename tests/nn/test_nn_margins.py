@@ -100,7 +100,7 @@ def test_a_cut_keeps_a_running_mean_and_holds_it_at_inference():
         {"early_stop": True},
         {"context": 1},
         {"scout": 2, "opening": "share", "teach": "dense"},
-        {"scout": 1, "capacity": True, "keep": 0.4},
+        {"scout": 1, "scout_square": 4, "capacity": True, "keep": 0.4},
     ],
     ids=str,
 )

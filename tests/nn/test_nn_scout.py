@@ -62,21 +62,22 @@ class Reference(nn.Module):
         return nn.functional.gelu(z)
 
 
+@pytest.mark.parametrize("side", [1, 2, 4])
 @pytest.mark.parametrize("hw", [(8, 12), (7, 5), (1, 1)])
-def test_it_computes_what_torchs_layers_compute(hw):
+def test_it_computes_what_torchs_layers_compute(hw, side):
     torch.manual_seed(0)
-    scout, x = Scout(ScoutShape(width=3, channels=6, blocks=3)), torch.randn(2, hw[0] * hw[1], 3)
+    scout, x = Scout(ScoutShape(width=3, channels=6, blocks=3, side=side)), torch.randn(2, hw[0] * hw[1], 3)
     for weight in scout.parameters():
         nn.init.normal_(weight, std=0.5)
-    coarse = -(-hw[0] // 2), -(-hw[1] // 2)
-    squares = square_statistics(x, hw).transpose(1, 2).unflatten(2, coarse)
+    coarse = -(-hw[0] // side), -(-hw[1] // side)
+    squares = square_statistics(x, hw, side).transpose(1, 2).unflatten(2, coarse)
     wanted = Reference(scout)(squares).flatten(2).transpose(1, 2)
     assert torch.allclose(scout(x, hw), wanted, atol=1e-5)
 
 
 def test_squares_are_told_by_their_mean_and_deviation():
     x = torch.randn(2, 5 * 7, 3, requires_grad=True)
-    found, tokens = square_statistics(x, (5, 7)).view(2, 3, 4, 6), x.detach().view(2, 5, 7, 3).numpy()
+    found, tokens = square_statistics(x, (5, 7), 2).view(2, 3, 4, 6), x.detach().view(2, 5, 7, 3).numpy()
     for row, column in ((0, 0), (1, 3), (2, 3)):  # whole, cut at one side, and at two
         square = tokens[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(2, -1, 3)
         wanted = np.concatenate([square.mean(1), np.maximum(square.std(1), 1e-5**0.5)], 1)
@@ -85,9 +86,9 @@ def test_squares_are_told_by_their_mean_and_deviation():
 
 
 @pytest.mark.parametrize("routing", ["depth", "both"])
-@pytest.mark.parametrize(("scout", "channels"), [(1, 16), (2, 16), (4, 7)])
-def test_the_price_is_what_torch_counts(routing, scout, channels):
-    fields = {"scout": scout, "scout_width": channels, "kind": "sigmoid"}
+@pytest.mark.parametrize(("scout", "channels", "side"), [(1, 16, 2), (2, 16, 4), (4, 7, 2)])
+def test_the_price_is_what_torch_counts(routing, scout, channels, side):
+    fields = {"scout": scout, "scout_width": channels, "scout_square": side, "kind": "sigmoid"}
     net = scouted(routing, **fields)
     for size in ((64, 64), (72, 88), (50, 70)):
         cost = architecture_cost(net.architecture, gates=net.gate_spec, image_size=size)
@@ -95,7 +96,7 @@ def test_the_price_is_what_torch_counts(routing, scout, channels):
         assert count.macs == cost.macs
         assert not count.unknown
     assert sum(p.numel() for p in net.parameters()) == cost.params
-    squares = 7 * 9  # of the 13×18 tokens at rate 4
+    squares = {2: 7 * 9, 4: 4 * 5}[side]  # of the 13×18 tokens at rate 4
     each = 16 * channels + scout * (25 * channels + channels**2) + channels
     assert cost.gates[LEADER].macs == squares * each
     assert [name for name, gate in cost.gates.items() if gate.macs and "transformer" in name] == [LEADER]
@@ -111,7 +112,9 @@ def test_a_square_is_decided_as_one_before_it_is_smoothed():
     assert torch.equal(routes["l01_r08_transformer"].kept.view(2, 7, 9), kept[:, :, 0, :, 0])
 
 
-@pytest.mark.parametrize("fields", [{}, {"opening": "share"}, {"capacity": True, "keep": 0.4}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"opening": "share", "scout_square": 8}, {"capacity": True, "keep": 0.4}], ids=str
+)
 def test_an_image_is_decided_alone(fields):
     assert_alone_is_among_others(scouted(**fields), torch.randn(3, 3, 64, 48), None, ("dense", "packed", "auto"))
 
@@ -187,6 +190,7 @@ def test_nothing_and_tiny_maps_are_computed(training):
         ({"scout": 2, "source": "map", "rows": "image"}, "it needs rows 'token'"),
         ({"scout": 17, "source": "map"}, "scout"),
         ({"scout_width": 0}, "scout_width"),
+        ({"scout_square": 3}, "scout_square"),
     ],
 )
 def test_gates_that_make_no_sense_are_refused(fields, message):
@@ -199,3 +203,5 @@ def test_a_made_scout_keeps_its_size():
         scouted().decide(gates=GateSpec(source="map"))
     with pytest.raises(SpecError, match=r"gates\.scout: 4 does not fit; this network's gates were made with 2"):
         scouted().decide(gates=GateSpec(source="map", scout=4))
+    with pytest.raises(SpecError, match=r"gates\.scout_square: 4 does not fit"):
+        scouted().decide(gates=GateSpec(source="map", scout=2, scout_square=4))

@@ -40,7 +40,7 @@ from routespace.values import Value
 # What a gated edge's time depends on.
 TIMED = (
     *("kind", "rows", "columns", "window", "selection", "capacity", "keys"),
-    *("source", "context_side", "smooth_side", "scout", "scout_width", "opening"),
+    *("source", "context_side", "smooth_side", "scout", "scout_width", "scout_square", "opening"),
 )
 
 

@@ -31,6 +31,7 @@ BUILT = (
     "context_side",
     "scout",
     "scout_width",
+    "scout_square",
     "opening",
 )
 

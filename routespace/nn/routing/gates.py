@@ -5,7 +5,7 @@ Segmentation" (CVPR 2020) for max(0, tanh). Straight-through: the value is 0 or 
 the soft probability's gradient. A closed gate's edge is not computed, so no gradient of the task reaches a
 closed gate: that bias is the price of real savings, and noise and the budget loss are what reopens gates.
 
-Shape legend: B images · N tokens · P places (decisions of one gate for one image) · C channels · S squares of 2×2
+Shape legend: B images · N tokens · P places (decisions of one gate for one image) · C channels · S squares of
 tokens and D channels of a scout.
 """
 
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.gate_spec import MAP_CONTEXT, RANKING, GateSpec, Granularity
-from routespace.grid.scout import SCOUT_GROUP
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
@@ -147,7 +146,7 @@ class Gate(nn.Module):
         """(B, N, C) → (B, P) what its weights say of each place: above 0 where it should open."""
         logits = self._logits(self._places(x, hw))
         margins = logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
-        return margins if self.scout is None else spread(margins, hw, SCOUT_GROUP)
+        return margins if self.scout is None else spread(margins, hw, self.scout.shape.side)
 
     def margins_to_decide_by(self, x: Tensor, hw: tuple[int, int], spec: GateSpec) -> Tensor:
         """(B, N, C) → (B, P) the same, smoothed; what a taught gate decides gives its weights no gradient."""

@@ -1,11 +1,11 @@
 """Scout: a small convolutional network that looks for what is worth computing (`gates.scout`).
 
-It reads the map that the leading row's gate reads, at the next coarser rate, and gives features from which that
-gate's linear layer makes margins. On photographs a token and the statistics of its surroundings do not tell an
-object from what is behind it; a few convolutions do it better. What it is made of stands in
+It reads the map that the leading row's gate reads, square by square of its tokens, and gives features from which
+that gate's linear layer makes margins. On photographs a token and the statistics of what is around it do not tell
+an object from its background; a few convolutions do it better. What it is made of stands in
 `routespace/grid/scout.py`.
 
-Shape legend: B images · N tokens of a map of H×W · S squares of 2×2 tokens · C channels · D the scout's channels.
+Shape legend: B images · N tokens of a map of H×W · S squares of tokens · C channels · D the scout's channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routespace.grid.scout import SCOUT_GROUP, SCOUT_SIDE, ScoutShape
+from routespace.grid.scout import AROUND_SIDE, ScoutShape
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.routing.margins import LEAST_VARIANCE, without_autocast
@@ -25,7 +25,7 @@ AVERAGED = "ema_"  # before the name of a weight: its moving average, for infere
 
 
 class Scout(nn.Module):
-    """(B, N, C) → (B, S, D): what a gate's linear layer reads of each 2×2 square of tokens.
+    """(B, N, C) → (B, S, D): what a gate's linear layer reads of each square of tokens.
 
     No gradient goes back into what it reads. At inference the moving averages of its weights are used.
 
@@ -39,7 +39,7 @@ class Scout(nn.Module):
         own, blocks = shape.channels, shape.blocks
         self._add("enter_weight", _uniform(own, 2 * shape.width, fan_in=2 * shape.width))
         self._add("enter_bias", torch.zeros(own))
-        self._add("around_weight", _uniform(blocks, own, 1, SCOUT_SIDE, SCOUT_SIDE, fan_in=SCOUT_SIDE**2))
+        self._add("around_weight", _uniform(blocks, own, 1, AROUND_SIDE, AROUND_SIDE, fan_in=AROUND_SIDE**2))
         self._add("around_bias", torch.zeros(blocks, own))
         self._add("norm_weight", torch.ones(blocks, own))
         self._add("norm_bias", torch.zeros(blocks, own))
@@ -54,7 +54,7 @@ class Scout(nn.Module):
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, S, D), in at least 32 bits."""
         with without_autocast(x, wanted=True):
-            return self._features(square_statistics(x, hw), map_size(hw, SCOUT_GROUP))
+            return self._features(square_statistics(x, hw, self.shape.side), map_size(hw, self.shape.side))
 
     def _features(self, squares: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, S, 2C) → (B, S, D); `hw` are the squares' rows and columns."""
@@ -67,7 +67,7 @@ class Scout(nn.Module):
                 as_map(z, hw),
                 around[block],
                 around_bias[block],
-                padding=SCOUT_SIDE // 2,
+                padding=AROUND_SIDE // 2,
                 groups=self.shape.channels,
             )
             normed = F.layer_norm(as_tokens(seen), (self.shape.channels,), norm[block], norm_bias[block])
@@ -86,14 +86,14 @@ class Scout(nn.Module):
             getattr(self, AVERAGED + name).lerp_(weight, 1 - decay)
 
 
-def square_statistics(x: Tensor, hw: tuple[int, int]) -> Tensor:
-    """(B, N, C) → (B, S, 2C): the mean and the standard deviation of each 2×2 square of tokens, without gradient.
+def square_statistics(x: Tensor, hw: tuple[int, int], side: int) -> Tensor:
+    """(B, N, C) → (B, S, 2C): the mean and the standard deviation of each square of tokens, without gradient.
 
     Squares at the edges of a map of odd sides are those of the tokens that are there.
     """
     tokens = as_map(x.detach().to(torch.promote_types(x.dtype, torch.float32)), hw)
     mean, square = (
-        F.avg_pool2d(part, SCOUT_GROUP, SCOUT_GROUP, ceil_mode=True, count_include_pad=False)
+        F.avg_pool2d(part, side, side, ceil_mode=True, count_include_pad=False)
         for part in (tokens, tokens * tokens)
     )
     deviation = (square - mean * mean).clamp(min=LEAST_VARIANCE).sqrt()
