@@ -58,8 +58,9 @@ class GateSpec(Value):
             counts, and so it does with `early_stop`, where stopped tokens are ranked too: fewer are computed then.
         source: where a row's margins come from. `own`: from weights of its own. `map`: the gate of the first gated
             row alone has weights; what it says of each token, the maximum over the tokens that a coarser token
-            covers, is the margin of all later rows, which costs them nothing. Rows must be `token`, that first row
-            must be of the finest gated rate, and everything must arrive at it.
+            covers, is the margin of all later rows, which costs them nothing. Rows must be `token`, or `window`: a
+            window opens for the best of its tokens. That first row must be of the finest gated rate, and
+            everything must arrive at it.
         context: side of the square of tokens around each token whose mean and standard deviation a row's gate
             reads beside the token itself, without giving them a gradient; 1: the token alone. None: 5 with `map`,
             else 1.
@@ -144,11 +145,12 @@ class GateSpec(Value):
             "opening: 'share'": self.opening == "share",
             "teach: 'dense'": self.teach == "dense",
         }
+        places = ("token", "window") if self.source == "map" else ("token",)
         for wish, wanted in wants.items():
-            if wanted and (self.rows != "token" or self.selection != "learned" or self.kind == "tanh"):
+            if wanted and (self.rows not in places or self.selection != "learned" or self.kind == "tanh"):
                 raise ValueError(
                     f"{wish} is for rows that decide about tokens by what they have learned; it needs rows "
-                    f"'token', selection 'learned' and kind 'gumbel' or 'sigmoid'"
+                    f"'token' (or 'window' with source 'map'), selection 'learned' and kind 'gumbel' or 'sigmoid'"
                 )
         if self.scout and self.source != "map":
             raise ValueError(
@@ -159,6 +161,11 @@ class GateSpec(Value):
             raise ValueError(f"context: {self.context} has no reader, as the scout looks around; leave it out")
         if self.opening == "share" and (self.capacity or self.early_stop):
             raise ValueError("opening: 'share' fixes how much opens; leave out capacity and early_stop")
+
+    @property
+    def read_rows(self) -> Granularity:
+        """What the gate of a row reads one by one: a map is made of tokens, also where windows decide by it."""
+        return "token" if self.source == "map" else self.rows
 
     @property
     def context_side(self) -> int:

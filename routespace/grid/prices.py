@@ -56,7 +56,7 @@ def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec, *, follows: bool = Fa
         return NO_GATE
     width = spec.width(edge.rate)
     column = edge.kind == "patch_embed"
-    granularity = gates.columns if column else gates.rows
+    granularity = gates.columns if column else gates.read_rows
     size = spec.map_size(2 * edge.rate if column else edge.rate)
     scout = gates.scout_shape(width, rows=not column)
     places = scout.squares(size) if scout else gate_places(granularity, size, gates.window)

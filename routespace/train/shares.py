@@ -89,7 +89,7 @@ class RowShares:
             )
         side_px = math.sqrt(math.prod(architecture.spec.image_size))
         return cls(
-            {row.name: row.rate / side_px for row in rows},
+            {row.name: row.rate * (gates.window if gates.rows == "window" else 1) / side_px for row in rows},
             routed,
             fixed=fixed,
             target=target,

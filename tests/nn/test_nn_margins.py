@@ -99,6 +99,8 @@ def test_a_cut_keeps_a_running_mean_and_holds_it_at_inference():
         {"capacity": True, "keep": 0.4},
         {"early_stop": True},
         {"context": 1},
+        {"rows": "window", "window": 3, "opening": "share"},
+        {"rows": "window", "window": 2, "context": 1, "early_stop": True},
         {"scout": 2, "opening": "share", "teach": "dense"},
         {"scout": 1, "scout_square": 4, "capacity": True, "keep": 0.4},
     ],
@@ -130,9 +132,35 @@ def test_later_rows_decide_by_the_first_ones_margins():
         assert torch.equal(F.adaptive_max_pool2d(fine, side).flatten(1) > 0, routes[name].kept), name
 
 
+@pytest.mark.parametrize("fields", [{}, {"scout": 1}, {"context": 1, "smooth": 1}], ids=str)
+def test_windows_open_for_the_best_of_their_tokens(fields):
+    """Part windows at the edges included: 16×12 tokens at rate 4 in windows of 5."""
+    net = mapped(rows="window", window=5, **fields)
+    by_token = mapped(**fields)
+    by_token.load_state_dict(net.state_dict())
+    images = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        windows, tokens = net(images).routes, by_token(images).routes
+    for name, places in net.gate_places((64, 48)).items():
+        height, width = places.hw
+        kept = tokens[name].chance.view(2, height, width) > 0.5
+        for top in range(0, height, 5):
+            for left in range(0, width, 5):
+                found = windows[name].kept.view(2, height, width)[:, top : top + 5, left : left + 5].flatten(1)
+                wanted = kept[:, top : top + 5, left : left + 5].flatten(1).any(1)
+                assert torch.equal(found, wanted[:, None].expand_as(found)), (name, top, left)
+
+
 @pytest.mark.parametrize("routing", ["depth", "both"])
 @pytest.mark.parametrize(
-    "fields", [{"source": "map"}, {"context": 5}, {"source": "map", "opening": "share"}], ids=str
+    "fields",
+    [
+        {"source": "map"},
+        {"context": 5},
+        {"source": "map", "opening": "share"},
+        {"source": "map", "rows": "window", "window": 3},
+    ],
+    ids=str,
 )
 def test_the_price_is_what_torch_counts(routing, fields):
     architecture, gates = Architecture.routed(grid(), routing), GateSpec(**fields)

@@ -173,6 +173,7 @@ def routed_net(**gates) -> TaskNet:
         {"keys": "kept"},
         {"rows": "window", "window": 4},
         {"rows": "window", "window": 8, "keys": "kept"},
+        {"rows": "window", "window": 4, "source": "map"},
         {"rows": "image", "columns": "token"},
         {"columns": "token", "keys": "kept", "early_stop": True},
     ],

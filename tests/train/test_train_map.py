@@ -178,6 +178,15 @@ def test_a_taught_gate_is_settled_when_it_is_let_go():
     assert not any(edge._forward_hooks for edge in net.edges.values())
 
 
+def test_windows_of_shifted_attention_follow_a_map_and_meet_the_budget(tmp_path):
+    given = recipe(
+        grid__family="swin_v2", grid__sr_ratios=None, grid__window=4, gates__rows="window", gates__window=4,
+        budget__ratio=0.88, train__epochs=4, data__train_size=160,
+    )  # fmt: skip
+    metrics = train_recipe(given, tmp_path / "run").metrics
+    assert metrics["counted_macs"] == pytest.approx(metrics["target_macs"], rel=0.05)
+
+
 @pytest.mark.parametrize("scout", [0, 2])
 def test_it_learns_where_the_digit_is_and_meets_its_budget(tmp_path, scout):
     given = recipe(

@@ -24,7 +24,7 @@ from routespace.grid.gate_spec import MAP_CONTEXT, RANKING, GateSpec, Granularit
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
-from routespace.nn.routing.margins import Cut, in_context, smoothed, without_autocast
+from routespace.nn.routing.margins import Cut, in_context, of_windows, smoothed, without_autocast
 from routespace.nn.routing.scout import Scout
 
 GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
@@ -78,6 +78,7 @@ class Gate(nn.Module):
         self.selection = spec.selection if rows else "learned"
         self.follows = follows
         self.leads = rows and spec.source == "map" and not follows
+        self.read_side = 1 if rows and spec.read_rows == "token" else self.window
         self.context = spec.context_side if rows else 1
         shape = spec.scout_shape(width, rows=rows) if self.leads else None
         self.scout = Scout(shape) if shape else None
@@ -136,6 +137,8 @@ class Gate(nn.Module):
             decision = Decision(value, value, value, per_image)
         else:
             own = self.margins_to_decide_by(x, hw, spec) if margins is None else margins
+            if self.leads or self.follows:
+                own = of_windows(own, hw, self.window)
             if self.cut is not None:
                 own = own - self.cut(own, share)
             decision = self._decide(own, deciding, best if self.capacity else None)
@@ -167,7 +170,7 @@ class Gate(nn.Module):
         if self.scout is not None:
             features: Tensor = self.scout(x, hw)
             return features
-        return in_context(x, hw, self.context) if self.context > 1 else pool(x, hw, self.group * self.window)
+        return in_context(x, hw, self.context) if self.context > 1 else pool(x, hw, self.group * self.read_side)
 
     def _logits(self, places: Tensor) -> Tensor:
         """(B, P, C) → (B, P, 1 or 2), with the EMA copy of the weights at inference."""

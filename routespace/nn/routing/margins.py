@@ -2,6 +2,7 @@
 
     in_context(x, hw, side)       a token beside the mean and the deviation of its neighbourhood
     smoothed(margins, hw, side)   margins averaged over a neighbourhood
+    of_windows(margins, hw, side) the best of each window's tokens
     MarginMap                     the leading row's margins, for maps of coarser rates
     Cut                           a threshold of one's own: a share of the batch is above it
 
@@ -41,6 +42,13 @@ def smoothed(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
     if side == 1:
         return margins
     return _around(margins.view(-1, 1, *hw), side).flatten(1)
+
+
+def of_windows(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
+    """(B, N) → (B, ceil(H/side)·ceil(W/side)): the best of each window's tokens; with side 1 as they came."""
+    if side == 1:
+        return margins
+    return F.max_pool2d(margins.view(-1, 1, *hw), side, side, ceil_mode=True).flatten(1)
 
 
 def _around(tokens: Tensor, side: int) -> Tensor:
