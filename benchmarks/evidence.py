@@ -7,7 +7,8 @@
     python benchmarks/evidence.py digits --test                           once, at the end: the test split
 
 `evidence_lines/lines.py` says what the lines are. Everybody starts on a small canvas with large objects and takes
-the same number of steps; `longer` gives the best plain network the routed one's time. Accuracies are of validation
+the same number of steps; `longer` gives the best plain network the routed one's time. On a CPU seconds are those
+of the processor, so that other work on the machine does not lengthen them. Accuracies are of validation
 scenes until `--test`, which evaluates every finished line on the test split; it chose nothing. `speed` is the time
 of the dense network over that of the line, both in turns, one thread, a batch of validation images (of the line's
 own size); `counted` is the same by MACs. The stamps come from `data_stamps.py`; without --data, handwritten digits

@@ -12,7 +12,6 @@ extracted  from a supernet that was trained in sandwich mode, with a short fine-
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from evidence_lines.arenas import Arena
+from evidence_lines.clock import Clock, clock_of
 from evidence_lines.oracle import oracle_accuracy, train_oracle
 from routespace import file_names
 from routespace.deploy.bundle import load_bundle
@@ -35,7 +35,6 @@ from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.scenes.on_device import on_device
 from routespace.train.evaluate import evaluate
 from routespace.train.plain import plain_recipe
-from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
@@ -56,20 +55,6 @@ SIZE_STEP = 4  # pixels between the smaller image sizes that are tried
 LEAST_PX = 8  # of an object
 NEARLY = 1.05  # as long: not trained again
 RIVALS = ("narrower", "shallower", "smaller")
-
-
-class Clock:
-    """Adds up the seconds between steps in each phase: no validation, calibration or start."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[int, float] = {}
-        self._last = 0.0
-
-    def __call__(self, news: Progress) -> None:
-        now = time.perf_counter()
-        if news.stage == "train" and news.step > 1:
-            self.seconds[news.phase] = self.seconds.get(news.phase, 0.0) + now - self._last
-        self._last = now
 
 
 @dataclass(frozen=True)
@@ -125,7 +110,7 @@ class Setting:
 
     def trained(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """Train a recipe, or go on with it; its numbers, with the seconds of its first and its last phase."""
-        clock, resume = Clock(), (folder / file_names.RECIPE).exists()
+        clock, resume = Clock(self.arena.device), (folder / file_names.RECIPE).exists()
         found = train_recipe(recipe, folder, resume=resume, progress=clock, loaders=self.loaders).metrics
         steps = found["epochs"] and recipe.train.epochs * (
             recipe.data.model_dump()["train_size"] // recipe.train.batch
@@ -234,7 +219,8 @@ def extracted(setting: Setting) -> dict[str, Any]:
         first, arena = Setting(setting.arena, setting.seed, 1, setting.out), setting.arena
         whole = first.arena.recipe(setting.seed).override({**SANDWICH, **arena.supernet})
         begun = first.kept("supernet", lambda place: first.trained(whole, place))
-        start, run = time.perf_counter(), load_run(first.folder("supernet"), device=arena.device)
+        now = clock_of(arena.device)
+        start, run = now(), load_run(first.folder("supernet"), device=arena.device)
         taken = extract_bundle(
             run,
             folder,
@@ -248,7 +234,7 @@ def extracted(setting: Setting) -> dict[str, Any]:
             "macs": taken.card.macs,
             "params": taken.card.params,
             "first_s": begun["first_s"] + begun["own_s"],
-            "own_s": time.perf_counter() - start,
+            "own_s": now() - start,
             "start": taken.score,
             "accuracy": taken.tuned["accuracy"],
         }

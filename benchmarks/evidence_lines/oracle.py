@@ -5,7 +5,6 @@ Shape legend: B images.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evidence_lines.clock import clock_of
 from routespace.grid.leading import gated_rows
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.route_net import RouteNet
@@ -98,7 +98,8 @@ def train_oracle(recipe: Recipe, folder: Path, macs: float) -> dict[str, Any]:
     assert train.clip_grad is not None
     load_pretrained(net, train.weights)
     around, net = around_for(recipe, net, macs), net.to(device)
-    steps, begin = count // train.batch, time.perf_counter()
+    now = clock_of(device.type)
+    steps, begin = count // train.batch, now()
     optimizer, net = make_optimizer(net, train), net.train()
     schedule = make_schedule(optimizer, train, steps)
     half = torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
@@ -117,7 +118,7 @@ def train_oracle(recipe: Recipe, folder: Path, macs: float) -> dict[str, Any]:
             torch.nn.utils.clip_grad_norm_(parameters, train.clip_grad)
         optimizer.step()
         optimizer.zero_grad()
-    seconds = time.perf_counter() - begin
+    seconds = now() - begin
     (folder / "net").mkdir(parents=True, exist_ok=True)
     save_net(net.eval().cpu(), folder / "net")
     return {"own_s": seconds, "around_px": around, **oracle_accuracy(recipe, folder, "val", around)}
