@@ -28,6 +28,8 @@ from routespace.deploy.examples import image_shape
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.leading import gated_rows
+from routespace.grid.usage import EdgeUsage
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
@@ -50,6 +52,7 @@ _FREE_NAMES = """
     reshape_alias unsafe_view local_scalar_dense upsample_nearest2d upsample_bilinear2d as_strided promote_types"""
 _FREE = frozenset(_FREE_NAMES.split())
 _CPU_ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)  # a private name
+WITH_PATHS = "with the paths for skipped tokens, which a dense pass computes too"
 _NORMS = ("layer_norm", "batch_norm", "group_norm", "instance_norm")
 
 
@@ -166,8 +169,8 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
 
     Args:
         net: a TaskNet, a RouteNet or any module from images to a tensor, in a wrapper such as torch.compile's or
-            not. Every token of a gated edge is counted; of a detector also what it may compute at most for the
-            objects that it finds.
+            not. Every token of a gated edge is counted, also on the path of skipped ones; of a detector also what
+            it may compute at most for the objects that it finds.
         image_size: height and width in pixels, or one number; a TaskNet's own by default, else 224.
         meta: count on meta tensors, where nothing is computed; else on a real image, on the net's device, which
             is faster for small networks.
@@ -226,7 +229,7 @@ def compare(
     gates: GateSpec | None = None,
     image_size: tuple[int, int] | int | None = None,
 ) -> CheckReport:
-    """Count an architecture four ways, for one image with every token computed.
+    """Count an architecture four ways, for one image with every token computed; see `dense_usage`.
 
     Args:
         architecture: static, or with gated edges, whose gates are counted too.
@@ -237,7 +240,8 @@ def compare(
         SpecError: an image size that the grid cannot take.
     """
     gates = gates or GateSpec()
-    cost = architecture_cost(architecture, gates=gates, image_size=image_size)
+    usage = dense_usage(architecture, gates)
+    cost = architecture_cost(architecture, gates=gates, usage=usage, image_size=image_size)
     net = TaskNet.classifier(architecture, gates).eval()
     params = cost.params, sum(parameter.numel() for parameter in net.parameters())
     counts = {
@@ -246,12 +250,19 @@ def compare(
         "fvcore alone": fvcore_macs(net, image_size, attention=False),
     }
     analytic = int(cost.macs)
-    rows = [CheckRow("analytic", analytic, 0, "")]
+    rows = [CheckRow("analytic", analytic, 0, WITH_PATHS if usage else "")]
     for name, count in counts.items():
         rows.append(CheckRow(name, count.macs, count.macs - analytic, _note(count)))
     exact = all(row.macs == analytic for row in rows[:3])
     known = not counts["torch"].unknown and not counts["fvcore with handle"].unknown
     return CheckReport(tuple(rows), params, exact and known and params[0] == params[1])
+
+
+def dense_usage(architecture: Architecture, gates: GateSpec) -> dict[str, EdgeUsage]:
+    """What a dense pass computes: every token of every edge, and on the path of skipped ones (`gates.skipped`)."""
+    if gates.skipped == "identity":
+        return {}
+    return {row.name: EdgeUsage(skipped=1) for row in gated_rows(architecture)}
 
 
 def _note(count: MacCount) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from routespace.deploy.counters import torch_macs
+from routespace.deploy.counters import dense_usage, torch_macs
 from routespace.deploy.examples import example_images, image_shape
 from routespace.deploy.tolerance import CONVERTED, VERIFIED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import GridError, SpecError
@@ -142,7 +142,8 @@ def verify(
         same, replayed = _differences(supernet, subnet, images)
         # On a GPU layers may run as kernels that no counter knows; on the CPU counting what is run is quicker.
         counted = torch_macs(subnet, hw, meta=place_of(subnet)[0].type != "cpu")
-    cost = network_cost(subnet, image_size=hw)
+    usage = dense_usage(subnet.architecture, subnet.gate_spec)
+    cost = network_cost(subnet, usage=usage, image_size=hw)
     return VerifyReport(
         max_difference=same,
         replay_difference=replayed,

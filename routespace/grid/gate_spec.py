@@ -84,6 +84,11 @@ class GateSpec(Value):
         keys: what skipped tokens do as keys and values: `all` keeps them visible, `kept` hides them (the
             paper's literal formula).
         early_stop: a token once skipped in a row stays skipped there until a patch embedding refreshes it.
+        skipped: what a row does with a token that its gate skips. `identity`: nothing, as in the paper. `linear`:
+            it adds a linear layer of its own to what a LayerNorm of its own makes of the token; `mlp`: two, from C
+            channels to C / 2 and back, with a GELU between them. Both start as nothing; see `grid/skipped.py`.
+            Tokens about which the gate was not asked get nothing: those that are not there or have stopped
+            (`early_stop`), and all where gates are held.
         temperature, final_temperature: of the Gumbel-Softmax or sigmoid at the start and end of training.
         noise, final_noise: factor of the Gumbel noise at the start and end of training. At 0 the decisions of
             training are those of inference, so the cost that is trained is the cost that is paid.
@@ -112,6 +117,7 @@ class GateSpec(Value):
     teach_share: Open01 = 0.15
     keys: Literal["all", "kept"] = "all"
     early_stop: bool = False
+    skipped: Literal["identity", "linear", "mlp"] = "identity"
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     final_temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     noise: Annotated[float, Field(ge=0, le=10)] = 1.0
@@ -132,6 +138,11 @@ class GateSpec(Value):
         if self.selection in RANKING and self.rows != "token":
             raise ValueError(
                 f"selection: {self.selection!r} ranks tokens; rows must be 'token' (given: {self.rows!r})"
+            )
+        if self.skipped != "identity" and self.relaxation == "soft":
+            raise ValueError(
+                f"skipped: {self.skipped!r} is for tokens that are skipped, and with relaxation 'soft' none is "
+                f"while training; take 'straight_through', or skipped 'identity'"
             )
         self._check_rows()
         return self

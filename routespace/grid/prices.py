@@ -8,6 +8,7 @@ Shape legend: n architectures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.resources import NO_EDGE, NO_GATE, GateCost, require_analytic
+from routespace.grid.skipped import NO_PATH, skipped_cost
 from routespace.grid.spec import GridSpec
 
 EXACT_FLOAT = 1 << 53  # float64 adds integers below this exactly, and BLAS adds them much faster than int64
@@ -50,12 +52,13 @@ def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec, *, follows: bool = Fa
 
     A column's `token` gate decides once per coarse token, from the fine map pooled 2×2; its `window` counts
     coarse tokens. A row that `follows` another's margins has no weights and nothing to multiply; with a scout
-    the row that leads pays for it, by the squares that it sees.
+    the row that leads pays for it, by the squares that it sees. A row's price holds that of its path for skipped
+    tokens, too.
     """
+    width, column = spec.width(edge.rate), edge.kind == "patch_embed"
+    path = NO_PATH if column else skipped_cost(gates, width, math.prod(spec.map_size(edge.rate)))
     if follows:
-        return NO_GATE
-    width = spec.width(edge.rate)
-    column = edge.kind == "patch_embed"
+        return NO_GATE if path is NO_PATH else GateCost(path.params, 0, 0, path.macs, path.bytes)
     granularity = gates.columns if column else gates.read_rows
     size = spec.map_size(2 * edge.rate if column else edge.rate)
     scout = gates.scout_shape(width, rows=not column)
@@ -63,7 +66,8 @@ def gate_cost(spec: GridSpec, edge: Edge, gates: GateSpec, *, follows: bool = Fa
     params = gates.gate_params(granularity, width, rows=not column)
     macs = gates.gate_macs(granularity, width, places, rows=not column)
     moved = gates.gate_inputs(width, rows=not column) + gates.logits + (scout.square_numbers if scout else 0)
-    return GateCost(params, macs, FLOAT_BYTES * (params + (places * moved if macs else 0)))
+    moved = FLOAT_BYTES * (params + (places * moved if macs else 0))
+    return GateCost(params + path.params, macs, moved, path.macs, path.bytes)
 
 
 class CostTable:

@@ -35,11 +35,19 @@ N = TypeVar("N", bound=Number)
 
 
 class GateCost(NamedTuple):
-    """What one gate costs for one image when every decision is evaluated."""
+    """What one gate costs for one image.
+
+    Attributes:
+        params: learned numbers, with those of the path that skipped tokens take.
+        macs, bytes: when every decision is evaluated.
+        skipped_macs, skipped_bytes: of that path, when every token is skipped; see `grid/skipped.py`.
+    """
 
     params: int
     macs: int
     bytes: int
+    skipped_macs: int = 0
+    skipped_bytes: int = 0
 
 
 NO_EDGE = EdgeCost(0, 0, 0, 0, 0)
@@ -54,23 +62,31 @@ class Terms(NamedTuple, Generic[N]):
         images: taken as soon as one token of the image is computed.
         tokens: of all tokens together; a share k of computed tokens takes k times this.
         asked: of all decisions of the gate together.
+        skipped: of all tokens together where they are skipped; nothing where everything is computed.
     """
 
     always: N
     images: N
     tokens: N
     asked: N
+    skipped: N | Literal[0] = 0
+
+    @property
+    def whole(self) -> Any:
+        """With everything computed, so that nothing is skipped."""
+        return self.always + self.images + self.tokens + self.asked
 
     def used(self, usage: EdgeUsage) -> Any:
-        """always + images·(share of images) + tokens·(share of tokens) + asked·(share of decisions).
+        """always + images·(share of images) + tokens·(share of tokens) + asked·(share of decisions) + skipped·(…).
 
         Works on numbers, arrays and tensors; integers give an integer.
         """
         spent = self.always + _part(self.images, usage.images)
-        return spent + _part(self.tokens, usage.tokens) + _part(self.asked, usage.asked)
+        spent = spent + _part(self.tokens, usage.tokens) + _part(self.asked, usage.asked)
+        return spent + _part(self.skipped, usage.skipped)
 
 
-def _part(amount: Number, share: Any) -> Any:
+def _part(amount: Number | int, share: Any) -> Any:
     """amount·share; of nothing it is the whole number 0, so that a count does not become a float."""
     return 0 if isinstance(amount, int) and not amount else amount * share
 
@@ -102,14 +118,20 @@ class Resource:
 
     def whole(self, edge: EdgeCost = NO_EDGE, gate: GateCost = NO_GATE) -> Any:
         """What an edge and its gate take with everything computed."""
-        return sum(self.terms_of(edge, gate))
+        return self.terms_of(edge, gate).whole
 
 
 RESOURCES: Mapping[str, Resource] = {
     "params": Resource("params", "parameters", lambda edge, gate: Terms(edge.params + gate.params, 0, 0, 0)),
-    "macs": Resource("MACs", "MACs", lambda edge, gate: Terms(0, edge.fixed_macs, edge.routed_macs, gate.macs)),
+    "macs": Resource(
+        "MACs",
+        "MACs",
+        lambda edge, gate: Terms(0, edge.fixed_macs, edge.routed_macs, gate.macs, gate.skipped_macs),
+    ),
     "bytes": Resource(
-        "moved", "bytes", lambda edge, gate: Terms(0, edge.fixed_bytes, edge.routed_bytes, gate.bytes)
+        "moved",
+        "bytes",
+        lambda edge, gate: Terms(0, edge.fixed_bytes, edge.routed_bytes, gate.bytes, gate.skipped_bytes),
     ),
     "latency_ms": Resource("latency", "ms", None),
 }

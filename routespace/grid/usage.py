@@ -26,11 +26,13 @@ class EdgeUsage(NamedTuple):
         images: images with at least one computed token.
         asked: gate decisions that were evaluated at all (those of unreached nodes are not). A row's are kept
             with its transformer edge.
+        skipped: tokens among all that took the cheap path for skipped ones, where the gates have one.
     """
 
     tokens: UsageShare = 1
     images: UsageShare = 1
     asked: UsageShare = 1
+    skipped: UsageShare = 0
 
 
 Usage = Mapping[str, EdgeUsage]
@@ -48,7 +50,7 @@ def check_usage_names(names: Iterable[str], edges: Mapping[str, Any]) -> None:
 
 
 def usage_to_json(usage: Usage, grid: RoutingGrid) -> dict[str, Any]:
-    """A usage file as JSON data: which grid it is of, and edge name → its three shares.
+    """A usage file as JSON data: which grid it is of, and edge name → its shares.
 
     Raises:
         SpecError: usage of an edge that the grid lacks.
@@ -58,12 +60,15 @@ def usage_to_json(usage: Usage, grid: RoutingGrid) -> dict[str, Any]:
 
 
 def shares_to_json(usage: Usage) -> dict[str, dict[str, float]]:
-    """Usage as JSON data: edge name → {tokens, images, asked}."""
-    return {name: {key: float(value) for key, value in u._asdict().items()} for name, u in usage.items()}
+    """Usage as JSON data: edge name → {tokens, images, asked}, and skipped where that is not 0."""
+    return {
+        name: {key: float(value) for key, value in u._asdict().items() if key != "skipped" or float(value)}
+        for name, u in usage.items()
+    }
 
 
 def usage_from_json(data: Any, grid: RoutingGrid) -> dict[str, EdgeUsage]:
-    """Read what `usage_to_json` wrote, or a hand-written one: shares that are left out count as 1.
+    """Read what `usage_to_json` wrote, or a hand-written one: shares that are left out count as in EdgeUsage.
 
     A file that does not say which grid it is of, as older ones do not, is taken by the names of its edges.
 
@@ -87,7 +92,7 @@ def usage_from_json(data: Any, grid: RoutingGrid) -> dict[str, EdgeUsage]:
 
 def _edge_usage(name: str, shares: Any) -> EdgeUsage:
     if not isinstance(shares, dict) or set(shares) - set(EdgeUsage._fields):
-        raise SpecError(f"edges.{name}: {shares!r:.60} is not allowed; give {{tokens, images, asked}}")
+        raise SpecError(f"edges.{name}: {shares!r:.60} is not allowed; give {{tokens, images, asked, skipped}}")
     for key, value in shares.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:  # NaN fails the comparison

@@ -64,9 +64,9 @@ def load_timm_weights(
 def load_network_weights(net: TaskNet, given: TaskNet) -> list[str]:
     """Load the weights of another network of ours into a new one of the same family and widths, but for its gates.
 
-    In the same grid, whatever its image size and classes, each edge takes the weights of the edge of its name. All
-    others, and those of another grid, take the blocks of their rate, as `load_timm_weights` deals them out: the
-    staircase's layers first, in order.
+    In the same grid, whatever its image size and classes, each edge takes the weights of the edge of its name, and
+    so does the path of its skipped tokens, where both have one. All others, and those of another grid, take the
+    blocks of their rate, as `load_timm_weights` deals them out: the staircase's layers first, in order.
 
     Args:
         net: the network to fill, in place.
@@ -83,6 +83,10 @@ def load_network_weights(net: TaskNet, given: TaskNet) -> list[str]:
     if same_but(net.spec, given.spec):
         for name in set(net.edges) & set(given.edges):
             _fill(net.edges[name], given.edges[name].state_dict(), name)
+        ours, theirs = net.backbone.skips, given.backbone.skips
+        for name in set(ours) & set(theirs):
+            _fill(ours[name], theirs[name].state_dict(), name)
+            kept.remove(f"skips.{name}")
     return kept
 
 
@@ -134,7 +138,7 @@ def _load(
         edge = net.architecture.grid.edges[name]
         if edge.kind == "patch_embed":
             _fill(module, weights.embeds[net.spec.index(edge.rate)], name)
-    kept = [f"gates.{name}" for name in net.gates]
+    kept = [*(f"gates.{name}" for name in net.gates), *(f"skips.{name}" for name in net.skips)]
     for i, rate in enumerate(net.spec.rates):
         if rate not in net.spec.output_rates:
             continue

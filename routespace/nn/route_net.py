@@ -7,7 +7,8 @@
 A head on its maps makes it a network for a task: see `TaskNet`.
 
 Keys of the state dict: `stem.*`, `edges.l03_r08_transformer.blocks.0.*`, `edges.l03_r08_patch_embed.*`,
-`gates.l03_r08_transformer.*`, `outputs.r32.*`. A part's keys are a subset of the whole's.
+`gates.l03_r08_transformer.*`, `skips.l03_r08_transformer.*` (with `gates.skipped`), `outputs.r32.*`. A part's keys
+are a subset of the whole's.
 
 Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about whole images · C channels.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
+from routespace.grid.graph import Node
 from routespace.grid.leading import check_map, leading_row
 from routespace.grid.spec import map_size
 from routespace.nn.families.base import Block, FamilyModules, PatchEmbed, Stage, Stem, modules_of
@@ -35,6 +37,7 @@ from routespace.nn.routing.execution import make_compute
 from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.places import GatePlaces, places_of
 from routespace.nn.routing.routes import Routes
+from routespace.nn.routing.skipped import SkippedPath
 from routespace.nn.routing.state import NodeState
 from routespace.nn.routing.steps import ForwardState, run_embed, run_row
 from routespace.nn.trees import register_namedtuple
@@ -72,6 +75,7 @@ class RouteNet(nn.Module):
     stem: Stem
     edges: nn.ModuleDict
     gates: nn.ModuleDict
+    skips: nn.ModuleDict
     outputs: nn.ModuleDict
 
     def __init__(
@@ -101,6 +105,7 @@ class RouteNet(nn.Module):
         self.stem = source.stem if source else parts.stem(spec)
         self.edges = nn.ModuleDict()
         self.gates = nn.ModuleDict()
+        self.skips = nn.ModuleDict()
         for step in self.plan:
             name = step.transformer if isinstance(step, Row) else step.name
             if name is None:
@@ -108,6 +113,8 @@ class RouteNet(nn.Module):
             self.edges[name] = source.edges[name] if source else self._make_edge(step, parts, drop_path)
             if step.gated:
                 self.gates[name] = source.gates[name] if source else self._make_gate(step, leads=name == leader)
+                if isinstance(step, Row) and self.gate_spec.skipped != "identity":
+                    self.skips[name] = source.skips[name] if source else self._make_path(step.source)
         self.outputs = nn.ModuleDict(
             {
                 f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.output(spec, rate)
@@ -128,6 +135,9 @@ class RouteNet(nn.Module):
         granularity = self.gate_spec.rows if rows else self.gate_spec.columns
         follows = rows and self.gate_spec.source == "map" and not leads
         return Gate(self.gate_spec, granularity, self.spec.width(step.source[1]), rows=rows, follows=follows)
+
+    def _make_path(self, source: Node) -> SkippedPath:
+        return SkippedPath(self.gate_spec, self.spec.width(source[1]))
 
     @property
     def deciding(self) -> Deciding:
@@ -220,6 +230,7 @@ class RouteNet(nn.Module):
             spec=self.spec,
             edges=self.edges,
             gates=self.gates,
+            skips=self.skips,
             deciding=self._deciding,
             compute=make_compute(self._deciding.execution, images),
             replay=self._held_routes(images) if routes is None else routes,

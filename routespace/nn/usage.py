@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from routespace.errors import DataError
-from routespace.grid.usage import EdgeUsage
+from routespace.grid.usage import ALL_USED, EdgeUsage
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
@@ -26,6 +26,7 @@ UsageBatch = Tensor | Sequence[Tensor]  # images, or images first: (images, labe
 
 Size = tuple[int, int]
 SAME_SIZE: Size = (1, 1)  # of batches whose size was not told
+WHOLLY = torch.tensor(ALL_USED, dtype=torch.float64)  # of an edge that computed everything
 
 
 @dataclass
@@ -34,7 +35,7 @@ class _Sums:
 
     Attributes:
         images: how many.
-        shares: edge name → (3,) float64 sums of shares of tokens, images and gate decisions, each of an image.
+        shares: edge name → (4,) float64 sums of the shares of an EdgeUsage, each of an image.
         seen: edge name → images of the batches in which the edge was listed.
     """
 
@@ -54,7 +55,8 @@ class _Sums:
         if not self.shares:
             return {}
         rows = torch.stack(list(self.shares.values())).cpu()
-        return {name: row + (self.images - self.seen[name]) for name, row in zip(self.shares, rows, strict=True)}
+        found = zip(self.shares, rows, strict=True)
+        return {name: row + (self.images - self.seen[name]) * WHOLLY for name, row in found}
 
 
 class UsageMeter:
@@ -121,12 +123,12 @@ class UsageMeter:
         whole = sum(areas[size] * sums.images for size, sums in self._sizes.items())
         found = {}
         for name in dict.fromkeys(name for rows in totals.values() for name in rows):
-            by_area = by_image = torch.zeros(3, dtype=torch.float64)
+            by_area = by_image = torch.zeros_like(WHOLLY)
             for size, rows in totals.items():
-                row = rows[name] if name in rows else torch.full_like(by_area, self._sizes[size].images)
+                row = rows[name] if name in rows else self._sizes[size].images * WHOLLY
                 by_area, by_image = by_area + areas[size] * row, by_image + row
-            tokens, _, asked = (by_area / whole).clamp(0, 1).tolist()
-            found[name] = EdgeUsage(tokens, (by_image[1] / self.images).clamp(0, 1).item(), asked)
+            tokens, _, asked, skipped = (by_area / whole).clamp(0, 1).tolist()
+            found[name] = EdgeUsage(tokens, (by_image[1] / self.images).clamp(0, 1).item(), asked, skipped)
         return found
 
     def by_size(self) -> dict[Size, tuple[int, dict[str, EdgeUsage]]]:

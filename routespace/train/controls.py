@@ -68,6 +68,8 @@ def oracle_routes(
 ) -> Routes:
     """Decisions that compute, in each gated row, the tokens that touch an object; gated ways down are open.
 
+    Other tokens take the cheap path where the network's gates have one.
+
     Args:
         net: whose gates are replaced.
         images: (B, C, H, W), for their size and device.
@@ -81,7 +83,7 @@ def oracle_routes(
         if row.rate not in made:
             tokens = [touched_tokens(known, size, row.rate, around_px=around_px, by=by) for known in objects]
             made[row.rate] = torch.stack(tokens).to(images.device)
-        routes[row.name] = EdgeRoute(made[row.rate], made[row.rate].float())
+        routes[row.name] = EdgeRoute.of(made[row.rate], path=net.gate_spec.skipped != "identity")
     return Routes(routes)
 
 

@@ -94,8 +94,8 @@ def expected_macs(net: AnyNet, routes: Routes, *, image_size: tuple[int, int] | 
     table = prices(net.architecture, _cost_relevant(net.gate_spec), device, size)
     usage = routes.usage()
     shares = [usage.get(name, ALL_USED) for name in table.names]
-    tokens, images, asked = (table.column([share[part] for share in shares]) for part in range(3))
-    spent: Tensor = table.macs.used(EdgeUsage(tokens, images, asked))
+    columns = (table.column([share[part] for share in shares]) for part in range(len(EdgeUsage._fields)))
+    spent: Tensor = table.macs.used(EdgeUsage(*columns))
     found: Tensor = spent.sum() + (table.constant + budgeted_head(net, image_size=size).macs)
     return found if size is None else found * size_factor(net, size)
 
@@ -157,7 +157,8 @@ def closed_macs(architecture: Architecture, gates: GateSpec) -> float:
                 arrive(step.target, active and not (step.gated and gates.early_stop))
             if step.transformer is not None:
                 open_here = here and not step.gated
-                usage[step.transformer] = ALL_USED if open_here else UNUSED._replace(asked=int(active))
+                shut = UNUSED._replace(asked=int(active), skipped=int(active and step.gated))
+                usage[step.transformer] = ALL_USED if open_here else shut
             continue
         stranded = step.last_chance and not any(node in going for node in step.spared_by)
         taken = here and (not step.gated or stranded)

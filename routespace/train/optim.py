@@ -21,7 +21,7 @@ from routespace.train.recipe.parts import TrainSpec
 BETAS = (0.9, 0.999)
 POLY_POWER = 0.9  # of mmsegmentation and the papers that train with it
 DECAY_RATE = 0.1
-STEM, EDGES, GATES, HEAD = "backbone.stem.", "backbone.edges.", "backbone.gates.", "head."
+STEM, EDGES, GATES, SKIPS = "backbone.stem.", "backbone.edges.", "backbone.gates.", "backbone.skips."
 KINDS = ("matrices", "vectors", "gates")
 
 
@@ -56,8 +56,9 @@ def _height(name: str, net: TaskNet) -> int:
     layers = net.spec.layers
     if name.startswith(STEM):
         return layers + 1
-    if name.startswith(EDGES):
-        return layers - Edge.parse(name.removeprefix(EDGES).partition(".")[0]).layer
+    for part in (EDGES, SKIPS):
+        if name.startswith(part):
+            return layers - Edge.parse(name.removeprefix(part).partition(".")[0]).layer
     return 0
 
 

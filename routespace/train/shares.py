@@ -37,7 +37,7 @@ class RowShares:
 
     Args:
         sides: transformer edge → side of its tokens, as a share of the image's.
-        routed: transformer edge → MACs of all its tokens together.
+        routed: transformer edge → MACs of all its tokens together, by which they are above those of skipped ones.
         fixed: MACs of all else.
         target: MACs to meet; None opens the share `keep` of every row.
         keep: see `GateSpec`.
@@ -80,7 +80,9 @@ class RowShares:
                 f"'depth', or opening 'threshold'"
             )
         cost = architecture_cost(architecture, gates=gates)
-        routed = {row.name: cost.edges[row.name].routed_macs for row in rows}
+        # What a token costs more where it is computed than where it is skipped: its whole price without paths.
+        paths = {row.name: cost.gates[row.name].skipped_macs for row in rows}
+        routed = {row.name: cost.edges[row.name].routed_macs - paths[row.name] for row in rows}
         fixed = cost.macs - sum(routed.values())
         if target is not None and target <= fixed:
             raise BudgetError(

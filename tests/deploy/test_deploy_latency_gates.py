@@ -27,8 +27,8 @@ def table():
 
 
 def test_each_gate_is_measured_once_and_edges_at_more_shares(table):
-    assert {part.key for part in table.parts} == part_keys(GRID, gated=True)
-    gates = part_keys(GRID, gated=True) - part_keys(GRID)
+    assert {part.key for part in table.parts} == part_keys(GRID, GateSpec())
+    gates = part_keys(GRID, GateSpec()) - part_keys(GRID)
     assert gates == {
         *(PartKey("row_gate", rate) for rate in (4, 8, 16)),
         PartKey("column_gate", 4),
@@ -48,7 +48,7 @@ def test_each_gate_is_measured_once_and_edges_at_more_shares(table):
         {"capacity": True, "keys": "kept"},
         {"selection": "random", "rows": "image"},
         {"selection": "attention", "early_stop": True},
-        {"source": "map", "opening": "share"},
+        {"source": "map", "opening": "share", "skipped": "mlp"},
         {"source": "map", "opening": "share", "scout": 2},
     ],
 )

@@ -122,6 +122,7 @@ def gate_specs(draw: Any, *, random: bool = True) -> GateSpec:
         capacity=ranked and not share and draw(st.booleans()),
         keys=draw(st.sampled_from(["all", "kept"])),
         early_stop=not share and draw(st.booleans()),
+        skipped="identity" if relaxation == "soft" else draw(st.sampled_from(["identity", "linear", "mlp"])),
         openness=0.5,
     )
 

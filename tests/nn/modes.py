@@ -47,6 +47,8 @@ def assert_same_routes(taken: Routes, other: Routes) -> None:
         assert torch.allclose(route.counted, twin.counted, atol=1e-5), name
         assert (route.asked is None) == (twin.asked is None), name
         assert (route.asked is None) or torch.equal(route.asked, twin.asked), name
+        skipped, other_skipped = (0 if one.skipped is None else one.skipped for one in (route, twin))
+        assert bool(torch.as_tensor(skipped == other_skipped).all()), name
 
 
 def assert_modes_agree(net: TaskNet, images: torch.Tensor, routes: Routes | None, modes=("packed", "auto")):
@@ -114,6 +116,7 @@ def only(routes: Routes, image: int) -> Routes:
                 chance=part(route.chance),
                 asked=part(route.asked),
                 value=part(route.value),
+                skipped=part(route.skipped),
             )
             for name, route in routes.items()
         }
@@ -128,7 +131,7 @@ def random_routes(net: TaskNet, images: torch.Tensor, shares: tuple[float, ...],
         share = shares[int(torch.randint(len(shares), (), generator=generator))]
         draw = torch.rand((len(images), places.decisions), generator=generator)
         kept = places.spread(draw < share)
-        edges[name] = EdgeRoute(kept, kept.float())
+        edges[name] = EdgeRoute.of(kept, path=places.path)
     return Routes(edges)
 
 
@@ -145,9 +148,15 @@ def settled_noise() -> Iterator[None]:
 
 
 def with_lively_gates(net: TaskNet) -> TaskNet:
-    """Gates that open here and close there, in training and, by their EMA copies, at inference."""
+    """Gates that open here and close there, in training and, by their EMA copies, at inference.
+
+    What they skip takes paths that do something, where there are any.
+    """
     for parameter in net.gates.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+    for path in net.backbone.skips.values():
+        torch.nn.init.normal_(path.last.weight, std=0.1)
+        torch.nn.init.normal_(path.last.bias, std=0.1)
     for gate in net.gates.values():
         gate.update_ema(0.0)
         if gate.cut is not None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from routespace.deploy.latency.parts import COLUMN_GATE, MAP_GATE, ROW_GATE, PartKey, part_keys
+from routespace.deploy.latency.parts import COLUMN_GATE, MAP_GATE, ROW_GATE, SKIPPED, PartKey, part_keys
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec, gate_places
 from routespace.grid.graph import RoutingGrid
@@ -26,6 +26,7 @@ from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.execution import EdgeInput, Packed
 from routespace.nn.routing.gates import Gate, share_count, top_share
 from routespace.nn.routing.margins import MarginMap
+from routespace.nn.routing.skipped import SkippedPath, add_packed
 from routespace.nn.routing.state import NodeState
 from routespace.nn.task_net import TaskNet
 
@@ -77,7 +78,7 @@ class Bench:
         """
         return {
             (key, keep): self.part(key, keep, seed)
-            for key in sorted(part_keys(self.grid, gated=self.gated, mapped=self.gates.source == "map"))
+            for key in sorted(part_keys(self.grid, self.gates if self.gated else None))
             for keep in sorted({1.0, *(keeps if key.kind == "transformer" else ())})
             if keep == 1.0 or keep * self._places(key.rate) >= 1
         }
@@ -105,6 +106,8 @@ class Bench:
             return self._followed(rate)
         if kind in (ROW_GATE, COLUMN_GATE):
             return self._decisions(rate, rows=kind == ROW_GATE)
+        if kind == SKIPPED:
+            return self._skipped(rate)
         if kind == "patch_embed":
             embeds = [self._ready(self._modules.patch_embed(spec, rate)) for _ in range(CHAIN)]
             return lambda: [embed(x, hw) for embed in embeds]
@@ -149,6 +152,13 @@ class Bench:
         gate = self._ready(Gate(spec, spec.rows, self.spec.width(rate), rows=True, follows=True))
         return lambda: [gate(x, hw, deciding, margins=margins.at(hw)).counted > 0 for _ in range(CHAIN)]
 
+    def _skipped(self, rate: int) -> Work:
+        """The paths of skipped tokens, where all are."""
+        x = self._map(rate)
+        paths = [self._ready(SkippedPath(self.gates, self.spec.width(rate))) for _ in range(CHAIN)]
+        every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return lambda: _added(paths, x, every)
+
     def _kept(self, rate: int, keep: float, seed: int) -> Tensor:
         """(B, N) bool: the share `keep` of each image's tokens, or of its windows where rows decide by these."""
         generator = torch.Generator().manual_seed(seed)
@@ -189,6 +199,12 @@ def _packed_chain(stages: Sequence[nn.Module], works: Sequence[EdgeInput]) -> Te
     compute, x = Packed(), works[0].node.x
     for stage, work in zip(stages, works, strict=True):
         x = compute.row(stage, replace(work, node=NodeState(x)))
+    return x
+
+
+def _added(paths: Sequence[nn.Module], x: Tensor, skipped: Tensor) -> Tensor:
+    for path in paths:
+        x = add_packed(path, x, skipped)
     return x
 
 

@@ -1,7 +1,8 @@
 """The parts of a network that take time of their own: their keys, and the time of one.
 
     part_keys(grid)               stem, transformers, patch embeddings, merges, outputs, head
-    part_keys(grid, gated=True)   also the gates of rows (row_gate, map_gate) and of patch embeddings (column_gate)
+    part_keys(grid, gates)        also the gates of rows (row_gate, map_gate) and of patch embeddings (column_gate)
+                                  and the paths of skipped tokens (skipped)
 
 A part is told by kind, rate, depth and phase: edges that share these take the same time, and so do their gates.
 """
@@ -12,17 +13,28 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.values import Value
 
 PartKind = Literal[
-    "stem", "transformer", "patch_embed", "merge", "output", "head", "row_gate", "map_gate", "column_gate"
+    "stem",
+    "transformer",
+    "patch_embed",
+    "merge",
+    "output",
+    "head",
+    "row_gate",
+    "map_gate",
+    "column_gate",
+    "skipped",
 ]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ROW_GATE: PartKind = "row_gate"
 MAP_GATE: PartKind = "map_gate"
 COLUMN_GATE: PartKind = "column_gate"
+SKIPPED: PartKind = "skipped"
 GATES = "gates"  # the group of them: static subnets tell nothing about it, so no factor is fitted for it
 
 
@@ -31,8 +43,8 @@ class PartKey(NamedTuple):
 
     Attributes:
         kind: `stem`, `transformer`, `patch_embed`, `merge` (adding two arrivals at a node), `output`, `head`,
-            `row_gate` (deciding between transformer and identity), `map_gate` (the same by another row's margins)
-            or `column_gate` (of a patch embedding).
+            `row_gate` (deciding between transformer and identity), `map_gate` (the same by another row's margins),
+            `column_gate` (of a patch embedding) or `skipped` (the path of skipped tokens, all of them together).
         rate: of the part's source; 0 where it has none.
         depth: blocks of a transformer edge, else 0.
         phase: of a transformer edge whose family alternates kinds of blocks, the first block's place in the
@@ -47,7 +59,7 @@ class PartKey(NamedTuple):
     @property
     def group(self) -> str:
         """The group whose fitted factor the part takes."""
-        if self.kind in (ROW_GATE, MAP_GATE, COLUMN_GATE):
+        if self.kind in (ROW_GATE, MAP_GATE, COLUMN_GATE, SKIPPED):
             return GATES
         return f"{self.kind}_r{self.rate:02d}" if self.kind in ("transformer", "patch_embed") else "rest"
 
@@ -79,13 +91,13 @@ class PartTime(Value):
         return PartKey(self.kind, self.rate, self.depth, self.phase)
 
 
-def part_keys(grid: RoutingGrid, *, gated: bool = False, mapped: bool = False) -> set[PartKey]:
+def part_keys(grid: RoutingGrid, gates: GateSpec | None = None) -> set[PartKey]:
     """The distinct parts of a grid.
 
     Args:
         grid: the grid.
-        gated: with the gates of its edges.
-        mapped: also with those that follow another row's margins (`gates.source: map`).
+        gates: with the gates of its edges; those that follow another row's margins (`gates.source: map`) and the
+            paths of skipped tokens (`gates.skipped`) are parts of their own.
     """
     keys = {PartKey("stem"), *(PartKey("output", rate) for rate in grid.spec.output_rates)}
     if grid.spec.num_classes:
@@ -96,8 +108,10 @@ def part_keys(grid: RoutingGrid, *, gated: bool = False, mapped: bool = False) -
         keys.add(edge_key(grid.spec, edge))
         if edge.kind == "patch_embed":
             keys.add(PartKey("merge", 2 * edge.rate))
-        if gated:
-            keys |= {gate_key(edge), gate_key(edge, follows=mapped)}
+        if gates is not None:
+            keys |= {gate_key(edge), gate_key(edge, follows=gates.source == "map")}
+            if gates.skipped != "identity" and edge.kind == "transformer":
+                keys.add(PartKey(SKIPPED, edge.rate))
     return keys
 
 

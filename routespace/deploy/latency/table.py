@@ -23,7 +23,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from routespace.deploy.latency.device import MeasuredDevice, device_differences
-from routespace.deploy.latency.parts import Milliseconds, PartKey, PartTime, edge_key, gate_key, part_keys
+from routespace.deploy.latency.parts import (
+    SKIPPED,
+    Milliseconds,
+    PartKey,
+    PartTime,
+    edge_key,
+    gate_key,
+    part_keys,
+)
 from routespace.errors import GridError, SpecError
 from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
@@ -40,7 +48,7 @@ from routespace.values import Value
 # What a gated edge's time depends on.
 TIMED = (
     *("kind", "rows", "columns", "window", "selection", "capacity", "keys"),
-    *("source", "context_side", "smooth_side", "scout", "scout_width", "scout_square", "opening"),
+    *("source", "context_side", "smooth_side", "scout", "scout_width", "scout_square", "opening", "skipped"),
 )
 
 
@@ -99,8 +107,7 @@ class LatencyTable(Value):
         for (key, keep), times in points.items():
             if times > 1:
                 raise ValueError(f"parts: {key}, keep {keep:g} is there {times} times, once is allowed; {again}")
-        gated, mapped = self.gates is not None, self.gates is not None and self.gates.source == "map"
-        for key in sorted(part_keys(RoutingGrid(self.spec), gated=gated, mapped=mapped)):
+        for key in sorted(part_keys(RoutingGrid(self.spec), self.gates)):
             if (key, 1.0) not in points:
                 raise ValueError(f"parts: {key} is missing; {again}")
         return self
@@ -138,8 +145,8 @@ def predict(
     """Milliseconds of one forward pass of the table's batch.
 
     As MACs are counted: an edge takes its time for the images that it computes, at their share of tokens, and its
-    gate for the decisions that were asked for. Warns (UserWarning) where a gate's time is not in the table, or is
-    that of gates of another kind.
+    gate for the decisions that were asked for, the path of skipped tokens for these. Warns (UserWarning) where a
+    gate's time is not in the table, or is that of gates of another kind.
 
     Args:
         table: of the architecture's grid.
@@ -170,12 +177,13 @@ def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None 
         edge = architecture.grid.edges[name]
         if edge.kind == "identity":
             continue
-        tokens, images, asked = (float(share) for share in (usage or {}).get(name, ALL_USED))
+        tokens, images, asked, skipped = (float(share) for share in (usage or {}).get(name, ALL_USED))
         if images:
             total += images * table.ms(edge_key(architecture.spec, edge), min(1.0, tokens / images))
         if state == "gated":
             follows = leader is not None and name != leader
             total += asked * table.ms(gate_key(edge, follows=follows))
+            total += skipped * table.ms(PartKey(SKIPPED, edge.rate))
     return total
 
 

@@ -21,18 +21,8 @@ from routespace.grid.gate_spec import GateSpec
 Execution = Literal["dense", "packed", "auto"]
 # Fields that a gate's modules are made by.
 BUILT = (
-    "kind",
-    "rows",
-    "columns",
-    "window",
-    "selection",
-    "capacity",
-    "source",
-    "context_side",
-    "scout",
-    "scout_width",
-    "scout_square",
-    "opening",
+    *("kind", "rows", "columns", "window", "selection", "capacity"),
+    *("source", "context_side", "scout", "scout_width", "scout_square", "opening", "skipped"),
 )
 
 

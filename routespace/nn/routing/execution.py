@@ -22,6 +22,7 @@ from routespace.nn.kernels.linear import onednn_is_used
 from routespace.nn.packing.keep import KeptTokens, kept_rows
 from routespace.nn.packing.rows import spread_rows, take
 from routespace.nn.routing.deciding import Execution
+from routespace.nn.routing.skipped import add_masked, add_packed
 from routespace.nn.routing.state import NodeState
 
 Keys = Literal["all", "kept"]
@@ -96,6 +97,9 @@ class Compute(Protocol):
     def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """(B, N, C): scale·T(x) + (1 − scale)·x at kept tokens, x elsewhere."""
 
+    def skip(self, path: nn.Module, y: Tensor, skipped: Tensor, per_image: int | None) -> Tensor:
+        """(B, N, C): a row's result with what its cheap path adds at skipped tokens; see `skipped.py`."""
+
     def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """(B, N', C'): scale·P(x) at kept coarse tokens, zero elsewhere."""
 
@@ -112,6 +116,10 @@ class Dense:
         x = edge.node.x
         y = blend(x, stage(x, edge.hw, kept_tokens(edge)), edge.scale)
         return torch.where(edge.kept.unsqueeze(-1), y, x)
+
+    def skip(self, path: nn.Module, y: Tensor, skipped: Tensor, per_image: int | None) -> Tensor:
+        """See Compute."""
+        return add_masked(path, y, skipped)
 
     def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
@@ -148,6 +156,10 @@ class Packed:
         """All images of x, each with something kept."""
         y = stage(x, hw) if keep is None or keep.is_everything else stage(x, hw, keep, packed=True)
         return blend(x, y, scale)
+
+    def skip(self, path: nn.Module, y: Tensor, skipped: Tensor, per_image: int | None) -> Tensor:
+        """See Compute."""
+        return add_packed(path, y, skipped, per_image)
 
     def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
@@ -189,6 +201,10 @@ class Auto:
         below = _pack_below(edge.node.x, compiled=isinstance(stage, Stage) and stage.compiled)
         dense = edge.kept.shape[1] > 1 and max(below, 0) < edge.share < 1  # keeping nothing costs nothing packed
         return (self.dense if dense else self.packed).row(stage, edge)
+
+    def skip(self, path: nn.Module, y: Tensor, skipped: Tensor, per_image: int | None) -> Tensor:
+        """See Compute."""
+        return self.packed.skip(path, y, skipped, per_image)
 
     def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""

@@ -29,6 +29,7 @@ class GatePlaces:
         side: side of one decision's square.
         down: it decides about a patch embedding, not about a row.
         ranked: it takes the best of each image, always the same number (capacity).
+        path: what it skips takes a cheap path (`gates.skipped`).
     """
 
     decisions: int
@@ -36,6 +37,7 @@ class GatePlaces:
     side: int
     down: bool
     ranked: bool
+    path: bool = False
 
     def spread(self, decided: Tensor) -> Tensor:
         """(B, decisions) → (B, P)."""
@@ -66,5 +68,6 @@ def places_of(plan: Iterable[Step], gates: GateSpec, image_size: tuple[int, int]
             side=gates.window if granularity == "window" else 1,
             down=down,
             ranked=gates.capacity and granularity == "token",
+            path=gates.skipped != "identity" and not down,
         )
     return found

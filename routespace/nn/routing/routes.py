@@ -33,6 +33,8 @@ class EdgeRoute:
         per_image: kept tokens of every image where the selection makes them equal (top-k), else None.
         value: (B, P) what the edge's result was multiplied by, where that is neither 0 nor 1 (tanh gates, and soft
             ones while training); None for `kept` itself.
+        skipped: (B, P) float, what took the cheap path for skipped tokens, as 0 or 1 with the gates' gradient;
+            None where nothing does.
     """
 
     kept: Tensor
@@ -41,15 +43,23 @@ class EdgeRoute:
     asked: Tensor | None = None
     per_image: int | None = None
     value: Tensor | None = None
+    skipped: Tensor | None = None
+
+    @classmethod
+    def of(cls, kept: Tensor, *, path: bool = False, per_image: int | None = None) -> EdgeRoute:
+        """A decision from outside: (B, P) bool; with a `path`, all that is not kept takes it."""
+        skipped = (~kept).float() if path else None
+        return cls(kept, kept.float(), per_image=per_image, skipped=skipped)
 
     def usage(self) -> EdgeUsage:
-        """Shares of tokens, images and gate decisions; the token share carries the gates' gradient.
+        """Shares of tokens, images, gate decisions and skipped tokens; those of tokens carry the gates' gradient.
 
         A batch of no images computed nothing: its shares are 0.
         """
         images = self.counted if self.counted.shape[1] == 1 else self.kept.any(1).float()
         asked = share_of(self.asked.float()) if self.asked is not None else 0.0
-        return EdgeUsage(tokens=share_of(self.counted), images=share_of(images), asked=asked)
+        skipped = share_of(self.skipped) if self.skipped is not None else 0.0
+        return EdgeUsage(tokens=share_of(self.counted), images=share_of(images), asked=asked, skipped=skipped)
 
     def told(self) -> str:
         """What was computed, in words; of tensors without numbers (meta, traced) the shape alone."""
@@ -63,7 +73,8 @@ class EdgeRoute:
     def detach(self) -> EdgeRoute:
         """The same decisions without gradients."""
         value = None if self.value is None else self.value.detach()
-        return replace(self, counted=self.counted.detach(), value=value)
+        skipped = None if self.skipped is None else self.skipped.detach()
+        return replace(self, counted=self.counted.detach(), value=value, skipped=skipped)
 
 
 def share_of(counted: Tensor) -> Tensor:
@@ -133,6 +144,8 @@ class Routes(Mapping[str, EdgeRoute]):
     ) -> Routes:
         """Decisions that follow an architecture: gates of its edges open, all others shut.
 
+        What is shut so passes unchanged, as in a network without that edge: no cheap path is taken.
+
         Args:
             architecture: whose edges are to be computed, and no others that have a gate.
             places: where the network's gates decide, from its `gate_places`.
@@ -174,7 +187,7 @@ class Routes(Mapping[str, EdgeRoute]):
                 per_image = share_count(share, places.decisions)
                 draw, share = -top_share(draw, share), 0.0
             kept = places.spread((draw < share).to(images.device))
-            edges[name] = EdgeRoute(kept, kept.float(), per_image=per_image)
+            edges[name] = EdgeRoute.of(kept, path=places.path and keep < 1, per_image=per_image)
         return cls(edges)
 
 

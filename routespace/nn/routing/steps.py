@@ -28,7 +28,7 @@ class ForwardState:
 
     Attributes:
         spec: the grid's.
-        edges, gates: the network's modules by edge name.
+        edges, gates, skips: the network's modules by edge name.
         deciding: how gates decide.
         compute: how gated and partly reached edges are computed (`Dense`, `Packed`, `Auto`).
         replay: decisions to use instead of the gates', by edge name.
@@ -40,6 +40,7 @@ class ForwardState:
     spec: GridSpec
     edges: nn.ModuleDict
     gates: nn.ModuleDict
+    skips: nn.ModuleDict
     deciding: Deciding
     compute: Compute
     replay: Routes
@@ -83,6 +84,8 @@ def run_row(step: Row, hw: tuple[int, int], run: ForwardState) -> None:
     run.taken[name] = route
     edge = EdgeInput(here, hw, route.kept, scale, keys=run.deciding.gates.keys, per_image=route.per_image)
     y = run.compute.row(stage, edge)
+    if route.skipped is not None:
+        y = run.compute.skip(run.skips[name], y, route.skipped > 0, _skipped_count(route, here))
     run.arrive(step.target, NodeState(y, here.reach, active, here.count))
 
 
@@ -118,11 +121,9 @@ def _decide_row(
 ) -> tuple[EdgeRoute, Tensor | None]:
     """What a row's gate keeps of the tokens that are there, and (B, P) what their result is multiplied by."""
     decision = _ask(name, here, hw, run)
-    counted = decision.counted
-    if here.reach is not None:
-        counted = counted * here.reach
-    if here.active is not None:
-        counted = counted * here.active
+    counted, there = decision.counted, _there(here)
+    if there is not None:
+        counted = counted * there
     route = EdgeRoute(
         counted > 0,
         counted,
@@ -130,8 +131,30 @@ def _decide_row(
         _asked(here.undecided(), decision.value),
         decision.per_image if here.active is None else None,  # the stopped are not counted
         _value_to_record(name, decision, run),
+        ((1.0 if there is None else there) - counted) if _takes_path(name, run) else None,
     )
     return route, _scale(name, decision, run)
+
+
+def _there(here: NodeState) -> Tensor | None:
+    """(B, P) floats of what a row's gate can decide about, with the gradient of what sent it; None for all."""
+    if here.active is None:
+        return here.reach
+    active = here.active.float()
+    return active if here.reach is None else here.reach * active
+
+
+def _takes_path(name: str, run: ForwardState) -> bool:
+    """Whether what a row skips takes its cheap path; of decisions from outside it is said by them."""
+    return name in run.skips and (name not in run.replay or run.replay[name].skipped is not None)
+
+
+def _skipped_count(route: EdgeRoute, here: NodeState) -> int | None:
+    """How many tokens of every image are skipped, where the host knows."""
+    if route.per_image is None:
+        return None
+    there = here.x.shape[1] if here.reach is None else here.count
+    return None if there is None else there - route.per_image
 
 
 def _decide_embed(
