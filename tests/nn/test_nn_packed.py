@@ -14,7 +14,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.kernels.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
 from routespace.nn.packing.keep import KeptTokens
-from routespace.nn.packing.ragged import ragged_attention
+from routespace.nn.packing.ragged import chunks_of, ragged_attention
 from routespace.nn.routing.execution import PackingCosts
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
@@ -219,17 +219,26 @@ def test_expansion_follows_autocast():
     assert fc.weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("lengths", [(4, 4, 4), (5, 1, 4), (9, 1, 1), (0, 3, 2)])
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (5, 1, 4), (9, 1, 1), (0, 3, 2), (900, 3, 0, 60, 420) * 4])
 def test_ragged_attention_equals_each_image_alone(lengths):
-    kept = torch.arange(9)[None, :] < torch.tensor(lengths)[:, None]
-    keep = KeptTokens(kept, (3, 3))
+    kept = torch.arange(900)[None, :] < torch.tensor(lengths)[:, None]
+    keep = KeptTokens(kept, (30, 30))
     queries = torch.randn(sum(lengths), 2, 4)
-    keys, values = torch.randn(2, 3, 2, 5, 4)
+    keys, values = torch.randn(2, len(lengths), 2, 5, 4)
     got = ragged_attention(queries, keys, values, keep).split(lengths)
     for image, part in enumerate(queries.split(lengths)):
         scores = torch.einsum("qhd,hmd->hqm", part, keys[image]) / 4**0.5
         want = torch.einsum("hqm,hmd->qhd", scores.softmax(-1), values[image]).flatten(1)
         assert torch.allclose(got[image], want, atol=1e-6)
+
+
+def test_chunks_hold_each_image_apart():
+    kept = torch.arange(900)[None, :] < torch.tensor([900, 3, 0, 420])[:, None]
+    keep = KeptTokens(kept, (30, 30))
+    chunks = chunks_of(keep)
+    assert (chunks.slots.diff() > 0).all()
+    assert torch.equal(chunks.images[chunks.slots // chunks.length], keep.images)
+    assert chunks.images.tolist() == [0] * 8 + [1] + [3] * 4
 
 
 def test_neighbour_table_against_unfold():

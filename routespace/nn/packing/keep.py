@@ -132,18 +132,28 @@ class KeptTokens:
 
     @cached_property
     def order(self) -> Tensor:
-        """(B·N,) the place of each token among the kept ones, n where it is skipped."""
+        """(B·N,) the place of each token among the kept ones, n where it is skipped; int32 on a CPU."""
         if self._places is not None:
             return self._places[1]
+        n, total = self.rows.shape[0], self.kept.numel()
+        if self.kept.is_cpu and total < MOST_PLACES:  # half of what indexing reads
+            places = torch.arange(n, device=self.kept.device, dtype=torch.int32)
+            return places.new_full((total,), n).index_copy_(0, self.rows, places)
         flat = self.kept.flatten()
-        return torch.where(flat, flat.cumsum(0) - 1, self.rows.shape[0])
+        return torch.where(flat, flat.cumsum(0) - 1, n)
 
     @cached_property
     def slots(self) -> Tensor:
         """(n,) positions of the kept tokens in a batch padded to (B, longest), increasing."""
+        begin = torch.arange(self.kept.shape[0], device=self.kept.device) * self.longest
+        return self.placed_from(begin)
+
+    def placed_from(self, begin: Tensor) -> Tensor:
+        """(n,) `begin` (B,) of each kept token's image, and how many of that image come before it."""
         first = self.counts.cumsum(0) - self.counts
-        place = torch.arange(self.rows.shape[0], device=self.kept.device) - first.index_select(0, self.images)
-        return self.images * self.longest + place
+        n = self.rows.shape[0]
+        moved = torch.repeat_interleave(begin - first, self.counts, output_size=n)
+        return moved + torch.arange(n, device=self.kept.device)
 
     @cached_property
     def neighbours(self) -> Tensor:
@@ -156,7 +166,7 @@ class KeptTokens:
             from routespace.nn.packing.tables_triton import neighbours
 
             return neighbours(*self._places, self.hw)
-        order = self.order.int() if self.kept.is_cuda else self.order  # half of what kernels there read
+        order = self.order.int() if self.kept.is_cuda else self.order.long()  # half of what kernels there read
         framed = torch.nn.functional.pad(order.view(-1, h, w), (1, 1, 1, 1), value=n)
         inside = self.rows % (h * w)
         corner = (self.images * (h + 2) + inside // w) * (w + 2) + inside % w

@@ -47,4 +47,7 @@ def coarsen(mask: Tensor, hw: tuple[int, int]) -> Tensor:
     if mask.shape[1] == 1:
         return mask
     grid = mask.view(mask.shape[0], 1, *hw)
+    if mask.is_cpu and not (hw[0] % 2 or hw[1] % 2 or mask.requires_grad or torch.compiler.is_exporting()):
+        rows = torch.maximum(grid[:, :, ::2], grid[:, :, 1::2])  # pooling one channel takes five times as long
+        return torch.maximum(rows[..., ::2], rows[..., 1::2]).flatten(1)
     return torch.nn.functional.max_pool2d(grid, 2, 2, ceil_mode=True).flatten(1)

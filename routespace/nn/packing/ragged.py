@@ -1,13 +1,16 @@
 """Attention of packed queries: each image has its own number of queries and the same number of keys.
 
-Four ways, one result: equal counts are a plain batch; padding to the longest image where that wastes less than a
-call takes; an image at a time where it wastes more; and `varlen_attn` on CUDA in half precision, which takes
-packed queries as they are and an upper bound of their lengths, so that nothing waits for the device.
+Five ways, one result: equal counts are a plain batch; padding to the longest image where that wastes little; else
+padding to whole chunks of queries, each with a copy of its image's keys, or an image at a time, whichever is
+cheaper; and `varlen_attn` on CUDA in half precision, which takes packed queries as they are and an upper bound of
+their lengths, so that nothing waits for the device.
 
-Shape legend: B images · n packed queries · L the most queries of an image · M keys · h heads · d = C/h.
+Shape legend: B images · n packed queries · L the most queries of an image · K chunks · M keys · h heads · d = C/h.
 """
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +20,11 @@ from routespace.nn.packing.compiler import assume_constant_result
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.rows import spread_rows, take
 
-# Padding may waste so many MACs an image before a loop over images takes less time: what one call costs.
+# Times are compared in MACs. What one call costs; what a query's weight of one key takes beside its products.
 CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
+SOFTMAX_MACS = 64
+CHUNK_CALLS, CHUNKS = 12, 8  # to make tables of chunks and to copy keys; chunks of the longest image
+LEAST_CHUNK, COPY_MACS = 16, 16  # queries; of one number
 FLASH_FROM = (8, 0)  # compute capability
 FLASH_MULTIPLE, FLASH_MOST = 8, 256  # numbers of a head
 
@@ -34,7 +40,6 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
     Returns:
         (n, h·d).
     """
-    b = keys.shape[0]
     # One graph for every count: attend from the whole map. (A compiled step is no export, as torch 2.11 says.)
     if torch.compiler.is_exporting() and isinstance(keep, KeptTokens):
         return padded_attention(queries, keys, values, keep.rows, keep.tokens)
@@ -45,8 +50,13 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
     if isinstance(keep, PackTables):
         assert keep.slots is not None
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
-    if _padding_pays(b * keep.longest, queries, keys):
+    way = _cheapest(queries, keys, keep)
+    if way == "padded":
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
+    if way == "chunks":
+        chunks = keep.shared("chunks", lambda: chunks_of(keep))
+        keys, values = (part.index_select(0, chunks.images) for part in (keys, values))
+        return padded_attention(queries, keys, values, chunks.slots, chunks.length)
     parts = zip(torch.split(queries, keep.lengths), torch.split(keys, 1), torch.split(values, 1), strict=True)
     return torch.cat([equal_attention(q, k, v) for q, k, v in parts if len(q)])
 
@@ -64,11 +74,50 @@ def _has_flash() -> bool:
     return torch.cuda.get_device_capability() >= FLASH_FROM
 
 
-def _padding_pays(padded: int, queries: Tensor, keys: Tensor) -> bool:
-    """Whether so many queries in one call take less time than (n, h, d) of them, an image at a time."""
+class Chunks(NamedTuple):
+    """Each image's kept tokens, in chunks of equal length.
+
+    Attributes:
+        length: tokens of a chunk; the last one of an image may hold fewer.
+        images: (K,) the image of each chunk.
+        slots: (n,) positions of the kept tokens in (K, length), increasing.
+    """
+
+    length: int
+    images: Tensor
+    slots: Tensor
+
+
+def chunks_of(keep: KeptTokens) -> Chunks:
+    """Kept tokens in chunks of an eighth of the longest image's."""
+    length, numbers = _chunk_numbers(keep)
+    counts = torch.tensor(numbers, device=keep.kept.device)
+    images = torch.arange(len(numbers), device=keep.kept.device)
+    begin = (counts.cumsum(0) - counts) * length
+    return Chunks(
+        length, torch.repeat_interleave(images, counts, output_size=sum(numbers)), keep.placed_from(begin)
+    )
+
+
+def _chunk_numbers(keep: KeptTokens) -> tuple[int, list[int]]:
+    """Tokens of a chunk, and how many chunks each image has."""
+    length = max(LEAST_CHUNK, -(-keep.longest // CHUNKS))
+    return length, [-(-n // length) for n in keep.lengths]
+
+
+def _cheapest(queries: Tensor, keys: Tensor, keep: KeptTokens) -> Literal["padded", "chunks", "images"]:
+    """The way that wastes least, for packed queries (n, h, d) and keys (B, h, M, d)."""
     (n, h, d), (b, _, m, _) = queries.shape, keys.shape
-    wasted_macs = 2 * (padded - n) * m * h * d
-    return wasted_macs <= b * CALL_MACS.get(queries.device.type, CALL_MACS["cuda"])
+    call = CALL_MACS.get(queries.device.type, CALL_MACS["cuda"])
+    query = m * h * (2 * d + SOFTMAX_MACS)
+    padded, images = query * (b * keep.longest - n), b * call
+    if padded <= min(images, CHUNK_CALLS * call):
+        return "padded"
+    length, numbers = _chunk_numbers(keep)
+    chunks = CHUNK_CALLS * call + query * (length * sum(numbers) - n) + 2 * COPY_MACS * m * h * d * sum(numbers)
+    if chunks < min(padded, images):
+        return "chunks"
+    return "padded" if padded <= images else "images"
 
 
 def equal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -24,7 +24,15 @@ from routespace.grid.gate_spec import MAP_CONTEXT, RANKING, GateSpec, Granularit
 from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
-from routespace.nn.routing.margins import Cut, in_context, of_windows, smoothed, without_autocast
+from routespace.nn.routing.margins import (
+    Cut,
+    margin_of,
+    of_windows,
+    smoothed,
+    surroundings,
+    weighed,
+    without_autocast,
+)
 from routespace.nn.routing.scout import Scout
 
 GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
@@ -147,8 +155,12 @@ class Gate(nn.Module):
 
     def margins(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, P) what its weights say of each place: above 0 where it should open."""
-        logits = self._logits(self._places(x, hw))
-        margins = logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
+        weight, bias = (self.weight, self.bias) if self.training else (self.ema_weight, self.ema_bias)
+        if weight is None:
+            return margin_of(bias.expand(x.shape[0], 1, -1))
+        parts = surroundings(x, hw, self.context) if self.context > 1 else (self._places(x, hw),)
+        with without_autocast(x, wanted=self.context > 1 or self.scout is not None):  # few bits make ties
+            margins = weighed(parts, weight, bias)
         return margins if self.scout is None else spread(margins, hw, self.scout.shape.side)
 
     def margins_to_decide_by(self, x: Tensor, hw: tuple[int, int], spec: GateSpec) -> Tensor:
@@ -164,23 +176,13 @@ class Gate(nn.Module):
         return (1, 1) if self.decides_for_images else map_size(hw, self.group)
 
     def _places(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
-        """(B, N, C) → (B, P, C): what a decision is made from; with context (B, N, 3C), of a scout (B, S, D)."""
+        """(B, N, C) → (B, P, C): what a decision without context is made from; of a scout (B, S, D)."""
         if self.decides_for_images:
             return x.mean(1, keepdim=True)
         if self.scout is not None:
             features: Tensor = self.scout(x, hw)
             return features
-        return in_context(x, hw, self.context) if self.context > 1 else pool(x, hw, self.group * self.read_side)
-
-    def _logits(self, places: Tensor) -> Tensor:
-        """(B, P, C) → (B, P, 1 or 2), with the EMA copy of the weights at inference."""
-        weight, bias = (self.weight, self.bias) if self.training else (self.ema_weight, self.ema_bias)
-        if weight is None:
-            return bias.expand(places.shape[0], 1, -1)
-        with without_autocast(
-            places, wanted=self.context > 1 or self.scout is not None
-        ):  # few bits would make ties of near margins
-            return F.linear(places, weight.to(places.dtype), bias.to(places.dtype)).float()
+        return pool(x, hw, self.group * self.read_side)
 
     def _best(
         self, scores: Tensor, *, keep: float, hw: tuple[int, int], present: Tensor | None, count: int | None
@@ -298,5 +300,4 @@ def entropy_scores(places: Tensor, hw: tuple[int, int]) -> Tensor:
 
     Up to a constant it is the mean logarithm of the deviations: high where the map is busy, low where it is flat.
     """
-    deviation: Tensor = in_context(places, hw, MAP_CONTEXT)[..., 2 * places.shape[-1] :]
-    return deviation.log().mean(-1)
+    return surroundings(places, hw, MAP_CONTEXT)[2].log().mean(-1)

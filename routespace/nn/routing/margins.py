@@ -1,6 +1,8 @@
 """Margins: how far each token is from opening. What gates read of a token's surroundings, and whom they follow.
 
-    in_context(x, hw, side)       a token beside the mean and the deviation of its neighbourhood
+    in_context(x, hw, side)       a token beside the mean and the deviation of its neighbourhood, in one
+    surroundings(x, hw, side)     the same three, apart
+    weighed(parts, weight, bias)  what a linear layer makes of them: a margin
     smoothed(margins, hw, side)   margins averaged over a neighbourhood
     of_windows(margins, hw, side) the best of each window's tokens
     MarginMap                     the leading row's margins, for maps of coarser rates
@@ -12,7 +14,7 @@ Shape legend: B images · N tokens of a map of H×W · P places, N or fewer · C
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +33,50 @@ def in_context(x: Tensor, hw: tuple[int, int], side: int) -> Tensor:
 
     No gradient goes back: what decides must not bend the features towards being easy to decide by.
     """
-    tokens = as_map(x.detach().to(torch.promote_types(x.dtype, torch.float32)), hw)
-    mean, square = (_around(part, side) for part in (tokens, tokens * tokens))
-    deviation = (square - mean * mean).clamp(min=LEAST_VARIANCE).sqrt()
-    return as_tokens(torch.cat([tokens, mean, deviation], 1))
+    return torch.cat(surroundings(x, hw, side), 2)
+
+
+def surroundings(x: Tensor, hw: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, C) → the three parts of `in_context`, each (B, N, C)."""
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    mean, square = (_around(as_map(part, hw), side) for part in (x, x * x))
+    deviation = square.addcmul_(mean, mean, value=-1).clamp_(min=LEAST_VARIANCE).sqrt_()
+    return x, as_tokens(mean), as_tokens(deviation)
+
+
+def margin_of(logits: Tensor) -> Tensor:
+    """(B, P, 1 or 2) → (B, P): a logit, or how far the first is above the second."""
+    return logits[..., 0] - logits[..., 1] if logits.shape[-1] == 2 else logits[..., 0]
+
+
+def weighed(parts: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> Tensor:
+    """(B, P): the margins of places, of which parts (B, P, C) are given, by a linear layer over all of them.
+
+    Two logits are two products, and priced so, but a CPU is given their difference: on narrow maps a matrix of two
+    columns and a bias for each row of it take several times as long.
+    """
+    first, *others = parts
+    weights = weight.to(first.dtype).split([part.shape[2] for part in parts], 1)
+    if first.is_cpu and not torch.compiler.is_exporting():
+        margins = first @ margin_of(weights[0].t())
+        for part, own in zip(others, weights[1:], strict=True):
+            margins = margins + part @ margin_of(own.t())
+        return margins.float() + margin_of(bias[None].float())
+    logits = F.linear(first, weights[0], bias.to(first.dtype))
+    for part, own in zip(others, weights[1:], strict=True):
+        logits = logits + F.linear(part, own)
+    return margin_of(logits.float())
 
 
 def smoothed(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
     """(B, N) → (B, N): the mean over the side×side tokens around each."""
     if side == 1:
         return margins
-    return _around(margins.view(-1, 1, *hw), side).flatten(1)
+    if not margins.is_cpu or torch.compiler.is_exporting():
+        return _pooled(margins.view(-1, 1, *hw), side).flatten(1)
+    down, across = (_band(length, side).to(margins.dtype) for length in hw)  # torch pools one channel slowly
+    with without_autocast(margins, wanted=True):
+        return (down @ margins.view(-1, *hw) @ across.t()).flatten(1)
 
 
 def of_windows(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
@@ -53,7 +88,30 @@ def of_windows(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
 
 def _around(tokens: Tensor, side: int) -> Tensor:
     """(B, C, H, W) → (B, C, H, W): the mean over each token's neighbourhood, of what of it is inside the map."""
+    if not tokens.is_cpu or torch.compiler.is_exporting():
+        return _pooled(tokens, side)
+    # On a CPU a convolution takes a fifth of the time of torch's pooling, which no library does for it.
+    channels, (h, w) = tokens.shape[1], tokens.shape[2:]
+    ones = tokens.new_ones(1, 1, side, side).expand(channels, 1, side, side)
+    with without_autocast(tokens, wanted=True):
+        sums = F.conv2d(tokens, ones, padding=side // 2, groups=channels)
+    counts = [(_band(length, side) > 0).sum(1) for length in (h, w)]
+    shares = (counts[0][:, None] * counts[1]).to(tokens.dtype).reciprocal()
+    # Laid out as the sums are: a factor that all channels of a token share would be multiplied token by token.
+    return sums.mul_(shares[:, :, None].expand(h, w, channels).contiguous().permute(2, 0, 1))
+
+
+def _pooled(tokens: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(tokens, side, 1, side // 2, count_include_pad=False)
+
+
+@lru_cache(maxsize=64)
+def _band(length: int, side: int) -> Tensor:
+    """(L, L): row i averages those of the `side` places around i that are inside."""
+    with torch.inference_mode(False), torch.no_grad():  # whoever asks next may be training
+        places = torch.arange(length)
+        near = ((places[:, None] - places).abs() <= side // 2).float()
+        return near / near.sum(1, keepdim=True)
 
 
 def without_autocast(x: Tensor, *, wanted: bool) -> AbstractContextManager[object]:
@@ -63,23 +121,25 @@ def without_autocast(x: Tensor, *, wanted: bool) -> AbstractContextManager[objec
     return nullcontext()
 
 
-class MarginMap(NamedTuple):
-    """What the gate of the leading row says of each token.
+class MarginMap:
+    """What the gate of the leading row says of each token, for the rows of all rates.
 
-    Attributes:
+    Args:
         margins: (B, N).
         hw: height and width of their map.
     """
 
-    margins: Tensor
-    hw: tuple[int, int]
+    def __init__(self, margins: Tensor, hw: tuple[int, int]) -> None:
+        self._sizes = [hw]  # fine to coarse, as far as somebody asked
+        self._margins = [margins]
 
     def at(self, hw: tuple[int, int]) -> Tensor:
         """(B, N') of a map of the same or a coarser rate: the maximum over the tokens that each token covers."""
-        margins, size = self
-        while size != hw:
-            margins, size = coarsen(margins, size), map_size(size, 2)
-        return margins
+        while hw not in self._sizes:
+            size = self._sizes[-1]
+            self._margins.append(coarsen(self._margins[-1], size))
+            self._sizes.append(map_size(size, 2))
+        return self._margins[self._sizes.index(hw)]
 
 
 class Cut(nn.Module):
