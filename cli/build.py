@@ -109,6 +109,7 @@ def summary(grid: RoutingGrid, budget: int | None = None) -> dict[str, Any]:
         },
         "static_architectures": count if log10(count) < LONGEST else None,
         "log10_static_architectures": round(log10(count), 3),
+        "log10_with_missing_rates": round(log10(count_static(grid, every_rate=False)), 3),
         "paths": count_paths(grid) if log10(count_paths(grid)) < LONGEST else None,
         "image_size": list(grid.spec.image_size),
         "family": grid.spec.family.name,
@@ -152,7 +153,7 @@ def show(grid: RoutingGrid, report: dict[str, Any]) -> None:
         ("parameters", f"{mega(report['params'])} (and {mega(report['gates']['params'])} in gates)"),
         ("MACs", f"staircase {stairs} · full {giga(macs['full'])}{added}"),
         ("MACs, static", f"min {giga(macs['min'])} · median {giga(macs['median'])} · max {giga(macs['max'])}"),
-        ("architectures", f"{counted} static ones"),
+        ("architectures", f"{counted} static ones{_more(grid)}"),
         ("paths", big(report["paths"]) if report["paths"] is not None else None),
         ("hash", report["hash"]),
     ]
@@ -163,6 +164,18 @@ def show(grid: RoutingGrid, report: dict[str, Any]) -> None:
     if "satisfiable" in report:
         rows.append(("budget", f"{giga(report['budget_macs'])}: {_verdict(report)}"))
     pairs(rows)
+
+
+def _more(grid: RoutingGrid) -> str:
+    """How many there are with those that never reach some rate of a pyramid."""
+    from routespace.cli.render import big, log10
+    from routespace.grid.count import count_static
+
+    if len(grid.outputs) == 1:
+        return ""
+    number = count_static(grid, every_rate=False)
+    text = big(number) if log10(number) < LONGEST else f"10^{log10(number):.0f}"
+    return f" ({text} with those that never reach some of the rates)"
 
 
 def _memory(grid: RoutingGrid) -> dict[str, int | None]:

@@ -66,6 +66,9 @@ def run(
     evaluate: Annotated[
         bool, typer.Option(help="Measure the task's metric on validation, whole and extracted.")
     ] = True,
+    drop_rates: Annotated[
+        bool, typer.Option("--drop-rates", help="Let the part do without rates of a pyramid where that is best.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
     device: Device = "auto",
@@ -101,8 +104,9 @@ def run(
     limits |= {} if ms is None else {"latency_ms": ms}
     own = None if limits and ratio is None else _own_limit(found, ratio)
     limits |= {} if own is None else {"macs": own}
-    stage = _cut_down(found, limits, choose, tuning)
-    chosen = _choose(stage, found, limits, choose, table=table, method=method)
+    every = not drop_rates
+    stage = _cut_down(found, limits, choose, tuning, every_rate=every)
+    chosen = _choose(stage, found, limits, choose, table=table, method=method, every_rate=every)
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
     taken = _take(stage, chosen, folder, origin=found, evaluate=evaluate, overwrite=overwrite)
@@ -111,7 +115,14 @@ def run(
     _what_next(found, folder)
 
 
-def _cut_down(found: Artifact, limits: Mapping[str, float], by: str | None, tuning: FineTuning | None) -> Stage:
+def _cut_down(
+    found: Artifact,
+    limits: Mapping[str, float],
+    by: str | None,
+    tuning: FineTuning | None,
+    *,
+    every_rate: bool,
+) -> Stage:
     """All cuts but the last, with progress."""
     from routespace.cli.watch import watching
     from routespace.train.stopping import TrainingStoppedError
@@ -122,7 +133,8 @@ def _cut_down(found: Artifact, limits: Mapping[str, float], by: str | None, tuni
         return Stage(found, None)
     with watching("fine-tuning") as news:
         try:
-            return cut_down(found, limits, tuning, by=by or usual_choice(found), progress=news, tell=news.say)
+            by = by or usual_choice(found)
+            return cut_down(found, limits, tuning, by=by, every_rate=every_rate, progress=news, tell=news.say)
         except TrainingStoppedError as error:
             raise KeyboardInterrupt("interrupted; nothing was saved") from error
 
@@ -135,6 +147,7 @@ def _choose(
     *,
     table: LatencyTable | None,
     method: str,
+    every_rate: bool,
 ) -> Architecture:
     """The part to take; of candidates a line on how it was found."""
     from routespace.cli.status import busy
@@ -144,9 +157,9 @@ def _choose(
 
     way = stage.way(by or usual_choice(found))
     if way != "candidates" or not limits:
-        return choose_part(stage.artifact, limits, way, table=table, method=method)
+        return choose_part(stage.artifact, limits, way, table=table, method=method, every_rate=every_rate)
     with busy("evaluating candidates"):
-        best = choose_best(stage.artifact, limits, table=table)
+        best = choose_best(stage.artifact, limits, table=table, every_rate=every_rate)
     text = task_of_head(found.net.head, found.net.spec).metric.text
     each = ", ".join(f"{origin} {text(score)}" for origin, score in best.scores.items())
     print(f"best of {best.candidates} candidates on validation: {text(best.score)} (best by origin: {each})\n")
@@ -280,4 +293,5 @@ def show(
         metric = task_of_head(taken.net.head, taken.net.spec).metric
         after, spent = metric.text(taken.tuned[metric.name]), clock(taken.tuned["seconds"])
         rows.append(("fine-tuned", f"{after} after {taken.tuned['epochs']} epochs, {spent}"))
+    rows += [("remark", line) for line in taken.card.remarks]
     pairs([*rows, ("architecture", taken.card.architecture)])

@@ -24,6 +24,7 @@ from routespace.deploy.scores import Score, older_scores
 from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.families.base import Family
+from routespace.nn.heads.base import Head, listed
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
@@ -68,6 +69,7 @@ class Card(Value):
             takes with everything computed, gates included.
         expected_macs: the measured average, for a routed network.
         scores: how good it was found to be, at each stage of its life, and on which images.
+        remarks: what its head does without, such as maps of rates that it never reaches.
         provenance: where it comes from.
         use: four lines of Python, to be run beside the bundle's folder; `save_bundle` fills them in.
         files: file name → SHA-256; `save_bundle` fills it in.
@@ -80,6 +82,7 @@ class Card(Value):
     costs: Mapping[str, Amount]
     expected_macs: Amount | None = None
     scores: tuple[Score, ...] = ()
+    remarks: tuple[str, ...] = ()
     provenance: Provenance = Field(default_factory=Provenance)
     use: tuple[str, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)
@@ -132,8 +135,17 @@ class Card(Value):
             costs={**cost.totals, "params": sum(parameter.numel() for parameter in net.parameters())},
             expected_macs=expected_macs,
             scores=tuple(scores),
+            remarks=_remarks(net),
             provenance=provenance or Provenance(),
         )
+
+
+def _remarks(net: AnyNet) -> tuple[str, ...]:
+    """What a network does without, a line each."""
+    told = net.head.lines() if isinstance(net, TaskNet) and isinstance(net.head, Head) else ()
+    if told or not net.architecture.missing_rates:
+        return told
+    return (f"architecture: it never reaches rates {listed(net.architecture.missing_rates)}",)
 
 
 class Bundle(NamedTuple):

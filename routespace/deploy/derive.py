@@ -14,6 +14,7 @@ the rest, and a rarely used one stays out even where the limit has room for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 from routespace.deploy.latency.table import LatencyTable, table_prices
@@ -40,6 +41,7 @@ def derive(
     table: LatencyTable | None = None,
     scores: Mapping[str, float] | None = None,
     method: Method = "milp",
+    every_rate: bool = True,
 ) -> Architecture:
     """A static architecture inside `architecture` that keeps what is used most, within the limits.
 
@@ -53,6 +55,7 @@ def derive(
         macs: the same as `limits={"macs": …}`.
         table: measured by `profile` for this grid; for a limit on `latency_ms`.
         scores: edge name → worth of keeping it, instead of `usage_scores` (milp only).
+        every_rate: reach every output that `architecture` reaches; else rates of a pyramid may be dropped.
         method: `milp`, the greatest sum of scores, proven; or `threshold`, one t for all edges, for a limit on
             MACs alone.
 
@@ -75,12 +78,13 @@ def derive(
     if method == "threshold":
         if scores is not None or set(wanted) != {"macs"}:
             raise SpecError("method: 'threshold' goes by usage under macs; give macs alone, or use 'milp'")
-        return _by_threshold(architecture, usage, wanted["macs"])
+        return _by_threshold(architecture, usage, wanted["macs"], every_rate=every_rate)
     return select(
         architecture,
         usage_scores(architecture, usage) if scores is None else scores,
         limits=wanted,
         measured={} if table is None else {"latency_ms": table_prices(table, architecture.grid)},
+        every_rate=every_rate,
     )
 
 
@@ -102,25 +106,28 @@ def usage_scores(architecture: Architecture, usage: Usage) -> dict[str, float]:
     return scores
 
 
-def _by_threshold(architecture: Architecture, usage: Usage, macs: float) -> Architecture:
+def _by_threshold(architecture: Architecture, usage: Usage, macs: float, *, every_rate: bool) -> Architecture:
     """The lowest threshold that fits; where no output would be left, that of the patch embeddings stops rising."""
     levels = [*sorted({_share(edge, usage) for edge in _deciding(architecture)}), float("inf")]
 
     def fits(found: Architecture | None) -> bool:
         return found is None or architecture_cost(found).macs <= macs
 
+    above = partial(_above, architecture, usage, every_rate=every_rate)
     # Fewer edges are kept as the threshold rises, so MACs fall and a lost output stays lost: bisection is exact.
-    low = _first(levels, lambda t: fits(_above(architecture, usage, rows=t, columns=t)))
-    found = _above(architecture, usage, rows=low, columns=low)
+    low = _first(levels, lambda t: fits(above(rows=t, columns=t)))
+    found = above(rows=low, columns=low)
     if found is None:
-        lost = _first(levels, lambda t: _above(architecture, usage, rows=t, columns=t) is None)
+        lost = _first(levels, lambda t: above(rows=t, columns=t) is None)
         columns = levels[levels.index(lost) - 1]
-        low = _first(levels, lambda t: fits(_above(architecture, usage, rows=t, columns=columns)))
-        found = _above(architecture, usage, rows=low, columns=columns)
+        low = _first(levels, lambda t: fits(above(rows=t, columns=columns)))
+        found = above(rows=low, columns=columns)
         assert found is not None  # the rows' threshold never cuts a path: identities take over
     least = architecture_cost(found).macs
     if least > macs:
-        select(architecture, {}, macs=macs)  # raises when nothing fits, and names the least possible
+        select(
+            architecture, {}, macs=macs, every_rate=every_rate
+        )  # raises when nothing fits, and names the least possible
         raise BudgetError(
             f"macs: {macs:.0f} MACs is not enough for the threshold method, which ends at {least} MACs here; "
             f"use method 'milp', or a higher limit"
@@ -151,8 +158,10 @@ def _share(edge: Edge, usage: Usage) -> float:
     return float(shares.images if edge.kind == "patch_embed" else shares.tokens)
 
 
-def _above(architecture: Architecture, usage: Usage, *, rows: float, columns: float) -> Architecture | None:
-    """The static architecture of the edges used at least so much; None when an output is not reached."""
+def _above(
+    architecture: Architecture, usage: Usage, *, rows: float, columns: float, every_rate: bool
+) -> Architecture | None:
+    """The static architecture of the edges used at least so much; None when an output is missing."""
     names = []
     for edge in _deciding(architecture):
         if edge.kind == "patch_embed":
@@ -162,6 +171,7 @@ def _above(architecture: Architecture, usage: Usage, *, rows: float, columns: fl
             names.append(edge.name if not gated or _share(edge, usage) >= rows else str(edge.partner))
     alone = [name for name in architecture.open_edges if architecture.grid.edges[name].kind == "identity"]
     try:
-        return Architecture.static(architecture.spec, names + alone)
+        found = Architecture.static(architecture.spec, names + alone)
     except GridError:
         return None
+    return found if not every_rate or found.outputs == architecture.outputs else None

@@ -138,9 +138,10 @@ def _always(part: Architecture, name: str) -> Architecture | None:
 
 def _cleaned(part: Architecture, edges: dict[str, Any]) -> Architecture | None:
     try:
-        return Architecture.cleaned(part.spec, edges)
+        found = Architecture.cleaned(part.spec, edges)
     except GridError:
         return None
+    return found if found.outputs == part.outputs else None  # heads compare what they make of the same maps
 
 
 def _part(net: TaskNet, part: Architecture) -> TaskNet | None:

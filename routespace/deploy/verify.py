@@ -24,7 +24,7 @@ from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
 from routespace.nn.running import as_input, evaluating, place_of, placed
-from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, backbone_of, network_cost
 
 BATCH = 2
 
@@ -163,8 +163,15 @@ def _differences(supernet: AnyNet, subnet: AnyNet, images: Tensor) -> tuple[floa
     architecture = subnet.architecture
     routes = static_routes(supernet, architecture, images) if architecture.is_static else None
     small = outputs(subnet, images)
-    same = difference(outputs(supernet.restrict(architecture), images), small)
-    return same, None if routes is None else difference(outputs(supernet, images, routes), small)
+    part = supernet.restrict(architecture)
+    same = difference(outputs(part, images), small)
+    if routes is None:
+        return same, None
+    # Rows of rates that the part never reaches run on in the whole network; the part's head leaves them out.
+    whole = TaskNet(backbone_of(supernet), part.head) if isinstance(part, TaskNet) else supernet
+    return same, difference(
+        {name: x for name, x in outputs(whole, images, routes).items() if name in small}, small
+    )
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -142,7 +142,7 @@ def _draw_nodes(axes: Axes, architecture: Architecture) -> None:
         places = [_place(grid.spec.rates, node) for node in grid.nodes if (node in used) == kept]
         if places:
             axes.scatter([x for x, _ in places], [y for _, y in places], s=42, color=colour, zorder=3)
-    outputs = [_place(grid.spec.rates, node) for node in grid.outputs]
+    outputs = [_place(grid.spec.rates, node) for node in architecture.outputs]
     axes.scatter(
         [x for x, _ in outputs],
         [y for _, y in outputs],

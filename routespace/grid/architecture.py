@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from routespace.errors import GridError
 from routespace.grid.families.base import Family
-from routespace.grid.graph import Edge, RoutingGrid, grid_of, live_edges
+from routespace.grid.graph import Edge, Node, RoutingGrid, grid_of, live_edges
 from routespace.grid.spec import GridSpec, content_hash
 
 State = Literal["open", "gated"]
@@ -32,10 +32,12 @@ class Architecture:
     Attributes:
         spec: the GridSpec.
         edges: the same mapping, read-only, in the grid's edge order.
+        outputs: the grid's outputs that it reaches, fine to coarse: one at least. Of a pyramid it may leave some
+            out; a head then does without their maps.
 
     Raises:
-        GridError: an unknown edge or state, an edge that lies on no way from the stem to an output, an output
-            that is not reached, or a row whose two edges are not one choice (both open, or one gated alone).
+        GridError: an unknown edge or state, an edge that lies on no way from the stem to an output, no output
+            that is reached, or a row whose two edges are not one choice (both open, or one gated alone).
     """
 
     def __init__(self, spec: GridSpec, edges: Mapping[str, State]) -> None:
@@ -46,9 +48,12 @@ class Architecture:
             {name: edges[name] for name in self.grid.edges if name in edges}
         )
         live = self._live()
-        for node in self.grid.outputs:
-            if all(edge.target != node for edge in live) and node != self.grid.stem:
-                raise GridError(f"edges: the output at rate {node[1]} is not reached; keep a path to it")
+        entered = {edge.target for edge in live}
+        self.outputs: tuple[Node, ...] = tuple(node for node in self.grid.outputs if node in entered)
+        if not self.outputs:
+            *finer, last = (str(rate) for rate in spec.output_rates)
+            wanted = f"{', '.join(finer)} or {last}" if finer else last
+            raise GridError(f"edges: the output at rate {wanted} is not reached; keep a path to it")
         dead = [name for name in self.edges if self.grid.edges[name] not in live]
         if dead:
             raise GridError(
@@ -137,7 +142,7 @@ class Architecture:
         """The architecture of `edges` without its dead ends (edges on no way from stem to an output).
 
         Raises:
-            GridError: what is left is still no architecture, for example because an output is not reached.
+            GridError: what is left is still no architecture, for example because no output is reached.
         """
         grid = grid_of(spec)
         _check_names(grid, edges)
@@ -158,6 +163,16 @@ class Architecture:
     def gated_edges(self) -> list[str]:
         """Names of the edges that a gate decides."""
         return [name for name, state in self.edges.items() if state == "gated"]
+
+    @property
+    def output_rates(self) -> tuple[int, ...]:
+        """Rates of the outputs that it reaches, fine to coarse."""
+        return tuple(rate for _, rate in self.outputs)
+
+    @property
+    def missing_rates(self) -> tuple[int, ...]:
+        """Rates of the grid's outputs that it never reaches, fine to coarse."""
+        return tuple(rate for rate in self.spec.output_rates if rate not in self.output_rates)
 
     @property
     def is_static(self) -> bool:

@@ -124,12 +124,13 @@ def architecture_cost(
     used = _used(table, edges, prices, usage)
     return ArchitectureCost(
         totals={
-            what: table.constant(what) + sum(amounts[what] for amounts in used.values()) for what in analytic()
+            what: table.constant(what, architecture.output_rates) + sum(amounts[what] for amounts in used.values())
+            for what in analytic()
         },
         stem=table.stem,
         edges=edges,
         gates=prices,
-        outputs=table.outputs,
+        outputs={rate: table.outputs[rate] for rate in architecture.output_rates},
         head=table.head,
         used=used,
     )

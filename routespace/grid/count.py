@@ -7,6 +7,8 @@ one sweep over the nodes in execution order is enough, and the only memory it ne
 been entered: a bitmask with one bit per rate (the row's next node) and one for the patch embedding just taken.
 Exact Python integers throughout; time grows with nodes · 2^rates.
 
+An architecture may leave outputs of a pyramid out; unless `every_rate` is False, those that do are not meant here.
+
 `histogram` builds on this sweep: exact cost histograms and uniform samples.
 """
 
@@ -45,7 +47,8 @@ class SweepStep(NamedTuple):
         carry: the mask's bit for "the patch embedding into this node was taken"; the same at every step.
         rows: transformer and identity, or nothing in the last column.
         column: the patch embedding, if there is one.
-        is_output: the node must be entered, and need not be left.
+        is_output: the node need not be left.
+        must: it must be entered.
     """
 
     bit: int
@@ -53,13 +56,14 @@ class SweepStep(NamedTuple):
     rows: tuple[int, ...]
     column: int | None
     is_output: bool
+    must: bool
 
     def moves(self, mask: int) -> list[Move]:
         """Every legal way to leave this node when the nodes in `mask` have been entered."""
         entered = mask & (self.bit | self.carry)
         rest = mask & ~(self.bit | self.carry)
         if not entered:
-            return [] if self.is_output else [Move(rest, None, None)]
+            return [] if self.must else [Move(rest, None, None)]
         ways = [Move(rest | self.bit, row, None) for row in self.rows]
         if self.column is not None:
             ways += [Move(way.mask | self.carry, way.row, self.column) for way in ways]
@@ -75,17 +79,18 @@ def grid_in(space: GridOrPart) -> RoutingGrid:
     return space.grid if isinstance(space, Architecture) else space
 
 
-def steps(space: GridOrPart) -> list[SweepStep]:
+def steps(space: GridOrPart, *, every_rate: bool = True) -> list[SweepStep]:
     """The sweep over a grid: its nodes in execution order. It starts with mask 1 (the stem) and ends with 0.
 
     Of an architecture only its own edges are taken, open or gated; their places are those of its grid's order.
+    Unless `every_rate`, some of the space's outputs may be left out; by the local rules one is always entered.
     """
     grid = grid_in(space)
     leaving: dict[Node, dict[str, int]] = {node: {} for node in grid.nodes}
     for place, edge in enumerate(grid.edges.values()):
         if edge.name in space.edges:
             leaving[edge.source][edge.kind] = place
-    outputs, carry = set(grid.outputs), 1 << len(grid.spec.rates)
+    outputs, carry = set(space.outputs), 1 << len(grid.spec.rates)
     return [
         SweepStep(
             bit=1 << grid.spec.index(node[1]),
@@ -93,15 +98,16 @@ def steps(space: GridOrPart) -> list[SweepStep]:
             rows=tuple(out[kind] for kind in ("transformer", "identity") if kind in out),
             column=out.get("patch_embed"),
             is_output=node in outputs,
+            must=every_rate and node in outputs,
         )
         for node, out in leaving.items()
     ]
 
 
-def count_static(grid: RoutingGrid) -> int:
+def count_static(grid: RoutingGrid, *, every_rate: bool = True) -> int:
     """Number of static architectures: each row absent, transformer or identity; each embedding absent or open."""
     numbers = {1: 1}
-    for step in steps(grid):
+    for step in steps(grid, every_rate=every_rate):
         after: dict[int, int] = defaultdict(int)
         for mask, number in numbers.items():
             for move in step.moves(mask):
@@ -135,22 +141,23 @@ def edge_macs(grid: RoutingGrid) -> list[int]:
     return macs
 
 
-def constant_macs(grid: RoutingGrid) -> int:
-    """MACs that every architecture pays: stem, outputs and head."""
-    return int(cost_table(grid).constant("macs"))
+def constant_macs(space: GridOrPart) -> int:
+    """MACs that every architecture pays: stem, the space's outputs and head."""
+    return int(cost_table(grid_in(space)).constant("macs", [rate for _, rate in space.outputs]))
 
 
-def least_sum(space: GridOrPart, prices: Sequence[float]) -> tuple[float, list[int]]:
+def least_sum(space: GridOrPart, prices: Sequence[float], *, every_rate: bool = True) -> tuple[float, list[int]]:
     """The static architecture with the least sum of edge prices: the sum and its edges' places in the order.
 
     Args:
         space: a grid, or an architecture of it: only its edges are taken.
         prices: one number per edge of the grid, of either sign.
             Integers stay exact; negate them for the greatest sum.
+        every_rate: only architectures that reach every output of the space.
     """
     # mask → (sum, linked list of moves); the first of equals wins, so the result is the same everywhere.
     best: dict[int, tuple[float, tuple[Any, ...]]] = {1: (0, ())}
-    for step in steps(space):
+    for step in steps(space, every_rate=every_rate):
         after: dict[int, tuple[float, tuple[Any, ...]]] = {}
         for mask, (total, taken) in best.items():
             for move in step.moves(mask):
@@ -193,13 +200,13 @@ def static_range(grid: RoutingGrid) -> StaticRange:
 def least_macs(space: GridOrPart) -> int:
     """MACs of the cheapest static architecture: the least budget that can be met."""
     grid = grid_in(space)
-    return constant_macs(grid) + int(least_sum(space, edge_macs(grid))[0])
+    return constant_macs(space) + int(least_sum(space, edge_macs(grid))[0])
 
 
 def most_macs(space: GridOrPart) -> int:
     """MACs of the dearest static architecture: a budget above it limits nothing."""
     grid = grid_in(space)
-    return constant_macs(grid) - int(least_sum(space, [-price for price in edge_macs(grid)])[0])
+    return constant_macs(space) - int(least_sum(space, [-price for price in edge_macs(grid)])[0])
 
 
 def cheapest(space: GridOrPart) -> Architecture:

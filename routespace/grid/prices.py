@@ -9,7 +9,7 @@ Shape legend: n architectures.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -80,8 +80,6 @@ class CostTable:
     Attributes:
         spec: the spec at that image size.
         stem, edges, outputs, head: as in ArchitectureCost, for every edge of the grid.
-        paid: the stem's, outputs' and head's prices, which every architecture pays.
-
     Raises:
         SpecError: an image size that the grid cannot take.
     """
@@ -95,18 +93,27 @@ class CostTable:
         self.edges = _grid_prices(grid, spec)
         self.outputs = {rate: spec.family.output_cost(spec, rate) for rate in spec.output_rates}
         self.head = head_cost(spec)
-        self.paid = (self.stem, *self.outputs.values(), self.head)
+        self._entering = {
+            rate: [place for place, edge in enumerate(grid.edges.values()) if edge.target == node]
+            for node in grid.outputs
+            for rate in node[1:]
+        }
         self._amounts: dict[str, dict[str, float]] = {}
         self._arrays: dict[str, np.ndarray] = {}
 
-    def constant(self, what: str) -> float:
+    def constant(self, what: str, rates: Iterable[int] | None = None) -> float:
         """What stem, outputs and head take of a resource together.
+
+        Args:
+            what: the resource.
+            rates: of the outputs that are reached; None for all.
 
         Raises:
             SpecError: a resource that does not follow from prices.
         """
         resource = require_analytic(what)
-        total: float = sum(resource.whole(cost) for cost in self.paid)
+        outputs = (self.outputs[rate] for rate in (self.outputs if rates is None else rates))
+        total: float = sum(resource.whole(cost) for cost in (self.stem, *outputs, self.head))
         return total
 
     def amounts(self, what: str) -> Mapping[str, float]:
@@ -136,7 +143,7 @@ class CostTable:
         return self._arrays[what]
 
     def totals(self, bits: np.ndarray, what: str = "macs") -> np.ndarray:
-        """Totals of n static architectures, the constant part included.
+        """Totals of n static architectures, the constant part and the outputs that they reach included.
 
         Args:
             bits: bool (n, edges); True where an edge is open, in the grid's edge order.
@@ -156,14 +163,22 @@ class CostTable:
                 f"in the order of grid.edges"
             )
         if prices.dtype == np.int64 and int(prices.sum()) >= EXACT_FLOAT:
-            exact: NDArray[Any] = bits @ prices + int(constant)
+            exact: NDArray[Any] = bits @ prices + int(constant) - self._left_out(bits, what)
             return exact
         floats, totals = prices.astype(np.float64), np.empty(len(bits), dtype=prices.dtype)
         for start in range(0, len(bits), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             totals[block] = bits[block].astype(np.float64) @ floats
-        summed: NDArray[Any] = totals + prices.dtype.type(constant)
+        summed: NDArray[Any] = totals + prices.dtype.type(constant) - self._left_out(bits, what)
         return summed
+
+    def _left_out(self, bits: np.ndarray, what: str) -> Any:
+        """What the constant part has too much for n static architectures: outputs that they never reach."""
+        resource, total = require_analytic(what), 0
+        for rate, places in self._entering.items():
+            price = resource.whole(self.outputs[rate])
+            total = total + (price * ~bits[:, places].any(1) if price else 0)
+        return total
 
 
 def _grid_prices(grid: RoutingGrid, spec: GridSpec) -> dict[str, EdgeCost]:

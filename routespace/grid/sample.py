@@ -52,17 +52,20 @@ class StaticTables:
 
     Args:
         space: a grid, or an architecture of it: only its edges are taken.
+        every_rate: only architectures that reach every output of the space.
 
     Attributes:
         unit: MACs of one bin; it divides all costs where they are few.
         slack: least and greatest of (exact MACs - units) over all static architectures.
+        spare: MACs of outputs that an architecture may do without.
         counts: per unit total, the number of static architectures, up to one common factor.
     """
 
-    def __init__(self, space: GridOrPart) -> None:
+    def __init__(self, space: GridOrPart, *, every_rate: bool = True) -> None:
         grid = grid_in(space)
         prices = edge_macs(grid)
-        self.grid, self.constant, self.sweep = grid, constant_macs(grid), steps(space)
+        self.grid, self.constant, self.sweep = grid, constant_macs(space), steps(space, every_rate=every_rate)
+        self.spare = 0 if every_rate else self.constant - int(cost_table(grid).constant("macs", ()))
         self._moves: list[dict[int, list[Move]]] = []
         masks = {1}
         for step in self.sweep:
@@ -72,8 +75,12 @@ class StaticTables:
         self.unit = _best_unit(prices, bins)
         self._quanta = _spread_rounding(prices, self.unit)
         residual = [price - self.unit * q for price, q in zip(prices, self._quanta, strict=True)]
-        self.slack = int(least_sum(space, residual)[0]), -int(least_sum(space, [-r for r in residual])[0])
-        self._tables = self._complete(1 - int(least_sum(space, [-q for q in self._quanta])[0]))
+        least, most, size = (
+            int(least_sum(space, sums, every_rate=every_rate)[0])
+            for sums in (residual, [-r for r in residual], [-q for q in self._quanta])
+        )
+        self.slack = least, -most
+        self._tables = self._complete(1 - size)
         self.counts = self._tables[0][1]
 
     def _quantum(self, move: Move) -> int:
@@ -101,7 +108,8 @@ class StaticTables:
         """The unit totals, from and up to but without, that hold every architecture of the MACs window."""
         first = math.ceil((max(low_macs, 0) - self.constant - self.slack[1]) / self.unit)
         top = (len(self.counts) - 1) * self.unit
-        last = math.floor(min(high_macs - self.constant - self.slack[0], top) / self.unit)
+        high = high_macs + self.spare - self.constant - self.slack[0]
+        last = math.floor(min(high, top) / self.unit)
         return max(first, 0), max(last + 1, 0)
 
     def draw(self, n: int, units: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -167,8 +175,8 @@ def _spread_rounding(prices: Sequence[int], unit: int) -> list[int]:
 
 
 @lru_cache(maxsize=2)  # up to 64 MB each
-def _tables(space: GridOrPart) -> StaticTables:
-    return StaticTables(space)
+def _tables(space: GridOrPart, *, every_rate: bool = True) -> StaticTables:
+    return StaticTables(space, every_rate=every_rate)
 
 
 def static_distribution(grid: RoutingGrid) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +196,13 @@ def median_macs(grid: RoutingGrid) -> int:
 
 
 def sample_static_bits(
-    space: GridOrPart, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
+    space: GridOrPart,
+    n: int,
+    *,
+    low_macs: float = 0,
+    high_macs: float = math.inf,
+    seed: int = 0,
+    every_rate: bool = True,
 ) -> np.ndarray:
     """Draw n static architectures, uniform (with repetition) among those whose exact MACs lie in the window.
 
@@ -200,6 +214,8 @@ def sample_static_bits(
         n: how many.
         low_macs, high_macs: the window, both ends included.
         seed: equal seeds give equal samples.
+        every_rate: only architectures that reach every output of the space; else some of a pyramid's may be
+            missing.
 
     Returns:
         bool (n, edges) in the grid's edge order, as `batch_cost` takes it.
@@ -210,7 +226,7 @@ def sample_static_bits(
     """
     check_request(n, low_macs, high_macs)
     grid = grid_in(space)
-    tables, rng, table = _tables(space), np.random.default_rng(seed), cost_table(grid)
+    tables, rng, table = _tables(space, every_rate=every_rate), np.random.default_rng(seed), cost_table(grid)
     units = tables.window(low_macs, high_macs)
     if not tables.counts[slice(*units)].any():
         span = least_macs(space), most_macs(space)
@@ -232,10 +248,16 @@ def sample_static_bits(
 
 
 def sample_static(
-    space: GridOrPart, n: int, *, low_macs: float = 0, high_macs: float = math.inf, seed: int = 0
+    space: GridOrPart,
+    n: int,
+    *,
+    low_macs: float = 0,
+    high_macs: float = math.inf,
+    seed: int = 0,
+    every_rate: bool = True,
 ) -> list[Architecture]:
     """`sample_static_bits` as Architectures; the same arguments and errors."""
-    bits = sample_static_bits(space, n, low_macs=low_macs, high_macs=high_macs, seed=seed)
+    bits = sample_static_bits(space, n, low_macs=low_macs, high_macs=high_macs, seed=seed, every_rate=every_rate)
     return architectures_of(grid_in(space), bits)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from routespace.errors import BudgetError, GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.graph import Edge, RoutingGrid
+from routespace.grid.graph import Edge, Node, RoutingGrid
 from routespace.grid.prices import cost_table
 from routespace.grid.resources import RESOURCES, MeasuredPrices, joined_limits
 
@@ -54,6 +54,7 @@ def select(
     macs: float | None = None,
     measured: Mapping[str, MeasuredPrices] | None = None,
     require: Iterable[str] = (),
+    every_rate: bool = True,
 ) -> Architecture:
     """The static architecture with the greatest sum of scores under the limits.
 
@@ -66,6 +67,8 @@ def select(
         measured: resource → its prices, for each limited one that does not follow from the grid: for `latency_ms`
             `table_prices` of a latency table.
         require: names of edges that must be kept.
+        every_rate: reach every output of the space; else some of a pyramid's may be left out (what stands on an
+            output is counted among the limits all the same).
 
     Returns:
         A static Architecture; no other has a greater sum (within 1e-8 of the largest score).
@@ -77,9 +80,10 @@ def select(
     """
     grid = space.grid if isinstance(space, Architecture) else space
     names = list(space.edges)
-    program = _Program(grid, [grid.edges[name] for name in names], _required(names, require))
+    candidates = [grid.edges[name] for name in names]
+    program = _Program(grid, candidates, _required(names, require), outputs=space.outputs, every_rate=every_rate)
     wanted = joined_limits(limits, macs)
-    found = [_limit(grid, names, name, most=most, measured=measured or {}) for name, most in wanted.items()]
+    found = [_limit(space, names, name, most=most, measured=measured or {}) for name, most in wanted.items()]
     kept = program.best(_scores(grid, names, scores), found)
     if kept is None:
         raise _explain(program, found)
@@ -92,17 +96,25 @@ class _Program:
     Variables: one per candidate edge (binary), then one per node (continuous in 0…1; binary edges make it so).
     """
 
-    def __init__(self, grid: RoutingGrid, edges: Sequence[Edge], required: np.ndarray) -> None:
+    def __init__(
+        self,
+        grid: RoutingGrid,
+        edges: Sequence[Edge],
+        required: np.ndarray,
+        *,
+        outputs: Sequence[Node],
+        every_rate: bool,
+    ) -> None:
         self.size = len(edges)
         self._node = {node: self.size + i for i, node in enumerate(grid.nodes)}
         self._lower = np.concatenate([required.astype(float), np.zeros(len(self._node))])
-        for node in (grid.stem, *grid.outputs):
+        for node in (grid.stem, *(outputs if every_rate else ())):
             self._lower[self._node[node]] = 1
         self._entries: list[tuple[int, int, float]] = []
         self._rows = 0
         self._edge_rules(edges)
         self._node_rules(grid, edges)
-        self._cuts(grid, edges)
+        self._cuts(grid, edges, every_rate=every_rate)
 
     def _rule(self, terms: Iterable[tuple[int, float]]) -> None:
         """Add one row: the terms' sum is at most 0."""
@@ -129,8 +141,8 @@ class _Program:
             if node not in grid.outputs:
                 self._rule([(column, 1.0), *((place, -1.0) for place in leaving[node])])
 
-    def _cuts(self, grid: RoutingGrid, edges: Sequence[Edge]) -> None:
-        """Every way to the coarsest output crosses each layer and leaves each rate.
+    def _cuts(self, grid: RoutingGrid, edges: Sequence[Edge], *, every_rate: bool) -> None:
+        """Every way to an output crosses each layer, and every one to the coarsest output leaves each rate.
 
         The other rules imply this for whole edges, but not for the fractions that the solver starts from: saying
         so makes hard cases about three times faster.
@@ -139,7 +151,9 @@ class _Program:
         for place, edge in enumerate(edges):
             cut = ("rate", edge.rate) if edge.kind == "patch_embed" else ("layer", edge.layer)
             across.setdefault(cut, []).append(place)
-        for places in across.values():
+        for (what, _), places in across.items():
+            if what == "rate" and not every_rate:
+                continue  # the coarsest output may be left out
             self._rule([(self._node[grid.stem], 1.0), *((place, -1.0) for place in places)])
 
     def best(self, worth: np.ndarray, limits: Sequence[Limit]) -> np.ndarray | None:
@@ -192,9 +206,15 @@ class _Program:
 
 
 def _limit(
-    grid: RoutingGrid, names: Sequence[str], name: str, *, most: float, measured: Mapping[str, MeasuredPrices]
+    space: RoutingGrid | Architecture,
+    names: Sequence[str],
+    name: str,
+    *,
+    most: float,
+    measured: Mapping[str, MeasuredPrices],
 ) -> Limit:
     """The limit on one resource, with the prices of the candidates `names`."""
+    grid = space.grid if isinstance(space, Architecture) else space
     if name in measured:
         return Limit(
             name, _measured(grid, names, measured[name].edges, what=name), _constant(name, measured), most
@@ -205,7 +225,8 @@ def _limit(
         )
     table = cost_table(grid)
     amounts = table.amounts(name)
-    return Limit(name, np.array([amounts[edge] for edge in names], dtype=float), table.constant(name), most)
+    constant = table.constant(name, [rate for _, rate in space.outputs])
+    return Limit(name, np.array([amounts[edge] for edge in names], dtype=float), constant, most)
 
 
 def _constant(name: str, measured: Mapping[str, MeasuredPrices]) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -26,7 +26,7 @@ from routespace.grid.prices import cost_table
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.route_net import RouteOutput
 from routespace.nn.routing.routes import Routes
-from routespace.nn.task_net import TaskNet
+from routespace.nn.task_net import TaskNet, head_over
 
 STEM = 0  # the first map
 
@@ -85,6 +85,7 @@ class SharedParts:
         self.operations: dict[int, Operation] = {}
         self.ends: list[dict[int, int]] = []
         self._numbers: dict[Operation, int] = {}
+        self._heads: dict[tuple[int, ...], nn.Module] = {}
         made_by: list[list[int]] = []
         for architecture in architectures:
             self._check(architecture)
@@ -122,9 +123,8 @@ class SharedParts:
             here = nodes[step.source]
             name = step.transformer if isinstance(step, Row) else step.name
             arrive(step.target, here if name is None else make("edge", name, (here,), step.source[1]))
-        layers = self.spec.layers
         return {
-            rate: make("output", f"r{rate:02d}", (nodes[layers, rate],), rate) for rate in self.spec.output_rates
+            node[1]: make("output", f"r{node[1]:02d}", (nodes[node],), node[1]) for node in architecture.outputs
         }
 
     def _planned(self, made_by: Sequence[Sequence[int]]) -> list[PartSteps]:
@@ -175,9 +175,15 @@ class SharedParts:
                 for old in dropped:
                     del maps[old]
             ends = {rate: maps[number] for rate, number in self.ends[turn.place].items()}
-            yield turn.place, self.net.head(RouteOutput(ends, Routes({}), dict.fromkeys(ends)))
+            yield turn.place, self._head(tuple(ends))(RouteOutput(ends, Routes({}), dict.fromkeys(ends)))
             for old in turn.dropped[-1]:
                 del maps[old]
+
+    def _head(self, rates: tuple[int, ...]) -> nn.Module:
+        """The head of parts that reach these rates."""
+        if rates not in self._heads:
+            self._heads[rates] = head_over(self.net.head, rates)
+        return self._heads[rates]
 
     def _make(self, operation: Operation, maps: dict[int, Tensor], sizes: dict[int, tuple[int, int]]) -> Tensor:
         """The map of an operation; exactly what a forward pass of its part computes."""

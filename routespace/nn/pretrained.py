@@ -113,7 +113,7 @@ def _sorted_weights(net: TaskNet) -> TimmWeights:
                 prefixed(state, f"blocks.{k}.") for k in range(spec.depth(edge.layer))
             ]
     outputs = [
-        net.backbone.outputs[f"r{rate:02d}"].state_dict() if rate in spec.output_rates else {}
+        net.backbone.outputs[f"r{rate:02d}"].state_dict() if rate in net.architecture.output_rates else {}
         for rate in spec.rates
     ]
     return TimmWeights(
@@ -140,7 +140,7 @@ def _load(
             _fill(module, weights.embeds[net.spec.index(edge.rate)], name)
     kept = [*(f"gates.{name}" for name in net.gates), *(f"skips.{name}" for name in net.skips)]
     for i, rate in enumerate(net.spec.rates):
-        if rate not in net.spec.output_rates:
+        if rate not in net.architecture.output_rates:
             continue
         output = net.outputs[f"r{rate:02d}"]
         if weights.outputs[i] or not list(output.parameters()):

@@ -48,7 +48,8 @@ class RouteOutput(NamedTuple):
     """What a forward pass returns.
 
     Attributes:
-        maps: rate → (B, C, H, W) of each output, fine to coarse; zero where nothing arrived.
+        maps: rate → (B, C, H, W) of each output that the architecture reaches, fine to coarse; zero where nothing
+            arrived.
         routes: every decision that was taken; cost is computed from it.
         there: rate → (B, N) bool of the tokens that arrived; None when images are there whole or not at all.
     """
@@ -118,7 +119,7 @@ class RouteNet(nn.Module):
         self.outputs = nn.ModuleDict(
             {
                 f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.output(spec, rate)
-                for rate in spec.output_rates
+                for rate in architecture.output_rates
             }
         )
 
@@ -243,12 +244,18 @@ class RouteNet(nn.Module):
                 run_row(step, hw, run)
             else:
                 run_embed(step, hw, run)
-        ends = {rate: run.nodes[self.spec.layers, rate] for rate in self.spec.output_rates}
+        ends = {rate: run.nodes[self.spec.layers, rate] for rate in self._rates(routes)}
         maps = {}
         for rate, end in ends.items():
             x = self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype)
             maps[rate] = x.transpose(1, 2).unflatten(2, sizes[rate])
         return RouteOutput(maps, Routes(run.taken), {rate: end.arrived() for rate, end in ends.items()})
+
+    def _rates(self, routes: Routes | None) -> list[int]:
+        """Rates of the outputs: those that are reached, also by the gates that are held."""
+        held = self._deciding.held if routes is None else None
+        rates = self.architecture.output_rates
+        return [rate for rate in rates if held is None or rate in held.output_rates]
 
     def _held_routes(self, images: Tensor) -> Routes:
         """The decisions of gates that are held; none where they decide for themselves."""
@@ -260,7 +267,9 @@ class RouteNet(nn.Module):
 
     def as_module(self) -> PlainModule:
         """A plain module over the same weights: images → a tuple of maps (B, C, H, W), fine to coarse."""
-        return PlainModule(self, [f"features_r{rate:02d}" for rate in self.spec.output_rates], several=True)
+        return PlainModule(
+            self, [f"features_r{rate:02d}" for rate in self.architecture.output_rates], several=True
+        )
 
     def tensors(self, output: RouteOutput) -> tuple[Tensor, ...]:
         """What `forward` returned as tensors: the maps, fine to coarse."""

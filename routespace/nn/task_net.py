@@ -12,7 +12,7 @@ Shape legend: B images · K classes · C channels · H, W pixels, or of a rate's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self, Unpack
 
@@ -30,7 +30,7 @@ from routespace.grid.usage import Usage
 from routespace.nn.heads.base import NO_COST, Head, Maps
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import PlainModule
-from routespace.nn.route_net import RouteNet
+from routespace.nn.route_net import RouteNet, RouteOutput
 from routespace.nn.routing.deciding import Changes, Deciding, Execution
 from routespace.nn.routing.places import GatePlaces
 from routespace.nn.routing.routes import Routes
@@ -70,7 +70,7 @@ class TaskNet(nn.Module):
 
     Args:
         backbone: images → maps and routes.
-        head: maps → the task's outputs.
+        head: maps → the task's outputs; where the architecture never reaches a rate, what is left of it without.
     """
 
     backbone: RouteNet
@@ -79,10 +79,10 @@ class TaskNet(nn.Module):
     def __init__(self, backbone: RouteNet, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        self.head = head_over(head, backbone.architecture.output_rates)
         self.register_load_state_dict_pre_hook(_from_flat_keys)  # type: ignore[no-untyped-call]  # torch's
         self.training = backbone.training
-        head.train(backbone.training)
+        self.head.train(backbone.training)
 
     @classmethod
     def classifier(
@@ -114,7 +114,12 @@ class TaskNet(nn.Module):
             SpecError: images that do not fit, or routes of other images.
         """
         output = self.backbone(images, routes=routes)
-        return TaskOutput(self.head(output), output.maps if features else None, output.routes)
+        head = self.head if routes is not None or self.deciding.held is None else self._head_over(output)
+        return TaskOutput(head(output), output.maps if features else None, output.routes)
+
+    def _head_over(self, output: RouteOutput) -> Head:
+        """The head of the maps that there are: held gates may leave some out."""
+        return head_over(self.head, tuple(output.maps))
 
     def as_module(self, output: Literal["logits", "outputs", "features"] = "outputs") -> PlainModule:
         """A plain module over the same weights: images → a tensor or a tuple of tensors.
@@ -212,7 +217,7 @@ class TaskNet(nn.Module):
             GridError: `architecture` is not a part of this network's.
         """
         part = TaskNet(self.backbone.restrict(architecture), view_of(self.head))
-        part.training, part.head = self.training, view_of(self.head)
+        part.training, part.head = self.training, head_over(view_of(self.head), architecture.output_rates)
         return part
 
     def gate_places(self, image_size: tuple[int, int] | torch.Size) -> Mapping[str, GatePlaces]:
@@ -247,7 +252,12 @@ def backbone_of(net: AnyNet) -> RouteNet:
 
 def as_task_net(net: AnyNet) -> TaskNet:
     """The network itself; a bare backbone as one whose outputs are its maps, over the same weights."""
-    return net if isinstance(net, TaskNet) else TaskNet(net, Maps(net.spec.output_rates))
+    return net if isinstance(net, TaskNet) else TaskNet(net, Maps(net.architecture.output_rates))
+
+
+def head_over(head: Head, rates: Sequence[int]) -> Head:
+    """What is left of a head over the maps of some rates; see `Head.over`. A module of one's own stays whole."""
+    return head.over(rates) if isinstance(head, Head) else head
 
 
 def network_cost(

@@ -181,7 +181,7 @@ def _trainer(
     if say is not None:
         _introduce(recipe, phases, say)
     net = make_net(start, phases[-1].task, init, tell=say or (lambda _: None)).to(accelerator.device)
-    unread = net.head.reads(net.spec) != net.spec.output_rates
+    unread = net.head.reads(net.spec) != net.architecture.output_rates
     accelerator.ddp_handler.find_unused_parameters = unread or not start.architecture.is_static
     return Trainer(recipe, net, phases, accelerator=accelerator, report=report)
 

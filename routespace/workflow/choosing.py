@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from routespace.deploy.derive import derive
@@ -71,6 +72,7 @@ def choose_best(
     rounds: int = 2,
     seed: int = 0,
     least_macs: float = 0,
+    every_rate: bool = True,
 ) -> Choice:
     """The candidate with the best metric on validation; of equals the one with the fewest MACs.
 
@@ -82,6 +84,7 @@ def choose_best(
         rounds: of neighbours, at most; one that finds nothing better is the last.
         seed: of the draws.
         least_macs: that a candidate has, where more is to be cut off it.
+        every_rate: reach every output that the network reaches; else rates of a pyramid may be dropped.
 
     Raises:
         BudgetError: nothing fits; the message names the least possible.
@@ -99,13 +102,14 @@ def choose_best(
         seed=seed,
         scores=edge_scores(artifact, images),
         least_macs=least_macs,
+        every_rate=every_rate,
     )
     task = task_of_head(artifact.net.head, artifact.net.spec)
     race = _Race(artifact, images, task.metric)
     race.run([part for part, origin in found.items() if origin != "sample"])
     race.run([part for part, origin in found.items() if origin == "sample"], drop_errors=DROP_ERRORS)
     near = Neighbours(artifact.net.architecture, seed)
-    fits = _fitting(artifact, limits, table, least_macs)
+    fits = _fitting(artifact, limits, table, least_macs, every_rate=every_rate)
     for _ in range(rounds):
         best = race.best
         new = near.of(race.ranked[:PARENTS], count, fits, known=found)
@@ -127,14 +131,17 @@ def choose_part(
     table: LatencyTable | None = None,
     method: str = "milp",
     least_macs: float = 0,
+    every_rate: bool = True,
 ) -> Architecture:
     """A part by one of the `WAYS`; the whole one without any limit. Arguments, errors: as in `extract_bundle`."""
     if not limits or way == "usage":
-        return choose(artifact, limits, table=table, method=method)
+        return choose(artifact, limits, table=table, method=method, every_rate=every_rate)
     if way == "candidates":
-        return choose_best(artifact, limits, table=table, least_macs=least_macs).architecture
+        best = choose_best(artifact, limits, table=table, least_macs=least_macs, every_rate=every_rate)
+        return best.architecture
     scores = edge_scores(artifact, make_loaders(artifact.require_recipe()).val)
-    return derive(artifact.net.architecture, artifact.usage or {}, limits=limits, table=table, scores=scores)
+    whole, usage = artifact.net.architecture, artifact.usage or {}
+    return derive(whole, usage, limits=limits, table=table, scores=scores, every_rate=every_rate)
 
 
 def choose(
@@ -143,6 +150,7 @@ def choose(
     *,
     table: LatencyTable | None = None,
     method: str = "milp",
+    every_rate: bool = True,
 ) -> Architecture:
     """The static architecture that keeps what the run used most; the whole one without any limit.
 
@@ -151,6 +159,7 @@ def choose(
         limits: resource → the most allowed.
         table: predicts milliseconds, for a limit on `latency_ms`.
         method: `milp` (proven best) or `threshold`.
+        every_rate: as in `choose_best`.
 
     Raises:
         BudgetError: a limit is below the least possible, which the message names.
@@ -162,7 +171,8 @@ def choose(
     usage = artifact.usage
     if usage is None and not architecture.is_static:
         raise BundleError(f"{artifact.folder}: has no usage.json; train the run to its end, or run it again")
-    return derive(architecture, usage or {}, limits=limits, table=table, method=cast(Any, method))
+    way = cast(Any, method)
+    return derive(architecture, usage or {}, limits=limits, table=table, method=way, every_rate=every_rate)
 
 
 class _Race:
@@ -220,23 +230,26 @@ def candidates_within(
     seed: int = 0,
     scores: Mapping[str, float] | None = None,
     least_macs: float = 0,
+    every_rate: bool = True,
 ) -> dict[Architecture, Origin]:
     """Static parts of a network within limits, each with how it was found, to start from.
 
     Arguments as in `choose_best`; with `scores` of edges also what they derive.
     """
-    whole, fits = artifact.net.architecture, _fitting(artifact, limits, table, least_macs)
+    whole = artifact.net.architecture
+    fits = _fitting(artifact, limits, table, least_macs, every_rate=every_rate)
     found: dict[Architecture, Origin] = {}
-    derived = derive(whole, artifact.usage or {}, limits=limits, table=table)  # it tells when nothing fits
+    derived_by = partial(derive, whole, artifact.usage or {}, limits=limits, table=table, every_rate=every_rate)
+    derived = derived_by()  # it tells when nothing fits
     if artifact.usage is not None or whole.is_static:
         found[derived] = "usage"
     if scores is not None:
-        found.setdefault(derive(whole, artifact.usage or {}, limits=limits, table=table, scores=scores), "kl")
+        found.setdefault(derived_by(scores=scores), "kl")
     found = {part: origin for part, origin in found.items() if fits(part)}
     most = limits.get("macs", math.inf)
     kinds: tuple[tuple[Origin, Iterator[Architecture]], ...] = (
         ("staircase", _staircases(whole, most, seed)),
-        ("sample", _drawn(whole, most, count, seed)),
+        ("sample", _drawn(whole, most, count, seed, every_rate=every_rate)),
     )
     for origin, parts in kinds:
         new = (part for part in parts if part not in found and fits(part))
@@ -245,17 +258,25 @@ def candidates_within(
 
 
 def _fitting(
-    artifact: Artifact, limits: Mapping[str, float], table: LatencyTable | None, least_macs: float
+    artifact: Artifact,
+    limits: Mapping[str, float],
+    table: LatencyTable | None,
+    least_macs: float,
+    *,
+    every_rate: bool,
 ) -> Callable[[Architecture], bool]:
-    """Whether a part keeps within the limits, and above the least."""
-    head = budgeted_head(artifact.net)  # as `derive` counts: heads of dense tasks stand beside a limit
+    """Whether a part keeps within the limits, above the least, and has the maps that it shall have."""
+    net, needed = artifact.net, set(artifact.net.head.reads(artifact.net.spec))
+    head = budgeted_head(net)  # as `derive` counts: heads of dense tasks stand beside a limit
 
     def fits(part: Architecture) -> bool:
         spent: dict[str, float] = dict(architecture_cost(part).with_head(head).totals)
         if table is not None:
             spent["latency_ms"] = predict(table, part)
         within = all(spent[name] <= most for name, most in limits.items())
-        return within and spent["macs"] >= least_macs
+        whole = part.outputs == net.architecture.outputs
+        readable = whole or (not every_rate and needed.intersection(part.output_rates))
+        return within and spent["macs"] >= least_macs and bool(readable)
 
     return fits
 
@@ -293,11 +314,15 @@ def _splits(layers: int, rates: int, draw: random.Random) -> list[tuple[int, ...
     return [tuple(b - a - 1 for a, b in itertools.pairwise((-1, *chosen))) for chosen in bars]
 
 
-def _drawn(whole: Architecture, most_macs: float, count: int, seed: int) -> Iterator[Architecture]:
+def _drawn(
+    whole: Architecture, most_macs: float, count: int, seed: int, *, every_rate: bool
+) -> Iterator[Architecture]:
     """Parts drawn uniformly: just below the limit, and from all that fit where there are none."""
     for low in (LOW_FRAC * most_macs if math.isfinite(most_macs) else 0.0, 0.0):
         try:
-            yield from sample_static(whole, 4 * count, low_macs=low, high_macs=most_macs, seed=seed)
+            yield from sample_static(
+                whole, 4 * count, low_macs=low, high_macs=most_macs, seed=seed, every_rate=every_rate
+            )
         except BudgetError:
             continue
         return

@@ -71,6 +71,7 @@ def cut_down(
     tuning: FineTuning | None,
     *,
     by: str,
+    every_rate: bool = True,
     progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Stage:
@@ -80,7 +81,7 @@ def cut_down(
         artifact: a run or bundle.
         limits: of the last part; only `macs` is cut in steps.
         tuning: how long all parts together are trained, by whom they are taught, and the most that a cut takes.
-        by: how parts are chosen, as in `extract_bundle`.
+        by, every_rate: how parts are chosen, as in `extract_bundle`.
         progress, tell: of the fine-tunings, as in `train_recipe`; `tell` also hears of each cut.
 
     Raises:
@@ -91,11 +92,14 @@ def cut_down(
     whole = artifact.net.architecture
     if tuning is None or "macs" not in limits or whole.is_static:
         return Stage(artifact, tuning)
-    derive(whole, {}, limits={"macs": limits["macs"]})  # it tells when nothing fits, before anything is trained
+    # It tells when nothing fits, before anything is trained.
+    derive(whole, {}, limits={"macs": limits["macs"]}, every_rate=every_rate)
     most = cut_limits(counted_macs(artifact.net, artifact.usage or {}), limits["macs"], tuning)
     spent, stage = 0, Stage(artifact, tuning)
     for number, macs in enumerate(most[:-1]):
-        chosen = choose_part(stage.artifact, {"macs": macs}, stage.way(by), least_macs=limits["macs"])
+        chosen = choose_part(
+            stage.artifact, {"macs": macs}, stage.way(by), least_macs=limits["macs"], every_rate=every_rate
+        )
         epochs = round(tuning.epochs * (number + 1) / len(most)) - spent
         spent += epochs
         if tell is not None:

@@ -69,6 +69,7 @@ def extract_bundle(
     table: LatencyTable | None = None,
     method: str = "milp",
     by: str | None = None,
+    every_rate: bool = True,
     evaluated: bool = True,
     overwrite: bool = False,
     tuning: FineTuning | None = None,
@@ -85,6 +86,8 @@ def extract_bundle(
         by: `usage`, the most used part; `kl`, the one whose edges change the outputs most when they are taken out
             (`removal_scores`); or `candidates`, the best of several on validation (`choose_best`). None takes
             candidates after a sandwich training, whose gates say nothing, and else usage.
+        every_rate: reach every output that the network reaches; else rates of a pyramid may be dropped, and the
+            head does without their maps.
         evaluated: measure the task's metric on validation, of the whole and of the part.
         overwrite: replace a bundle that is there.
         tuning: how long to train it on before it is saved, by whom it is taught, and how much one cut may take
@@ -103,8 +106,8 @@ def extract_bundle(
     own = None if wanted else own_limit(artifact)
     limits = wanted if own is None else {"macs": own}
     way = by or usual_choice(artifact)
-    stage = cut_down(artifact, limits, tuning, by=way)
-    chosen = choose_part(stage.artifact, limits, stage.way(way), table=table, method=method)
+    stage = cut_down(artifact, limits, tuning, by=way, every_rate=every_rate)
+    chosen = choose_part(stage.artifact, limits, stage.way(way), table=table, method=method, every_rate=every_rate)
     return extract_chosen(
         stage.artifact,
         chosen,

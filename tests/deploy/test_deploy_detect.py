@@ -94,3 +94,50 @@ def test_files_of_other_networks_make_no_boxes():
         decoder_of([32], {"kind": "classify"})
     with pytest.raises(SpecError, match="nothing that computes their boxes and masks"):
         decoder_of([32], {"kind": "instance", "classes": 3})
+
+
+def without_rate_4_or_8(net, rate: int) -> Architecture:
+    """A part of the tiny grid, whose rates are 4 and 8, that never reaches one of them."""
+    names = [name for name, edge in net.architecture.grid.edges.items() if edge.kind == "transformer"]
+    if rate == 8:
+        return Architecture.static(net.spec, [name for name in names if "_r04_" in name])
+    return Architecture.static(net.spec, ["l00_r04_transformer", "l01_r04_patch_embed", "l01_r08_transformer"])
+
+
+@pytest.mark.parametrize("rate", [4, 8])
+@pytest.mark.parametrize("name", ["retinanet", "mask r-cnn", "semantic", "maps"])
+def test_a_bundle_of_a_part_that_never_reaches_a_rate_says_so_and_loads(name, rate, tmp_path):
+    if name in DETECTORS:
+        kind, settings = DETECTORS[name]
+        more = {"finest": 4} if kind == "detect" else {}
+        net = dense_net(kind, classes=3, score_threshold=0.0, **settings, **more)
+    else:
+        net = dense_net(name, **({"classes": 4} if name == "semantic" else {}))
+    small = extract(net, without_rate_4_or_8(net, rate)).eval()
+    card = save_bundle(small, tmp_path / "bundle", Card.of(small))
+    assert f"never reaches rates {rate}" in card.remarks[0]
+    again = load_bundle(tmp_path / "bundle")
+    assert again.card.remarks == card.remarks
+    images = torch.randn(2, 3, *SIZE)
+    torch.testing.assert_close(again.net.tensors(again.net(images)), small.tensors(small(images)), rtol=0, atol=0)
+    assert Card.of(net).remarks == net.head.lines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [4, 8])
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+@pytest.mark.parametrize("name", ["retinanet", "mask r-cnn"])
+def test_exported_files_of_such_parts_make_the_networks_boxes(name, suffix, rate, tmp_path):
+    kind, settings = DETECTORS[name]
+    more = {"finest": 4} if kind == "detect" else {}
+    net = dense_net(kind, classes=3, score_threshold=0.0, **settings, **more)
+    small = extract(net, without_rate_4_or_8(net, rate)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export(small, tmp_path / f"net.{suffix}", image_size=(56, 80))
+    size = (72, 48) if kind == "detect" else (56, 80)  # Mask R-CNN's is fixed
+    loaded, images = load_exported(tmp_path / f"net.{suffix}"), torch.randn(1, 3, *size)
+    told = [json.loads(loaded.metadata[key]) for key in ("rates", "head")]
+    regions = loaded.region_runs() if kind == "instance" else {}
+    found = decoder_of(*told, regions).detections_of(loaded.run(images), [size])
+    equal_objects(found, small(images).outputs.detections([size]))

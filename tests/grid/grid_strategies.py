@@ -47,8 +47,11 @@ def grids(max_layers: int = 5, max_rates: int = 4) -> st.SearchStrategy[RoutingG
     return specs(max_layers, max_rates).map(RoutingGrid)
 
 
-def every(grid: RoutingGrid, *, gated: bool = False) -> Iterator[Architecture]:
-    """Every legal architecture (static ones only, unless gated), by trying every assignment of states."""
+def every(grid: RoutingGrid, *, gated: bool = False, every_rate: bool = True) -> Iterator[Architecture]:
+    """Every legal architecture (static ones only, unless gated), by trying every assignment of states.
+
+    Those that never reach an output only where `every_rate` is False.
+    """
     choices: list[list[dict[str, str]]] = []
     for name, edge in grid.edges.items():
         if edge.kind == "transformer":
@@ -59,9 +62,11 @@ def every(grid: RoutingGrid, *, gated: bool = False) -> Iterator[Architecture]:
     for combination in itertools.product(*choices):
         edges = {name: state for part in combination for name, state in part.items()}
         try:
-            yield Architecture(grid.spec, edges)
+            found = Architecture(grid.spec, edges)
         except GridError:
             continue
+        if not (every_rate and found.missing_rates):
+            yield found
 
 
 def paths(grid: RoutingGrid) -> list[tuple[str, ...]]:

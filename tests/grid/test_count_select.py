@@ -67,6 +67,7 @@ def test_counts_by_brute_force(fields: dict) -> None:
     grid = small(fields)
     static = list(every(grid))
     assert count_static(grid) == len(static) == len(set(static))
+    assert count_static(grid, every_rate=False) == len(list(every(grid, every_rate=False)))
     macs = [architecture_cost(architecture).macs for architecture in static]
     found = static_range(grid)
     assert (found.min_macs, found.max_macs) == (min(macs), max(macs)) == (least_macs(grid), most_macs(grid))
@@ -127,13 +128,17 @@ P_REJECT = 1e-4  # a fixed seed, so this either always passes or never
 
 @pytest.mark.parametrize("fields", SMALL[:3])
 @pytest.mark.parametrize("window", [(0, 1), (0.3, 0.7), (0.6, 0.61)])
-def test_samples_are_uniform_inside_the_window(fields: dict, window: tuple[float, float]) -> None:
+@pytest.mark.parametrize("every_rate", [True, False])
+def test_samples_are_uniform_inside_the_window(
+    fields: dict, window: tuple[float, float], every_rate: bool
+) -> None:
     grid = small(fields)
-    every_macs = {a.hash: architecture_cost(a).macs for a in every(grid)}
+    every_macs = {a.hash: architecture_cost(a).macs for a in every(grid, every_rate=every_rate)}
     ordered = sorted(every_macs.values())
     low, high = (ordered[round(share * (len(ordered) - 1))] for share in window)
     inside = {name for name, macs in every_macs.items() if low <= macs <= high}
-    drawn = Counter(a.hash for a in sample_static(grid, 4000, low_macs=low, high_macs=high, seed=3))
+    asked = {"low_macs": low, "high_macs": high, "every_rate": every_rate}
+    drawn = Counter(a.hash for a in sample_static(grid, 4000, seed=3, **asked))
     assert set(drawn) <= inside
     if len(inside) > 1:
         assert chisquare([drawn[name] for name in inside]).pvalue > P_REJECT
@@ -176,6 +181,29 @@ def test_bad_sampling_requests(sample: object) -> None:
         sample(grid, -1)
 
 
+def test_prices_of_outputs_are_those_that_are_reached() -> None:
+    grid = small({"layers": 1, "max_down": 16, "outputs": "pyramid"})
+    legal = list(every(grid, every_rate=False))
+    assert {a.output_rates for a in legal} > {(4,), (8, 16), (4, 16), (4, 8, 16)}
+    for what in ("params", "macs", "bytes"):
+        totals = batch_cost(grid, np.stack([bits_of(a) for a in legal]), what=what)
+        assert totals.tolist() == [architecture_cost(a).totals[what] for a in legal]
+
+
+def test_a_part_of_some_outputs_is_a_space_of_its_own() -> None:
+    grid = small({"layers": 2, "max_down": 16, "outputs": "pyramid"})
+    part = Architecture.cleaned(
+        grid.spec, {name: "gated" for name, edge in grid.edges.items() if edge.target[1] < 16}
+    )
+    assert part.missing_rates == (16,)
+    drawn = sample_static(part, 50)
+    assert {a.output_rates for a in drawn} == {(4, 8)}
+    assert {a.output_rates for a in sample_static(part, 50, every_rate=False)} == {(4,), (8,), (4, 8)}
+    assert select(part, dict.fromkeys(part.edges, 1.0)).output_rates == (4, 8)
+    assert select(part, dict.fromkeys(part.edges, -1.0), every_rate=False).output_rates in {(4,), (8,)}
+    assert min(architecture_cost(a).macs for a in drawn) >= least_macs(part)
+
+
 # ---- select ----------------------------------------------------------------------------------------------
 
 
@@ -193,13 +221,14 @@ def test_select_is_optimal_by_brute_force(grid: RoutingGrid, data: st.DataObject
     latency = dict(
         zip(names, data.draw(st.lists(st.integers(0, 9), min_size=len(names), max_size=len(names))), strict=True)
     )
-    legal = list(every(grid))
+    every_rate = data.draw(st.booleans())
+    legal = list(every(grid, every_rate=every_rate))
     costs = [architecture_cost(a) for a in legal]
     some = data.draw(st.sampled_from(range(len(legal))))
     limits: dict = {}
     if data.draw(st.booleans()):
         limits["macs"] = costs[some].macs
-    if data.draw(st.booleans()):
+    if every_rate and data.draw(st.booleans()):  # else what stands on an output is counted in any case
         limits["params"] = costs[some].params + data.draw(st.sampled_from([-1, 0]))
     if data.draw(st.booleans()):
         limits["latency_ms"] = sum(latency[name] for name in legal[some].edges) + 1.5
@@ -211,7 +240,8 @@ def test_select_is_optimal_by_brute_force(grid: RoutingGrid, data: st.DataObject
         and sum(latency[n] for n in a.edges) + 1.5 <= limits.get("latency_ms", 1e9)
     ]
     try:
-        found = select(grid, scores, limits=limits, measured={"latency_ms": MeasuredPrices(latency, 1.5)})
+        prices = {"latency_ms": MeasuredPrices(latency, 1.5)}
+        found = select(grid, scores, limits=limits, measured=prices, every_rate=every_rate)
     except BudgetError:
         assert not fits
         return

@@ -9,6 +9,7 @@ from routespace.deploy.derive import derive
 from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.grid.usage import EdgeUsage
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 from routespace.train.data.loaders import make_loaders
@@ -138,3 +139,28 @@ def test_heads_of_dense_tasks_stand_beside_a_limit(tmp_path):
     found = candidates_within(Artifact(tmp_path, net, recipe, None, {}), {"macs": most}, count=4)
     assert set(found.values()) >= {"usage", "staircase"}
     assert all(architecture_cost(part).macs <= most for part in found)
+
+
+@pytest.mark.parametrize("by", ["usage", "candidates"])
+def test_rates_are_dropped_only_where_that_is_allowed(by, tmp_path):
+    recipe = dense({"kind": "detect", "classes": 10, "width": 32, "finest": 4}, train__epochs=1, data__val_size=8)
+    architecture = recipe.architecture()
+    net = TaskNet(RouteNet(architecture, recipe.gates), recipe.task.make(recipe.grid).head(recipe.grid)).eval()
+    unused = {name: EdgeUsage(0, 0) for name in architecture.edges if name.endswith("patch_embed")}
+    run = Artifact(tmp_path, net, recipe, None, unused)
+    limits = {"macs": 0.9 * architecture_cost(architecture).macs}
+    assert choose(run, limits).missing_rates == ()
+    assert choose(run, limits, every_rate=False).missing_rates == (8,)
+    parts = candidates_within(run, limits, count=6, every_rate=False)
+    assert {part.missing_rates for part in parts} >= {(), (8,)}
+    assert {part.missing_rates for part in candidates_within(run, limits, count=6)} == {()}
+    taken = extract_bundle(
+        run, tmp_path / "small", limits=limits, by=by, every_rate=False, evaluated=by == "usage"
+    )
+    told = [f"never reaches rates {rate}" for rate in taken.net.architecture.missing_rates]
+    assert all(text in taken.card.remarks[0] for text in told)
+    if by == "usage":
+        assert taken.net.architecture.missing_rates == (8,)
+        assert taken.images == 8
+    assert taken.max_difference <= 1e-5
+    assert load_bundle(tmp_path / "small").net.architecture == taken.net.architecture

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -274,8 +275,15 @@ def _about(net: TaskNet, size: tuple[int, int], regions: Mapping[str, _Graph]) -
         **more,
         "outputs": json_text(list(net.head.names), indent=None),
         "rates": json_text(list(net.spec.output_rates), indent=None),
-        **({"head": json_text(head_data(net.head), indent=None)} if is_known(net.head) else {}),
+        **({"head": json_text(_head_data(net), indent=None)} if is_known(net.head) else {}),
     }
+
+
+def _head_data(net: TaskNet) -> dict[str, Any]:
+    """The head, and the rates that are reached where some are not: boxes are made of raw tensors by them."""
+    architecture = net.architecture
+    reached = {"reached": list(architecture.output_rates)} if architecture.missing_rates else {}
+    return head_data(net.head) | reached
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None 
     """`predict` without its warnings, for those who predict often and have looked at `gate_problem` once."""
     require_grid(table, architecture.grid)
     check_usage_names(usage or {}, architecture.grid.edges)
-    total = table.constant_ms
+    total = table.constant_ms - sum(table.ms(PartKey("output", rate)) for rate in architecture.missing_rates)
     leader = leading_row(architecture) if table.gates is not None and table.gates.source == "map" else None
     for rate, count in merges(architecture).items():
         total += count * table.ms(PartKey("merge", rate))

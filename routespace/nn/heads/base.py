@@ -62,6 +62,19 @@ class Head(nn.Module, ABC):
         """Rates of the maps that it looks at; by default all that the grid puts out."""
         return spec.output_rates
 
+    def over(self, rates: Sequence[int]) -> Self:
+        """What is left of it over the maps of some rates alone, for architectures that never reach the others.
+
+        Its weights are the same ones, and their keys are a subset; it is the head itself where it misses nothing.
+
+        Args:
+            rates: of the maps that there are, fine to coarse.
+
+        Raises:
+            SpecError: too little is left to stand on.
+        """
+        return self
+
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The price of one image of the spec's size (a caller sets it to the real one); nothing by default."""
         return NO_COST
@@ -105,12 +118,21 @@ class Maps(Head):
 
     def __init__(self, rates: Sequence[int]) -> None:
         super().__init__()
+        self.rates = tuple(rates)
         self.names = tuple(f"features_r{rate:02d}" for rate in rates)
 
     @classmethod
     def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
         """A head without parameters."""
         return cls(spec.output_rates)
+
+    def reads(self, spec: GridSpec) -> tuple[int, ...]:
+        """All that there are."""
+        return self.rates
+
+    def over(self, rates: Sequence[int]) -> Self:
+        """The maps of these rates."""
+        return self if set(self.rates) <= set(rates) else type(self)([r for r in self.rates if r in rates])
 
     def forward(self, output: RouteOutput) -> dict[int, Tensor]:
         """The maps, fine to coarse."""
@@ -119,3 +141,20 @@ class Maps(Head):
     def tensors(self, outputs: dict[int, Tensor]) -> tuple[Tensor, ...]:
         """The maps."""
         return tuple(outputs.values())
+
+
+def listed(rates: Sequence[int]) -> str:
+    """Rates as a line tells them."""
+    return ", ".join(str(rate) for rate in rates)
+
+
+def missing_maps(*, grid: Sequence[int], architecture: Sequence[int]) -> str:
+    """Why a head does without the maps of some rates; nothing where it has them all.
+
+    Args:
+        grid: rates that the grid does not have.
+        architecture: those that the architecture never reaches.
+    """
+    why = [f"the grid has no maps at rates {listed(grid)}"] if grid else []
+    why += [f"the architecture never reaches rates {listed(architecture)}"] if architecture else []
+    return " and ".join(why)

@@ -5,7 +5,7 @@ Shape legend: B images · N tokens of the coarsest map · C its channels · K cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -56,6 +56,12 @@ class Classifier(Head):
     def reads(self, spec: GridSpec) -> tuple[int, ...]:
         """The coarsest."""
         return (self.rate,)
+
+    def over(self, rates: Sequence[int]) -> Self:
+        """Itself; raises SpecError without the map that it pools."""
+        if self.rate not in rates:
+            raise SpecError(f"head: a classifier reads the map at rate {self.rate}; keep a path to it")
+        return self
 
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The linear layer's price."""

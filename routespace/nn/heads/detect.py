@@ -42,7 +42,6 @@ class DetectHead(Detector):
         super().__init__()
         self.told = told
         pyramid = Pyramid(widths, told.width, convolved=True)
-        self.grid_rates, self.pyramid_rates = pyramid.read, pyramid.rates
         common: dict[str, Any] = {
             "score_thresh": told.score_threshold,
             "nms_thresh": told.overlap,
@@ -51,15 +50,30 @@ class DetectHead(Detector):
         }
         if told.detector == "fcos":
             self.names = ("cls_logits", "bbox_regression", "bbox_ctrness")
-            anchors = RateAnchors(self.pyramid_rates, scale=1.0, octaves=1, ratios=(1.0,))
-            self.detector = FCOS(pyramid, told.classes, anchor_generator=anchors, **common)
+            self.detector = FCOS(pyramid, told.classes, anchor_generator=self._anchors(pyramid), **common)
         else:
             self.names = ("cls_logits", "bbox_regression")
-            anchors = RateAnchors(
-                self.pyramid_rates, scale=told.anchor_scale, octaves=OCTAVES, ratios=told.anchor_ratios
-            )
-            self.detector = RetinaNet(pyramid, told.classes, anchor_generator=anchors, **common)
+            self.detector = RetinaNet(pyramid, told.classes, anchor_generator=self._anchors(pyramid), **common)
         self.detector.transform = nn.Identity()  # images come as they shall be
+        self.stand_on_pyramid()
+
+    def _anchors(self, pyramid: Pyramid) -> RateAnchors:
+        if self.told.detector == "fcos":
+            return RateAnchors(pyramid.rates, scale=1.0, octaves=1, ratios=(1.0,))
+        scale, ratios = self.told.anchor_scale, self.told.anchor_ratios
+        return RateAnchors(pyramid.rates, scale=scale, octaves=OCTAVES, ratios=ratios)
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """See Detector."""
+        found = self.detector.backbone
+        assert isinstance(found, Pyramid)
+        return found
+
+    def stand_on_pyramid(self) -> None:
+        """See Detector."""
+        self.grid_rates, self.pyramid_rates = self.pyramid.read, self.pyramid.rates
+        self.detector.anchor_generator = self._anchors(self.pyramid)
 
     @property
     def anchors(self) -> RateAnchors:
@@ -92,8 +106,8 @@ class DetectHead(Detector):
 
     def cost(self, spec: GridSpec) -> EdgeCost:
         """Pyramid and both towers on all its maps; choosing boxes multiplies nothing that is counted."""
-        pyramid, places = self.detector.backbone, sum(places_of(spec, self.pyramid_rates))
-        return cost_of(self, [*pyramid.work(spec), (self.detector.head, places)])
+        places = sum(places_of(spec, self.pyramid_rates))
+        return cost_of(self, [*self.pyramid.work(spec), (self.detector.head, places)])
 
     def forward(self, output: RouteOutput) -> Detected:
         """The raw tensors: logits (B, M, K), box deltas (B, M, 4), of FCOS also centreness (B, M, 1)."""

@@ -14,14 +14,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from routespace.errors import SpecError
 from routespace.grid.spec import GridSpec
-from routespace.nn.heads.base import Head
+from routespace.nn.heads.base import Head, listed, missing_maps
+from routespace.nn.heads.pyramid import Pyramid
 from routespace.nn.trees import register_value
+from routespace.nn.views import view_of
 
 Size = tuple[int, int]
 Found = dict[str, Tensor]  # of an image: boxes (N, 4), scores (N,), labels (N,) from 0, masks (N, H, W) bool
@@ -71,15 +74,41 @@ class Detector(Head):
         return max(self.pyramid_rates)
 
     def lines(self) -> tuple[str, ...]:
-        """Which of the usual maps the grid does not have."""
-        missing = [rate for rate in self.usual if rate not in self.grid_rates and rate > max(self.grid_rates)]
-        if not missing:
+        """Which of the usual maps the grid does not have, or the architecture never reaches."""
+        built = self.pyramid.built
+        why = missing_maps(
+            grid=[rate for rate in self.usual if rate not in built and rate > max(built)],
+            architecture=[rate for rate in built if rate not in self.grid_rates],
+        )
+        if not why:
             return ()
         made = [rate for rate in self.pyramid_rates if rate not in self.grid_rates]
-        return (
-            f"task: the grid has no maps at rates {_listed(missing)}; the detector reads "
-            f"{_listed(self.grid_rates)} and makes {_listed(made)} of the last",
-        )
+        of = "the last" if built == self.grid_rates else "them"
+        return (f"task: {why}; the detector reads {listed(self.grid_rates)} and makes {listed(made)} of {of}",)
+
+    def over(self, rates: Sequence[int]) -> Self:
+        """A detector whose pyramid does without the maps of the other rates: see `Pyramid.drop_to`."""
+        kept = tuple(rate for rate in self.grid_rates if rate in rates)
+        if kept == self.grid_rates:
+            return self
+        if not kept:
+            raise SpecError(
+                f"head: the detector reads maps at rates {listed(self.grid_rates)}, and the architecture reaches "
+                f"{listed(rates)} alone; keep a path to one of them"
+            )
+        part = view_of(self)
+        part.pyramid.drop_to(kept)
+        part.stand_on_pyramid()
+        return part
+
+    @property
+    @abstractmethod
+    def pyramid(self) -> Pyramid:
+        """The maps that it stands on."""
+
+    @abstractmethod
+    def stand_on_pyramid(self) -> None:
+        """Take rates, anchors and whatever else follows from the pyramid's rates from it, in place."""
 
     @abstractmethod
     def losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -124,10 +153,6 @@ class Detector(Head):
     def tensors(self, outputs: Detected) -> tuple[Tensor, ...]:
         """The raw tensors."""
         return outputs.raw
-
-
-def _listed(rates: Sequence[int]) -> str:
-    return ", ".join(str(rate) for rate in rates)
 
 
 def fed_size(target: Mapping[str, Tensor]) -> Size:

@@ -60,23 +60,15 @@ class InstanceHead(Detector):
         super().__init__()
         self.told = told
         pyramid = Pyramid(widths, told.width, convolved=False)
-        self.grid_rates, self.pyramid_rates = pyramid.read, pyramid.rates
-        self.names = (
-            "objectness",
-            "proposal_deltas",
-            *(f"pyramid_r{rate:02d}" for rate in pyramid.read),
-        )
         width, vector, classes = told.width, VECTOR * told.width, told.classes + 1  # the background is the first
         self.detector = MaskRCNN(
             pyramid,
-            rpn_anchor_generator=RateAnchors(
-                self.pyramid_rates, scale=told.anchor_scale, octaves=1, ratios=told.anchor_ratios
-            ),
+            rpn_anchor_generator=self._anchors(pyramid),
             rpn_pre_nms_top_n_train=2 * told.proposals,
             rpn_pre_nms_top_n_test=told.proposals,
             rpn_post_nms_top_n_train=2 * told.proposals,
             rpn_post_nms_top_n_test=told.proposals,
-            box_roi_pool=_pool(pyramid.read, BOX_SIDE),
+            box_roi_pool=_pool(pyramid.levels, BOX_SIDE),
             box_head=TwoMLPHead(width * BOX_SIDE**2, vector),
             box_predictor=FastRCNNPredictor(vector, classes),
             box_score_thresh=told.score_threshold,
@@ -84,11 +76,33 @@ class InstanceHead(Detector):
             box_detections_per_img=told.max_detections,
             box_batch_size_per_image=told.sampled,
             box_positive_fraction=1 / POSITIVE,
-            mask_roi_pool=_pool(pyramid.read, MASK_SIDE),
+            mask_roi_pool=_pool(pyramid.levels, MASK_SIDE),
             mask_head=MaskRCNNHeads(width, (width,) * MASK_LAYERS, 1),
             mask_predictor=MaskRCNNPredictor(width, width, classes),
         )
         self.detector.transform = nn.Identity()  # images come as they shall be
+        self.stand_on_pyramid()
+
+    def _anchors(self, pyramid: Pyramid) -> RateAnchors:
+        scale, ratios = self.told.anchor_scale, self.told.anchor_ratios
+        return RateAnchors(pyramid.rates, scale=scale, octaves=1, ratios=ratios)
+
+    @property
+    def pyramid(self) -> Pyramid:
+        """See Detector."""
+        found = self.detector.backbone
+        assert isinstance(found, Pyramid)
+        return found
+
+    def stand_on_pyramid(self) -> None:
+        """See Detector."""
+        pyramid = self.pyramid
+        self.grid_rates, self.pyramid_rates = pyramid.read, pyramid.rates
+        maps = (f"pyramid_r{rate:02d}" for rate in pyramid.levels)
+        self.names = ("objectness", "proposal_deltas", *maps)
+        self.detector.rpn.anchor_generator = self._anchors(pyramid)
+        heads = self.detector.roi_heads
+        heads.box_roi_pool, heads.mask_roi_pool = (_pool(pyramid.levels, side) for side in (BOX_SIDE, MASK_SIDE))
 
     @classmethod
     def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
@@ -138,7 +152,7 @@ class InstanceHead(Detector):
         less.
         """
         proposing = self.detector.rpn.head, sum(places_of(spec, self.pyramid_rates))
-        return cost_of(self, [*self.detector.backbone.work(spec), proposing, *self._rest_work()])
+        return cost_of(self, [*self.pyramid.work(spec), proposing, *self._rest_work()])
 
     def rest_macs(self, spec: GridSpec) -> int:
         """Those of the box and mask heads."""
@@ -157,7 +171,7 @@ class InstanceHead(Detector):
         maps = self.detector.backbone(output.maps)
         objectness, deltas = concat_box_prediction_layers(*self.detector.rpn.head(maps))
         images = maps[0].shape[0]
-        raw = objectness.reshape(images, -1), deltas.reshape(images, -1, 4), *maps[: len(self.grid_rates)]
+        raw = objectness.reshape(images, -1), deltas.reshape(images, -1, 4), *maps[: len(self.pyramid.levels)]
         return Detected(self, raw)
 
     def rest(self, outputs: Detected) -> Any:
@@ -226,7 +240,7 @@ class InstanceHead(Detector):
     ) -> tuple[list[Found], dict[str, Tensor]]:
         """Boxes and masks of proposals, or their losses; places need float32, whatever the weights are in."""
         heads = self.detector.roi_heads
-        maps = {str(rate): one.float() for rate, one in zip(self.grid_rates, raw[2:], strict=True)}
+        maps = {str(rate): one.float() for rate, one in zip(self.pyramid.levels, raw[2:], strict=True)}
         weights = {name: weight.float() for name, weight in heads.named_parameters()}
         found: tuple[list[Found], dict[str, Tensor]] = functional_call(
             heads, weights, (maps, proposals, list(sizes), known)

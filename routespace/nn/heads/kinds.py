@@ -43,7 +43,7 @@ def decoder_of(rates: Any, data: Any, regions: Mapping[str, ComputeRegions] | No
 
     Args:
         rates: of the grid's output maps.
-        data: as `head_data` gives it.
+        data: as the file tells it: as `head_data`, and `reached` where the network reaches only some of the rates.
         regions: of Mask R-CNN, which computes on from its tensors: `boxes` and `masks`, as the files beside the
             first one hold them.
 
@@ -53,16 +53,17 @@ def decoder_of(rates: Any, data: Any, regions: Mapping[str, ComputeRegions] | No
     kind = data.get("kind") if isinstance(data, Mapping) else data
     if kind not in (DetectHead.kind, InstanceHead.kind) or not isinstance(rates, Sequence):
         raise SpecError(f"head: kind {kind!r:.40} makes no boxes; give a file of a detector")
-    settings = {name: value for name, value in data.items() if name != "kind"}
+    settings = {name: value for name, value in data.items() if name not in ("kind", "reached")}
+    reached = data.get("reached", rates)
     if kind == DetectHead.kind:
-        return DetectHead.decoder(rates, settings)
+        return DetectHead.decoder(rates, settings).over(reached)
     missing = [name for name in (BOXES, MASKS) if name not in (regions or {})]
     if missing:
         raise SpecError(
             f"head: a file of kind 'instance' ends at the proposals, and there is nothing that computes their "
             f"{' and '.join(missing)}; export the network again, or give the run or bundle that it came from"
         )
-    return InstanceHead.decoder(rates, settings, regions or {})
+    return InstanceHead.decoder(rates, settings, regions or {}).over(reached)
 
 
 def is_known(head: Head) -> bool:

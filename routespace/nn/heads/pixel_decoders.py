@@ -3,7 +3,8 @@
     decoder(maps)                   maps of all rates, fine to coarse → features of the finest map's size
     decoder.convolutions(sizes)     each convolution with the size of what it gives, which is what it costs
 
-They are built for the rates that there are, be it one, and take maps of any size, those of odd sizes too.
+They are built for the rates of a grid, be it one, and take maps of any size, those of odd sizes too. `drop_to`
+leaves out, in place, what stands on the maps of some of them; the other weights keep their names.
 
 Shape legend: B images · C channels of a map · D of a decoder · H, W of a rate's map; h, w of the finest.
 """
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from routespace.nn.views import view_of
 
 DROPOUT = 0.1  # of whole channels before the classifier, as in the Semantic FPN of DiT's and PVT's tables
 CHANNELS_STEP = 64  # D is a multiple of it: the branches of Semantic FPN have half as many, in 32 groups
@@ -45,17 +48,27 @@ class SemanticFpn(nn.Module):
         )
         _replace(self.branches, nn.GroupNorm, lambda norm: PlaceNorm(norm.num_groups, norm.num_channels))
         self.dropout = nn.Dropout2d(DROPOUT)
+        self.places: Sequence[int] = range(len(widths))
+
+    def drop_to(self, places: Sequence[int]) -> None:
+        """Read these maps alone, by their places; the finest of them has the size of what is given."""
+        self.places = places
+        _leave(self.laterals, places)
+        _leave(self.branches, places)
+        for place in places:  # convolutions stay where they were learned, only the last steps of growing fall away
+            for step, part in enumerate(_steps(self.branches[place])):
+                part.upsample = step < place - places[0]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H, W), fine to coarse → (B, D / 2, h, w)."""
         height, width = maps[0].shape[-2:]
         levels: list[Tensor] = []
-        for lateral, x in zip(reversed(self.laterals), reversed(maps), strict=True):
-            level = lateral(x)
+        for place, x in zip(reversed(self.places), reversed(maps), strict=True):
+            level = self.laterals[place](x)
             if levels:
                 level = level + F.interpolate(levels[-1], size=x.shape[-2:], mode="nearest")
             levels.append(level)
-        grown = [branch(level) for branch, level in zip(self.branches, reversed(levels), strict=True)]
+        grown = [self.branches[place](level) for place, level in zip(self.places, reversed(levels), strict=True)]
         # Twice a map that was rounded up is larger by a row or a column than the finer one.
         total = sum((x[..., :height, :width] for x in grown[1:]), grown[0])
         out: Tensor = self.dropout(total)
@@ -63,11 +76,19 @@ class SemanticFpn(nn.Module):
 
     def convolutions(self, sizes: Sequence[Size]) -> Convolved:
         """Each convolution with the size of what it gives, for maps of these sizes, fine to coarse."""
-        for lateral, branch, size in zip(self.laterals, self.branches, sizes, strict=True):
+        for place, size in zip(self.places, sizes, strict=True):
+            lateral = self.laterals[place]
             assert isinstance(lateral, nn.Conv2d)
             yield lateral, size
-            for step, conv in enumerate(part for part in branch.modules() if isinstance(part, nn.Conv2d)):
-                yield conv, (size[0] << step, size[1] << step)
+            doubled = 0
+            for part in _steps(self.branches[place]):
+                yield part.block[0], (size[0] << doubled, size[1] << doubled)
+                doubled += part.upsample
+
+
+def _steps(branch: Any) -> Iterator[Any]:
+    """The convolutions of a branch, each with its norm and whether it doubles its map."""
+    yield from branch.block
 
 
 class PlaceNorm(nn.GroupNorm):
@@ -102,24 +123,91 @@ class UperNet(nn.Module):
         )
         for block in self.decoder.psp.blocks:
             block[0] = Pool(block[0].output_size)
+        self.last = len(widths) - 1
+        self.places: Sequence[int] = range(len(widths))
+
+    def drop_to(self, places: Sequence[int]) -> None:
+        """Read these maps alone, by their places. Without the coarsest there is no pooling of the whole image."""
+        self.places = places
+        decoder = self.decoder
+        _leave(decoder.feature_norms, places)
+        for blocks in (decoder.fpn_lateral_blocks, decoder.fpn_conv_blocks):
+            _leave(blocks, [self._block(place) for place in places])
+        if self.last not in places:
+            decoder.psp = nn.Identity()
+        fusion = decoder.fusion_block
+        fusion[0] = PartConv.of(fusion[0], places, self.out_channels)
+
+    def _block(self, place: int) -> int:
+        """Where the blocks of a map stand: the coarsest has none, and the others are counted from it."""
+        return self.last - 1 - place
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H, W), fine to coarse → (B, D, h, w)."""
+        if len(self.places) <= self.last:
+            return self._fused(maps)
         out: Tensor = self.decoder([maps[0], maps[0], *maps])
+        return out
+
+    def _fused(self, maps: Sequence[Tensor]) -> Tensor:
+        """`UPerNetDecoder.forward` without some of the maps."""
+        decoder, top, levels = self.decoder, None, list[Tensor]()
+        for place, x in zip(reversed(self.places), reversed(maps), strict=True):
+            normed = decoder.feature_norms[place](x)
+            if place == self.last:
+                top = decoder.psp(normed)
+                levels.append(top)
+                continue
+            lateral = decoder.fpn_lateral_blocks[self._block(place)].conv_norm_relu(normed)
+            top = lateral if top is None else lateral + _resized(top, lateral.shape[-2:])
+            levels.append(decoder.fpn_conv_blocks[self._block(place)](top))
+        out: Tensor = decoder.fusion_block(torch.cat([_resized(x, maps[0].shape[-2:]) for x in levels[::-1]], 1))
         return out
 
     def convolutions(self, sizes: Sequence[Size]) -> Convolved:
         """Each convolution with the size of what it gives, for maps of these sizes, fine to coarse."""
-        pooling = self.decoder.psp
-        for pool, (conv, *_) in pooling.blocks:
-            yield conv, (pool.parts, pool.parts)
-        yield pooling.out_conv[0], sizes[-1]
-        for lateral, fused, size in zip(
-            self.decoder.fpn_lateral_blocks, self.decoder.fpn_conv_blocks, reversed(sizes[:-1]), strict=True
-        ):
-            yield lateral.conv_norm_relu[0], size
-            yield fused[0], size
-        yield self.decoder.fusion_block[0], sizes[0]
+        decoder = self.decoder
+        for place, size in zip(self.places, sizes, strict=True):
+            if place == self.last:
+                for pool, (conv, *_) in decoder.psp.blocks:
+                    yield conv, (pool.parts, pool.parts)
+                yield decoder.psp.out_conv[0], size
+            else:
+                yield decoder.fpn_lateral_blocks[self._block(place)].conv_norm_relu[0], size
+                yield decoder.fpn_conv_blocks[self._block(place)][0], size
+        yield decoder.fusion_block[0], sizes[0]
+
+
+class PartConv(nn.Conv2d):
+    """A convolution of some blocks of its input's channels; it keeps the weights of all, which it shares."""
+
+    places: Sequence[int]
+    width: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, places: Sequence[int], width: int) -> PartConv:
+        """Of another one the blocks at `places`, of `width` channels each."""
+        made: PartConv = object.__new__(cls)
+        made.__dict__.update(view_of(conv).__dict__)
+        made.places, made.width, made.in_channels = places, width, width * len(places)
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) of the blocks that there are → (B, D, H, W)."""
+        parts = [self.weight[:, place * self.width : (place + 1) * self.width] for place in self.places]
+        out: Tensor = self._conv_forward(x, torch.cat(parts, 1), self.bias)
+        return out
+
+
+def _resized(x: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _leave(modules: nn.ModuleList, places: Sequence[int]) -> None:
+    """Put nothing in the place of all other modules, in place; names stay."""
+    for place in range(len(modules)):
+        if place not in places:
+            modules[place] = nn.Identity()
 
 
 class Pool(nn.Module):

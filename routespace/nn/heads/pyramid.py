@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
@@ -31,27 +32,70 @@ class Pyramid(nn.Module):
         convolved: two coarser maps by convolutions (RetinaNet, FCOS); else one that is a quarter of the last.
 
     Attributes:
-        rates: of its maps, fine to coarse.
+        built: rates that it was made for, fine to coarse.
+        read: those of them that the architecture reaches; all, unless `drop_to` told otherwise.
+        levels: rates of its maps without those behind the last: `built` from the finest that is read.
+        rates: of all its maps.
     """
 
     def __init__(self, widths: Mapping[int, int], width: int, *, convolved: bool) -> None:
         super().__init__()
         extra = LastLevelP6P7(width, width) if convolved else LastLevelMaxPool()
         self.fpn = FeaturePyramidNetwork(list(widths.values()), width, extra_blocks=extra)
-        self.read = tuple(widths)
-        self.rates = (*self.read, *(self.read[-1] << n for n in range(1, 3 if convolved else 2)))
+        self.built = self.read = self.levels = tuple(widths)
+        self.rates = (*self.built, *(self.built[-1] << n for n in range(1, 3 if convolved else 2)))
         self.out_channels = width  # torchvision's detectors ask for it
+
+    def drop_to(self, read: Sequence[int]) -> None:
+        """Read the maps of these rates alone, in place; weights without a use go, the others keep their names.
+
+        A rate between two that are read gets its map from the coarser one. Those behind the last are subsampled,
+        as torchvision's `LastLevelMaxPool` does. So anchors stay where they were; only rates that are finer than
+        any that is read have no map.
+        """
+        self.read = tuple(read)
+        self.levels = tuple(rate for rate in self.built if rate >= read[0])
+        self.rates = tuple(rate for rate in self.rates if rate >= read[0])
+        for place, rate in enumerate(self.built):
+            if rate not in read:
+                self.fpn.inner_blocks[place] = nn.Identity()
+            if not read[0] <= rate <= read[-1]:
+                self.fpn.layer_blocks[place] = nn.Identity()
 
     def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
         """Rate → (B, C, H, W) → (B, D, H, W) of each of `rates`."""
-        return list(self.fpn({str(rate): maps[rate] for rate in self.read}).values())
+        if self.read == self.built:
+            return list(self.fpn({str(rate): maps[rate] for rate in self.read}).values())
+        made = self._top_down(maps)
+        for _ in range(len(self.levels) - len(made)):
+            made.append(F.max_pool2d(made[-1], kernel_size=1, stride=2))
+        return list(self.fpn.extra_blocks(made, made, [])[0])
+
+    def _top_down(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
+        """torchvision's way from the coarsest map that is read to the finest, over gaps as well."""
+        top: Tensor | None = None
+        made: list[Tensor] = []
+        finest = maps[self.read[0]].shape[-2:]
+        for place, rate in reversed(list(enumerate(self.built))):
+            if not self.read[0] <= rate <= self.read[-1]:
+                continue
+            size = map_size((finest[0], finest[1]), rate // self.read[0])
+            above = None if top is None else F.interpolate(top, size=size, mode="nearest")
+            if rate in self.read:
+                lateral = self.fpn.inner_blocks[place](maps[rate])
+                top = lateral if above is None else lateral + above
+            else:
+                top = above
+            made.insert(0, self.fpn.layer_blocks[place](top))
+        return made
 
     def work(self, spec: GridSpec) -> Iterable[Work]:
         """What is multiplied for one image of the spec's size."""
         places = dict(zip(self.rates, places_of(spec, self.rates), strict=True))
-        for rate, inner, outer in zip(self.read, self.fpn.inner_blocks, self.fpn.layer_blocks, strict=True):
-            yield inner, places[rate]
-            yield outer, places[rate]
+        for rate, inner, outer in zip(self.built, self.fpn.inner_blocks, self.fpn.layer_blocks, strict=True):
+            if rate in places:  # what is not multiplied has no weights any more
+                yield inner, places[rate]
+                yield outer, places[rate]
         if isinstance(self.fpn.extra_blocks, LastLevelP6P7):
             yield self.fpn.extra_blocks.p6, places[self.rates[-2]]
             yield self.fpn.extra_blocks.p7, places[self.rates[-1]]

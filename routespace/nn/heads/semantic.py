@@ -7,7 +7,8 @@ Shape legend: B images · K classes · h, w of the finest map, a quarter of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 from routespace.errors import SpecError
 from routespace.grid.families.base import FLOAT_BYTES, EdgeCost
 from routespace.grid.spec import GridSpec
-from routespace.nn.heads.base import Head
+from routespace.nn.heads.base import Head, listed, missing_maps
 from routespace.nn.heads.pixel_decoders import CHANNELS_STEP, DECODERS
 from routespace.nn.route_net import RouteOutput
+from routespace.nn.views import view_of
 
 INIT_STD = 0.01
 USUAL_RATES = 4, 8, 16, 32
@@ -53,7 +55,8 @@ class PixelClassifier(Head):
             raise SpecError(f"task.channels: {channels} is not allowed; give a multiple of {CHANNELS_STEP}")
         from segmentation_models_pytorch.base.initialization import initialize_decoder
 
-        self.rates, self.classes, self.channels, self.decoder_name = tuple(widths), classes, channels, decoder
+        self.classes, self.channels, self.decoder_name = classes, channels, decoder
+        self.built = self.rates = tuple(widths)  # that it was made for, and that it reads
         self.decoder = DECODERS[decoder](tuple(widths.values()), channels)
         self.classifier = nn.Conv2d(self.decoder.out_channels, classes, 1)
         initialize_decoder(self.decoder)
@@ -70,20 +73,36 @@ class PixelClassifier(Head):
         """Classes, decoder and channels."""
         return {"classes": self.classes, "decoder": self.decoder_name, "channels": self.channels}
 
+    def reads(self, spec: GridSpec) -> tuple[int, ...]:
+        """All that there are."""
+        return self.rates
+
+    def over(self, rates: Sequence[int]) -> Self:
+        """The same without what stands on the maps of the other rates; the finest that is read gives its size."""
+        kept = tuple(rate for rate in self.rates if rate in rates)
+        if kept == self.rates:
+            return self
+        part = view_of(self)
+        part.rates = kept
+        part.decoder.drop_to([self.built.index(rate) for rate in kept])
+        return part
+
     def lines(self) -> tuple[str, ...]:
-        """Which of the usual maps the grid does not have."""
-        missing = [str(rate) for rate in USUAL_RATES if rate > max(self.rates)]
-        if not missing:
-            return ()
-        read = ", ".join(map(str, self.rates))
-        return (f"task: the grid has no maps at rates {', '.join(missing)}; {self.decoder_name} reads {read}",)
+        """Which of the usual maps the grid does not have, or the architecture never reaches."""
+        why = missing_maps(
+            grid=[rate for rate in USUAL_RATES if rate > max(self.built)],
+            architecture=[rate for rate in self.built if rate not in self.rates],
+        )
+        return (f"task: {why}; {self.decoder_name} reads {listed(self.rates)}",) if why else ()
 
     def cost(self, spec: GridSpec) -> EdgeCost:
         """The convolutions' price, exact to the last MAC; all of it is paid whatever gates decide."""
         sizes = [spec.map_size(rate) for rate in self.rates]
         placed = [*self.decoder.convolutions(sizes), (self.classifier, sizes[0])]
         params = sum(parameter.numel() for parameter in self.parameters())
-        macs = sum(conv.weight.numel() * height * width for conv, (height, width) in placed)
+        macs = sum(
+            conv.out_channels * conv.in_channels * math.prod(conv.kernel_size) * h * w for conv, (h, w) in placed
+        )
         moved = sum((conv.in_channels + conv.out_channels) * h * w for conv, (h, w) in placed)
         return EdgeCost(params, macs, 0, FLOAT_BYTES * (params + moved), 0)
 
