@@ -1,4 +1,7 @@
-"""`routespace cost`: parameters, MACs and bytes of a network, analytically. No torch, but for --check."""
+"""`routespace cost`: parameters, MACs and bytes of a network, analytically.
+
+It needs torch for --check, and for the head of a dense task, which is priced by its layers.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ def run(
     """What a network costs for one image: parameters, MACs, bytes moved, and where they go.
 
     One multiply-add is one MAC. Gated edges count as wholly computed, unless --usage tells what a run measured.
-    Their gates count too: the folder's own, or those of a default GateSpec for a grid.
+    Their gates count too: the folder's own, or those of a default GateSpec for a grid. Of a detector or a network
+    that segments, backbone and whole network are told; budgets count the backbone.
     """
     from routespace.files import read_json
     from routespace.grid.cost import By, architecture_cost
@@ -56,9 +60,14 @@ def run(
     measured = usage_from_json(read_json(usage, wanted="a run's usage.json"), found.grid) if usage else None
     gates = found.gates or GateSpec()  # a grid has none yet; static architectures have none to pay for
     cost = architecture_cost(part, gates=gates, usage=measured)
-    report = as_data(part, cost, by)
+    head = _dense_head(found, part)
+    report = as_data(part, cost if head is None else cost.with_head(head), by)
     if measured is None:
-        report |= _measured(found, part)
+        report |= _measured(found, part, head)
+    if head is not None:
+        report["backbone"] = cost.totals
+    if part.missing_rates:
+        report["missing_rates"] = list(part.missing_rates)
     if as_json:
         print(json_text(report))
     else:
@@ -106,14 +115,32 @@ def _sum(edges: Iterable[EdgeCost] = (), gates: Iterable[GateCost] = ()) -> dict
     return {what: sum(RESOURCES[what].whole(*part) for part in parts) for what in analytic()}
 
 
-def _measured(found: Subject, part: Architecture) -> dict[str, Any]:
+def _dense_head(found: Subject, part: Architecture) -> EdgeCost | None:
+    """The price of a dense task's head, of which the grid says nothing; None for other networks."""
+    if found.head is None or found.head.get("kind") in ("classify", "maps"):
+        return None
+    from routespace.cli.status import loading
+
+    with loading():
+        import torch
+
+        from routespace.nn.heads.kinds import make_head
+    with torch.device("meta"):  # shapes alone
+        return make_head(part.spec, found.head).over(part.output_rates).cost(part.spec)
+
+
+def _measured(found: Subject, part: Architecture, head: EdgeCost | None) -> dict[str, Any]:
     """What a run's own measured usage makes of it, when there is one and it is about this architecture."""
     from routespace.grid.cost import architecture_cost
 
     if found.usage is None or part != found.architecture:
         return {}
-    totals = architecture_cost(part, gates=found.gates, usage=found.usage).totals
-    return {"measured": {what: amount for what, amount in totals.items() if what != "params"}}
+    cost = architecture_cost(part, gates=found.gates, usage=found.usage)
+    whole = cost if head is None else cost.with_head(head)
+    report = {"measured": {what: amount for what, amount in whole.totals.items() if what != "params"}}
+    if head is not None:
+        report["measured_backbone"] = {what: cost.totals[what] for what in report["measured"]}
+    return report
 
 
 def show(report: dict[str, Any]) -> None:
@@ -128,10 +155,18 @@ def show(report: dict[str, Any]) -> None:
         return name, *(amount(what, cost[what]) for what in names)
 
     rows = [row(name, cost) for name, cost in report["parts"].items() if any(cost.values())]
-    rows.append(row("total", report))
+    dense = "backbone" in report
+    if dense:
+        rows.append(row("backbone", report["backbone"]))
+    rows.append(row("whole network" if dense else "total", report))
     if "measured" in report:
         rows.append(row("as measured on validation", {"params": report["params"]} | report["measured"]))
+    if "measured_backbone" in report:
+        params = {"params": report["backbone"]["params"]}
+        rows.append(row("the backbone of it", params | report["measured_backbone"]))
     table(("part", *labels), rows)
+    if "missing_rates" in report:
+        print(f"it never reaches rates {', '.join(map(str, report['missing_rates']))}")
     if "groups" in report:
         print()
         groups = [row(f"1/{key}" if report["by"] == "rate" else key, c) for key, c in report["groups"].items()]

@@ -5,8 +5,10 @@ A folder's architecture and gates are read from its JSON, without its weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from routespace import file_names
 from routespace.deploy.folder import net_folder
@@ -70,12 +72,14 @@ class Subject:
         grid: the routing grid.
         architecture, gates: of a run's or bundle's network; None for a grid.
         usage: what the run measured, if it did.
+        head: kind and settings of that network's head, as the folder tells them; None for a grid.
     """
 
     grid: RoutingGrid
     architecture: Architecture | None = None
     gates: GateSpec | None = None
     usage: Usage | None = None
+    head: Mapping[str, Any] | None = None
 
 
 def load_subject(text: str) -> Subject:
@@ -90,12 +94,13 @@ def load_subject(text: str) -> Subject:
     data = read_json(net_folder(folder) / file_names.NETWORK, wanted="a run or bundle folder")
     if not isinstance(data, dict):
         raise BundleError(f"{folder}: network.json is damaged; give a run or bundle folder")
-    architecture = Architecture.from_json(data.get("architecture"))
+    architecture, head = Architecture.from_json(data.get("architecture")), data.get("head")
     return Subject(
         grid=architecture.grid,
         architecture=architecture,
         gates=GateSpec.parse(data.get("gates"), name="gates"),
         usage=load_usage(folder, architecture.grid),
+        head=head if isinstance(head, dict) else None,
     )
 
 

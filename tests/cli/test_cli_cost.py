@@ -3,9 +3,15 @@
 import json
 
 import pytest
+from dense_tiny import dense_net
 
 from routespace import Architecture, GateSpec, GridSpec, Recipe, RoutingGrid, architecture_cost
+from routespace.deploy.bundle import Card, save_bundle
+from routespace.deploy.counters import torch_macs
+from routespace.deploy.extract import extract
 from routespace.grid.resources import RESOURCES, Resource, Terms
+from routespace.grid.usage import EdgeUsage, usage_to_json
+from routespace.nn.weights import save_net
 from routespace.recipes import recipe_names
 
 SMALL = {
@@ -195,3 +201,48 @@ def test_bad_recipes(cli, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("name: [")
     cli("recipes", "show", file).assert_refused("yaml")
+
+
+@pytest.mark.parametrize(
+    "task", [{"kind": "semantic", "classes": 4}, {"kind": "detect", "classes": 3, "width": 32}]
+)
+def test_a_dense_network_is_told_with_and_without_its_head(cli, tmp_path, task):
+    net = dense_net(**task)
+    part = Architecture.staircase(net.architecture.grid)
+    small = extract(net, part)
+    save_bundle(small, tmp_path / "small", Card.of(small))
+    data = cost_json(cli, tmp_path / "small")
+    assert data["macs"] == torch_macs(small, 32).macs
+    assert data["backbone"]["macs"] == torch_macs(small.backbone, 32).macs
+    assert data["params"] == sum(weight.numel() for weight in small.parameters())
+    assert data["backbone"]["params"] == sum(weight.numel() for weight in small.backbone.parameters())
+    for what in ("params", "macs", "bytes"):
+        assert sum(one[what] for one in data["parts"].values()) == data[what]
+        assert data["parts"]["head"][what] == data[what] - data["backbone"][what]
+    lines = cli("cost", tmp_path / "small").assert_fine().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if "backbone" in line or "whole" in line] == [
+        "backbone",
+        "whole network",
+    ]
+
+
+def test_a_detectors_own_measurement_is_told_of_both(cli, tmp_path):
+    net = dense_net("detect", classes=3, width=32)
+    save_net(net, tmp_path)
+    usage = {name: EdgeUsage(0.5, 1, 1) for name in net.architecture.edges}
+    (tmp_path / "usage.json").write_text(json.dumps(usage_to_json(usage, net.architecture.grid)))
+    data = cost_json(cli, tmp_path)
+    head = data["macs"] - data["backbone"]["macs"]
+    assert data["measured"]["macs"] - data["measured_backbone"]["macs"] == head == data["parts"]["head"]["macs"]
+    assert data["measured_backbone"]["macs"] < data["backbone"]["macs"]
+    assert "the backbone of it" in cli("cost", tmp_path).assert_fine().out
+
+
+def test_rates_that_are_never_reached_are_told(cli, tmp_path):
+    net = dense_net("semantic", classes=4)
+    part = Architecture.static(net.spec, ["l00_r04_transformer", "l01_r04_transformer"])
+    small = extract(net, part)
+    save_bundle(small, tmp_path / "small", Card.of(small))
+    assert cost_json(cli, tmp_path / "small")["missing_rates"] == [8]
+    assert "it never reaches rates 8" in cli("cost", tmp_path / "small").assert_fine().out
+    assert cost_json(cli, tmp_path / "small")["macs"] == torch_macs(small, 32).macs
