@@ -135,9 +135,8 @@ def test_exported_files_of_such_parts_make_the_networks_boxes(name, suffix, rate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         export(small, tmp_path / f"net.{suffix}", image_size=(56, 80))
-    size = (72, 48) if kind == "detect" else (56, 80)  # Mask R-CNN's is fixed
+    size = 72, 48
     loaded, images = load_exported(tmp_path / f"net.{suffix}"), torch.randn(1, 3, *size)
     told = [json.loads(loaded.metadata[key]) for key in ("rates", "head")]
-    regions = loaded.region_runs() if kind == "instance" else {}
-    found = decoder_of(*told, regions).detections_of(loaded.run(images), [size])
+    found = decoder_of(*told, loaded.region_runs()).detections_of(loaded.run(images), [size])
     equal_objects(found, small(images).outputs.detections([size]))
