@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import Cityscapes
-from train_annotated import noise, source_of
+from train_annotated import noise, some_coco, source_of
 
 from routespace.errors import DataError
 from routespace.train.data.annotated.check import check_annotated
 from routespace.train.data.annotated.label_maps import FolderAnnotations
+from routespace.train.recipe.coco import CocoSpec
+from routespace.train.recipe.data import FolderSpec
 from routespace.train.recipe.data_kinds import data_at, spec_at
 from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec
 from routespace.train.recipe.targets import IGNORE
@@ -154,6 +156,25 @@ def test_a_folder_of_both_tells_its_kind(tmp_path):
     assert data_at(tmp_path)["data.kind"] == "segmentation"
     now = CityscapesSpec(root="elsewhere")
     assert isinstance(spec_at(tmp_path, now), CityscapesSpec)
+
+
+def test_folders_of_voc_and_cityscapes_are_known_by_their_looks(tmp_path):
+    voc(tmp_path / "a", [])
+    root = str(tmp_path / "a")
+    for given in ("a", "a/VOCdevkit", "a/VOCdevkit/VOC2012"):
+        assert data_at(tmp_path / given) == {"data.kind": "voc", "data.root": root, "data.year": "2012"}
+    (tmp_path / "a/VOCdevkit/VOC2012").rename(tmp_path / "a/VOCdevkit/VOC2007")
+    assert data_at(tmp_path / "a")["data.year"] == "2007"
+    assert data_at(tmp_path / "a", VocSpec(root="elsewhere", year="2010"))["data.year"] == "2007"
+    cityscapes(tmp_path / "b")
+    assert data_at(tmp_path / "b") == {"data.kind": "cityscapes", "data.root": str(tmp_path / "b")}
+    some_coco(tmp_path / "c")
+    for folder, kind in (("a", "voc"), ("b", "cityscapes"), ("c", "coco")):  # whatever the recipe had
+        for now in (CocoSpec(root="elsewhere"), spec("elsewhere"), VocSpec(root="elsewhere")):
+            assert data_at(tmp_path / folder, now)["data.kind"] == kind
+    (tmp_path / "VOCdevkit").mkdir()
+    (tmp_path / "d" / "images").mkdir(parents=True)
+    assert isinstance(spec_at(tmp_path / "d"), FolderSpec)
 
 
 # -- torchvision's ---------------------------------------------------------------------------------------------

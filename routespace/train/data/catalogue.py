@@ -174,6 +174,11 @@ def _share(key: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
+def told_classes(count: int) -> str:
+    """`1 class`, `2 classes`."""
+    return f"{count} class{'' if count == 1 else 'es'}"
+
+
 def examples(names: Iterable[str], *, most: int = EXAMPLES) -> str:
     """The first few of many names, as a message gives them."""
     listed = list(names)

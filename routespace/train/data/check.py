@@ -25,7 +25,7 @@ from PIL import Image
 
 from routespace.errors import DataError
 from routespace.pictures import header, quiet_pillow, why_unreadable
-from routespace.train.data.catalogue import Catalogue, Entry, Listed, Split
+from routespace.train.data.catalogue import Catalogue, Entry, Listed, Split, told_classes
 from routespace.train.data.folder import FolderCatalogue, told_left_out
 from routespace.train.data.table import TableCatalogue
 from routespace.train.recipe.data import CsvSpec, FolderSpec
@@ -95,7 +95,7 @@ class DataReport:
         parts = ", ".join(f"{part} {count}" for part, count in images.items())
         more = f", {sum(objects.values())} objects" if self.images and any(objects.values()) else ""
         told = f"; left out: {told_left_out(self.left_out)}" if self.left_out else ""
-        return f"{classes} classes, {sum(images.values())} images ({parts}){more}{told}"
+        return f"{told_classes(classes)}, {sum(images.values())} images ({parts}){more}{told}"
 
 
 class CheckedFile(NamedTuple):

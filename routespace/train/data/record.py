@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from routespace.errors import BundleError
-from routespace.train.data.catalogue import Entry, examples
+from routespace.train.data.catalogue import Entry, examples, told_classes
 from routespace.train.data.folder import told_left_out
 
 FORMAT = "routespace.data/1"
@@ -53,7 +53,7 @@ class Summary:
         each = examples((f"{name} {count}" for name, count in sorted(totals.items())), most=SHOWN_CLASSES)
         objects = f", {sum(totals.values())} objects" if self.images and each else ""
         told = f"; left out: {told_left_out(dict(self.left_out))}" if self.left_out else ""
-        text = f"{self.classes or len(totals)} classes, {sum(images.values())} images ({parts}){objects}"
+        text = f"{told_classes(self.classes or len(totals))}, {sum(images.values())} images ({parts}){objects}"
         return f"{text}{f': {each}' if each else ''}{told}"
 
 

@@ -29,6 +29,7 @@ LOCATIONS = (
 )  # where data lies: no part of what is trained
 TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
 COCO_FILES = "annotations/*.json"  # what a folder in COCO's format has
+VOC_FOLDER, VOC_YEARS = "VOCdevkit", "VOCdevkit/VOC20??"
 DATA_SPECS = (
     *(DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec, ScenesSpec),
     *(CocoSpec, SegmentationSpec, VocSpec, CityscapesSpec),
@@ -59,13 +60,22 @@ def spec_at(path: str | Path, now: Normalised | None = None) -> FilesSpec:
     """What `--data PATH` stands for.
 
     A .json file is annotations in COCO's format, a .csv or .tsv file a table. A folder is what it looks like: of
-    annotations in COCO's format, of pictures and label maps, or of pictures in folders of their class.
+    annotations in COCO's format, Pascal VOC (VOCdevkit, or a year in it, too), Cityscapes, of pictures and label
+    maps, or of pictures in folders of their class.
 
     Args:
         path: the folder or file.
         now: what it takes the place of: annotations of a kind that a folder does not tell keep it.
     """
-    return _kind_at(Path(path), now)(root=absolute(path))
+    place = Path(absolute(path))
+    kind = _kind_at(place, now)
+    if kind is not VocSpec:
+        return kind(root=str(place))
+    place = next((parent for parent in (place, *place.parents[:2]) if (parent / VOC_FOLDER).is_dir()), place)
+    years = sorted(folder.name.removeprefix("VOC") for folder in place.glob(VOC_YEARS))
+    kept = now.year if isinstance(now, VocSpec) else VocSpec.model_fields["year"].default
+    year = years[-1] if years and kept not in years else kept
+    return VocSpec.parse({"root": str(place), "year": year}, name="data")
 
 
 def _kind_at(path: Path, now: Normalised | None) -> type[FilesSpec]:
@@ -73,19 +83,31 @@ def _kind_at(path: Path, now: Normalised | None) -> type[FilesSpec]:
         return CsvSpec
     if path.suffix.lower() == ".json":
         return CocoSpec
-    if isinstance(now, AnnotatedSpec):
-        return type(now)
-    if any(path.glob(COCO_FILES)) or any(path.glob("*/_annotations.coco.json")):
-        return CocoSpec
-    if (path / "images").is_dir() and (path / "annotations").is_dir():
-        return SegmentationSpec
-    return FolderSpec
+    looks = _looks_of(path)
+    if not isinstance(now, AnnotatedSpec):
+        return looks[0] if looks else FolderSpec
+    sure = [kind for kind in looks if kind is not SegmentationSpec]  # its folders may be anything's
+    return type(now) if type(now) in looks or not sure else sure[0]
+
+
+def _looks_of(path: Path) -> list[type[FilesSpec]]:
+    """Which kinds of annotations a folder looks like."""
+    maps = (path / "gtFine").is_dir() or (path / "gtCoarse").is_dir()
+    voc = VOC_FOLDER in (path.name, path.parent.name) and path.is_dir()
+    found: dict[type[FilesSpec], bool] = {
+        CocoSpec: any(path.glob(COCO_FILES)) or any(path.glob("*/_annotations.coco.json")),
+        VocSpec: voc or (path / VOC_FOLDER).is_dir(),
+        CityscapesSpec: (path / "leftImg8bit").is_dir() and maps,
+        SegmentationSpec: (path / "images").is_dir() and (path / "annotations").is_dir(),
+    }
+    return [kind for kind, fits in found.items() if fits]
 
 
 def data_at(path: str | Path, now: Normalised | None = None) -> dict[str, Any]:
     """The recipe fields that `--data PATH` stands for, for `Recipe.override`; `now` as in `spec_at`."""
     spec = spec_at(path, now)
-    return {"data.kind": spec.model_dump()["kind"], "data.root": spec.root}
+    more = {"data.year": spec.year} if isinstance(spec, VocSpec) else {}
+    return {"data.kind": spec.model_dump()["kind"], "data.root": spec.root, **more}
 
 
 def kind_of(target: Target) -> str:
