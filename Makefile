@@ -33,7 +33,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	for script in cost routing supernet subnets latency memory first_word; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in cost routing small supernet subnets latency memory first_word; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu

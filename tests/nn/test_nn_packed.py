@@ -220,12 +220,14 @@ def test_expansion_follows_autocast():
 
 
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (5, 1, 4), (9, 1, 1), (0, 3, 2), (900, 3, 0, 60, 420) * 4])
-def test_ragged_attention_equals_each_image_alone(lengths):
+@pytest.mark.parametrize(("heads", "grad"), [(2, True), (1, True), (1, False)])
+def test_ragged_attention_equals_each_image_alone(lengths, heads, grad):
     kept = torch.arange(900)[None, :] < torch.tensor(lengths)[:, None]
     keep = KeptTokens(kept, (30, 30))
-    queries = torch.randn(sum(lengths), 2, 4)
-    keys, values = torch.randn(2, len(lengths), 2, 5, 4)
-    got = ragged_attention(queries, keys, values, keep).split(lengths)
+    queries = torch.randn(sum(lengths), heads, 4)
+    keys, values = torch.randn(2, len(lengths), heads, 5, 4)
+    with torch.set_grad_enabled(grad):
+        got = ragged_attention(queries, keys, values, keep).split(lengths)
     for image, part in enumerate(queries.split(lengths)):
         scores = torch.einsum("qhd,hmd->hqm", part, keys[image]) / 4**0.5
         want = torch.einsum("hqm,hmd->qhd", scores.softmax(-1), values[image]).flatten(1)

@@ -1,9 +1,9 @@
 """Attention of packed queries: each image has its own number of queries and the same number of keys.
 
-Five ways, one result: equal counts are a plain batch; padding to the longest image where that wastes little; else
-padding to whole chunks of queries, each with a copy of its image's keys, or an image at a time, whichever is
-cheaper; and `varlen_attn` on CUDA in half precision, which takes packed queries as they are and an upper bound of
-their lengths, so that nothing waits for the device.
+Six ways, one result: equal counts are a plain batch; plain products where there is one narrow head; padding to the
+longest image where that wastes little; else padding to whole chunks of queries, each with a copy of its image's
+keys, or an image at a time, whichever is cheaper; and `varlen_attn` on CUDA in half precision, which takes packed
+queries as they are and an upper bound of their lengths, so that nothing waits for the device.
 
 Shape legend: B images · n packed queries · L the most queries of an image · K chunks · M keys · h heads · d = C/h.
 """
@@ -25,6 +25,7 @@ CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
 SOFTMAX_MACS = 64
 CHUNK_CALLS, CHUNKS = 12, 8  # to make tables of chunks and to copy keys; chunks of the longest image
 LEAST_CHUNK, COPY_MACS = 16, 16  # queries; of one number
+NARROW_HEAD = 16  # numbers, up to which torch's own attention on a CPU takes longer than its products do
 FLASH_FROM = (8, 0)  # compute capability
 FLASH_MULTIPLE, FLASH_MOST = 8, 256  # numbers of a head
 
@@ -50,6 +51,8 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
     if isinstance(keep, PackTables):
         assert keep.slots is not None
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
+    if _is_narrow(queries):
+        return narrow_attention(queries, keys, values, keep.lengths)
     way = _cheapest(queries, keys, keep)
     if way == "padded":
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
@@ -118,6 +121,28 @@ def _cheapest(queries: Tensor, keys: Tensor, keep: KeptTokens) -> Literal["padde
     if chunks < min(padded, images):
         return "chunks"
     return "padded" if padded <= images else "images"
+
+
+def _is_narrow(queries: Tensor) -> bool:
+    """Whether (n, h, d) queries have one narrow head, in inference on a CPU."""
+    if not queries.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    return queries.shape[1] == 1 and queries.shape[2] <= NARROW_HEAD
+
+
+def narrow_attention(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
+    """(n, 1, d) queries, so many of each image → (n, d), without padding and without autograd."""
+    n, _, d = queries.shape
+    scores, mixed = queries.new_empty(n, keys.shape[2]), queries.new_empty(n, d)
+    asking = (queries.squeeze(1) * d**-0.5).split(lengths)
+    for rows, found, own in zip(asking, scores.split(lengths), keys.squeeze(1).unbind(), strict=True):
+        torch.mm(rows, own.t(), out=found)
+    shares = scores.softmax(1).split(lengths)
+    for rows, found, own in zip(shares, mixed.split(lengths), values.squeeze(1).unbind(), strict=True):
+        torch.mm(rows, own, out=found)
+    return mixed
 
 
 def equal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class EdgeInput:
         """The share of tokens that is kept, which waits for the device unless the selection fixes it."""
         if self.per_image is not None:
             return self.per_image / self.kept.shape[1]
-        return float(self.kept.float().mean())
+        return int(self.kept.sum()) / max(1, self.kept.numel())
 
     def only(self, images: Tensor) -> EdgeInput:
         """The same for some images of the batch."""
@@ -113,9 +113,9 @@ class Dense:
 
     def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        x = edge.node.x
-        y = blend(x, stage(x, edge.hw, kept_tokens(edge)), edge.scale)
-        return torch.where(edge.kept.unsqueeze(-1), y, x)
+        x, keep = edge.node.x, kept_tokens(edge)
+        y = blend(x, stage(x, edge.hw, keep), edge.scale)
+        return y if keep is not None else torch.where(edge.kept.unsqueeze(-1), y, x)  # a stage passes skipped ones
 
     def skip(self, path: nn.Module, y: Tensor, skipped: Tensor, per_image: int | None) -> Tensor:
         """See Compute."""
