@@ -206,7 +206,10 @@ def _pixels(recipe: Recipe) -> int:
 
 
 def _introduce(recipe: Recipe, phases: Sequence[Phase], say: Callable[[str], None]) -> None:
-    """Tell of the teacher, and of the phases where there are several."""
+    """Tell of the teacher, of the sizes that meet in a step, and of the phases where there are several."""
+    sizes = phases[-1].loaders.batches.groups(epoch=0)
+    if sizes is not None:
+        say(f"data: the {recipe.train.batch} pictures of a step are of {sizes:.1f} sizes on average (data.group)")
     teacher = phases[-1].teacher
     if teacher is not None:
         say(teacher.line)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dense_tiny import dense
 from PIL import Image
 from pycocotools.coco import COCO
 from train_annotated import SQUARE, annotation, coco_data, noise, rle, some_coco, source_of, write_coco
@@ -340,3 +341,20 @@ def test_grey_and_transparent_pictures_are_fed_too(tmp_path, channels):
     fed = spec(tmp_path).preprocess((48, 64), channels).inside(multiple=16)
     source = source_of(spec(tmp_path, val_fraction=0.4), "masks", fed=fed)
     assert {len(data[0][0]) for data in (source.train(), source.val())} == {channels}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"eval_size": [4, 64]},
+            r"data\.eval_size: \[4, 64\] px is too small for this grid; give at least 8 px a side",
+        ),
+        ({"shorter_sides": [16, 4]}, r"data\.shorter_sides: \[16, 4\] px is too small for this grid"),
+    ],
+)
+def test_sides_that_no_token_fits_in_are_told_by_the_field_that_was_given(fields, words):
+    recipe = dense({"kind": "detect", "classes": 10})
+    assert recipe.override({"data": {"kind": "coco", "root": "photos"}}).preprocess.size == (32, 32)
+    with pytest.raises(SpecError, match=words):
+        recipe.override({"data": {"kind": "coco", "root": "photos", **fields}})

@@ -12,7 +12,7 @@ from routespace.preprocess import Preprocess, inside_size, preprocess_from_json,
 from routespace.train.data.annotated.truth import Truth
 from routespace.train.data.annotated.vary import sample_of, variation
 from routespace.train.data.augment import seeded
-from routespace.train.data.loaders import Loaders
+from routespace.train.data.loaders import Loaders, ProcessShare, TrainBatches
 from routespace.train.recipe.coco import CocoSpec
 from routespace.train.recipe.segmentation import SegmentationSpec
 
@@ -105,7 +105,7 @@ def test_objects_that_vanish_are_dropped(tmp_path):
 
 def test_items_are_functions_of_seed_epoch_and_index(tmp_path):
     some_coco(tmp_path)
-    fields = {"shorter_sides": (32, 48, 64), "photometric": True, "val_fraction": 0.4}
+    fields = {"shorter_sides": (32, 48, 64), "eval_size": (64, 128), "photometric": True, "val_fraction": 0.4}
     data = source_of(CocoSpec(root=str(tmp_path), **fields), "masks").train()
     before = torch.get_rng_state()
     data.set_epoch(1)
@@ -119,7 +119,7 @@ def test_items_are_functions_of_seed_epoch_and_index(tmp_path):
         assert torch.equal(image, first[i][0])
         assert all(torch.equal(found[name], first[i][1][name]) for name in found)
     assert any(a.shape != b.shape or not torch.equal(a, b) for (a, _), (b, _) in zip(first, other, strict=True))
-    seeded_anew = source_of(CocoSpec(root=str(tmp_path), **fields), "masks", seed=1).train()
+    seeded_anew = source_of(CocoSpec(root=str(tmp_path), **fields), "masks", seed=2).train()
     assert any(image.shape != seeded_anew[i][0].shape for i, (image, _) in enumerate(other))
 
 
@@ -147,3 +147,92 @@ def test_what_evaluation_feeds_is_what_a_preprocess_makes_of_the_file(tmp_path):
     source = source_of(spec, "objects", whole=True)
     image, _ = source.test()[0]
     assert np.array_equal(image.numpy(), source.preprocess.read(str(tmp_path / "train/1.png")))
+
+
+def mixed_sizes(count: int, sides=(64, 96, 128)):
+    """Sizes of some pictures in each epoch: a few are frequent, others come once."""
+
+    def of_epoch(epoch: int) -> list[tuple[int, int]]:
+        draw = np.random.default_rng(epoch)
+        return [(sides[draw.integers(3)], 32 * int(draw.integers(1, 4) ** 2)) for _ in range(count)]
+
+    return of_epoch
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_grouped_steps_hold_every_image_once_whoever_takes_them(world):
+    count, batch, sizes = 203, 8, mixed_sizes(203)
+    parts = [TrainBatches(count, batch, ProcessShare(rank, world), seed=5, sizes=sizes) for rank in range(world)]
+    dropped = set()
+    for epoch in range(6):
+        steps = list(zip(*([setattr(part, "epoch", epoch), list(part)][1] for part in parts), strict=True))
+        assert len(steps) == len(parts[0]) == count // batch
+        assert all(
+            len(shares) == world and {len(share) for share in shares} == {batch // world} for shares in steps
+        )
+        seen = [image for shares in steps for share in shares for image in share]
+        assert len(seen) == len(set(seen)) == count // batch * batch
+        dropped |= set(range(count)) - set(seen)
+        plain_steps = TrainBatches(count, batch, ProcessShare(), seed=5)
+        plain_steps.epoch = epoch
+        assert set(seen) == {image for step in plain_steps for image in step}  # the same ones are left out
+    assert len(dropped) > 10  # by chance, not by size
+
+
+def test_grouped_steps_go_on_where_they_stopped_and_differ_by_epoch():
+    batches = TrainBatches(100, 8, ProcessShare(), seed=1, sizes=mixed_sizes(100))
+    whole = list(batches)
+    batches.start = 5
+    assert list(batches) == whole[5:]
+    assert len(batches) == len(whole) - 5
+    batches.start, batches.epoch = 0, 1
+    assert list(batches) != whole
+    assert TrainBatches(100, 8, ProcessShare(), seed=2, sizes=mixed_sizes(100)).of_epoch(0) != whole
+
+
+def test_grouped_steps_have_few_sizes_and_whole_buckets_one():
+    sizes = mixed_sizes(2000)
+    batches = TrainBatches(2000, 8, ProcessShare(), seed=1, sizes=sizes)
+    plain = TrainBatches(2000, 8, ProcessShare(), seed=1)
+    found = sizes(0)
+    before = [len({found[image] for image in step}) for step in plain.of_epoch(0)]
+    after = [len({found[image] for image in step}) for step in batches.of_epoch(0)]
+    assert np.mean(before) > 4
+    assert batches.groups(0) == np.mean(after) < 1.2
+    assert sum(number > 1 for number in after) <= 9  # one for each size, at most
+    assert max(after) <= 5
+    first_half = after[: len(after) // 2]  # mixed steps are not all at the end
+    assert any(number > 1 for number in first_half)
+    assert plain.groups(0) is None
+
+
+def test_sizes_are_known_before_a_picture_is_read(tmp_path):
+    some_coco(tmp_path, count=9)
+    fields = {"eval_size": (48, 128), "shorter_sides": (32, 48, 64, 80), "val_fraction": 0.3}
+    train = source_of(CocoSpec(root=str(tmp_path), **fields), "objects").train()
+    seen = set()
+    for epoch in range(4):
+        train.set_epoch(epoch)
+        told = train.fed_sizes(epoch)
+        assert told == [tuple(image.shape[1:]) for image, _ in train]
+        seen.update(told)
+    assert len(seen) > 6
+    assert source_of(CocoSpec(root=str(tmp_path), group=False, **fields), "objects").train().fed_sizes(0) is None
+    assert source_of(CocoSpec(root=str(tmp_path), **fields), "pixels").train().fed_sizes(0) is None
+
+
+def test_a_recipes_steps_are_grouped_unless_it_says_otherwise(tmp_path):
+    some_coco(tmp_path, count=9)
+    some_coco(tmp_path, "val", 6)
+    seen = {}
+    for group in (True, False):
+        spec = CocoSpec(root=str(tmp_path), eval_size=(48, 64), group=group)
+        recipe = tiny(train__batch_size=3).model_copy(update={"data": spec})
+        loaders = Loaders(recipe, source_of(spec, "objects"))
+        steps = []
+        for epoch in range(4):
+            loaders.set_epoch(epoch)
+            steps += [len(groups) for groups in loaders.train]
+        seen[group] = np.mean(steps)
+        assert (loaders.batches.groups(0) is not None) == group
+    assert seen[True] == 1.0 < seen[False]

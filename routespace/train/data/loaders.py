@@ -11,7 +11,7 @@ Shape legend: B images of one process and step · C channels · H, W pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -29,6 +29,8 @@ from routespace.train.recipe.recipe import Recipe
 
 CALIBRATION_IMAGES = 2048  # their mean MACs are known to less than half a percent
 CALIBRATION_SEED = 0
+Size = tuple[int, int]
+Sizes = Callable[[int], Sequence[Size] | None]
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,70 @@ class TrainBatches(Sampler[list[int]]):
         batch_size: images of one step, all processes together.
         part: this process.
         seed: of the order; None keeps it (scenes that are fresh each epoch need no shuffling).
+        sizes: epoch → (H, W) of each image; images of one size then share a step as far as there are enough of
+            them. None, or what gives None, makes steps of whatever comes.
 
     Attributes:
         epoch: whose order is drawn.
         start: steps to leave out at the front, after a resume in mid-epoch.
     """
 
-    def __init__(self, count: int, batch_size: int, part: ProcessShare, seed: int | None) -> None:
-        self.count, self.batch_size, self.part, self.seed = count, batch_size, part, seed
+    def __init__(
+        self, count: int, batch_size: int, part: ProcessShare, seed: int | None, *, sizes: Sizes | None = None
+    ) -> None:
+        self.count, self.batch_size, self.part, self.seed, self.sizes = count, batch_size, part, seed, sizes
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
         return self.count // self.batch_size - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(self.count)
+        for batch in self.of_epoch(self.epoch)[self.start :]:
+            yield batch[self.part.rank :: self.part.world]
+
+    def of_epoch(self, epoch: int) -> list[list[int]]:
+        """The images of each of an epoch's steps, of all processes."""
+        order, generator = torch.arange(self.count), torch.Generator()
         if self.seed is not None:
-            generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+            generator.manual_seed((self.seed << 20) + epoch)
             order = torch.randperm(self.count, generator=generator)
-        for step in range(self.start, self.count // self.batch_size):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield batch[self.part.rank :: self.part.world].tolist()
+        images = order[: self.count // self.batch_size * self.batch_size].tolist()
+        sizes = None if self.sizes is None else self.sizes(epoch)
+        if sizes is None or self.seed is None:
+            return _chunks(images, self.batch_size)
+        steps = by_size(images, sizes, self.batch_size)
+        return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
+
+    def groups(self, epoch: int) -> float | None:
+        """Sizes among the images of a step, on average; None where sizes are not known."""
+        sizes, steps = None if self.sizes is None else self.sizes(epoch), self.of_epoch(epoch)
+        if sizes is None or not steps:
+            return None
+        return sum(len({sizes[image] for image in batch}) for batch in steps) / len(steps)
+
+
+def by_size(images: Sequence[int], sizes: Sequence[Size], batch_size: int) -> list[list[int]]:
+    """Steps of one size as far as there are enough images; the rest by shape and area, so that few sizes meet.
+
+    Args:
+        images: whole batches of them, in a random order.
+        sizes: (H, W) of each image there is.
+        batch_size: images of a step.
+    """
+    buckets: dict[Size, list[int]] = {}
+    for image in images:
+        buckets.setdefault(sizes[image], []).append(image)
+    whole, rest = list[list[int]](), list[int]()
+    for size in sorted(buckets, key=lambda hw: (hw[0] / hw[1], hw)):
+        some = buckets[size]
+        full = len(some) // batch_size * batch_size
+        whole += _chunks(some[:full], batch_size)
+        rest += some[full:]
+    return whole + _chunks(rest, batch_size)
+
+
+def _chunks(images: Sequence[int], batch_size: int) -> list[list[int]]:
+    return [list(images[first : first + batch_size]) for first in range(0, len(images), batch_size)]
 
 
 class Loaders:
@@ -170,7 +215,9 @@ class Loaders:
     def batches(self) -> TrainBatches:
         """Which images each step of the epoch that was set trains on."""
         seed = None if self.source.fresh_each_epoch else self.recipe.seed
-        return TrainBatches(len(cast(Sized, self.train_set)), self.recipe.train.batch, self.part, seed)
+        sizes = getattr(self.train_set, "fed_sizes", None)
+        count = len(cast(Sized, self.train_set))
+        return TrainBatches(count, self.recipe.train.batch, self.part, seed, sizes=sizes)
 
     def held_out(self, dataset: Dataset[Any], most: int | None = None) -> Batches:
         """This process's part of the images of a set, or of some of them."""

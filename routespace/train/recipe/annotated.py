@@ -53,6 +53,15 @@ class AnnotatedSpec(FilesSpec):
         given = {"size": limits, "channels": channels, "crop_pct": 1.0, **same}
         return Preprocess.parse(given, name="data")
 
+    def check_sides(self, least_px: int) -> None:
+        """Raise ValueError for sides that a grid, which reads `least_px` a side or more, cannot read."""
+        for name in ("eval_size", "shorter_sides"):
+            sides = getattr(self, name)
+            if sides and min(sides) < least_px:
+                raise ValueError(
+                    f"data.{name}: {list(sides)} px is too small for this grid; give at least {least_px} px a side"
+                )
+
     def check(self, size: tuple[int, int], *, channels: int, classes: int, target: Target) -> None:
         """Colours are distorted where there are three of them, and sides are drawn where they may differ."""
         super().check(size, channels=channels, classes=classes, target=target)

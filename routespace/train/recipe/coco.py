@@ -20,6 +20,8 @@ class CocoSpec(AnnotatedSpec):
         train_annotations, val_annotations, test_annotations: the JSON files, in `root`. What is None is looked
             for: train2017/ and annotations/instances_train2017.json, as COCO lies; train/ and
             annotations/instances_train.json; train/_annotations.coco.json beside its pictures.
+        group: pictures that are fed at one size share a training step where there are enough of them, as fewer and
+            larger groups are quicker; for boxes and masks. Every picture keeps its own draws.
     """
 
     targets: ClassVar[tuple[Target, ...]] = ("objects", "masks", "pixels")
@@ -31,3 +33,4 @@ class CocoSpec(AnnotatedSpec):
     val_annotations: str | None = None
     test_images: str | None = None
     test_annotations: str | None = None
+    group: bool = True

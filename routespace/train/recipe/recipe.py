@@ -27,6 +27,7 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.resources import RESOURCES
 from routespace.grid.spec import GridSpec, content_hash
 from routespace.preprocess import Preprocess
+from routespace.train.recipe.annotated import AnnotatedSpec
 from routespace.train.recipe.changes import changed_data
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_other_kind, settled
@@ -132,6 +133,8 @@ class Recipe(Value):
         self.data.check(
             grid.image_size, channels=grid.in_channels, classes=self.num_classes, target=self.task.target
         )
+        if isinstance(self.data, AnnotatedSpec) and self.task.target != "label":
+            self.data.check_sides(grid.least_image_px)
         check_teacher(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)

@@ -19,9 +19,12 @@ from torch.utils.data import Dataset
 from routespace.pictures import read_picture
 from routespace.preprocess import Preprocess
 from routespace.train.data.annotated.truth import Annotated, Annotations, Truth, require_size
-from routespace.train.data.annotated.vary import OF_OBJECTS, Change, Sample, resized, sample_of
+from routespace.train.data.annotated.vary import OF_OBJECTS, Change, Resized, Sample, resized, sample_of
 from routespace.train.data.augment import seeded
+from routespace.train.data.draws import uniform
 from routespace.train.recipe.targets import IGNORE
+
+SIDE = 1  # what is drawn by `uniform`: the side that a picture is resized to
 
 
 class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
@@ -37,6 +40,7 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
         preprocess: how evaluation feeds the network.
         varied: how training varies them; None as in evaluation.
         seed: of what is drawn.
+        resize: how `varied` resizes, where a step's pictures shall be of few sizes; see `fed_sizes`.
 
     Raises:
         DataError: by an item, that its picture or truth cannot be read.
@@ -51,13 +55,14 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
         preprocess: Preprocess,
         varied: Change | None = None,
         seed: int = 0,
+        resize: Resized | None = None,
     ) -> None:
         self.images, self.annotations, self.preprocess, self.seed = images, annotations, preprocess, seed
         self.labels: NDArray[np.int64] = np.full(IGNORE + 1, IGNORE, np.int64)
         if len(labels) > IGNORE:
             self.labels = np.full(len(labels) + 1, IGNORE, np.int64)
         self.labels[: len(labels)] = labels
-        self.varied = varied
+        self.varied, self.resize = varied, resize
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()
@@ -65,6 +70,18 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the draws of the variation."""
         self._epoch.fill_(epoch)
+
+    def fed_sizes(self, epoch: int) -> list[tuple[int, int]] | None:
+        """(H, W) of each picture as an epoch feeds it; None where nobody asks for it, or its own is unknown."""
+        sizes = [image.size for image in self.images]
+        if self.resize is None or any(size is None for size in sizes):
+            return None
+        drawn = self._drawn(epoch, np.arange(len(sizes))).tolist()
+        found = zip((size for size in sizes if size is not None), drawn, strict=True)
+        return [self.resize.size(size, draw) for size, draw in found]
+
+    def _drawn(self, epoch: int, index: NDArray[np.int64]) -> NDArray[np.float64]:
+        return uniform(self.seed, epoch, index, SIDE)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,6 +93,8 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
         require_size(image, size)
         sample = sample_of(picture, self._named(self.annotations.truth(image)))
         if self.varied is not None:
+            if self.resize is not None:
+                sample["drawn"] = float(self._drawn(int(self._epoch), np.array([index]))[0])
             with seeded(self.seed, int(self._epoch), index):
                 sample = self.varied(sample)
             numbers = fed.numbers(sample["image"])

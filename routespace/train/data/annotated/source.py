@@ -11,7 +11,7 @@ from routespace.errors import DataError
 from routespace.preprocess import Preprocess
 from routespace.train.data.annotated.dataset import AnnotatedImages
 from routespace.train.data.annotated.truth import AnnotatedPart, Annotations
-from routespace.train.data.annotated.vary import Change, variation
+from routespace.train.data.annotated.vary import Change, Resized, variation
 from routespace.train.data.catalogue import Split, examples, hold_out
 from routespace.train.data.check import quick_check
 from routespace.train.data.record import DataRecord, Summary
@@ -73,7 +73,13 @@ class AnnotatedSource:
     def train(self) -> AnnotatedImages:
         """Training pictures, varied."""
         varied = variation(self.spec, self.preprocess, self.size, self.target)
-        return self._dataset(self.parts.train, varied=varied)
+        return self._dataset(self.parts.train, varied=varied, resize=self._resize())
+
+    def _resize(self) -> Resized | None:
+        """How training pictures are resized, where those of one size shall share a step."""
+        if not getattr(self.spec, "group", False) or self.target == "pixels":
+            return None
+        return Resized(self.preprocess, self.spec.shorter_sides)
 
     def val(self) -> AnnotatedImages:
         """Validation pictures: the data's own part, or those of the training part that are held out."""
@@ -150,7 +156,9 @@ class AnnotatedSource:
             f"{self.spec.root or 'data'}: no annotated {called} images{how if split == 'test' else ''}"
         )
 
-    def _dataset(self, part: AnnotatedPart, varied: Change | None = None) -> AnnotatedImages:
+    def _dataset(
+        self, part: AnnotatedPart, varied: Change | None = None, resize: Resized | None = None
+    ) -> AnnotatedImages:
         unknown = [name for name in part.classes if name not in self.classes]
         if unknown:
             raise DataError(
@@ -164,4 +172,5 @@ class AnnotatedSource:
             preprocess=self.preprocess,
             varied=varied,
             seed=self.seed,
+            resize=resize,
         )

@@ -1,7 +1,8 @@
 """How annotated pictures are resized and varied, by torchvision's transforms v2: boxes and masks follow.
 
 A sample is a dict: `image` (PIL, in the network's channels) and either `boxes`, `labels`, `crowd`, `area` and
-perhaps `masks`, or `pixels`. What is drawn is drawn from torch's global generator: call it inside `seeded`.
+perhaps `masks`, or `pixels`. What is drawn is drawn from torch's global generator: call it inside `seeded`. The
+side that a picture is resized to may be drawn before, so that its size is known beforehand: `drawn`, from 0 to 1.
 
 Shapes: N objects · H, W pixels.
 """
@@ -80,12 +81,16 @@ class Resized:
         self.preprocess, self.shorter_sides = preprocess, shorter_sides
 
     def __call__(self, sample: Sample) -> Sample:
+        drawn = sample.pop("drawn") if "drawn" in sample else float(torch.rand((), dtype=torch.float64))
+        size = self.size((sample["image"].height, sample["image"].width), drawn)
+        return resized(sample, size, self.preprocess.interpolation)
+
+    def size(self, picture: tuple[int, int], drawn: float) -> tuple[int, int]:
+        """What a picture of (H, W) pixels is resized to; `drawn`, from 0 to 1, chooses one of the sides."""
         shorter, longer = min(self.preprocess.size), max(self.preprocess.size)
         if self.shorter_sides:
-            shorter = self.shorter_sides[int(torch.randint(len(self.shorter_sides), ()))]
-        image = sample["image"]
-        size = inside_size((image.height, image.width), (shorter, longer), self.preprocess.multiple)
-        return resized(sample, size, self.preprocess.interpolation)
+            shorter = self.shorter_sides[int(drawn * len(self.shorter_sides))]
+        return inside_size(picture, (shorter, longer), self.preprocess.multiple)
 
 
 class Zoomed:
