@@ -8,7 +8,7 @@ As `map.py`, with photographic cut-outs on photographs in place of digits: one o
 networks take the same number of steps in both phases.
 
     routed      the gates of the recipe `digits_map`
-    scout       the same, but a scout makes the map: four blocks on squares of 4×4 tokens, taught in phase A, too
+    scout       the same, but a scout makes the map: four blocks on squares of 4×4 tokens
     oracle      the routed network without gates of its own: a token is computed where it touches the object's box
                 or two pixels around it. That also tells where the object is: a ceiling, no rival. It costs nothing
     random      the routed network with a coin for each token, of as many MACs; nothing is learned of where to look
@@ -70,12 +70,7 @@ KEEP = 0.26  # share of every row's tokens that takes the routed network's MACs
 WITHOUT_MAP = {"budget": {"ratio": None, "open_frac": 0.2}}
 RANDOM = {"gates": {"selection": "random", "keep": KEEP}}
 ATTENTION = {"gates": {"selection": "attention", "keep": KEEP}}
-SCOUT = {  # phase A is counted in the shares of the training: 8 of its 13 epochs
-    "gates.scout": 4,
-    "gates.scout_square": 4,
-    "budget.open_frac": 9 / 13,
-    "budget.settle_frac": 9.25 / 13,
-}
+SCOUT = {"gates.scout": 4, "gates.scout_square": 4}
 SHALLOW = {"grid.widths": [5, 10, 24, 36]}
 SMALL = {"grid.image_size": 72, "data.object_px": SMALL_PX}
 NETWORKS: Mapping[str, Mapping[str, Any]] = {  # name: changes
@@ -111,7 +106,6 @@ def recipe_of(folder: Path, name: str, seed: int) -> Recipe:
     given = load_recipe("digits_map")
     start = given.train.phases[0].model_dump(mode="json")
     start |= {"epochs": START_EPOCHS, "data": {"object_px": START_PX, "train_size": START_SIZE}}
-    start |= {"gates": "taught"} if name == "scout" else {}
     classes = {"grid.num_classes": len(list((folder / "cutouts").iterdir())), "seed": seed}
     training = {"data": scenes(folder, OBJECT_PX, TRAIN_SIZE), "train.epochs": EPOCHS, "train.phases": [start]}
     return given.override({**classes, **training, **NETWORKS[name]})
