@@ -167,7 +167,10 @@ def test_a_bare_backbone_gives_its_maps(tmp_path):
 def test_rows_that_follow_one_map(form, tmp_path, scout):
     torch.manual_seed(0)
     rows = Architecture.routed(RoutingGrid(GridSpec.parse(FIELDS)), "depth")
-    net = TaskNet.classifier(rows, GateSpec(source="map", opening="share", scout=scout))
+    skipped = "mlp" if scout else "identity"
+    net = TaskNet.classifier(rows, GateSpec(source="map", opening="share", scout=scout, skipped=skipped))
+    for path in net.backbone.skips.values():
+        torch.nn.init.normal_(path.last.weight, std=0.1)
     leader, follower = net.gates.values()
     torch.nn.init.normal_(leader.ema_weight, std=0.5)
     for gate in (leader, follower):

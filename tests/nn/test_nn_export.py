@@ -21,6 +21,8 @@ def small_net(routing: str = "both", **gates) -> TaskNet:
     for gate in net.gates.values():
         if gate.learned and gate.ema_weight is not None:
             nn.init.normal_(gate.ema_weight, std=0.5)
+    for path in net.backbone.skips.values():
+        nn.init.normal_(path.last.weight, std=0.1)
     return net
 
 
@@ -42,8 +44,9 @@ def assert_exports(net: TaskNet) -> None:
         {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True},
         {"capacity": True, "columns": "token", "keep": 0.4},
         {"source": "map"},
+        {"columns": "token", "skipped": "mlp"},
     ],
-    ids=["default", "tanh images", "everything per token", "equal counts", "one map"],
+    ids=["default", "tanh images", "everything per token", "equal counts", "one map", "a path for the skipped"],
 )
 def test_dense_export(gates):
     assert_exports(small_net(**gates))
@@ -65,9 +68,11 @@ def test_export_of_one_map_and_its_cuts(execution, scout):
     assert_exports(net)
 
 
-@pytest.mark.parametrize("keys", ["all", "kept"])
-def test_packed_export(keys):
-    net = small_net("depth", keys=keys)
+@pytest.mark.parametrize(
+    "fields", [{}, {"keys": "kept"}, {"skipped": "mlp"}, {"skipped": "linear", "rows": "image"}]
+)
+def test_packed_export(fields):
+    net = small_net("depth", **fields)
     net.decide(execution="packed")
     assert_exports(net)
 
@@ -78,8 +83,9 @@ def test_packed_export_of_per_token_scaling():
     assert_exports(net)
 
 
-def test_capacity_export():
-    net = small_net("depth", capacity=True, keep=0.4)
+@pytest.mark.parametrize("skipped", ["identity", "linear"])
+def test_capacity_export(skipped):
+    net = small_net("depth", capacity=True, keep=0.4, skipped=skipped)
     net.decide(execution="packed")
     assert_exports(net)
 

@@ -47,7 +47,8 @@ def test_the_whole_supernet_is_one_graph(family):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_one_map_for_all_rows_is_one_graph(training, scout):
     torch.manual_seed(0)
-    gates = GateSpec(source="map", opening="share", noise=0.0, kind="sigmoid", scout=scout)
+    seeing = {"source": "map", "opening": "share", "scout": scout, "skipped": "mlp" if scout else "identity"}
+    gates = GateSpec(noise=0.0, kind="sigmoid", **seeing)
     net = TaskNet.classifier(Architecture.routed(RoutingGrid(GridSpec(**TINY_GRID)), "depth"), gates)
     for gate in net.gates.values():
         gate.cut.value.fill_(2.2)  # about where half of the tokens are

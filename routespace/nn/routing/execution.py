@@ -144,7 +144,7 @@ class Packed:
         images = images_with_kept(edge.kept) if keep is None else keep.occupied
         if images is None:
             return self._rows(stage, edge.hw, x, keep, scale)
-        if not images.shape[0] and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and not images.shape[0]:
             return x
         part = None if scale is None else scale.index_select(0, images)
         chosen = None if keep is None else keep.only(images)
@@ -167,7 +167,7 @@ class Packed:
         images = None if edge.per_image is not None else images_with_kept(edge.kept)
         if images is None:
             return self._patches(embed, edge)
-        if not images.shape[0] and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and not images.shape[0]:
             return x.new_zeros(x.shape[0], math.prod(map_size(edge.hw, 2)), edge.width)
         return spread_rows(self._patches(embed, edge.only(images)), images, x.shape[0])
 

@@ -65,6 +65,6 @@ def add_packed(path: nn.Module, y: Tensor, skipped: Tensor, per_image: int | Non
     whole_images = skipped.shape[1] == 1
     flat = y if whole_images else y.flatten(0, 1)  # (B, N, C) by images, or (B·N, C) by tokens
     rows = kept_rows(skipped, None if whole_images else per_image)
-    if not rows.shape[0] and not torch.compiler.is_exporting():
+    if not torch.compiler.is_exporting() and not rows.shape[0]:
         return y
     return flat.index_add(0, rows, path(take(flat, rows)).to(y.dtype)).view_as(y)
