@@ -81,7 +81,8 @@ def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[
 
     A group of one edge also tells the parts of its price with every token computed: `fixed_macs`, paid as soon as
     one token of the image is; `routed_macs`, of all tokens together; `gate_macs`, of all decisions of its gate.
-    Without measured usage they add up to the group's `macs`.
+    Without measured usage they add up to the group's `macs`. `skipped_macs`: of all tokens
+    together on the path of skipped ones.
     """
     report: dict[str, Any] = {
         **cost.totals,
@@ -104,6 +105,7 @@ def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[
                 edge, gate = cost.edges[name], cost.gates.get(name)
                 group |= {"fixed_macs": edge.fixed_macs, "routed_macs": edge.routed_macs}
                 group["gate_macs"] = gate.macs if gate else 0
+                group["skipped_macs"] = gate.skipped_macs if gate else 0
     return report
 
 

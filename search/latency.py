@@ -134,7 +134,9 @@ def even_usage(architecture: Architecture, share: float, gates: GateSpec) -> Usa
             everywhere.add(edge.target)
         if state == "gated" or edge.source not in everywhere:
             each = by_token and edge.kind == "transformer" and edge.source in everywhere
-            usage[name] = EdgeUsage(tokens=share, images=1.0 if each else share)
+            path = gates.skipped != "identity" and edge.kind == "transformer" and state == "gated"
+            skipped = 1 - share if path and edge.source in everywhere else 0
+            usage[name] = EdgeUsage(tokens=share, images=1.0 if each else share, skipped=skipped)
     return usage
 
 

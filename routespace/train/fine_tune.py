@@ -32,6 +32,7 @@ SHAPES_GATES = (
     "scout_width",
     "scout_square",
     "opening",
+    "skipped",
 )
 SHOWN_FIELDS = 4
 OF_NEW_NETWORKS = (("budget", "open_frac"), ("train", "start"), ("train", "weights"), ("train", "phases"))
@@ -227,6 +228,7 @@ def _weights(gates: GateSpec) -> tuple[object, ...]:
         gates.scout,
         gates.scout_width,
         gates.scout_square,
+        gates.skipped,
     )
 
 

@@ -53,6 +53,7 @@ REFUSED = {
     "grid.preset": ("pvt_v2_b0", r"grid\..* was asked, but the given network has"),
     "gates.kind": ("sigmoid", r"gates.kind: 'sigmoid' was asked, but the given network's gates are of 'gumbel'"),
     "gates.rows": ("layer", r"gates.rows: 'layer' was asked, but the given network's gates are of 'token'"),
+    "gates.skipped": ("mlp", r"gates.skipped: 'mlp' was asked, but the given network's gates are of 'identity'"),
     "gates.openness": (0.5, r"gates.openness: 0.5 was asked, with which only new gates begin"),
     "train.start": ("staircase", r"train.start: 'staircase' was asked"),
     "train.weights": (

@@ -7,7 +7,7 @@ and every price follows it):
 - Keys and values are made of the visible tokens: all that arrived at the node (`keys: all`), or the kept ones
   alone (`keys: kept`). An invisible token is a zero token there, as padding is.
 - In the feed-forward layer a skipped neighbour counts as zero in a depth-wise convolution.
-- A skipped token passes unchanged.
+- A skipped token passes unchanged. What a row may add to it afterwards is its own (`nn/routing/skipped.py`).
 
 So with every token kept and visible an edge is the plain blocks in a row, and an image's result never depends on
 the other images of its batch.
