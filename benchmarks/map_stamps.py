@@ -9,6 +9,8 @@ networks take the same number of steps in both phases.
 
     routed      the gates of the recipe `digits_map`
     scout       the same, but a scout makes the map: four blocks on squares of 4×4 tokens
+    linear      as routed, with a cheap path for skipped tokens (`gates.skipped`), of as many MACs in all
+    mlp         likewise, with two layers in the path
     oracle      the routed network without gates of its own: a token is computed where it touches the object's box
                 or two pixels around it. That also tells where the object is: a ceiling, no rival. It costs nothing
     random      the routed network with a coin for each token, of as many MACs; nothing is learned of where to look
@@ -76,6 +78,8 @@ SMALL = {"grid.image_size": 72, "data.object_px": SMALL_PX}
 NETWORKS: Mapping[str, Mapping[str, Any]] = {  # name: changes
     "routed": {},
     "scout": SCOUT,
+    "linear": {"gates.skipped": "linear"},
+    "mlp": {"gates.skipped": "mlp"},
     "oracle": {},
     "random": WITHOUT_MAP | RANDOM,
     "attention": WITHOUT_MAP | ATTENTION,

@@ -186,6 +186,14 @@ def test_a_usage_file_knows_its_grid_though_the_names_of_edges_coincide() -> Non
         usage_to_json({"l77_r04_transformer": EdgeUsage()}, GRID)
 
 
+def test_usage_files_tell_of_skipped_tokens_where_there_are_any() -> None:
+    plain, path = list(GRID.edges)[:2]
+    usage = {plain: EdgeUsage(0.5), path: EdgeUsage(0.25, 1.0, 1.0, 0.75)}
+    data = usage_to_json(usage, GRID)
+    assert set(data["edges"][plain]) == {"tokens", "images", "asked"}  # as files were before there were paths
+    assert usage_from_json(data, GRID) == usage
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
