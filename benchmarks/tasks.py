@@ -1,12 +1,15 @@
 """The routed backbone under the heads of dense tasks, next to plain backbones of the same MACs and schedule.
 
     python benchmarks/tasks.py [--tasks detect semantic] [--seeds 0 1 2] [--lines routed smaller] [--out DIR]
+    python benchmarks/tasks.py --scenes recipe                  the recipes' own scenes and widths
     python benchmarks/tasks.py --data runs/stamps_data          cut-outs on photographs in place of digits
     python benchmarks/tasks.py --rehearse                       every line, tiny, in a minute or two
     python benchmarks/tasks.py --large [--px 640]               real speed at the size of photographs, untrained
 
-Each task is that of its recipe: digits_detect, digits_instance, digits_semantic; `task_lines/lines.py` says what
-the lines are. The stamps come from `data_stamps.py`.
+Each task is that of its recipe: digits_detect, digits_instance, digits_semantic. Unless `--scenes recipe` is
+given, scenes are larger, objects smaller and networks narrower than there, so that objects cover a few percent and
+width is worth something. `task_lines/lines.py` has these fields, and says what the lines are. The stamps come from
+`data_stamps.py`.
 
 Everybody starts on the recipe's small canvas and takes the same number of steps, but for `smaller+`. MACs are
 those of the backbone, and of the whole network in brackets. `time` is that of a batch of validation images over
@@ -33,7 +36,7 @@ from typing import Any
 
 from record import record
 from task_lines.large import large
-from task_lines.lines import LINES, TASKS, Setting, one
+from task_lines.lines import LINES, SCENES, TASKS, Setting, one
 
 from routespace.memory import keep_freed_memory
 
@@ -75,6 +78,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["semantic", "detect"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE")
+    parser.add_argument("--scenes", choices=SCENES, default="sparse", help="recipe: as in the recipes")
     parser.add_argument("--data", type=Path, help="what benchmarks/data_stamps.py wrote")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new line begins")
     parser.add_argument("--rehearse", action="store_true", help="every task and line, tiny")
@@ -87,7 +91,8 @@ def main() -> None:
         print("\n".join(f"{name:<18} {value:.3f}" for name, value in found.items()))
         record(arguments.out / "tasks_large_cpu.json", "cpu", {"what": "tasks_large", **found})
         return
-    name, out = ("stamps", arguments.out / "stamps") if arguments.data else ("digits", arguments.out)
+    name = "stamps" if arguments.data else "digits"
+    out = arguments.out / f"{name}_{arguments.scenes}"
     if arguments.rehearse:
         out, arguments.seeds = out / "rehearsal", [0]
     rows: list[Row] = []
@@ -98,11 +103,11 @@ def main() -> None:
                 if time.monotonic() - start > arguments.seconds:
                     print(f"{task} {line} {seed}: skipped, the time is up")
                     continue
-                setting = Setting(task, seed, out, stamps=arguments.data, tiny=arguments.rehearse)
-                rows.append(one(setting, line))
+                where = {"scenes": arguments.scenes, "stamps": arguments.data}
+                rows.append(one(Setting(task, seed, out, **where, tiny=arguments.rehearse), line))
                 show(rows)
-                file = "tasks_cpu.json" if name == "digits" else "tasks_stamps_cpu.json"
-                record(out / file, "cpu", {"what": "tasks", "scenes": name, "rows": rows})
+                told = {"what": "tasks", "objects": name, "scenes": arguments.scenes, "rows": rows}
+                record(out / "tasks_cpu.json", "cpu", told)
 
 
 if __name__ == "__main__":

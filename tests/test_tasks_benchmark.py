@@ -37,11 +37,11 @@ def steps(recipe):
     ]
 
 
-@pytest.mark.parametrize("task", ["detect", "semantic"])
-def test_rivals_have_the_macs_and_the_steps_of_the_routed_network(task, tmp_path):
+@pytest.mark.parametrize(("task", "scenes"), [("detect", "recipe"), ("semantic", "sparse")])
+def test_rivals_have_the_macs_and_the_steps_of_the_routed_network(task, scenes, tmp_path):
     from task_lines.lines import LONGER, Setting, recipe_of
 
-    setting = Setting(task, 3, tmp_path)
+    setting = Setting(task, 3, tmp_path, scenes)
     routed = recipe_of(setting, "routed")
     wanted = routed.budget_macs()
     assert 0 < wanted < routed.base_macs() == recipe_of(setting, "dense").base_macs()
@@ -77,6 +77,20 @@ def test_on_stamps_the_task_has_their_classes_and_larger_objects_in_both_phases(
     assert recipe_of(Setting(task, 0, tmp_path, stamps=stamps), "narrower").task.classes == 3 + background
 
 
+def test_sparse_scenes_are_larger_with_smaller_objects_and_the_rest_is_the_recipes(tmp_path):
+    from task_lines.lines import SCENES, TASKS, Setting
+
+    for task in TASKS:
+        sparse, own = (Setting(task, 0, tmp_path, scenes).recipe for scenes in SCENES)
+        assert min(sparse.grid.image_size) > min(own.grid.image_size)
+        assert sparse.data.digit_px < own.data.digit_px
+        assert sparse.base_macs() < own.base_macs()
+        assert sparse.task == own.task
+        assert sparse.gates == own.gates
+        held, theirs = (recipe.phase(0).data.digits_per_scene for recipe in (sparse, own))
+        assert held == theirs
+
+
 def test_a_network_that_computes_everything_does_so_for_objects_of_all_sizes(tmp_path):
     from task_lines.lines import Setting
     from task_lines.looking import THIRDS, usage_by_size
@@ -108,7 +122,7 @@ def test_the_rehearsal_runs_every_line(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "rehearsal" / "tasks_cpu.json").read_text())
+    found = json.loads((tmp_path / "digits_sparse" / "rehearsal" / "tasks_cpu.json").read_text())
     assert [row["line"] for row in found["rows"]] == list(LINES)
     assert all(0 <= row["score"] <= 1 and row["time"] > 0 for row in found["rows"])
     assert "no object" in done.stdout

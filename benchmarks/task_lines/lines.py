@@ -31,6 +31,19 @@ from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from task_lines.looking import looked_at
 
+SPARSE = {  # small objects on more pixels, for few channels: width is worth something there
+    "grid.image_size": 128,
+    "grid.widths": [8, 16, 32, 48],
+    "budget.ratio": 0.45,
+    "data.train_size": 3200,
+    "data.digit_px": [12, 36],
+    "data.digits_per_scene": [1, 3],
+    "train.epochs": 3,
+    "train.batch_size": 16,
+}
+SPARSE_FIRST = {"epochs": 2, "image_size": 64}
+SPARSE_FIRST_DATA = {"train_size": 6400, "digit_px": [20, 48]}
+SCENES = ("sparse", "recipe")
 TASKS = ("detect", "instance", "semantic")
 LINES = ("routed", "narrower", "shallower", "smaller", "smaller+", "dense")
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
@@ -50,6 +63,7 @@ class Setting:
         task: one of TASKS.
         seed: of weights and training scenes.
         out: folder of the runs.
+        scenes: `sparse`, or `recipe` for the recipe as it is.
         stamps: what data_stamps.py wrote; None for the recipe's digits.
         tiny: a rehearsal.
     """
@@ -57,6 +71,7 @@ class Setting:
     task: str
     seed: int
     out: Path
+    scenes: str = "sparse"
     stamps: Path | None = None
     tiny: bool = False
 
@@ -64,6 +79,8 @@ class Setting:
     def recipe(self) -> Recipe:
         """That of the routed network."""
         own = load_recipe(f"digits_{self.task}").override({"seed": self.seed})
+        if self.scenes == "sparse":
+            own = sparse(own)
         if self.stamps is not None:
             own = on_stamps(own, self.stamps)
         if not self.tiny:
@@ -75,6 +92,13 @@ class Setting:
     def folder(self, line: str) -> Path:
         """Of a line's run."""
         return self.out / f"{self.task}_{line}_{self.seed}"
+
+
+def sparse(recipe: Recipe) -> Recipe:
+    """A recipe on larger scenes with smaller objects, with fewer channels."""
+    phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
+    first = [phase | SPARSE_FIRST | {"data": phase["data"] | SPARSE_FIRST_DATA} for phase in phases]
+    return recipe.override(SPARSE | {"train.phases": first})
 
 
 def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
