@@ -23,6 +23,7 @@ def settled_batch(
     accelerator: Accelerator,
     *,
     images: int,
+    size: tuple[int, int] | None = None,
     tell: Callable[[str], None] | None,
 ) -> Recipe:
     """The recipe with its batch size as a number; told on the way: what the training takes of the memory.
@@ -35,6 +36,7 @@ def settled_batch(
         architecture: what is trained.
         accelerator: device and processes.
         images: to train with.
+        size: (H, W) of the largest of them; the grid's own without it.
         tell: is given the lines; None for the processes that say nothing.
 
     Raises:
@@ -45,7 +47,7 @@ def settled_batch(
         return recipe
     device = accelerator.device
     try:
-        need = recipe_need(recipe, architecture, device=device.type, processes=count)
+        need = recipe_need(recipe, architecture, size=size, device=device.type, processes=count)
     except SpecError as error:
         if auto or tell is None:
             raise
@@ -57,7 +59,9 @@ def settled_batch(
         found = chosen_batch(need, free, images=images, processes=count, even=paired)
         recipe = recipe.override({"train.batch_size": min(gather_object([found]))})  # the poorest process decides
     if tell is not None:
-        _tell(tell, recipe, need, free, processes=count, auto=auto)
+        own = size in (None, recipe.grid.image_size)
+        of = "" if own or size is None else f", at most, of {size[0]}×{size[1]} px"
+        _tell(tell, recipe, need, free, processes=count, auto=auto, of=of)
     return recipe
 
 
@@ -69,9 +73,10 @@ def _tell(
     *,
     processes: int,
     auto: bool,
+    of: str = "",
 ) -> None:
     each = recipe.train.batch // processes
-    tell(f"memory: {need.text(each, free)}")
+    tell(f"memory: {need.text(each, free)}{of}")
     if auto:
         tell(
             f"train.batch_size: {recipe.train.batch}, chosen by auto: the largest power of two that fits, with "

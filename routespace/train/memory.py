@@ -99,12 +99,23 @@ class MemoryNeed:
 
 
 def recipe_need(
-    recipe: Recipe, architecture: Architecture, *, device: str = "cpu", processes: int = 1
+    recipe: Recipe,
+    architecture: Architecture,
+    *,
+    size: tuple[int, int] | None = None,
+    device: str = "cpu",
+    processes: int = 1,
 ) -> MemoryNeed:
     """What training an architecture by a recipe takes; see `training_need`."""
     task = recipe.task.make(recipe.grid, recipe.train)
     return training_need(
-        architecture, recipe.train, gates=recipe.gates, task=task, device=device, processes=processes
+        architecture,
+        recipe.train,
+        gates=recipe.gates,
+        task=task,
+        size=size,
+        device=device,
+        processes=processes,
     )
 
 
@@ -114,6 +125,7 @@ def training_need(
     *,
     gates: GateSpec | None = None,
     task: Task | None = None,
+    size: tuple[int, int] | None = None,
     device: str = "cpu",
     processes: int = 1,
 ) -> MemoryNeed:
@@ -124,6 +136,7 @@ def training_need(
         spec: precision, checkpointing, moving average.
         gates: how its gated edges decide; the default without it.
         task: whose head stands on it; a classifier without it.
+        size: (H, W) of the pictures; the grid's own without it.
         device: kind of device that it will be trained on.
         processes: that train together; each keeps a second copy of the gradients if there are several.
 
@@ -137,12 +150,13 @@ def training_need(
     weights = sum(_bytes(tensor) for tensor in (*net.parameters(), *net.buffers()))
     learned = sum(_bytes(parameter) for parameter in net.parameters() if parameter.requires_grad)
     low = spec.precision != "no"
-    one = whole = _pass(net, 1, device, low=low)
+    hw = architecture.spec.image_size if size is None else size
+    one = whole = _pass(net, 1, device, hw=hw, low=low)
     again = 0  # what an edge that is computed again keeps, and as much for its gradients
     if spec.grad_checkpointing:
         net.set_grad_checkpointing()
-        one, again = _pass(net, 1, device, low=low), 2 * whole.largest_stage
-    each = _pass(net, 2, device, low=low).total - one.total
+        one, again = _pass(net, 1, device, hw=hw, low=low), 2 * whole.largest_stage
+    each = _pass(net, 2, device, hw=hw, low=low).total - one.total
     return MemoryNeed(
         weights=weights,
         gradients=learned * (2 if processes > 1 else 1),
@@ -169,7 +183,7 @@ class KeptByPass:
     largest_stage: int = 0
 
 
-def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
+def _pass(net: TaskNet, images: int, device: str, *, hw: tuple[int, int], low: bool) -> KeptByPass:
     """What a forward pass of some images keeps, found on tensors without content."""
     found = KeptByPass()
     held: dict[int, Tensor] = {}  # one tensor of each storage, so that no other takes its address
@@ -197,7 +211,7 @@ def _pass(net: TaskNet, images: int, device: str, *, low: bool) -> KeptByPass:
             run = WithRest(net)
             state = {name: _like(tensor, device) for name, tensor in _tensors(run)}
             held.update((tensor.untyped_storage()._cdata, tensor) for tensor in state.values())
-            shape = images, net.spec.in_channels, *net.spec.image_size
+            shape = images, net.spec.in_channels, *hw
             batch = torch.empty(shape, device=device)
             with (
                 torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept),

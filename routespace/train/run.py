@@ -175,7 +175,7 @@ def _trainer(
     if first:
         look_at(loaders[-1].source, run, tell or (lambda _: None))
     say = tell if first else None
-    recipe = _settled(recipe, start.architecture, accelerator, images=[own.images for own in loaders], tell=say)
+    recipe = _settled(recipe, start.architecture, accelerator, loaders=loaders, tell=say)
     check_processes(recipe, accelerator.num_processes)
     phases = prepared(recipe, start.architecture, loaders, accelerator.device)
     if say is not None:
@@ -191,18 +191,16 @@ def _settled(
     architecture: Architecture,
     accelerator: Accelerator,
     *,
-    images: Sequence[int],
+    loaders: Sequence[Loaders],
     tell: Callable[[str], None] | None,
 ) -> Recipe:
-    """The recipe with a batch size that fits its largest phase; `images` are those of each."""
-    largest = max((recipe.phase(number) for number in range(len(images))), key=_pixels)
+    """The recipe with a batch size that fits its largest phase; `loaders` are those of each."""
+    number = max(range(len(loaders)), key=lambda phase: math.prod(loaders[phase].largest))
+    largest, size = recipe.phase(number), loaders[number].largest
     sized = Architecture(largest.grid, dict(architecture.edges))
-    found = settled_batch(largest, sized, accelerator, images=min(images), tell=tell).train.batch_size
+    images = min(own.images for own in loaders)
+    found = settled_batch(largest, sized, accelerator, images=images, size=size, tell=tell).train.batch_size
     return recipe if found == recipe.train.batch_size else recipe.override({"train.batch_size": found})
-
-
-def _pixels(recipe: Recipe) -> int:
-    return math.prod(recipe.grid.image_size)
 
 
 def _introduce(recipe: Recipe, phases: Sequence[Phase], say: Callable[[str], None]) -> None:

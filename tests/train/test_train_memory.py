@@ -2,23 +2,29 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
 from accelerate import Accelerator
+from dense_tiny import dense
 from tiny_grid import TINY_GRID
+from train_annotated import some_coco, source_of
 from train_tiny import tiny
 
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.nn.task_net import TaskNet
+from routespace.nn.route_net import RouteNet
+from routespace.nn.task_net import TaskNet, WithRest
 from routespace.recipes import load_recipe, recipe_names
 from routespace.train import batch as batch_module
 from routespace.train.batch import settled_batch
+from routespace.train.data.loaders import Loaders
 from routespace.train.memory import MARGIN, MemoryNeed, chosen_batch, free_memory, recipe_need
 from routespace.train.optim import make_optimizer
+from routespace.train.recipe.coco import CocoSpec
 from routespace.train.run import train_recipe
 
 SWIN = {name: value for name, value in TINY_GRID.items() if name != "sr_ratios"} | {
@@ -208,3 +214,51 @@ def test_free_memory_is_shared_among_processes():
     device = torch.device("cpu")
     whole, half = free_memory(device), free_memory(device, 2)
     assert half == pytest.approx(whole / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96)])
+def test_pictures_of_sizes_of_their_own_are_told_by_these(size):
+    recipe = dense({"kind": "detect", "classes": 10, "width": 32}, gates={"openness": 0.9999})
+    architecture, task = recipe.architecture(), recipe.task.make(recipe.grid, recipe.train)
+    need = recipe_need(recipe, architecture, size=size)
+    torch.manual_seed(0)
+    net = TaskNet(RouteNet(architecture, recipe.gates), task.head(recipe.grid)).train()
+    kept, own = {}, {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alive = WithRest(net)(torch.randn(2, 3, *size))
+    assert alive is not None
+    assert sum(kept.values()) == pytest.approx(need.shared + 2 * need.activations_per_image, rel=0.02)
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_the_largest_pictures_are_those_that_training_feeds(tmp_path, group):
+    some_coco(tmp_path, count=9)
+    fields = {"eval_size": (48, 128), "shorter_sides": (32, 80), "val_fraction": 0.3, "group": group}
+    source = source_of(CocoSpec(root=str(tmp_path), **fields), "objects")
+    recipe = dense({"kind": "detect", "classes": 10}, train__batch_size=2)
+    loaders, seen = Loaders(recipe, source), []
+    for epoch in range(8):
+        loaders.set_epoch(epoch)
+        seen += [tuple(group.images.shape[2:]) for groups in loaders.train for group in groups]
+    assert math.prod(loaders.largest) == max(math.prod(size) for size in seen)
+    assert Loaders(recipe, source_of(CocoSpec(root=str(tmp_path), **fields), "pixels")).largest == (32, 32)
+
+
+def test_the_line_tells_of_which_pictures(tmp_path):
+    recipe, said = dense({"kind": "detect", "classes": 10, "width": 32}, train__batch_size="auto"), []
+    small, large = (
+        settled_batch(
+            recipe, recipe.architecture(), Accelerator(cpu=True), images=10_000, size=size, tell=said.append
+        ).train.batch
+        for size in (None, (512, 1024))
+    )
+    assert large <= small
+    assert "at most, of 512×1024 px" in said[2]
+    assert "at most, of" not in said[0]

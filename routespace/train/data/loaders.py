@@ -140,6 +140,13 @@ class Loaders:
         """Number of training images."""
         return self.batches.count
 
+    @property
+    def largest(self) -> Size:
+        """(H, W) of the largest pictures that a step trains on."""
+        told = getattr(self.train_set, "largest", None)
+        found: Size | None = None if told is None else told()
+        return self.recipe.grid.image_size if found is None else found
+
     def of(self, recipe: Recipe) -> Loaders:
         """The same images by another recipe, such as one of another batch size.
 

@@ -40,7 +40,8 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
         preprocess: how evaluation feeds the network.
         varied: how training varies them; None as in evaluation.
         seed: of what is drawn.
-        resize: how `varied` resizes, where a step's pictures shall be of few sizes; see `fed_sizes`.
+        resize: how `varied` resizes to sizes that are known beforehand; None where it does otherwise.
+        group: a step's pictures shall be of few sizes; see `fed_sizes`.
 
     Raises:
         DataError: by an item, that its picture or truth cannot be read.
@@ -56,13 +57,14 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
         varied: Change | None = None,
         seed: int = 0,
         resize: Resized | None = None,
+        group: bool = False,
     ) -> None:
         self.images, self.annotations, self.preprocess, self.seed = images, annotations, preprocess, seed
         self.labels: NDArray[np.int64] = np.full(IGNORE + 1, IGNORE, np.int64)
         if len(labels) > IGNORE:
             self.labels = np.full(len(labels) + 1, IGNORE, np.int64)
         self.labels[: len(labels)] = labels
-        self.varied, self.resize = varied, resize
+        self.varied, self.resize, self.group = varied, resize, group
         # Shared memory: a persistent worker holds a copy of this object that a plain int would not reach.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()
@@ -73,12 +75,24 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
 
     def fed_sizes(self, epoch: int) -> list[tuple[int, int]] | None:
         """(H, W) of each picture as an epoch feeds it; None where nobody asks for it, or its own is unknown."""
-        sizes = [image.size for image in self.images]
-        if self.resize is None or any(size is None for size in sizes):
+        resize, sizes = self.resize, self._own_sizes()
+        if resize is None or sizes is None or not self.group:
             return None
         drawn = self._drawn(epoch, np.arange(len(sizes))).tolist()
-        found = zip((size for size in sizes if size is not None), drawn, strict=True)
-        return [self.resize.size(size, draw) for size, draw in found]
+        return [resize.size(size, draw) for size, draw in zip(sizes, drawn, strict=True)]
+
+    def largest(self) -> tuple[int, int] | None:
+        """(H, W) of the largest picture that training feeds; None for that of the recipe's grid."""
+        if self.resize is None:
+            return None
+        sizes = self._own_sizes()
+        found = {self.resize.largest()} if sizes is None else {self.resize.largest(size) for size in set(sizes)}
+        return max(found, key=lambda size: (size[0] * size[1], size))
+
+    def _own_sizes(self) -> list[tuple[int, int]] | None:
+        """(H, W) of the pictures; None where some are not known before they are read."""
+        sizes = [image.size for image in self.images if image.size is not None]
+        return sizes if len(sizes) == len(self.images) else None
 
     def _drawn(self, epoch: int, index: NDArray[np.int64]) -> NDArray[np.float64]:
         return uniform(self.seed, epoch, index, SIDE)

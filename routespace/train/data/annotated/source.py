@@ -73,13 +73,8 @@ class AnnotatedSource:
     def train(self) -> AnnotatedImages:
         """Training pictures, varied."""
         varied = variation(self.spec, self.preprocess, self.size, self.target)
-        return self._dataset(self.parts.train, varied=varied, resize=self._resize())
-
-    def _resize(self) -> Resized | None:
-        """How training pictures are resized, where those of one size shall share a step."""
-        if not getattr(self.spec, "group", False) or self.target == "pixels":
-            return None
-        return Resized(self.preprocess, self.spec.shorter_sides)
+        resize = None if self.target == "pixels" else Resized(self.preprocess, self.spec.shorter_sides)
+        return self._dataset(self.parts.train, varied=varied, resize=resize)
 
     def val(self) -> AnnotatedImages:
         """Validation pictures: the data's own part, or those of the training part that are held out."""
@@ -173,4 +168,5 @@ class AnnotatedSource:
             varied=varied,
             seed=self.seed,
             resize=resize,
+            group=varied is not None and getattr(self.spec, "group", False),
         )

@@ -85,6 +85,11 @@ class Resized:
         size = self.size((sample["image"].height, sample["image"].width), drawn)
         return resized(sample, size, self.preprocess.interpolation)
 
+    def largest(self, picture: tuple[int, int] | None = None) -> tuple[int, int]:
+        """(H, W) that a picture of (H, W) pixels, or one of any size, is resized to at most."""
+        limits = max(self.shorter_sides, default=min(self.preprocess.size)), max(self.preprocess.size)
+        return inside_size(picture or limits, limits, self.preprocess.multiple)
+
     def size(self, picture: tuple[int, int], drawn: float) -> tuple[int, int]:
         """What a picture of (H, W) pixels is resized to; `drawn`, from 0 to 1, chooses one of the sides."""
         shorter, longer = min(self.preprocess.size), max(self.preprocess.size)
