@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from dense_tiny import dense_net
 from PIL import Image
 from pycocotools.coco import COCO
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from routespace import Card, Predictor, save_bundle
 from routespace.cli.app import app
+from routespace.deploy.export.base import Prepared
+from routespace.deploy.export.formats import EXPORTERS
 from routespace.draw.answers import colour_of
 from routespace.preprocess import Preprocess, save_preprocess
 
@@ -150,3 +153,42 @@ def test_pictures_are_never_written_over(option, place, tmp_path):
     both = predict(place / "semantic", picture, "--draw", tmp_path / "x", "--maps", tmp_path / "x")
     assert both.exit_code == 2
     assert "choose two" in " ".join(both.output.split())
+
+
+def part(folder, region, network):
+    """A file as it lies beside an exported one."""
+    told = {"network": network, "region": region, "first": "model.pt2"}
+    write_graph(folder / f"model.{region}.pt2", told)
+
+
+def write_graph(path, metadata):
+    prepared = Prepared(torch.nn.Conv2d(3, 2, 1), ("found",), torch.zeros(2, 3, 8, 8), metadata)
+    EXPORTERS["pt2"].write(prepared, path)
+
+
+def test_files_that_do_not_fit_are_one_line(place, tmp_path, cli):
+    files = {name: f"model.{name}.pt2" for name in ("boxes", "masks")}
+    write_graph(tmp_path / "model.pt2", {"regions": json.dumps(files), "network": "one"})
+    picture = place / "pictures" / "0" / "a.png"
+    part(tmp_path, "boxes", "one")
+    cli("predict", tmp_path / "model.pt2", picture).assert_refused("its file of masks, model.masks.pt2, is not")
+    cli("predict", tmp_path / "model.boxes.pt2", picture).assert_refused("give", "model.pt2")
+    part(tmp_path, "masks", "another")
+    cli("predict", tmp_path / "model.pt2", picture).assert_refused("model.masks.pt2", "of another network")
+    for name in ("model.boxes.pt2", "model.pt2"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        cli("predict", tmp_path / "model.pt2", picture).assert_refused(name, "cannot be read", "damaged")
+
+
+def test_what_is_no_picture_is_one_line(place, tmp_path, cli):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "instances.json").write_text("{}")
+    for given, words in (
+        ("empty", "no pictures in this folder"),
+        ("a.png", "is no image that Pillow can read"),
+        ("instances.json", "tells of images and is none; give an image, or a folder of images"),
+        ("nowhere", "no such file or folder"),
+    ):
+        cli("predict", place / "instance", tmp_path / given).assert_refused(given, words)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,8 @@ def _load(path: Path, device: str | None = None) -> LoadedNet:
     from routespace.nn.running import pick_device
 
     extra = {METADATA: ""}
-    program = torch.export.load(path, extra_files=extra)
+    with _told_once():
+        program = torch.export.load(path, extra_files=extra)
     if device is not None:
         program = move_to_device_pass(program, pick_device(device))
     metadata, module = json.loads(extra[METADATA] or "{}"), program.module()
@@ -50,6 +53,18 @@ def _load(path: Path, device: str | None = None) -> LoadedNet:
         return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
     return LoadedNet(tuple(json.loads(metadata.get("outputs", "[]"))), metadata, run, _batch(program))
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Of a damaged file torch also logs what it raises, with a traceback; here it is raised alone."""
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _batch(program: Any) -> int | None:

@@ -26,6 +26,7 @@ Place = str | os.PathLike[str]
 Pixels = Image.Image | NDArray[np.uint8]
 GivenImages = Place | Pixels | BinaryIO  # one image, or a folder of them
 Several = Sequence[GivenImages] | Iterator[GivenImages]
+OF_DATA = (".json", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml")  # endings of annotations and tables
 WANTED = "paths, folders, PIL images, or uint8 arrays (H, W, C)"
 
 
@@ -64,13 +65,15 @@ def gather(images: GivenImages | Iterable[GivenImages]) -> InputImages:
             (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, an open binary file, or several of these.
 
     Raises:
-        DataError: no such file, or a folder without pictures.
+        DataError: no such file, a file of annotations, or a folder without pictures.
         SpecError: something else was given.
     """
     found = InputImages()
     if isinstance(images, str | os.PathLike):
         if not Path(images).exists():
             raise DataError(f"{images}: no such file or folder; give an image, or a folder of images")
+        if Path(images).suffix.lower() in OF_DATA and Path(images).is_file():
+            raise DataError(f"{images}: tells of images and is none; give an image, or a folder of images")
         _add(found, images)
         found.single = not Path(images).is_dir()
     elif isinstance(images, Image.Image | np.ndarray) or hasattr(images, "read"):
