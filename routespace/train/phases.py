@@ -1,6 +1,7 @@
 """A phase of a training, made ready: its recipe, images, task, teacher and budget.
 
-    phases = prepared(recipe, architecture, phase_loaders(recipe, share), device)
+    loaders = phase_loaders(recipe, share)
+    phases = prepared(recipe, architecture, loaders, phase_teachers(recipe, loaders, device))
 
 Everything that can be refused is refused here, before anything is written. A training without
 `train.phases` has one phase.
@@ -150,8 +151,20 @@ def phase_loaders(recipe: Recipe, share: ProcessShare, kind: type[Loaders] = Loa
     return made
 
 
+def phase_teachers(recipe: Recipe, loaders: Sequence[Loaders], device: torch.device) -> list[Teacher | None]:
+    """The teacher of each phase, where it has one from outside, on the device.
+
+    Raises:
+        SpecError: a teacher that does not fit.
+    """
+    return [teacher_of(recipe.phase(number), own.source, device) for number, own in enumerate(loaders)]
+
+
 def prepared(
-    recipe: Recipe, architecture: Architecture, loaders: Sequence[Loaders], device: torch.device
+    recipe: Recipe,
+    architecture: Architecture,
+    loaders: Sequence[Loaders],
+    teachers: Sequence[Teacher | None],
 ) -> tuple[Phase, ...]:
     """Every phase of a recipe, ready to be trained.
 
@@ -159,14 +172,13 @@ def prepared(
         recipe: the whole one.
         architecture: what is trained.
         loaders: those of `phase_loaders`.
-        device: where a teacher runs.
+        teachers: those of `phase_teachers`.
 
     Raises:
         BudgetError: gates that cannot meet the budget.
-        SpecError: a teacher that does not fit.
     """
     phases, target = [], check_budget(recipe, architecture)
-    for number, own in enumerate(loaders):
+    for number, (own, teacher) in enumerate(zip(loaders, teachers, strict=True)):
         plain = recipe.phase(number)
         sized = Architecture(plain.grid, dict(architecture.edges))
         clock = PhaseClock.of(recipe.train, number)
@@ -177,7 +189,7 @@ def prepared(
             own.of(plain),
             task=plain.task.make(plain.grid, plain.train),
             target_macs=None if clock.held else target,
-            teacher=teacher_of(plain, own.source, device),
+            teacher=teacher,
         )
         if not clock.held:
             RowShares.of(plain, sized, check_budget(plain, sized))  # refuses what it cannot meet

@@ -31,7 +31,7 @@ from routespace.train.data.loaders import Loaders, ProcessShare
 from routespace.train.data.source import located
 from routespace.train.finish import finish
 from routespace.train.loop import Trainer
-from routespace.train.phases import Phase, phase_loaders, prepared
+from routespace.train.phases import Phase, phase_loaders, phase_teachers, prepared
 from routespace.train.processes import check_processes, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.parts import TrainSpec
@@ -175,9 +175,10 @@ def _trainer(
     if first:
         look_at(loaders[-1].source, run, tell or (lambda _: None))
     say = tell if first else None
+    teachers = phase_teachers(recipe, loaders, accelerator.device)  # before the free memory is looked at
     recipe = _settled(recipe, start.architecture, accelerator, loaders=loaders, tell=say)
     check_processes(recipe, accelerator.num_processes)
-    phases = prepared(recipe, start.architecture, loaders, accelerator.device)
+    phases = prepared(recipe, start.architecture, loaders, teachers)
     if say is not None:
         _introduce(recipe, phases, say)
     net = make_net(start, phases[-1].task, init, tell=say or (lambda _: None)).to(accelerator.device)

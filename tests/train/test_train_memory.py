@@ -20,6 +20,7 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet, WithRest
 from routespace.recipes import load_recipe, recipe_names
 from routespace.train import batch as batch_module
+from routespace.train import phases as phases_module
 from routespace.train.batch import settled_batch
 from routespace.train.data.loaders import Loaders
 from routespace.train.memory import MARGIN, MemoryNeed, chosen_batch, free_memory, recipe_need
@@ -262,3 +263,20 @@ def test_the_line_tells_of_which_pictures(tmp_path):
     assert large <= small
     assert "at most, of 512×1024 px" in said[2]
     assert "at most, of" not in said[0]
+
+
+def test_a_teacher_is_there_before_the_free_memory_is_looked_at(tmp_path, monkeypatch):
+    class LookedError(Exception):
+        pass
+
+    def looked(*_):
+        raise LookedError
+
+    loaded = []
+    monkeypatch.setattr(phases_module, "teacher_of", lambda *_: loaded.append("teacher"))
+    monkeypatch.setattr(batch_module, "free_memory", looked)
+    recipe = tiny(train__batch_size="auto", train__teacher=str(tmp_path / "bundle"))
+    with pytest.raises(LookedError):
+        train_recipe(recipe, tmp_path / "run")
+    assert loaded == ["teacher"]
+    assert not (tmp_path / "run").exists()
