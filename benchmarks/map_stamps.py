@@ -9,9 +9,9 @@ networks take the same number of steps in both phases.
 
     routed      the gates of the recipe `digits_map`
     scout       the same, but a scout makes the map: four blocks on squares of 4×4 tokens
-    scout_linear  with both, a scout and what the next line says
     linear      as routed, with a cheap path for skipped tokens (`gates.skipped`), of as many MACs in all
     mlp         likewise, with two layers in the path
+    both        `scout` and `linear` together
     oracle      the routed network without gates of its own: a token is computed where it touches the object's box
                 or two pixels around it. That also tells where the object is: a ceiling, no rival. It costs nothing
     random      the routed network with a coin for each token, of as many MACs; nothing is learned of where to look
@@ -79,7 +79,7 @@ SMALL = {"grid.image_size": 72, "data.object_px": SMALL_PX}
 NETWORKS: Mapping[str, Mapping[str, Any]] = {  # name: changes
     "routed": {},
     "scout": SCOUT,
-    "scout_linear": SCOUT | {"gates.skipped": "linear"},
+    "both": SCOUT | {"gates.skipped": "linear"},
     "linear": {"gates.skipped": "linear"},
     "mlp": {"gates.skipped": "mlp"},
     "oracle": {},
@@ -137,7 +137,7 @@ def one(folder: Path, name: str, seed: int, out: Path) -> dict[str, Any]:
         "start": result["start"],
         "accuracy": result["accuracy"],
         "auc": None,
-        **(map_auc(load_net(place / "net").eval(), recipe) if name in ("routed", "scout", "scout_linear") else {}),
+        **(map_auc(load_net(place / "net").eval(), recipe) if name in ("routed", "scout", "both") else {}),
     }
 
 
