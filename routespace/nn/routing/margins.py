@@ -73,7 +73,7 @@ def smoothed(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
     """(B, N) → (B, N): the mean over the side×side tokens around each."""
     if side == 1:
         return margins
-    if not margins.is_cpu or torch.compiler.is_exporting():
+    if _is_plain(margins):
         return _pooled(margins.view(-1, 1, *hw), side).flatten(1)
     down, across = (_band(length, side).to(margins.dtype) for length in hw)  # torch pools one channel slowly
     with without_autocast(margins, wanted=True):
@@ -89,7 +89,7 @@ def of_windows(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
 
 def _around(tokens: Tensor, side: int) -> Tensor:
     """(B, C, H, W) → (B, C, H, W): the mean over each token's neighbourhood, of what of it is inside the map."""
-    if not tokens.is_cpu or torch.compiler.is_exporting():
+    if _is_plain(tokens):
         return _pooled(tokens, side)
     channels, (h, w) = tokens.shape[1], tokens.shape[2:]
     if tokens.numel() <= FEW_NUMBERS:
@@ -105,6 +105,11 @@ def _around(tokens: Tensor, side: int) -> Tensor:
     shares = (counts[0][:, None] * counts[1]).to(tokens.dtype).reciprocal()
     # Laid out as the sums are: a factor that all channels of a token share would be multiplied token by token.
     return sums.mul_(shares[:, :, None].expand(h, w, channels).contiguous().permute(2, 0, 1))
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether torch's own pooling is right: on a GPU, and for compilers and exporters, which know it."""
+    return not x.is_cpu or torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 def _pooled(tokens: Tensor, side: int) -> Tensor:
