@@ -17,6 +17,12 @@ SPECS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def compiles_afresh():
+    """All tests compile the same `forward`, of which torch keeps no more than eight forms."""
+    torch.compiler.reset()
+
+
 def make(family: str, *, static: bool, training: bool) -> TaskNet:
     torch.manual_seed(0)
     grid = RoutingGrid(GridSpec(**SPECS[family]))
