@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.spec import map_size
+from routespace.nn.packing.compiler import is_jit_tracing
 from routespace.nn.packing.maps import as_map, as_tokens, coarsen
 
 LEAST_VARIANCE = 1e-5  # below it a neighbourhood is flat, and rounding must not decide
@@ -58,7 +59,7 @@ def weighed(parts: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> Tensor:
     """
     first, *others = parts
     weights = weight.to(first.dtype).split([part.shape[2] for part in parts], 1)
-    if first.is_cpu and not torch.compiler.is_exporting():
+    if first.is_cpu and not (torch.compiler.is_exporting() or is_jit_tracing()):
         margins = first @ margin_of(weights[0].t())
         for part, own in zip(others, weights[1:], strict=True):
             margins = margins + part @ margin_of(own.t())
@@ -108,8 +109,8 @@ def _around(tokens: Tensor, side: int) -> Tensor:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether torch's own pooling is right: on a GPU, and for compilers and exporters, which know it."""
-    return not x.is_cpu or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    """Whether torch's own pooling is right: on a GPU, and for compilers, exporters and counters, which know it."""
+    return not x.is_cpu or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_jit_tracing()
 
 
 def _pooled(tokens: Tensor, side: int) -> Tensor:
