@@ -211,3 +211,9 @@ def test_a_file_of_an_earlier_version_is_refused(tmp_path):
         write_other(tmp_path / "net.pt2", {**TOLD, **told})
         with pytest.raises(BundleError, match=r"net\.pt2: its metadata cannot be read"):
             Predictor(tmp_path / "net.pt2", "cpu")
+
+
+def test_a_picture_that_is_fed_too_small_is_one_line(place, tmp_path):
+    write_other(tmp_path / "net.pt2", {**TOLD, "least_side": "56"})
+    with pytest.raises(SpecError, match=r"takes sides of 56 px or more, an image is fed at 4.×"):
+        Predictor(tmp_path / "net.pt2", "cpu")(place / "pictures" / "0.png")

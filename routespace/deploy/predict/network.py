@@ -151,7 +151,15 @@ def _of_file(path: Path, device: str) -> OpenNetwork:
     decode = _file_decoder(path, loaded)
     answers = "objects" if decode is not None else _answers(path, loaded.names)
 
+    least = int(loaded.metadata.get("least_side", "0"))
+
     def run(images: NDArray[np.float32]) -> Arrays:
+        if min(images.shape[2:]) < least:
+            fed = "×".join(map(str, images.shape[2:]))
+            raise SpecError(
+                f"{path}: takes sides of {least} px or more, an image is fed at {fed}; give the run or bundle, "
+                f"or train with a larger grid.image_size or data.eval_size"
+            )
         try:
             found = loaded.numbers(images)
         except Exception as error:  # each runtime has exceptions of its own
