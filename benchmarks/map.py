@@ -22,11 +22,12 @@ and the accuracy on validation images. The test split is not looked at. Finished
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from evidence_lines.clock import Clock
 
 from routespace import TaskNet, file_names
 from routespace.files import read_json, write_json
@@ -36,7 +37,6 @@ from routespace.nn.weights import load_net
 from routespace.recipes import load_recipe
 from routespace.train.controls import knows_objects, object_auc, scenes_with_objects
 from routespace.train.data.source import make_source
-from routespace.train.progress import Progress
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
@@ -65,24 +65,6 @@ NETWORKS: Mapping[str, tuple[Mapping[str, Any], float]] = {  # name: changes, st
 }
 
 
-class Clock:
-    """Adds up the processor seconds between the steps of an epoch: no validation, calibration or start.
-
-    Attributes:
-        seconds: of each phase.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[int, float] = {}
-        self._last = 0.0
-
-    def __call__(self, news: Progress) -> None:
-        now = time.process_time()
-        if news.stage == "train" and news.step > 1:
-            self.seconds[news.phase] = self.seconds.get(news.phase, 0.0) + now - self._last
-        self._last = now
-
-
 def finished(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """The results of the run in `folder`, which is trained if need be, with the seconds of its steps.
 
@@ -92,7 +74,7 @@ def finished(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if told.exists():
         found: dict[str, Any] = read_json(told, wanted="what this script wrote")
         return found
-    clock = Clock()
+    clock = Clock("cpu")
     result = train_recipe(recipe, folder, resume=(folder / file_names.RECIPE).exists(), progress=clock).metrics
     begun = [line["accuracy"] for line in RunFolder(folder).read_metrics() if line["phase"] == 1]
     times = {"start_s": clock.seconds.get(1, 0.0), "cpu_s": clock.seconds.get(len(result["phases"]), 0.0)}
