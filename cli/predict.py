@@ -49,6 +49,12 @@ Maps = Annotated[Path | None, typer.Option(help="Folder for a PNG of each pictur
 ToCsv = Annotated[str | None, typer.Option("--csv", help="Write a table to this file; - prints it.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images that are run at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read images; 0: this one.")]
+Ids = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ANNOTATIONS", help="COCO's JSON of these images: results have its image and category ids."
+    ),
+]
 Picture = Annotated[Path | None, typer.Option(help="Draw which tokens of the first images were computed.")]
 
 
@@ -65,14 +71,15 @@ def run(
     score: Score = None,
     draw: Draw = None,
     maps: Maps = None,
+    ids: Ids = None,
 ) -> None:
     """Tell what is on images, fed exactly as in evaluation: classes, objects or pixels, by the network's task.
 
-    Objects are told in pixels of the pictures themselves; --json gives COCO's result format. Of a folder every
-    picture at any depth is taken, by name. Pictures that cannot be read are named and left out; only when none can
-    be read does the command fail.
+    Objects are told in pixels of the pictures themselves; --json gives COCO's result format, with --ids in the
+    data set's own numbers. Of a folder every picture at any depth is taken, by name. Pictures that cannot be read
+    are named and left out; only when none can be read does the command fail.
     """
-    from routespace.cli.predict_dense import told_of
+    from routespace.cli.predict_dense import known_ids, told_of
     from routespace.cli.status import busy, loading
     from routespace.deploy.predict.network import require_network
     from routespace.errors import SpecError
@@ -93,13 +100,14 @@ def run(
         least = LEAST_SCORE if score is None else score
         predictor = Predictor(source, device, batch, workers=workers, least_score=least)
         _check_wishes(predictor, top, score)
+        known = None if ids is None else known_ids(predictor, pictures, ids, as_json=as_json)
         folder = _folder(predictor, pictures, draw, maps)
         if picture is not None:  # it brings what training needs
             from routespace.workflow.predicting import paint_predictions
     with busy("predicting") as say:
         answers = predicted(predictor, pictures, TOP if top is None else top, say)
         paths = [item.path for item in pictures.items]
-        told = None if predictor.answers == "classes" else told_of(answers, folder, paths)
+        told = None if predictor.answers == "classes" else told_of(answers, folder, paths, known)
         found = list(answers)
         if picture is not None:
             paint_predictions(predictor, pictures, picture)

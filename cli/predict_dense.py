@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from routespace.deploy.predict.answers import Prediction
+    from routespace.deploy.predict.coco_ids import CocoIds
+    from routespace.deploy.predict.images import InputImages
+    from routespace.deploy.predict.predictor import Predictor
     from routespace.workflow.drawing_answers import AnswerFolder
 
 OBJECT_COLUMNS = "path", "label", "score", "x", "y", "width", "height"
@@ -29,13 +33,19 @@ class Told(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def told_of(answers: Iterable[Prediction], folder: AnswerFolder | None, paths: Sequence[str | None]) -> list[Told]:
+def told_of(
+    answers: Iterable[Prediction],
+    folder: AnswerFolder | None,
+    paths: Sequence[str | None],
+    ids: CocoIds | None = None,
+) -> list[Told]:
     """Draw what is wanted of each answer, and keep what is told of it.
 
     Args:
         answers: in the order of what was asked; there is none of an image that could not be read.
         folder: where to draw.
         paths: of all that was asked: an image's number is its place among them, from 1.
+        ids: of images and categories, to number by instead.
     """
     from routespace.deploy.predict.answers import FoundObjects, PixelClasses, coco_results, pixel_results
 
@@ -45,7 +55,9 @@ def told_of(answers: Iterable[Prediction], folder: AnswerFolder | None, paths: S
         files = folder.add(answer) if folder is not None else {}
         path = answer.path or ""
         if isinstance(answer, FoundObjects):
-            results = coco_results(number, answer)
+            known = None if ids is None else ids.image(answer.path)
+            categories = None if ids is None else ids.categories
+            results = coco_results(number if known is None else known, answer, categories)
             rows = [
                 (path, name, f"{score:.6f}", *(f"{side:g}" for side in result["bbox"]))
                 for name, score, result in zip(answer.labels, answer.scores, results, strict=True)
@@ -57,6 +69,20 @@ def told_of(answers: Iterable[Prediction], folder: AnswerFolder | None, paths: S
             rows = [(path, name, f"{share:.6f}") for name, share in zip(answer.labels, answer.scores, strict=True)]
         told.append(Told(answer.path, results, rows))
     return told
+
+
+def known_ids(predictor: Predictor, pictures: InputImages, ids: Path, *, as_json: bool) -> CocoIds:
+    """The ids of a file; raises DataError or SpecError for what they cannot be given to."""
+    from routespace.deploy.predict.coco_ids import read_coco_ids
+    from routespace.errors import SpecError
+
+    if predictor.answers != "objects" or not as_json:
+        raise SpecError("ids: only objects that are told as JSON have them; give --json, or leave --ids out")
+    known = read_coco_ids(ids)
+    if not predictor.classes:
+        raise SpecError("ids: the network has no names of its classes, by which categories are found")
+    known.require(predictor.classes, [item.path for item in pictures.items])
+    return known
 
 
 def columns_of(answers: str) -> tuple[str, ...]:

@@ -70,6 +70,52 @@ def test_objects_come_in_cocos_result_format(kind, place, tmp_path):
     )
 
 
+def annotations(folder, **changes):
+    """A file of images and categories whose ids have holes."""
+    images = [{"id": 10 * n + 7, "file_name": f"{n}/a.png"} for n in range(len(SIZES))]
+    categories = [{"id": number, "name": name} for number, name in zip((90, 3, 17), NAMES, strict=True)]
+    file = folder / "instances.json"
+    file.write_text(json.dumps({"images": images, "categories": categories} | changes))
+    return file
+
+
+def test_results_have_the_ids_of_the_data_set(place, tmp_path):
+    ids = annotations(tmp_path)
+    plain = json.loads(predict(place / "detect", place / "pictures", "--score", "0", "--json").stdout)
+    named = predict(place / "detect", place / "pictures", "--score", "0", "--json", "--ids", ids)
+    found = json.loads(named.stdout)
+    categories = dict(zip(NAMES, (90, 3, 17), strict=True))
+    assert {result["image_id"] for result in found} == {7, 17}
+    for result, before in zip(found, plain, strict=True):
+        assert result["category_id"] == categories[result["category"]]
+        assert result["image_id"] == 10 * before["image_id"] - 3
+        assert result["bbox"] == before["bbox"]
+    (tmp_path / "results.json").write_text(named.stdout)
+    ground = COCO(str(ids))
+    assert len(ground.loadRes(str(tmp_path / "results.json")).anns) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"images": [{"id": 1, "file_name": "0/a.png"}]}, "has no image"),
+        ({"categories": [{"id": 1, "name": "ant"}]}, "has no category 'bee', 'cat'"),
+        ({"categories": []}, "has no list of categories"),
+        ({"images": [{"id": "1", "file_name": "0/a.png"}]}, "has no file_name with a whole id"),
+        ({"categories": [{"id": n, "name": "ant"} for n in (1, 2)]}, "1 and 2 have the same name 'ant'"),
+    ],
+)
+def test_ids_that_do_not_fit_are_one_line(changes, line, place, tmp_path, cli):
+    ids = annotations(tmp_path, **changes)
+    cli("predict", place / "detect", place / "pictures", "--json", "--ids", ids).assert_refused(line)
+
+
+def test_only_objects_in_json_have_ids(place, tmp_path, cli):
+    ids = annotations(tmp_path)
+    cli("predict", place / "detect", place / "pictures", "--ids", ids).assert_refused("give --json")
+    cli("predict", place / "semantic", place / "pictures", "--json", "--ids", ids).assert_refused("ids: only")
+
+
 def test_objects_are_drawn_on_the_pictures_and_told_as_tables(place, tmp_path):
     args = place / "instance", place / "pictures", "--score", "0", "--draw", tmp_path / "seen"
     told = predict(*args)

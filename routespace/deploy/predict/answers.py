@@ -11,7 +11,7 @@ Shape legend: K classes · N objects, best first · H, W of the picture as it li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,12 +113,15 @@ def grown(maps: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
     return maps
 
 
-def coco_results(number: int, answer: FoundObjects) -> list[dict[str, Any]]:
+def coco_results(
+    number: int, answer: FoundObjects, categories: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """An image's objects as COCO's result format has them, and the names beside.
 
     Args:
-        number: of the image: its place in what was asked, from 1.
-        answer: its objects; categories are counted from 1, in the order of the network's classes.
+        number: of the image: its id, or its place in what was asked, from 1.
+        answer: its objects.
+        categories: class name → id; None counts them from 1, in the order of the network's classes.
     """
     results = []
     for place, (name, score) in enumerate(zip(answer.labels, answer.scores, strict=True)):
@@ -126,7 +129,7 @@ def coco_results(number: int, answer: FoundObjects) -> list[dict[str, Any]]:
         result: dict[str, Any] = {
             "image_id": number,
             "file_name": answer.path,
-            "category_id": int(answer.classes[place]) + 1,
+            "category_id": int(answer.classes[place]) + 1 if categories is None else categories[name],
             "category": name,
             "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
             "score": round(score, 5),

@@ -1,0 +1,68 @@
+"""The ids that a data set gives its images and categories, for results that are compared with its annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from routespace.errors import DataError
+from routespace.files import read_json
+
+WANTED = "a JSON file in COCO's format, with images and categories"
+NAMED = 3  # of what is missing
+
+
+class CocoIds(NamedTuple):
+    """Ids of images by file name, and of categories by class name.
+
+    Attributes:
+        images, categories: name → id.
+        file: where they stand.
+    """
+
+    images: dict[str, int]
+    categories: dict[str, int]
+    file: Path
+
+    def image(self, path: str | None) -> int | None:
+        """The id of an image: that of the longest end of its path that is a file name; None where none is."""
+        parts = PurePath(path or "").parts
+        ends = ("/".join(parts[begin:]) for begin in range(len(parts)))
+        return next((self.images[end] for end in ends if end in self.images), None)
+
+    def require(self, classes: Sequence[str], paths: Iterable[str | None]) -> None:
+        """Raise DataError when a class or an image has no id."""
+        for kind, missing in (
+            ("category", [name for name in classes if name not in self.categories]),
+            ("image", [path or "" for path in paths if self.image(path) is None]),
+        ):
+            if missing:
+                more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+                raise DataError(
+                    f"{self.file}: has no {kind} {', '.join(map(repr, missing[:NAMED]))}{more}; give the "
+                    f"annotations of these images, or leave the ids out"
+                )
+
+
+def read_coco_ids(path: Path) -> CocoIds:
+    """Read the ids of a file of annotations, or of one that has images and categories alone.
+
+    Raises:
+        DataError: it cannot be read, or is no such file; two images or categories have one name.
+    """
+    found = read_json(path, wanted=WANTED, error=DataError)
+    named: list[dict[str, int]] = []
+    for kind, field in (("images", "file_name"), ("categories", "name")):
+        entries = found.get(kind) if isinstance(found, dict) else None
+        if not isinstance(entries, list) or not entries:
+            raise DataError(f"{path}: has no list of {kind}; give {WANTED}")
+        ids: dict[str, int] = {}
+        for entry in entries:
+            name, number = (entry.get(field), entry.get("id")) if isinstance(entry, dict) else (None, None)
+            if not isinstance(name, str) or not isinstance(number, int) or isinstance(number, bool):
+                raise DataError(f"{path}: one of the {kind} has no {field} with a whole id: {entry!r:.80}")
+            if ids.setdefault(name, number) != number:
+                raise DataError(f"{path}: {kind} {ids[name]} and {number} have the same {field} {name!r}")
+        named.append(ids)
+    return CocoIds(named[0], named[1], path)
