@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routespace.grid.spec import map_size
-from routespace.nn.packing.compiler import is_jit_tracing
+from routespace.nn.packing.compiler import is_plain_run
 from routespace.nn.packing.maps import as_map, as_tokens, coarsen
 
 LEAST_VARIANCE = 1e-5  # below it a neighbourhood is flat, and rounding must not decide
@@ -59,7 +59,7 @@ def weighed(parts: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> Tensor:
     """
     first, *others = parts
     weights = weight.to(first.dtype).split([part.shape[2] for part in parts], 1)
-    if first.is_cpu and not (torch.compiler.is_exporting() or is_jit_tracing()):
+    if first.is_cpu and is_plain_run(first):
         margins = first @ margin_of(weights[0].t())
         for part, own in zip(others, weights[1:], strict=True):
             margins = margins + part @ margin_of(own.t())
@@ -74,7 +74,7 @@ def smoothed(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
     """(B, N) → (B, N): the mean over the side×side tokens around each."""
     if side == 1:
         return margins
-    if _is_plain(margins):
+    if _pools(margins):
         return _pooled(margins.view(-1, 1, *hw), side).flatten(1)
     down, across = (_band(length, side).to(margins.dtype) for length in hw)  # torch pools one channel slowly
     with without_autocast(margins, wanted=True):
@@ -90,7 +90,7 @@ def of_windows(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
 
 def _around(tokens: Tensor, side: int) -> Tensor:
     """(B, C, H, W) → (B, C, H, W): the mean over each token's neighbourhood, of what of it is inside the map."""
-    if _is_plain(tokens):
+    if _pools(tokens):
         return _pooled(tokens, side)
     channels, (h, w) = tokens.shape[1], tokens.shape[2:]
     if tokens.numel() <= FEW_NUMBERS:
@@ -108,9 +108,9 @@ def _around(tokens: Tensor, side: int) -> Tensor:
     return sums.mul_(shares[:, :, None].expand(h, w, channels).contiguous().permute(2, 0, 1))
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether torch's own pooling is right: on a GPU, and for compilers, exporters and counters, which know it."""
-    return not x.is_cpu or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_jit_tracing()
+def _pools(x: Tensor) -> bool:
+    """Whether torch's own pooling is right: on a GPU, and for all who know it."""
+    return not x.is_cpu or not is_plain_run(x)
 
 
 def _pooled(tokens: Tensor, side: int) -> Tensor:
