@@ -172,13 +172,14 @@ def test_all_files_are_written_or_none(files):
     assert (len(written), places()) == (3, before)
 
 
-@pytest.mark.parametrize("name", ["boxes", "masks"])
+@pytest.mark.parametrize("name", ["boxes", pytest.param("masks", marks=pytest.mark.slow)])
 def test_a_file_that_is_not_there_is_named(name, files):
     (files / f"model.{name}.pt2").unlink()
     with pytest.raises(BundleError, match=rf"its file of {name}, model\.{name}\.pt2, is not beside it"):
         Predictor(files / "model.pt2", "cpu")
 
 
+@pytest.mark.slow
 def test_files_that_do_not_belong_together_are_named(files, place):
     write_other(files / "model.boxes.pt2", {"network": "another", "region": "boxes"})
     with pytest.raises(BundleError, match=r"model\.boxes\.pt2: is not the file of boxes that belongs to model"):

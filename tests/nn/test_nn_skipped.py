@@ -115,7 +115,7 @@ def test_the_price_is_what_torch_counts(grid, fields):
     gates = GateSpec(skipped="mlp" if "rows" in fields else "linear", **fields)
     architecture = Architecture.routed(grid, "both")
     net = TaskNet.classifier(architecture, gates)
-    for size in ((64, 64),) if grid is SWIN else ((64, 64), (72, 88)):
+    for size in ((64, 64) if grid is SWIN else (72, 88),):
         cost = architecture_cost(
             architecture, gates=gates, usage=dense_usage(architecture, gates), image_size=size
         )

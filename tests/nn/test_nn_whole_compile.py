@@ -49,8 +49,7 @@ def test_the_whole_supernet_is_one_graph(family):
     assert_same(net, torch.compile(net, backend="eager", fullgraph=True), torch.randn(3, 3, 32, 32))
 
 
-@pytest.mark.parametrize("scout", [0, 2])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("training", "scout"), [(True, 2), (False, 2), (False, 0)], ids=str)
 def test_one_map_for_all_rows_is_one_graph(training, scout):
     torch.manual_seed(0)
     seeing = {"source": "map", "opening": "share", "scout": scout, "skipped": "mlp" if scout else "identity"}

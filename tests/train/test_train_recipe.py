@@ -27,6 +27,15 @@ def test_every_recipe_survives_yaml_and_has_an_architecture(name):
     assert recipe.architecture().edges
 
 
+def test_the_hash_is_that_of_before_the_latest_fields():
+    """What was begun by an earlier version goes on: a field that is left as it comes changes no hash."""
+    assert load_recipe("digits_tiny").hash == "e263a3697b9b"  # as it was when gates had neither scout nor path
+    mapped = tiny(gates__source="map", routing="depth")
+    assert (
+        mapped.override({"gates.scout": 2}).hash != mapped.hash != mapped.override({"gates.skipped": "mlp"}).hash
+    )
+
+
 def test_the_recipes_that_the_docs_name_are_there():
     wanted = {
         "digits_tiny",

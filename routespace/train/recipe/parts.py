@@ -46,19 +46,22 @@ UNTRAINED_BATCH = 64  # images at a time of a recipe whose batch size no trainin
 TIMM = "timm:"  # before the name of one of timm's networks
 SELF = "self"  # the teacher that a network is of itself
 # What recipes had not from the first version on: where it is as it comes, hashes are those of before.
-LATER = (
-    "phases",
-    "teacher",
-    "teacher_weight",
-    "teacher_temperature",
-    "mode",
-    "sandwich_parts",
-    "sandwich_window",
-    "layer_decay",
-    "freeze_stem",
-    "schedule",
-    "decay_fracs",
-)
+LATER = {
+    "train": (
+        "phases",
+        "teacher",
+        "teacher_weight",
+        "teacher_temperature",
+        "mode",
+        "sandwich_parts",
+        "sandwich_window",
+        "layer_decay",
+        "freeze_stem",
+        "schedule",
+        "decay_fracs",
+    ),
+    "gates": ("scout", "scout_width", "scout_square", "skipped"),
+}
 
 
 class Section(Value):

@@ -281,12 +281,15 @@ class Recipe(Value):
 
 def without_train_places(data: dict[str, Any]) -> dict[str, Any]:
     """A recipe's data with the names of weights and teacher for their paths, and no later field unset."""
-    fresh = TrainSpec().model_dump(mode="json")
-    train = {name: value for name, value in data["train"].items() if name not in LATER or value != fresh[name]}
+    kept: dict[str, dict[str, Any]] = {}
+    for section, spec in (("train", TrainSpec()), ("gates", GateSpec())):
+        fresh, later = spec.model_dump(mode="json"), LATER[section]
+        given = data[section].items()
+        kept[section] = {name: value for name, value in given if name not in later or value != fresh[name]}
     for name in ("weights", "teacher"):
-        if train.get(name) is not None:
-            train[name] = Path(train[name]).name
-    return data | {"train": train}
+        if kept["train"].get(name) is not None:
+            kept["train"][name] = Path(kept["train"][name]).name
+    return data | kept
 
 
 def _base_spec(grid: GridSpec) -> GridSpec:
