@@ -80,7 +80,7 @@ def test_no_file_imports_what_it_names(tmp_path, cli):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["cost", "evaluate"])
+@pytest.mark.parametrize("command", ["cost", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_no_file_imports_in_a_process_of_its_own(tmp_path, command):
     files = files_that_name("this:s", tmp_path)
     assert_refused(run(command, files["grid.json"] if command == "cost" else tmp_path / "run"), "--family-module")
