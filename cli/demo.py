@@ -25,13 +25,13 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_map"
 TRIALS = 3
-TRIAL = {"train.phases": [], "train.epochs": 1, "data.train_size": 4000, "data.val_size": 500}  # from its weights
+TRIAL = {"train.phases": [], "train.epochs": 1, "data.train_size": 3000, "data.val_size": 500}  # from its weights
 EXTRACTED_RATIO = 0.8  # of the dense MACs: with one block a rate, less leaves too few of them to look with
 FINE_TUNING = {"name": "digits_map_finetuned", "train.phases": [], "train.epochs": 3}
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
 QUICK_TRIALS = 2
-PROBE_PICTURES = 1200  # of an epoch, trained with to learn how long a picture takes
+PROBE_PICTURES = 1000  # of an epoch, trained with to learn how long a picture takes
 GRID_FILE = "grid.json"  # the first thing that it writes
 
 
