@@ -125,9 +125,8 @@ def _by_threshold(architecture: Architecture, usage: Usage, macs: float, *, ever
         assert found is not None  # the rows' threshold never cuts a path: identities take over
     least = architecture_cost(found).macs
     if least > macs:
-        select(
-            architecture, {}, macs=macs, every_rate=every_rate
-        )  # raises when nothing fits, and names the least possible
+        # It raises when nothing fits, and names the least possible.
+        select(architecture, {}, macs=macs, every_rate=every_rate)
         raise BudgetError(
             f"macs: {macs:.0f} MACs is not enough for the threshold method, which ends at {least} MACs here; "
             f"use method 'milp', or a higher limit"

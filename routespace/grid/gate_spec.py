@@ -27,6 +27,11 @@ def _odd(side: int) -> int:
 
 Side = Annotated[int, Field(ge=1, le=31), AfterValidator(_odd)]
 RANKING = ("attention", "entropy")  # selections that rank tokens without weights
+# Fields that say which modules and weights a row's gate is made of.
+SHAPING = (
+    *("kind", "rows", "columns", "selection", "source", "context_side"),
+    *("scout", "scout_width", "scout_square", "opening", "skipped"),
+)
 MAP_CONTEXT, MAP_SMOOTH = 5, 3  # sides with `source: map` where none are given
 Open01 = Annotated[float, Field(gt=0, lt=1)]
 Closed01 = Annotated[float, Field(ge=0, le=1)]

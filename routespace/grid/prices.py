@@ -80,6 +80,7 @@ class CostTable:
     Attributes:
         spec: the spec at that image size.
         stem, edges, outputs, head: as in ArchitectureCost, for every edge of the grid.
+
     Raises:
         SpecError: an image size that the grid cannot take.
     """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.lookup import allow_families
-from routespace.grid.gate_spec import GateSpec
+from routespace.grid.gate_spec import SHAPING, GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.changes import PRESET_KEEPS
 from routespace.train.recipe.recipe import Recipe
@@ -21,19 +21,6 @@ MAY_DIFFER = ("image_size", "num_classes")  # what no weight of the backbone dep
 OF_CLASSIFIERS = "grid.num_classes"  # where a recipe says how many classes an image may be of
 SIZE_SETS = ("widths", "heads", "mlp_ratios")
 OF_TRAINED_GATES = ("threshold", "openness")  # calibration moves the one, and only new gates begin with the other
-SHAPES_GATES = (
-    "kind",
-    "rows",
-    "columns",
-    "selection",
-    "source",
-    "context_side",
-    "scout",
-    "scout_width",
-    "scout_square",
-    "opening",
-    "skipped",
-)
 SHOWN_FIELDS = 4
 OF_NEW_NETWORKS = (("budget", "open_frac"), ("train", "start"), ("train", "weights"), ("train", "phases"))
 
@@ -208,7 +195,7 @@ def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSp
     changes = {name: getattr(asked_for, name) for name in GateSpec.model_fields if name in wanted}
     fitted = GateSpec.parse(given.model_dump() | changes, name="gates")
     if _weights(fitted) != _weights(given):
-        name = next(name for name in SHAPES_GATES if getattr(fitted, name) != getattr(given, name))
+        name = next(name for name in SHAPING if getattr(fitted, name) != getattr(given, name))
         raise SpecError(
             f"gates.{name.removesuffix('_side')}: {getattr(fitted, name)!r} was asked, but the given network's "
             f"gates are of {getattr(given, name)!r}, with other weights; leave it out, or train a new network"
@@ -219,17 +206,8 @@ def _fit_gates(asked_for: GateSpec, given: GateSpec, wanted: set[str]) -> GateSp
 def _weights(gates: GateSpec) -> tuple[object, ...]:
     """Equal for gates that have the same weights, meaning the same."""
     rows, columns = gates.gate_params(gates.rows, 1), gates.gate_params(gates.columns, 1, rows=False)
-    return (
-        gates.kind,
-        rows,
-        columns,
-        gates.source,
-        gates.opening,
-        gates.scout,
-        gates.scout_width,
-        gates.scout_square,
-        gates.skipped,
-    )
+    told = (name for name in SHAPING if name not in ("rows", "columns", "selection", "context_side"))
+    return rows, columns, *(getattr(gates, name) for name in told)
 
 
 def _check_routing(recipe: Recipe, architecture: Architecture, asked: Collection[str] | None) -> None:

@@ -37,7 +37,7 @@ from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import allow_families
-from routespace.grid.gate_spec import GateSpec
+from routespace.grid.gate_spec import SHAPING, GateSpec
 from routespace.grid.graph import Node, RoutingGrid
 from routespace.grid.leading import leading_row
 from routespace.grid.resources import MeasuredPrices
@@ -46,10 +46,7 @@ from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.values import Value
 
 # What a gated edge's time depends on.
-TIMED = (
-    *("kind", "rows", "columns", "window", "selection", "capacity", "keys"),
-    *("source", "context_side", "smooth_side", "scout", "scout_width", "scout_square", "opening", "skipped"),
-)
+TIMED = (*SHAPING, "window", "capacity", "keys", "smooth_side")
 
 
 class Subnet(Value):

@@ -63,13 +63,6 @@ class DetectHead(Detector):
         scale, ratios = self.told.anchor_scale, self.told.anchor_ratios
         return RateAnchors(pyramid.rates, scale=scale, octaves=OCTAVES, ratios=ratios)
 
-    @property
-    def pyramid(self) -> Pyramid:
-        """See Detector."""
-        found = self.detector.backbone
-        assert isinstance(found, Pyramid)
-        return found
-
     def stand_on_pyramid(self) -> None:
         """See Detector."""
         self.grid_rates, self.pyramid_rates = self.pyramid.read, self.pyramid.rates

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ register_value(Detected, lambda one: (one.raw, one.head), lambda raw, head: Dete
 class Detector(Head):
     """A head that finds objects."""
 
+    detector: Any  # torchvision's, over a Pyramid
     pyramid_rates: tuple[int, ...]  # of the maps that it stands on, fine to coarse
     grid_rates: tuple[int, ...]  # those of them that come from the grid
     usual: ClassVar[tuple[int, ...]]  # what such detectors read where a grid has it
@@ -102,9 +103,11 @@ class Detector(Head):
         return part
 
     @property
-    @abstractmethod
     def pyramid(self) -> Pyramid:
         """The maps that it stands on."""
+        found = self.detector.backbone
+        assert isinstance(found, Pyramid)
+        return found
 
     @abstractmethod
     def stand_on_pyramid(self) -> None:

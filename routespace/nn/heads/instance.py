@@ -4,8 +4,7 @@
 on the content, boxes and masks of proposals, is made of them by `losses_of` and `found_in`.
 
 Shape legend: B images of one size · D channels of the pyramid · H, W pixels, or of a map · M all anchors ·
-K classes ·
-R proposals · N objects found.
+K classes · R proposals · N objects found.
 """
 
 from __future__ import annotations
@@ -86,13 +85,6 @@ class InstanceHead(Detector):
     def _anchors(self, pyramid: Pyramid) -> RateAnchors:
         scale, ratios = self.told.anchor_scale, self.told.anchor_ratios
         return RateAnchors(pyramid.rates, scale=scale, octaves=1, ratios=ratios)
-
-    @property
-    def pyramid(self) -> Pyramid:
-        """See Detector."""
-        found = self.detector.backbone
-        assert isinstance(found, Pyramid)
-        return found
 
     def stand_on_pyramid(self) -> None:
         """See Detector."""

@@ -16,14 +16,11 @@ from typing import Literal, TypedDict, Unpack, get_args
 
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.gate_spec import GateSpec
+from routespace.grid.gate_spec import SHAPING, GateSpec
 
 Execution = Literal["dense", "packed", "auto"]
 # Fields that a gate's modules are made by.
-BUILT = (
-    *("kind", "rows", "columns", "window", "selection", "capacity"),
-    *("source", "context_side", "scout", "scout_width", "scout_square", "opening", "skipped"),
-)
+BUILT = (*SHAPING, "window", "capacity")
 
 
 class Changes(TypedDict, total=False):
