@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
 
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
@@ -38,6 +39,7 @@ from routespace.train.sums import EpochSums
 from routespace.train.teaching import GateTeacher
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
+READ_STEPS = 16  # steps whose numbers are read from a GPU at once: each reading waits until it has caught up
 
 
 class Trainer:
@@ -101,6 +103,7 @@ class Trainer:
         runner = Runner(self.step_loss, self.accelerator, phase.teacher)
         self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
         self.sums = EpochSums(self.task.metric.name)
+        self._unread: list[Tensor] = []
 
     @property
     def base_macs(self) -> int:
@@ -158,11 +161,14 @@ class Trainer:
         self.step_loss.train()
         start, first = time.perf_counter(), course.step
         for batch in self._batches():
-            self.sums.add(self._step([self._prepared(group) for group in batch]))
+            self._step([self._prepared(group) for group in batch])
             course.step += 1
+            if len(self._unread) >= READ_STEPS or course.step == course.steps:
+                self._read()
             self.sums.images_per_s = (course.step - first) * self.spec.batch / (time.perf_counter() - start)
             self.report(self.progress())
             if self._told_to_stop(stop):
+                self._read()
                 self.seconds += time.perf_counter() - start
                 self._stop(stop, save)
         self.seconds += time.perf_counter() - start
@@ -180,8 +186,8 @@ class Trainer:
     def _prepared(self, group: Group) -> Group:
         return Group(*self.task.prepare(group, self.accelerator.device, training=True))
 
-    def _step(self, batch: Sequence[Group]) -> list[float]:
-        """One optimiser step; returns the numbers of Losses."""
+    def _step(self, batch: Sequence[Group]) -> None:
+        """One optimiser step; its numbers are read at once where the next step needs them, or later."""
         course, done, progress = self.course, self.course.done, self.course.progress()
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
         self.schedule.step_update(done)
@@ -201,15 +207,35 @@ class Trainer:
             self.ema.update(self.net)
         self.spending.agree(self._nets, self.accelerator)
         stacked = torch.stack([value.detach().double() for value in losses])
-        numbers: list[float] = self.accelerator.reduce(stacked, "mean").tolist()
-        with together():  # all of them see it; one tells
-            if not math.isfinite(numbers[0]):
-                raise self._diverged(f"the loss became {numbers[0]}")
-        self.spending.update(self._nets, numbers[-1], progress)
-        return numbers
+        self._unread.append(self.accelerator.reduce(stacked, "mean"))
+        if self.reads_each_step:
+            numbers = self._read(step=course.step)
+            self.spending.update(self._nets, numbers[-1], progress)
 
-    def _diverged(self, what: str) -> DivergedError:
-        step, steps = self.course.step, self.course.steps
+    @property
+    def reads_each_step(self) -> bool:
+        """Whether nothing is gained by reading numbers later, or the budget's loss needs those of each step."""
+        return self.accelerator.device.type == "cpu" or self.spending.loss is not None
+
+    def _read(self, step: int | None = None) -> list[float]:
+        """Add the numbers of Losses of the steps since the last reading, and give those of the last one.
+
+        Args:
+            step: of the epoch, from 0, the last one that is read; None for the one before the course's.
+        """
+        last = self.course.step - 1 if step is None else step
+        found: list[list[float]] = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
+        with together():  # all of them see it; one tells
+            for number, losses in enumerate(found, last - len(found) + 1):
+                if not math.isfinite(losses[0]):
+                    raise self._diverged(f"the loss became {losses[0]}", number)
+        for losses in found:
+            self.sums.add(losses)
+        return found[-1] if found else []
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        steps = self.course.steps
         where = "after its last step" if step == steps else f"step {step + 1} of {steps}"
         lower = ", ".join(calmer(self.recipe))
         return DivergedError(
@@ -255,9 +281,9 @@ class Trainer:
         try:
             found = evaluate(self._validated, self.loaders.val, task=self.task, sampling=last)
         except DivergedError as error:
-            raise self._diverged("the validation loss is not finite") from error
+            raise self._diverged("the validation loss is not finite", steps) from error
         self.seconds += time.perf_counter() - start
-        means = {name: total / max(1, course.step) for name, total in self.sums.values.items()}
+        means = {name: total / max(1, self.sums.steps) for name, total in self.sums.values.items()}
         metric = self.task.metric.name
         target = self._target_ratio()
         began = course.progress(course.epoch * steps)
@@ -303,8 +329,8 @@ class Trainer:
 
     def progress(self, stage: str = "train") -> Progress:
         """How far training is."""
-        rate, course, done = self.sums.images_per_s, self.course, self.course.step
-        macs = self.sums.mean("macs", done)
+        rate, course = self.sums.images_per_s, self.course
+        macs = self.sums.mean("macs")
         return Progress(
             stage=stage,
             epoch=min(course.epochs_done + 1, course.epochs),
@@ -313,9 +339,9 @@ class Trainer:
             phases=len(course.phases),
             step=course.step,
             steps=course.steps,
-            loss=self.sums.mean("loss", done),
-            budget_loss=self.sums.mean("budget_loss", done) if self.spending.loss is not None else None,
-            score=self.sums.score(done),
+            loss=self.sums.mean("loss"),
+            budget_loss=self.sums.mean("budget_loss") if self.spending.loss is not None else None,
+            score=self.sums.score,
             metric=self.task.metric,
             macs_ratio=None if macs is None else macs / self.base_macs,
             target_ratio=self._target_ratio(),
@@ -349,7 +375,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.spending.load_state(self._nets, state)
         self.course.epoch, self.course.step = state["epoch"], state["step"]
-        self.sums.load(state["sums"])
+        self.sums.load(state["sums"], state["step"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
         if self.course.done:  # as the last step left it
             last = Sampling.at(self.recipe.gates, self.course.progress(self.course.done - 1))

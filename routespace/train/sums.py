@@ -16,6 +16,7 @@ class EpochSums:
 
     Attributes:
         values: name → sum.
+        steps: that were added.
         images_per_s: of all processes, so far.
     """
 
@@ -27,22 +28,24 @@ class EpochSums:
 
     def clear(self) -> None:
         """Begin an epoch; the rate stays until a step has another."""
-        self.values = dict.fromkeys(self._names, 0.0)
+        self.values, self.steps = dict.fromkeys(self._names, 0.0), 0
 
     def add(self, numbers: Sequence[float]) -> None:
         """Add a step's, in the order of `Losses`."""
         for name, value in zip(self._names, numbers, strict=True):
             self.values[name] += value
+        self.steps += 1
 
-    def load(self, values: Mapping[str, float]) -> None:
-        """Go on from `values`."""
-        self.values = dict(values)
+    def load(self, values: Mapping[str, float], steps: int) -> None:
+        """Go on from `values`, the sums of so many steps."""
+        self.values, self.steps = dict(values), steps
 
-    def mean(self, name: str, steps: int) -> float | None:
-        """Over so many steps; None where there was none."""
-        return self.values[name] / steps if steps else None
+    def mean(self, name: str) -> float | None:
+        """Over the steps that were added; None where there was none."""
+        return self.values[name] / self.steps if self.steps else None
 
-    def score(self, steps: int) -> float | None:
+    @property
+    def score(self) -> float | None:
         """The metric on training images; None where batches do not tell it."""
-        score = self.mean(self._metric, steps)
+        score = self.mean(self._metric)
         return score if score is not None and math.isfinite(score) else None

@@ -13,6 +13,7 @@ from train_tiny import tiny
 
 from routespace import TaskNet, budget_loss, evaluate, load_run, measure_usage
 from routespace.train.data.loaders import make_loaders
+from routespace.train.data.scenes.on_device import on_device
 from routespace.train.progress import Progress
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
@@ -58,6 +59,30 @@ def test_compiled_training(device, tmp_path):
     result = train_recipe(recipe, tmp_path / "run")
     assert 0 < result.metrics["loss"] < 10
     assert not result.net.compiled
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("routing", ["static", "depth"])
+def test_a_training_step_does_not_wait_for_the_gpu(routing, tmp_path):
+    """Scenes composed there, a map of gates taught and let go, everything computed and masked."""
+    gates = {"source": "map", "opening": "share", "teach": "dense", "noise": 0.0}
+    changes = {
+        "data": {"kind": "scenes", "train_size": 160, "val_size": 32, "object_px": [12, 30]},
+        "routing": routing,
+        "gates": gates if routing == "depth" else {},
+        "budget": {"ratio": 0.8 if routing == "depth" else None, "open_frac": 0.4, "settle_frac": 0.6},
+        "train.device": "cuda",
+    }
+
+    def watch(news: Progress) -> None:
+        inside = news.stage == "train" and 1 < news.step < news.steps - 1
+        torch.cuda.set_sync_debug_mode("error" if inside else "default")
+
+    try:
+        train_recipe(tiny().override(changes), tmp_path / "run", progress=watch, loaders=on_device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_stopped_run_goes_on_where_it_was(device, tmp_path):

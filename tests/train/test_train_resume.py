@@ -7,6 +7,7 @@ before each file appears in its folder, and at each step, the folder is copied. 
 import json
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from train_tiny import tiny
 
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.nn.task_net import TaskNet
+from routespace.train import loop
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint
 from routespace.train.run import RunResult, train_recipe
 from routespace.train.run_folder import RunFolder
@@ -178,6 +180,47 @@ def test_a_run_that_diverges_later_keeps_its_last_good_checkpoint(tmp_path, monk
     run = RunFolder(tmp_path / "run")
     assert len(run.read_metrics()) == load_checkpoint(run.checkpoint_path)["epoch"] == 1
     assert not run.is_finished
+
+
+@pytest.fixture
+def reads_later(monkeypatch):
+    """As on a GPU, where steps do not wait for their numbers."""
+    monkeypatch.setattr(loop.Trainer, "reads_each_step", False)
+    monkeypatch.setattr(loop, "READ_STEPS", 3)
+
+
+def test_numbers_that_are_read_later_are_the_same(given, tmp_path, reads_later, monkeypatch):
+    plain = tiny(routing="static", gates={}, budget={"ratio": None})
+    later = outcome(train_recipe(plain, tmp_path / "later"))
+    monkeypatch.setattr(loop.Trainer, "reads_each_step", True)
+    assert outcome(train_recipe(plain, tmp_path / "at once")) == later
+
+
+def test_a_run_whose_numbers_are_read_later_can_be_stopped_anywhere(tmp_path, reads_later):
+    plain = tiny(routing="static", gates={}, budget={"ratio": None})
+    whole, steps = outcome(train_recipe(plain, tmp_path / "whole")), 0
+
+    def stop(news):
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(TrainingStoppedError, match="after step 2 of 4"):
+        train_recipe(plain, tmp_path / "run", progress=stop)
+    assert outcome(train_recipe(plain, tmp_path / "run", resume=True)) == whole
+
+
+def test_a_loss_that_is_read_later_is_told_with_its_own_step(tmp_path, reads_later, monkeypatch):
+    real, calls = Classify.loss, []
+
+    def loss(self, outputs, targets):
+        calls.append(1)
+        return real(self, outputs, targets) * (1 if len(calls) <= 5 else float("nan"))
+
+    monkeypatch.setattr(Classify, "loss", loss)
+    with pytest.raises(DivergedError, match=r"the loss became nan in epoch 2, step 2 of 4"):
+        train_recipe(tiny(routing="static", gates={}, budget={"ratio": None}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["../mine", "a/b", "a\\b", "..", ".hidden", " "])

@@ -15,7 +15,7 @@ from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, three_sides
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.scenes.files import scene_files
-from routespace.train.data.scenes.on_device import on_device
+from routespace.train.data.scenes.on_device import Composed, on_device
 from routespace.train.data.scenes.source import ScenesDataset, ScenesSource
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
@@ -266,6 +266,16 @@ def test_scenes_that_are_composed_where_the_network_is_are_the_same():
 
 
 @pytest.mark.slow
+def test_batches_that_are_composed_together_are_the_same(pieces):
+    dataset = scenes(pieces, objects_per_scene=(1, 3), distractors=(0, 1))
+    batches, device = [range(3), range(3, 9), range(9, 11), range(20, 21)], torch.device("cpu")
+    alone, together = (list(Composed(dataset, batches, device, ahead_px=scenes * 64 * 48)) for scenes in (0, 9))
+    assert [len(group.images) for group in together] == [3, 6, 2, 1]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+
+
 def test_a_training_on_composed_batches_is_the_same(tmp_path):
     recipe = tiny().override({"data": {"kind": "scenes", "train_size": 32, "val_size": 16, "object_px": [12, 30]}})
     first = train_recipe(recipe, tmp_path / "first").net.state_dict()

@@ -183,5 +183,5 @@ def share_cut(margins: Tensor, share: float) -> Tensor:
     margins = margins.flatten().float()
     number = round(share * margins.numel())
     if number >= margins.numel():
-        return torch.nextafter(margins.min(), torch.tensor(-torch.inf, device=margins.device))
+        return torch.nextafter(margins.min(), margins.new_full((), -torch.inf))
     return margins.kthvalue(margins.numel() - number).values

@@ -5,7 +5,10 @@ Shape legend: B scenes · K pieces of a scene · H, W pixels · P pixels of the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,11 @@ from routespace.train.data.scenes.atlas import Atlas, level_of
 from routespace.train.data.scenes.layout import SceneLayout
 
 SOLID = 0.5  # opacity from which a pixel belongs to an object
+FLOATS = (
+    *("photo_top", "photo_left", "zoom", "light", "y", "x", "height", "width", "angle"),
+    *("brightness", "contrast", "saturation"),
+)
+WHOLES = ("photo", "photo_mirrored", "cutout", "mirrored", "texture")
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,16 @@ class Composed:
 
     def objects(self, scene: int) -> Objects:
         """Boxes, classes and masks of one scene's labelled objects."""
-        owner, labels = self.owner[scene].cpu().numpy(), self.layout.label[scene]
+        owner, labels = self._owner[scene], self.layout.label[scene]
         pieces = [k for k in np.flatnonzero(labels >= 0) if (owner == k).any()]
         masks = np.stack([owner == k for k in pieces]) if pieces else np.zeros((0, *owner.shape), np.bool_)
         return Objects.of(masks, labels[pieces])
+
+    @cached_property
+    def _owner(self) -> NDArray[np.int16]:
+        """`owner` on the host, copied once."""
+        owner: NDArray[np.int16] = self.owner.cpu().numpy()
+        return owner
 
 
 def compose(layout: SceneLayout, cutouts: Atlas, photos: Atlas) -> Composed:
@@ -59,101 +73,111 @@ def compose(layout: SceneLayout, cutouts: Atlas, photos: Atlas) -> Composed:
 
 
 class _Brush:
-    """A layout's numbers as tensors of the device that paints."""
+    """A layout's numbers as tensors of the device that paints, sent there in one go; nothing waits for it."""
 
     def __init__(self, layout: SceneLayout, cutouts: Atlas, photos: Atlas) -> None:
         self.layout, self.cutouts, self.photos = layout, cutouts, photos
         self.device = photos.pixels.device
-
-    def _tensor(self, values: NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
-        found = torch.from_numpy(np.ascontiguousarray(values))
-        return (found.float() if found.is_floating_point() else found).to(self.device)
+        there, (high, wide) = layout.cutout >= 0, layout.size
+        (top, bottom), (left, right) = (
+            _span(centre, reach, side)
+            for centre, reach, side in zip((layout.y, layout.x), layout.reach, (high, wide), strict=True)
+        )
+        counts = np.where(there, (bottom - top) * (right - left), 0)
+        self.pixels = counts.sum(0)  # (K,), on the host
+        self.numbers = _sent(
+            {name: getattr(layout, name) for name in FLOATS}
+            | {name: getattr(layout, name) for name in WHOLES}
+            | {"top": top, "left": left, "across": right - left, "pixels": counts},
+            self.device,
+        )
 
     def photographs(self) -> Tensor:
         """(B·H·W, 3) in 0…1: each scene's window of its photograph."""
-        layout, (height, width) = self.layout, self.layout.size
-        which, zoom = self._tensor(layout.photo), self._tensor(layout.zoom)
+        given, (height, width) = self.numbers, self.layout.size
+        which, zoom = given["photo"], given["zoom"]
         level = level_of(zoom)
         tall, wide = self.photos.heights[which, 0], self.photos.widths[which, 0]
         rows = torch.arange(height, device=self.device) + 0.5
         columns = torch.arange(width, device=self.device) + 0.5
-        y = (self._tensor(layout.photo_top)[:, None] + rows * zoom[:, None]) / tall[:, None]
-        x = (self._tensor(layout.photo_left)[:, None] + columns * zoom[:, None]) / wide[:, None]
-        x = torch.where(self._tensor(layout.photo_mirrored)[:, None], x.flip(1), x)
+        y = (given["photo_top"][:, None] + rows * zoom[:, None]) / tall[:, None]
+        x = (given["photo_left"][:, None] + columns * zoom[:, None]) / wide[:, None]
+        x = torch.where(given["photo_mirrored"][:, None] > 0, x.flip(1), x)
         found = self.photos.read_grid(which, level, y, x)
-        return (found * self._tensor(layout.light)[:, None, None, None]).clamp_(0, 1).view(-1, 3)
+        return (found * given["light"][:, None, None, None]).clamp_(0, 1).view(-1, 3)
 
     def piece(self, k: int, canvas: Tensor, owner: Tensor) -> None:
         """Paint the k-th piece of every scene that has one, in place."""
-        layout, (high, wide) = self.layout, self.layout.size
-        scenes = np.flatnonzero(layout.cutout[:, k] >= 0)
-        if not len(scenes):
+        total, (high, wide) = int(self.pixels[k]), self.layout.size
+        if not total:
             return
-        reach = [side[scenes, k] for side in layout.reach]
-        y, x = layout.y[scenes, k], layout.x[scenes, k]
-        top, bottom = _span(y, reach[0], high)
-        left, right = _span(x, reach[1], wide)
-        counts = (bottom - top) * (right - left)
-        piece = np.repeat(np.arange(len(scenes)), counts)  # (P,) of each pixel
-        place = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts, counts)
-        row, column = top[piece] + place // (right - left)[piece], left[piece] + place % (right - left)[piece]
-        pixel = self._tensor((scenes[piece] * high + row) * wide + column)
-        which = self._tensor(piece)
-        v, u = self._inside(scenes, k, which, self._tensor(row), self._tensor(column))
-        cutout = self._tensor(layout.cutout[scenes, k])
-        shrunk = self.cutouts.heights[cutout, 0] / self._tensor(layout.height[scenes, k])
-        found = self.cutouts.read(cutout[which], level_of(shrunk)[which], v, u)
+        given = {name: numbers[:, k] for name, numbers in self.numbers.items() if numbers.ndim == 2}
+        counts = given["pixels"]
+        which = torch.arange(len(counts), device=self.device).repeat_interleave(counts, output_size=total)  # (P,)
+        place = torch.arange(total, device=self.device) - (counts.cumsum(0) - counts)[which]
+        across = given["across"][which]
+        row, column = given["top"][which] + place // across, given["left"][which] + place % across
+        pixel = (which * high + row) * wide + column
+        v, u = _inside(given, which, row, column)
+        cutout = given["cutout"]
+        level = level_of(self.cutouts.heights[cutout, 0] / given["height"])
+        found = self.cutouts.read(cutout[which], level[which], v, u)
         colour, opacity = found[:, :3], found[:, 3:]
-        if layout.label[scenes[0], k] < 0:
-            colour = self._texture(scenes, k, which, v, u) * opacity
-        colour = self._lit(colour, opacity, scenes, k, which)
+        if k < self.layout.distractors:
+            colour = self._texture(given, which, v, u) * opacity
+        colour = _lit(given, colour, opacity, which)
         canvas[pixel] = canvas[pixel] * (1 - opacity) + colour
-        owner[pixel[opacity[:, 0] > SOLID]] = k
+        owner[pixel] = torch.where(opacity[:, 0] > SOLID, k, owner[pixel])
 
-    def _inside(
-        self, scenes: NDArray[np.int64], k: int, which: Tensor, row: Tensor, column: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(P,) each: a pixel's place in the cut-out, 0…1 from its top and from its left."""
-        layout = self.layout
-        y, x, height, width, angle = (
-            self._tensor(values[scenes, k])[which]
-            for values in (layout.y, layout.x, layout.height, layout.width, layout.angle)
-        )
-        down, across = row + 0.5 - y, column + 0.5 - x
-        cos, sin = angle.cos(), angle.sin()
-        u = (across * cos + down * sin) / width + 0.5
-        v = (down * cos - across * sin) / height + 0.5
-        return v, torch.where(self._tensor(layout.mirrored[scenes, k])[which], 1 - u, u)
-
-    def _texture(self, scenes: NDArray[np.int64], k: int, which: Tensor, v: Tensor, u: Tensor) -> Tensor:
+    def _texture(self, given: Mapping[str, Tensor], which: Tensor, v: Tensor, u: Tensor) -> Tensor:
         """(P, 3): what fills a distractor, a part of another photograph."""
-        photo = self._tensor(self.layout.texture[scenes, k])[which]
+        photo = given["texture"][which]
         level = torch.ones_like(photo)
         share = [
-            side / sides[photo, 1]
-            for side, sides in zip(
-                (
-                    self._tensor(self.layout.height[scenes, k])[which],
-                    self._tensor(self.layout.width[scenes, k])[which],
-                ),
-                (self.photos.heights, self.photos.widths),
-                strict=True,
-            )
+            given[side][which] / sides[photo, 1]
+            for side, sides in (("height", self.photos.heights), ("width", self.photos.widths))
         ]
         return self.photos.read(
             photo, level, 0.25 + v * share[0].clamp(max=0.5), 0.25 + u * share[1].clamp(max=0.5)
         )[:, :3]
 
-    def _lit(self, colour: Tensor, opacity: Tensor, scenes: NDArray[np.int64], k: int, which: Tensor) -> Tensor:
-        """(P, 3) colours times opacity, with the piece's brightness, contrast and saturation."""
-        brightness, contrast, saturation = (
-            self._tensor(values[scenes, k])[which].unsqueeze(1)
-            for values in (self.layout.brightness, self.layout.contrast, self.layout.saturation)
-        )
-        grey = colour.mean(1, keepdim=True)
-        colour = grey + (colour - grey) * saturation
-        colour = (colour * contrast + 0.5 * opacity * (1 - contrast)) * brightness
-        return torch.minimum(colour.clamp_(min=0), opacity)
+
+def _inside(given: Mapping[str, Tensor], which: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """(P,) each: a pixel's place in the cut-out, 0…1 from its top and from its left."""
+    y, x, height, width, angle = (given[name][which] for name in ("y", "x", "height", "width", "angle"))
+    down, across = row + 0.5 - y, column + 0.5 - x
+    cos, sin = angle.cos(), angle.sin()
+    u = (across * cos + down * sin) / width + 0.5
+    v = (down * cos - across * sin) / height + 0.5
+    return v, torch.where(given["mirrored"][which] > 0, 1 - u, u)
+
+
+def _lit(given: Mapping[str, Tensor], colour: Tensor, opacity: Tensor, which: Tensor) -> Tensor:
+    """(P, 3) colours times opacity, with the piece's brightness, contrast and saturation."""
+    brightness, contrast, saturation = (
+        given[name][which].unsqueeze(1) for name in ("brightness", "contrast", "saturation")
+    )
+    grey = colour.mean(1, keepdim=True)
+    colour = grey + (colour - grey) * saturation
+    colour = (colour * contrast + 0.5 * opacity * (1 - contrast)) * brightness
+    return torch.minimum(colour.clamp_(min=0), opacity)
+
+
+def _sent(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+    """Arrays (B,) and (B, K) as tensors of a device, int64 or float32, copied there in one piece."""
+    sheet = np.concatenate([array.reshape(len(array), -1).astype(np.float64) for array in arrays.values()], axis=1)
+    sent = to_device(sheet, device)
+    columns = sent.split([array.size // len(array) for array in arrays.values()], dim=1)
+    return {
+        name: (part.float() if array.dtype.kind == "f" else part.long()).view(len(array), *array.shape[1:])
+        for (name, array), part in zip(arrays.items(), columns, strict=True)
+    }
+
+
+def to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
+    """An array as a tensor of a device; a GPU takes it when it gets there, and nobody waits."""
+    found, there = torch.from_numpy(np.ascontiguousarray(array)), torch.device(device)
+    return found.pin_memory().to(there, non_blocking=True) if there.type == "cuda" else found.to(there)
 
 
 def _span(

@@ -60,6 +60,7 @@ class SceneLayout:
         y, x: (B, K) its centre. height, width: (B, K) before it is turned by angle (B, K), in radians.
         mirrored: (B, K). brightness, contrast, saturation: (B, K) factors.
         texture: (B, K) the photograph that fills a distractor.
+        distractors: how many of the K pieces can be distractors; they come first.
     """
 
     size: tuple[int, int]
@@ -81,6 +82,7 @@ class SceneLayout:
     contrast: Floats
     saturation: Floats
     texture: Ints
+    distractors: int
 
     @property
     def labels(self) -> Ints:
@@ -143,6 +145,7 @@ def draw_layout(
         contrast=contrast,
         saturation=saturation,
         texture=pieces.texture,
+        distractors=spec.distractors[1],
     )
 
 

@@ -9,6 +9,7 @@ Shape legend: B scenes · C channels · H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from routespace.train.data.objects import Objects
 from routespace.train.data.objects_target import target_of
 from routespace.train.data.record import DataRecord
 from routespace.train.data.rendered import RenderedSource
-from routespace.train.data.scenes.compose import Composed, compose
+from routespace.train.data.scenes.compose import Composed, compose, to_device
 from routespace.train.data.scenes.files import class_names, scene_files
 from routespace.train.data.scenes.layout import draw_layout
 from routespace.train.data.scenes.pictures import material_of
@@ -83,7 +84,7 @@ class ScenesDataset(Dataset[tuple[Tensor, Any]]):
     def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), normalised, and labels (B,), composed on a device."""
         made = self.compose(indices, device)
-        return self._normalised(made.images), torch.from_numpy(made.layout.labels).to(device)
+        return self._normalised(made.images), to_device(made.layout.labels, device)
 
     def known_batch(
         self, indices: Sequence[int], device: torch.device | str = "cpu"
@@ -91,14 +92,13 @@ class ScenesDataset(Dataset[tuple[Tensor, Any]]):
         """The same, with what is known of each scene's objects."""
         made = self.compose(indices, device)
         objects = [made.objects(scene) for scene in range(len(indices))]
-        return self._normalised(made.images), torch.from_numpy(made.layout.labels).to(device), objects
+        return self._normalised(made.images), to_device(made.layout.labels, device), objects
 
     def _normalised(self, pictures: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) → (B, 3, H, W)."""
-        fed, device = self.preprocess, pictures.device
-        mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (fed.mean, fed.std))
+        factor, less = _normalising(tuple(self.preprocess.mean), tuple(self.preprocess.std), pictures.device)
         images = pictures.permute(0, 3, 1, 2).float()
-        return images.mul_(1 / (255 * std)).sub_(mean / std).contiguous()
+        return images.mul_(factor).sub_(less).contiguous()
 
     def compose(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Composed:
         """The scenes of `indices` (B,), with everything that is known of them.
@@ -116,6 +116,14 @@ class ScenesDataset(Dataset[tuple[Tensor, Any]]):
     def objects(self, index: int) -> Objects:
         """Boxes, classes and masks of a scene's objects."""
         return self.compose([index]).objects(0)
+
+
+@lru_cache(maxsize=8)
+def _normalising(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each: what bytes are multiplied by, and what is taken off then; made once: a GPU waits for it."""
+    with torch.inference_mode(False):  # whoever asks next may be training
+        middle, spread = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        return 1 / (255 * spread), middle / spread
 
 
 class ScenesSource(RenderedSource):
