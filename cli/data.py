@@ -16,6 +16,7 @@ from routespace.cli.options import Changes, out
 
 if TYPE_CHECKING:
     from routespace.train.data.check import DataReport
+    from routespace.train.recipe.data import FilesSpec
     from routespace.train.recipe.targets import Target
 
 NAME = "data"
@@ -96,10 +97,10 @@ def _data_of(root: Path | None, name: str | None, changes: list[str], task: str 
         recipe = with_changes(name, changes, data=root)
         spec: Any = recipe.data
         target = recipe.task.target
-    elif root is None or changes:
-        raise SpecError("data: give a folder or file, or --recipe (which --set changes)")
+    elif root is None:
+        raise SpecError("data: give a folder or file, or --recipe")
     else:
-        spec = spec_at(root)
+        spec = _changed(spec_at(root), changes)
         target = spec.targets[0]
     if task is not None:
         target = _target_of(task)
@@ -108,6 +109,30 @@ def _data_of(root: Path | None, name: str | None, changes: list[str], task: str 
     if not isinstance(spec, AnnotatedSpec | CsvSpec | FolderSpec) or spec.root is None:
         raise DataError(f"data.kind: {spec.model_dump()['kind']!r} has no files to check; give a folder or file")
     return spec, target
+
+
+def _changed(spec: FilesSpec, changes: list[str]) -> FilesSpec:
+    """What a folder looks like, with what --set says of it; raises SpecError for fields of other sections."""
+    from routespace.errors import DataError, SpecError
+    from routespace.train.recipe.data import FilesSpec
+    from routespace.train.recipe.data_kinds import SPECS, of_kind, settled
+    from routespace.train.recipe.recipe import parse_assignments
+
+    given = parse_assignments(changes)
+    other = next((field for field in given if not field.startswith("data.")), None)
+    if other is not None:
+        raise SpecError(f"{other}: is no field of the data; give --recipe, which it changes, or leave it out")
+    fields = {field.removeprefix("data."): value for field, value in given.items()}
+    found = spec.model_dump(exclude_unset=True)
+    found = of_kind(found, fields.get("kind", spec.model_dump()["kind"])) | fields
+    try:
+        kind = SPECS[settled(found)["kind"]]
+    except ValueError as error:
+        raise SpecError(f"data.{error}") from error
+    changed = kind.parse(found, name="data")
+    if not isinstance(changed, FilesSpec):
+        raise DataError(f"data.kind: {found['kind']!r} has no files to check; give another, or leave it out")
+    return changed
 
 
 def _target_of(task: str) -> Target:

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from routespace.cli.predict_dense import Told
     from routespace.deploy.predict.images import InputImages
     from routespace.deploy.predict.predictor import Prediction, Predictor
+    from routespace.errors import DataError
     from routespace.workflow.drawing_answers import AnswerFolder
 
 NAME = "predict"
 EXAMPLE = "routespace predict small/ photos/ --top 3"
 STDIN = STDOUT = "-"
+SOME_LEFT_OUT = 1  # exit code, as of `data check`: the command went well, some of the pictures did not
 SHOWN = 20  # unreadable pictures, and classes of the summary, that are named
 
 Source = Annotated[
@@ -77,7 +79,7 @@ def run(
 
     Objects are told in pixels of the pictures themselves; --json gives COCO's result format, with --ids in the
     data set's own numbers. Of a folder every picture at any depth is taken, by name. Pictures that cannot be read
-    are named and left out; only when none can be read does the command fail.
+    or fed are named and left out; the exit code is then 1, and 2 when none is left.
     """
     from routespace.cli.predict_dense import known_ids, told_of
     from routespace.cli.status import busy, loading
@@ -86,13 +88,8 @@ def run(
 
     if as_json and to_csv == STDOUT:
         raise SpecError("csv: --csv - and --json both print; give --csv a file, or leave one of them out")
-    table_file = None if to_csv in (None, STDOUT) else Path(to_csv or "")
     require_network(source)
-    if picture is not None:
-        _require_paintable(source, picture)
-    for place in (picture, table_file):
-        if place is not None:
-            require_place(place)
+    _require_files(source, picture, to_csv)
     pictures = pictures_of(images)
     with loading("loading the network"):
         from routespace.deploy.predict.predictor import LEAST_SCORE, TOP, Predictor
@@ -105,7 +102,8 @@ def run(
         if picture is not None:  # it brings what training needs
             from routespace.workflow.predicting import paint_predictions
     with busy("predicting") as say:
-        answers = predicted(predictor, pictures, TOP if top is None else top, say)
+        unread: list[DataError] = []
+        answers = predicted(predictor, pictures, TOP if top is None else top, say, unread)
         paths = [item.path for item in pictures.items]
         told = None if predictor.answers == "classes" else told_of(answers, folder, paths, known)
         found = list(answers)
@@ -113,17 +111,23 @@ def run(
             paint_predictions(predictor, pictures, picture)
     if told is not None:
         _tell_dense(told, predictor.answers, to_csv, as_json=as_json, single=pictures.single)
-        return
-    _tell_classes(found, to_csv, as_json=as_json, single=pictures.single)
+    else:
+        _tell_classes(found, to_csv, as_json=as_json, single=pictures.single)
+    if unread:
+        raise typer.Exit(SOME_LEFT_OUT)
 
 
-def _require_paintable(source: Path, picture: Path) -> None:
-    """Raise SpecError when no picture can be drawn of a network, or none of that kind."""
+def _require_files(source: Path, picture: Path | None, to_csv: str | None) -> None:
+    """Raise when the files that are asked for cannot be written, or no picture can be drawn of a network."""
     from routespace.draw.canvas import require_format
     from routespace.workflow.subjects import require_routed
 
-    require_routed(source)
-    require_format(picture)
+    if picture is not None:
+        require_routed(source)
+        require_format(picture)
+    for place in (picture, None if to_csv in (None, STDOUT) else Path(to_csv or "")):
+        if place is not None:
+            require_place(place)
 
 
 def pictures_of(given: Sequence[str]) -> InputImages:
@@ -157,27 +161,31 @@ def _from_stdin(content: bytes) -> InputImages:
 
 
 def predicted(
-    predictor: Predictor, images: InputImages, top: int, say: Callable[[str], None]
+    predictor: Predictor, images: InputImages, top: int, say: Callable[[str], None], unread: list[DataError]
 ) -> Iterator[Prediction]:
-    """What is on the images that can be read, one by one; the others are named on stderr at the end.
+    """What is on the images that can be read and fed, one by one; the others are named on stderr at the end.
+
+    Args:
+        predictor, images, top: what to ask about what.
+        say: is told how far it is.
+        unread: takes up what is wrong with the others.
 
     Raises:
-        DataError: none can be read.
+        DataError: none can be read and fed.
     """
     from routespace.errors import DataError
     from routespace.train.data.folder import told_left_out
 
-    unread: list[DataError] = []
     total, found = len(images.items), 0
     for found, prediction in enumerate(predictor.stream(images, top=top, unreadable=unread.append), 1):
         yield prediction
         say(f"predicting, {found} of {total} images")
     if not found:
-        raise unread[0] if total == 1 else DataError(f"none of the {total} images can be read; first {unread[0]}")
+        raise unread[0] if total == 1 else DataError(f"none of the {total} images can be used; first {unread[0]}")
     for error in unread[:SHOWN]:
         _tell(f"warning: {error}")
     if unread:
-        _tell(f"warning: {len(unread)} of {total} images cannot be read and are left out")
+        _tell(f"warning: {len(unread)} of {total} images are left out")
     if images.left_out:
         _tell(f"left out: {told_left_out(images.left_out)}")
 

@@ -124,9 +124,16 @@ def with_changes(
 
     recipe, more = load_recipe(name), parse_assignments(changes)
     if data is not None:
-        more |= data_at(data, recipe.data)
+        more = _at(data_at(data, recipe.data), more)
     more |= {field: value for field, value in (("seed", seed), ("train.device", device)) if value is not None}
     return recipe.override(more) if more else recipe
+
+
+def _at(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of --data beside those of --set, which hold where --data only supposes them."""
+    root = {"data.root": found["data.root"]}
+    same_kind = given.get("data.kind", found["data.kind"]) == found["data.kind"]
+    return (found if same_kind else {}) | given | root
 
 
 def _folder(given: str, recipe: Recipe, start: Path | None, *, resume: bool) -> Path:

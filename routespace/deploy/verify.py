@@ -114,7 +114,8 @@ def verify(
         device: where to compare; None where both networks are.
 
     Raises:
-        GridError: `architecture` is no part of the supernet's, or `subnet` is of another architecture.
+        GridError: `architecture` is no part of the supernet's, `subnet` is of another architecture, or its head is
+            another one, such as one of other classes.
         SpecError: a module is neither a TaskNet nor a RouteNet, nor one in a wrapper such as torch.compile's; or a
             tolerance that is no number of 0 or more, no such device, or two devices and none to compare on.
     """
@@ -128,6 +129,7 @@ def verify(
     if type(subnet) is not type(supernet):
         kinds = type(subnet).__name__, type(supernet).__name__
         raise GridError(f"subnet: a {kinds[0]} is no part of a {kinds[1]}; give both with a head or none")
+    _require_same_head(supernet, subnet)
     places = place_of(subnet)[0], place_of(supernet)[0]
     if device is None and places[0] != places[1]:
         raise SpecError(f"device: the networks are on {places[0]} and {places[1]}; say where to compare them")
@@ -156,6 +158,26 @@ def verify(
         macs=(int(cost.macs), counted.macs),
         unknown=tuple(sorted(counted.unknown)),
     )
+
+
+def _require_same_head(supernet: AnyNet, subnet: AnyNet) -> None:
+    """Raise GridError for two heads whose outputs cannot be compared; what else differs, `verify` measures."""
+    if not (isinstance(supernet, TaskNet) and isinstance(subnet, TaskNet)):
+        return
+    one, other = subnet.head, supernet.head
+    if one.kind != other.kind:
+        raise GridError(
+            f"subnet: has a head of task {one.kind!r}, the network to compare with one of {other.kind!r}; give "
+            f"the network that it was extracted from"
+        )
+    theirs = other.state_dict()
+    for name, tensor in one.state_dict().items():
+        if name in theirs and theirs[name].shape != tensor.shape:
+            raise GridError(
+                f"subnet: head.{name} is {tuple(tensor.shape)}, in the network to compare with "
+                f"{tuple(theirs[name].shape)}: a head of other classes or width; give the network that it was "
+                f"extracted from"
+            )
 
 
 def _differences(supernet: AnyNet, subnet: AnyNet, images: Tensor) -> tuple[float, float | None]:

@@ -131,10 +131,15 @@ def annotated_scenes(batches: Iterable[tuple[Tensor, Any]], count: int) -> Itera
         count: how many.
     """
     for images, targets in batches:
-        if count <= 0 or not (isinstance(targets, list) and all("boxes" in known for known in targets)):
+        if count <= 0 or not (isinstance(targets, list) and all(_is_known(one) for one in targets)):
             return
         yield images[:count], targets[:count]
         count -= len(images)
+
+
+def _is_known(target: Any) -> bool:
+    """Whether a target tells objects; pixels of pictures of several sizes come as a list, too."""
+    return isinstance(target, Mapping) and "boxes" in target
 
 
 def knows_objects(source: Source) -> TypeGuard[RenderedSource]:

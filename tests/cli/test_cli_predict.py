@@ -139,12 +139,12 @@ def test_other_standard_input_is_refused(place, stdin, words):
 def test_what_cannot_be_read_is_named_and_counted(place, messy):
     for more in ([], ["--workers", 2, "--batch", 3]):
         done = predict(place / "small", messy, "--json", *more)
-        assert done.exit_code == 0, done.stderr
+        assert done.exit_code == 1, done.stderr
         assert len(json.loads(done.stdout)) == 6
         told = done.stderr.splitlines()
         assert told[0] == f"warning: {messy}/bad.png: is empty (0 bytes); replace or remove it"
         assert told[1].startswith(f"warning: {messy}/worse.jpg: missing or corrupt image")
-        assert told[2:] == ["warning: 2 of 8 images cannot be read and are left out", "left out: .heic 1"]
+        assert told[2:] == ["warning: 2 of 8 images are left out", "left out: .heic 1"]
 
 
 def test_a_line_now_and_then_where_output_goes_to_a_pipe(place, monkeypatch):
@@ -160,7 +160,7 @@ def test_nothing_that_can_be_read_is_an_error(place, messy):
         shutil.rmtree(path) if path.is_dir() else None
     done = predict(place / "small", messy)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: none of the 2 images can be read; first {messy}/bad.png: is empty")
+    assert done.stderr.startswith(f"error: none of the 2 images can be used; first {messy}/bad.png: is empty")
     done = predict(place / "small", messy / "bad.png")
     assert done.exit_code == 2
     assert done.stderr == f"error: {messy}/bad.png: is empty (0 bytes); replace or remove it\n"

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from routespace.cli.app import app
 from routespace.deploy.export.base import Prepared
 from routespace.deploy.export.formats import EXPORTERS
 from routespace.draw.answers import colour_of
-from routespace.preprocess import Preprocess, save_preprocess
+from routespace.files import json_text
+from routespace.preprocess import Preprocess, preprocess_to_json, save_preprocess
 
 NAMES = "ant", "bee", "cat"
 SIZES = (40, 60), (60, 40)
@@ -185,6 +188,41 @@ def test_an_image_keeps_its_number_and_its_file_whatever_stands_before_it(place,
     told = json.loads(out.stdout)
     assert [one["image_id"] for one in told] == [1, 3, 4]
     assert len({one["map"] for one in told}) == len(list((tmp_path / "maps").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("metadata", "step", "line"),
+    [
+        ({"least_side": "40", "side_step": "8"}, 8, "takes sides of 40 px or more"),
+        ({"image_size": "[32, 48]"}, None, "takes 32 × 48 px alone"),
+    ],
+)
+def test_pictures_that_a_file_cannot_take_are_told_and_the_others_go_on(metadata, step, line, place, tmp_path):
+    fed = Preprocess(size=(48, 64) if step else (32, 64)).inside(multiple=8)
+    told = {
+        "preprocess": json_text(preprocess_to_json(fed, NAMES), indent=None),
+        "outputs": '["pixel_logits"]',
+        **metadata,
+    }
+    images = torch.zeros(2, 3, 32, 48)
+    file = tmp_path / "net.pt2"
+    EXPORTERS["pt2"].write(Prepared(torch.nn.Conv2d(3, 3, 1), ("pixel_logits",), images, told, step=step), file)
+    folder = Path(shutil.copytree(place / "pictures", tmp_path / "pictures"))
+    Image.new("RGB", (60, 6)).save(folder / "flat.png")
+    Image.new("RGB", (200, 140)).save(folder / "good.png")  # fed at 40 × 64 and at 32 × 48
+    done = predict(file, folder, "--json", "--maps", tmp_path / "maps")
+    assert done.exit_code == 1, done.stderr
+    found = [Path(one["file_name"]).name for one in json.loads(done.stdout)]
+    assert "good.png" in found
+    assert "flat.png" not in found
+    assert len(found) == len(list((tmp_path / "maps").iterdir()))
+    lines = done.stderr.splitlines()
+    assert any(text.startswith(f"warning: {folder}/flat.png: is fed at ") and line in text for text in lines)
+    assert lines[-1].endswith("of 4 images are left out")
+    only = predict(file, folder / "flat.png", "--json", "--maps", tmp_path / "none")
+    assert (only.exit_code, only.stdout) == (2, "")
+    assert only.stderr.startswith(f"error: {folder}/flat.png: is fed at ")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("option", ["--draw", "--maps"])

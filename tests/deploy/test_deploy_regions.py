@@ -10,7 +10,7 @@ import torch
 from dense_tiny import dense_net
 from PIL import Image
 
-from routespace import BundleError, Card, Predictor, RoutespaceError, SpecError, save_bundle
+from routespace import BundleError, Card, DataError, Predictor, RoutespaceError, SpecError, save_bundle
 from routespace.deploy.export.base import Prepared
 from routespace.deploy.export.formats import EXPORTERS
 from routespace.deploy.export.load import load_exported
@@ -215,6 +215,10 @@ def test_a_file_of_an_earlier_version_is_refused(tmp_path):
 
 
 def test_a_picture_that_is_fed_too_small_is_one_line(place, tmp_path):
-    write_other(tmp_path / "net.pt2", {**TOLD, "least_side": "56"})
-    with pytest.raises(SpecError, match=r"takes sides of 56 px or more, an image is fed at 4.×"):
-        Predictor(tmp_path / "net.pt2", "cpu")(place / "pictures" / "0.png")
+    write_other(tmp_path / "net.pt2", {**TOLD, "least_side": "56", "outputs": '["pixel_logits"]'})
+    told = []
+    logits = Predictor(tmp_path / "net.pt2", "cpu")
+    with pytest.raises(DataError, match=r"0\.png: is fed at 4. × .*takes sides of 56 px or more"):
+        logits(place / "pictures" / "0.png")
+    assert list(logits.stream(place / "pictures", unreadable=told.append)) == []
+    assert len(told) == 2

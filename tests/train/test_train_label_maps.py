@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.datasets import Cityscapes
-from train_annotated import noise, some_coco, source_of
+from train_annotated import SIZES, ade, cityscapes, label_map, noise, some_coco, source_of, voc
 
 from routespace.errors import DataError
 from routespace.train.data.annotated.check import check_annotated
@@ -16,30 +15,6 @@ from routespace.train.recipe.data_kinds import data_at, spec_at
 from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec
 from routespace.train.recipe.targets import IGNORE
 from routespace.train.recipe.voc import VocSpec
-
-SIZES = [(48, 64), (64, 48), (40, 40)]
-
-
-def label_map(path, values, palette=False):
-    """Write a label map (H, W)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(values)
-    if palette:
-        image.putpalette([7] * 768)
-    image.save(path)
-
-
-def ade(root, split="training", numbers=(0, 1, 2, 3), count=6):
-    """A part with folders below it; returns the label maps."""
-    found = []
-    for n in range(count):
-        size = SIZES[n % 3]
-        noise(root / "images" / split / f"room/{n}.jpg", size, n)
-        values = np.random.default_rng(n).choice(np.array(numbers, np.uint8), size)
-        label_map(root / "annotations" / split / f"room/{n}.png", values, palette=n % 2 == 1)
-        found.append(values)
-    (root / "classes.txt").write_text("wall\nfloor\n\nlamp\n")
-    return found
 
 
 def spec(root, **fields):
@@ -155,7 +130,24 @@ def test_a_folder_of_both_tells_its_kind(tmp_path):
     ade(tmp_path)
     assert data_at(tmp_path)["data.kind"] == "segmentation"
     now = CityscapesSpec(root="elsewhere")
-    assert isinstance(spec_at(tmp_path, now), CityscapesSpec)
+    assert isinstance(spec_at(tmp_path, now), SegmentationSpec)
+    for path in (tmp_path / "annotations").rglob("*.png"):
+        path.unlink()
+    assert isinstance(spec_at(tmp_path, now), CityscapesSpec)  # two folders of these names may be anything's
+
+
+def test_ade20ks_own_table_counts_from_one(tmp_path):
+    ade(tmp_path)
+    assert (spec_at(tmp_path).ignore, spec_at(tmp_path).shift) == ((255,), 0)
+    (tmp_path / "classes.txt").rename(tmp_path / "objectInfo150.txt")
+    assert (spec_at(tmp_path).ignore, spec_at(tmp_path).shift) == ((0,), 1)
+    assert data_at(tmp_path)["data.shift"] == 1
+    now = spec("elsewhere", shift=2)
+    assert "data.shift" not in data_at(tmp_path, now)  # the recipe's own stays
+    with pytest.raises(DataError, match=r"objectInfo150\.txt: counts its classes from 1, but data\.shift is 0"):
+        source_of(spec(tmp_path, shift=0, ignore=(255,)), "pixels")
+    named = spec(tmp_path, shift=0, ignore=(255,), names="objectInfo150.txt")
+    assert source_of(named, "pixels").classes == ("wall", "floor", "lamp")
 
 
 def test_folders_of_voc_and_cityscapes_are_known_by_their_looks(tmp_path):
@@ -180,18 +172,6 @@ def test_folders_of_voc_and_cityscapes_are_known_by_their_looks(tmp_path):
 # -- torchvision's ---------------------------------------------------------------------------------------------
 
 
-def cityscapes(root):
-    """Two cities of one picture for each part, with every number that there is."""
-    numbers = np.arange(34, dtype=np.uint8).repeat(64 * 36 // 34 + 1)[: 64 * 36].reshape(36, 64)
-    numbers[0, :9] = 255  # licence plates
-    for split in ("train", "val"):
-        for city in ("aachen", "zurich"):
-            name = f"{split}/{city}/{city}_000000_000019"
-            noise(root / "leftImg8bit" / f"{name}_leftImg8bit.png", (36, 64))
-            label_map(root / "gtFine" / f"{name}_gtFine_labelIds.png", numbers)
-    return numbers
-
-
 def test_cityscapes_has_the_classes_that_count(tmp_path):
     numbers = cityscapes(tmp_path)
     source = source_of(CityscapesSpec(root=str(tmp_path)), "pixels", size=(32, 32))
@@ -207,29 +187,6 @@ def test_cityscapes_has_the_classes_that_count(tmp_path):
         source.test()
     with pytest.raises(DataError, match="has no Cityscapes train part"):
         source_of(CityscapesSpec(root=str(tmp_path / "gtFine")), "pixels").train()
-
-
-OBJECT = """<object><name>{}</name><difficult>{}</difficult>
-<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
-
-
-def voc(root, objects):
-    """VOC 2012 with two pictures for training and one for validation; every picture has the same objects."""
-    base = root / "VOCdevkit/VOC2012"
-    for kind in ("Main", "Segmentation"):
-        (base / "ImageSets" / kind).mkdir(parents=True)
-        (base / "ImageSets" / kind / "train.txt").write_text("a\nb\n")
-        (base / "ImageSets" / kind / "val.txt").write_text("c\n")
-    (base / "Annotations").mkdir()
-    values = np.zeros((48, 64), np.uint8)
-    values[10:20, 5:30], values[9, 5:30] = 12, 255
-    for name in "abc":
-        noise(base / f"JPEGImages/{name}.jpg", (48, 64))
-        label_map(base / f"SegmentationClass/{name}.png", values, palette=True)
-        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
-        text = "".join(OBJECT.format(*one) for one in objects)
-        (base / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{text}</annotation>")
-    return values
 
 
 def test_voc_gives_boxes_with_difficult_ones_as_crowds(tmp_path):

@@ -50,6 +50,7 @@ class OpenNetwork:
         told: what run, bundle or file says about its images and classes; None where it says nothing.
         batch: images that it takes at once; None for any number.
         net: the network itself; None for an exported file.
+        misfit: (H, W) in which an image is fed → why that cannot be taken, or None; None where any size can be.
         decode: tensors, the (H, W) in which images were fed, and those of the pictures themselves → for each image
             boxes (n, 4), labels, scores and, of some networks, masks (n, H, W), in pixels of the picture.
     """
@@ -59,6 +60,7 @@ class OpenNetwork:
     told: HowFed | None
     batch: int | None = None
     net: TaskNet | None = None
+    misfit: Callable[[Size], str | None] | None = None
     decode: Decode | None = None
 
 
@@ -151,22 +153,36 @@ def _of_file(path: Path, device: str) -> OpenNetwork:
     decode = _file_decoder(path, loaded)
     answers = "objects" if decode is not None else _answers(path, loaded.names)
 
-    least = int(loaded.metadata.get("least_side", "0"))
-
     def run(images: NDArray[np.float32]) -> Arrays:
-        if min(images.shape[2:]) < least:
-            fed = "×".join(map(str, images.shape[2:]))
-            raise SpecError(
-                f"{path}: takes sides of {least} px or more, an image is fed at {fed}; give the run or bundle, "
-                f"or train with a larger grid.image_size or data.eval_size"
-            )
         try:
             found = loaded.numbers(images)
         except Exception as error:  # each runtime has exceptions of its own
             raise RoutespaceError(f"{path}: cannot take images {images.shape} ({reason(error):.200})") from error
         return tuple(part.astype(np.float32) for part in found)
 
-    return OpenNetwork(run, answers, _told(path, loaded.metadata), batch=loaded.batch, decode=decode)
+    told, misfit = _told(path, loaded.metadata), None if answers == "classes" else _misfit(path, loaded.metadata)
+    return OpenNetwork(run, answers, told, batch=loaded.batch, misfit=misfit, decode=decode)
+
+
+def _misfit(path: Path, metadata: Mapping[str, str]) -> Callable[[Size], str | None]:
+    """What says why a file cannot take images that are fed at a size: pictures of dense tasks keep their shape."""
+    try:
+        least, only = int(metadata.get("least_side", "0")), json.loads(metadata.get("image_size", "null"))
+    except ValueError as error:
+        raise BundleError(f"{path}: its metadata cannot be read ({error}); export it again") from error
+    fixed = None if only is None or "side_step" in metadata else tuple(only)
+
+    def misfit(fed: Size) -> str | None:
+        if min(fed) >= least and fixed in (None, fed):
+            return None
+        takes = f"sides of {least} px or more" if fixed is None else f"{fixed[0]} × {fixed[1]} px alone"
+        larger = " or train with a larger grid.image_size or data.eval_size" if fixed is None else ""
+        return (
+            f"is fed at {fed[0]} × {fed[1]} px (height × width), and {path} takes {takes}; give the run or "
+            f"bundle,{larger or ' whose network takes any size'}"
+        )
+
+    return misfit
 
 
 def _decoder(head: Head, place: str | torch.device = "cpu") -> Decode | None:

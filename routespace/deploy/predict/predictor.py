@@ -112,7 +112,7 @@ class Predictor:
             the picture itself. A list of them for a folder or several.
 
         Raises:
-            DataError: an image cannot be read, or a folder has none; see `stream` to leave out unreadable ones.
+            DataError: an image cannot be read or fed, or a folder has none; see `stream` to leave out such images.
             SpecError: something else was given.
         """
         pictures = gather(images)
@@ -130,8 +130,8 @@ class Predictor:
 
         Args:
             images, top: as for a call.
-            unreadable: is called with the error of each image that cannot be read, which is then left out; without
-                it the error is raised.
+            unreadable: is called with the error of each image that cannot be read, or that is fed at a size which
+                an exported file does not take; it is then left out. Without it the error is raised.
 
         Raises:
             DataError, SpecError: as for a call.
@@ -144,12 +144,22 @@ class Predictor:
                 if unreadable is None:
                     raise error
                 unreadable(error)
-            yield from self._answers(batch, top)
+            yield from self._answers(batch, top, unreadable)
 
-    def _answers(self, batch: ReadBatch, top: int | None) -> list[Prediction]:
+    def _answers(
+        self, batch: ReadBatch, top: int | None, unreadable: Callable[[DataError], None] | None
+    ) -> list[Prediction]:
         """What is said about the images of a batch, in their order."""
         found: dict[int, Prediction] = {}
         for group in batch.groups:
+            why = None if self._open.misfit is None else self._open.misfit(_fed_size(group))
+            if why is not None:
+                for place in group.places:
+                    error = DataError(f"{batch.paths[place] or 'image'}: {why}")
+                    if unreadable is None:
+                        raise error
+                    unreadable(error)
+                continue
             paths = [batch.paths[place] for place in group.places]
             sizes = [batch.sizes[place] for place in group.places]
             answers = self._of_group(group, paths, sizes, top)
@@ -170,7 +180,7 @@ class Predictor:
             each = zip(paths, sizes, logits, strict=True)
             return [pixels_from(path, size, one, names) for path, size, one in each]
         assert self._open.decode is not None
-        fed = [(group.images.shape[2], group.images.shape[3])] * len(paths)
+        fed = [_fed_size(group)] * len(paths)
         objects = self._open.decode(raw, fed, sizes)
         return [
             objects_from(path, size, one, names, self.least_score)
@@ -216,3 +226,9 @@ class Predictor:
         shares /= shares.sum()
         names = tuple(self.classes[i] if self.classes else str(i) for i in best)
         return Prediction(path, names, tuple(float(shares[i]) for i in best))
+
+
+def _fed_size(group: FedGroup) -> tuple[int, int]:
+    """(H, W) in which the images of a group are fed."""
+    height, width = group.images.shape[2:]
+    return height, width

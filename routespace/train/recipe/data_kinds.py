@@ -17,7 +17,7 @@ from routespace.train.recipe.data import (
     WebDatasetSpec,
 )
 from routespace.train.recipe.scenes import ScenesSpec
-from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec
+from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec, counts_from_one
 from routespace.train.recipe.targets import Target
 from routespace.train.recipe.voc import VocSpec
 
@@ -29,6 +29,7 @@ LOCATIONS = (
 )  # where data lies: no part of what is trained
 TABLES = (".csv", ".tsv")  # endings of files that `--data` takes for tables
 COCO_FILES = "annotations/*.json"  # what a folder in COCO's format has
+LABEL_MAPS = "annotations/**/*.png"  # what a folder of pictures and label maps has
 VOC_FOLDER, VOC_YEARS = "VOCdevkit", "VOCdevkit/VOC20??"
 DATA_SPECS = (
     *(DigitsSpec, FolderSpec, CsvSpec, WebDatasetSpec, TimmSpec, ScenesSpec),
@@ -61,7 +62,7 @@ def spec_at(path: str | Path, now: Normalised | None = None) -> FilesSpec:
 
     A .json file is annotations in COCO's format, a .csv or .tsv file a table. A folder is what it looks like: of
     annotations in COCO's format, Pascal VOC (VOCdevkit, or a year in it, too), Cityscapes, of pictures and label
-    maps, or of pictures in folders of their class.
+    maps (ADE20K, whose classes begin with 1, by its own table of names), or of pictures in folders of their class.
 
     Args:
         path: the folder or file.
@@ -69,6 +70,8 @@ def spec_at(path: str | Path, now: Normalised | None = None) -> FilesSpec:
     """
     place = Path(absolute(path))
     kind = _kind_at(place, now)
+    if kind is SegmentationSpec and not isinstance(now, SegmentationSpec) and counts_from_one(place):
+        return SegmentationSpec(root=str(place), ignore=(0,), shift=1)
     if kind is not VocSpec:
         return kind(root=str(place))
     place = next((parent for parent in (place, *place.parents[:2]) if (parent / VOC_FOLDER).is_dir()), place)
@@ -86,7 +89,9 @@ def _kind_at(path: Path, now: Normalised | None) -> type[FilesSpec]:
     looks = _looks_of(path)
     if not isinstance(now, AnnotatedSpec):
         return looks[0] if looks else FolderSpec
-    sure = [kind for kind in looks if kind is not SegmentationSpec]  # its folders may be anything's
+    sure = [
+        kind for kind in looks if kind is not SegmentationSpec or any(path.glob(LABEL_MAPS))
+    ]  # its folders may be anything's
     return type(now) if type(now) in looks or not sure else sure[0]
 
 
@@ -106,8 +111,9 @@ def _looks_of(path: Path) -> list[type[FilesSpec]]:
 def data_at(path: str | Path, now: Normalised | None = None) -> dict[str, Any]:
     """The recipe fields that `--data PATH` stands for, for `Recipe.override`; `now` as in `spec_at`."""
     spec = spec_at(path, now)
-    more = {"data.year": spec.year} if isinstance(spec, VocSpec) else {}
-    return {"data.kind": spec.model_dump()["kind"], "data.root": spec.root, **more}
+    found = spec.model_dump()
+    more = {f"data.{name}": found[name] for name in sorted(spec.model_fields_set - {"kind", "root"})}
+    return {"data.kind": found["kind"], "data.root": spec.root, **more}
 
 
 def kind_of(target: Target) -> str:

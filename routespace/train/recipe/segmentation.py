@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from routespace.train.recipe.annotated import AnnotatedSpec
 from routespace.train.recipe.parts import Whole
 from routespace.train.recipe.targets import Target
+
+CLASS_FILES = ("classes.txt", "objectInfo150.txt")  # names of classes; the second is ADE20K's own table
+
+
+def counts_from_one(root: Path) -> bool:
+    """Whether the names of a folder's classes come from ADE20K's own table, which counts them from 1."""
+    return next((name for name in CLASS_FILES if (root / name).is_file()), None) == CLASS_FILES[1]
 
 
 class SegmentationSpec(AnnotatedSpec):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
 
 from routespace.train.recipe.annotated import AnnotatedSpec
 from routespace.train.recipe.targets import Target
+
+
+def _as_text(year: Any) -> Any:
+    """YAML and --set read 2007 as a number."""
+    return str(year) if isinstance(year, int) and not isinstance(year, bool) else year
 
 
 class VocSpec(AnnotatedSpec):
@@ -24,7 +31,7 @@ class VocSpec(AnnotatedSpec):
     targets: ClassVar[tuple[Target, ...]] = ("objects", "pixels")
 
     kind: Literal["voc"] = "voc"
-    year: Literal["2007", "2008", "2009", "2010", "2011", "2012"] = "2012"
+    year: Annotated[Literal["2007", "2008", "2009", "2010", "2011", "2012"], BeforeValidator(_as_text)] = "2012"
     download: bool = False
     train_split: str = "train"
     val_split: str | None = "val"

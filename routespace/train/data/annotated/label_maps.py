@@ -23,10 +23,9 @@ from routespace.pictures import header, quiet_pillow, upright_size, why_unreadab
 from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Truth, picture_trouble
 from routespace.train.data.catalogue import Split, examples, require_root
 from routespace.train.data.folder import NAMES, key_below
-from routespace.train.recipe.segmentation import SegmentationSpec
+from routespace.train.recipe.segmentation import CLASS_FILES, SegmentationSpec, counts_from_one
 from routespace.train.recipe.targets import IGNORE, Target
 
-CLASS_FILES = ("classes.txt", "objectInfo150.txt")  # the second is ADE20K's own table
 MOST_CLASSES = IGNORE  # numbers below that of pixels without a class
 WANTED = "the folder with images/ and annotations/ in it"
 
@@ -123,6 +122,11 @@ class FolderAnnotations:
                     f"data.label_folder"
                 )
         self.classes = class_names(self.root, spec)
+        if spec.names is None and not spec.shift and counts_from_one(self.root):
+            raise DataError(
+                f"{self.root / CLASS_FILES[1]}: counts its classes from 1, but data.shift is 0; set data.shift=1 "
+                f"and data.ignore=[0], or write the names of classes that begin with 0 into {CLASS_FILES[0]}"
+            )
         numbers = {label + spec.shift: label for label in range(len(self.classes))}
         ignored = frozenset(spec.ignore)
         if ignored & set(numbers):

@@ -68,7 +68,12 @@ class _Voc:
         try:
             with redirect_stdout(io.StringIO()):  # torchvision prints what it fetches
                 found = make(self.spec.root, year, called, download=self.spec.download)
-        except (RuntimeError, OSError, ValueError) as error:
+        except ValueError as error:  # it knows the lists of each year
+            known = str(error).partition("Valid values are ")[2].strip(".{}") or "other lists"
+            raise DataError(
+                f"data.{split}_split: {called!r:.60} is no list of VOC {year}, which has {known}; give one of them"
+            ) from error
+        except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(
                 f"{self.spec.root}: has no VOC {year} part {called!r} ({reason:.120}); give the folder with "
