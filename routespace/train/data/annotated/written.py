@@ -24,10 +24,10 @@ from pycocotools import mask as coco_mask
 from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, replaced_folder, require_place, write_text
 from routespace.preprocess import Preprocess
-from routespace.train.data.annotated.label_maps import CLASS_FILES
 from routespace.train.data.catalogue import Split
 from routespace.train.data.source import scenes_of
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.segmentation import CLASS_FILES
 from routespace.train.recipe.targets import Target
 
 TOGETHER = 32  # scenes rendered at once
