@@ -63,22 +63,62 @@ def assert_map_kernel_is_right(depthwise_gelu, device: str, dtype: torch.dtype, 
         assert not empty.numel()
 
 
-def assert_norm_kernel_is_right(normalize, device: str, dtype: torch.dtype, tolerance: float) -> None:
+def assert_norm_kernel_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    from routespace.nn.kernels.norm_triton import normalize
+
     torch.manual_seed(0)
     for t, c in ((5, 7), (300, 64), (3, 320), (1, 1), (77, 1024)):
         rows, weight, bias = (torch.randn(shape, device=device, dtype=dtype) for shape in ((t, c), (c,), (c,)))
         rows = rows * 3 + 2
         wanted = torch.native_layer_norm(rows.float(), [c], weight.float(), bias.float(), 1e-5)
-        found = normalize(rows, weight, bias, 1e-5, statistics=True)
-        for got, want in zip(found, wanted, strict=True):
+        normed, total, means, rstds = normalize(rows, weight, bias, 1e-5, statistics=True)
+        assert total is rows
+        for got, want in zip((normed, means, rstds), wanted, strict=True):
             limit = tolerance * want.abs().max().clamp(min=1)
             assert (got.float() - want).abs().max() <= limit, (t, c)
-        shifted, _, _ = normalize(rows - bias, weight, bias, 1e-5, statistics=False, added=bias)
-        rounding = 3 * tolerance * found[0].abs().max().clamp(min=1)  # of the difference
-        assert (shifted - found[0]).abs().max() <= rounding or t == c == 1
-        normed, means, rstds = normalize(rows, weight, bias, 1e-5, statistics=False)
-        assert torch.equal(normed, found[0])
-        assert not means.numel() + rstds.numel()
+        shifted = normalize(rows - bias, weight, bias, 1e-5, statistics=False, added=bias).normed
+        rounding = 3 * tolerance * normed.abs().max().clamp(min=1)  # of the difference
+        assert (shifted - normed).abs().max() <= rounding or t == c == 1
+        again = normalize(rows, weight, bias, 1e-5, statistics=False)
+        assert torch.equal(again.normed, normed)
+        assert not again.means.numel() + again.rstds.numel()
+        branch = torch.randn(t, c, device=device, dtype=torch.bfloat16)
+        summed = normalize(rows, weight, bias, 1e-5, statistics=False, branch=branch, dtype=torch.bfloat16)
+        want = rows.float() + branch.float()
+        assert (summed.total - want).abs().max() <= tolerance * want.abs().max()
+        want = torch.native_layer_norm(summed.total.float(), [c], weight.float(), bias.float(), 1e-5)[0]
+        assert summed.normed.dtype == torch.bfloat16
+        assert (summed.normed - want).abs().max() <= 1e-2 * want.abs().max().clamp(min=1)
+
+
+def assert_norm_back_kernel_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    from routespace.nn.kernels import norm_triton
+    from routespace.nn.kernels.norm_triton import normalize_back
+
+    torch.manual_seed(0)
+    programs = norm_triton.BACK_PROGRAMS
+    for t, c, most in ((5, 7, programs), (300, 64, 3), (130, 320, 2), (1, 1, programs), (77, 1024, 5)):
+        rows, weight, bias = (torch.randn(shape, device=device, dtype=dtype) for shape in ((t, c), (c,), (c,)))
+        grad, around = torch.randn(2, t, c, device=device, dtype=dtype)
+        _, means, rstds = torch.native_layer_norm(rows.float(), [c], weight.float(), bias.float(), 1e-2)
+        into_rows, into_weight, into_bias = torch.ops.aten.native_layer_norm_backward(
+            grad.float(), rows.float(), [c], means, rstds, weight.float(), bias.float(), [True] * 3
+        )
+        norm_triton.BACK_PROGRAMS = most
+        try:
+            found = normalize_back(grad, rows, weight, means, rstds, around=around, also=torch.bfloat16)
+            alone = normalize_back(grad, rows, weight, means, rstds)
+        finally:
+            norm_triton.BACK_PROGRAMS = programs
+        pairs = [
+            (found.rows, into_rows + around.float()), (alone.rows, into_rows),
+            (found.weight, into_weight), (found.bias, into_bias), (alone.weight, into_weight),
+        ]  # fmt: skip
+        for got, want in pairs:
+            assert (got.float() - want).abs().max() <= tolerance * want.abs().max().clamp(min=1), (t, c)
+        assert found.branch.dtype == torch.bfloat16
+        assert (found.branch - found.rows).abs().max() <= 1e-2 * found.rows.abs().max()
+        assert alone.branch is None
 
 
 def assert_tables_are_right(device: str) -> None:
@@ -116,7 +156,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
 
     from routespace.nn.kernels.depthwise_triton import gather_gelu
     from routespace.nn.kernels.map_triton import depthwise_gelu
-    from routespace.nn.kernels.norm_triton import normalize
+    from routespace.nn.kernels.norm_triton import normalize, normalize_back
     from routespace.nn.packing.tables_triton import neighbours, places
 
     codes = {
@@ -151,23 +191,29 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
                 depthwise_gelu(torch.randn(2, 42, 70, dtype=dtype), *inputs[1:], 6, 7, total=wanted)
                 normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=wanted)
             normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=False, added=inputs[2])
-    assert len(made) == 18  # forward, two in the backward pass, inference; two of maps, three norms
+            half = inputs[0].bfloat16()
+            summed = normalize(*inputs[:1], inputs[1][0], inputs[2], 1e-5, statistics=True, branch=half)
+            for around, also in ((inputs[0], torch.bfloat16), (None, None)):
+                normalize_back(
+                    half, inputs[0], inputs[2], summed.means, summed.rstds, around=around, also=also
+                )
+    assert len(made) == 24  # forward, two in the backward pass, inference; two of maps, six of norms
     starts = keep.counts.cumsum(0) - keep.counts
     rows, order = places(keep.kept, len(keep.rows), starts, None)
     places(keep.kept, 40, None, 20)
     neighbours(rows, order, (6, 7))
-    assert len(made) == 21
+    assert len(made) == 27
     assert all(made)
 
 
 def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
     from routespace.nn.kernels.depthwise_triton import gather_gelu
     from routespace.nn.kernels.map_triton import depthwise_gelu
-    from routespace.nn.kernels.norm_triton import normalize
 
     assert_kernel_is_right(gather_gelu, device, dtype, tolerance)
     assert_map_kernel_is_right(depthwise_gelu, device, dtype, tolerance)
-    assert_norm_kernel_is_right(normalize, device, dtype, tolerance)
+    assert_norm_kernel_is_right(device, dtype, tolerance)
+    assert_norm_back_kernel_is_right(device, dtype, tolerance)
     if dtype == torch.float32:
         assert_gelu_is_right(depthwise_gelu, device)
         assert_tables_are_right(device)
@@ -251,6 +297,41 @@ def test_norm_of_a_map_on_cuda(last):
     with torch.no_grad():
         got, want = norm_of_map(norm, conv, maps), norm(conv(maps).flatten(2).transpose(1, 2))
     assert (got - want).abs().max() <= 3e-2 * want.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("rounded", [False, True], ids=["branch_float32", "branch_bfloat16"])
+def test_a_sum_and_its_norm_on_cuda(half, rounded):
+    """Values, gradients and second derivatives of x + branch and its norm are those of plain layers."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    from routespace.nn.kernels.norm import LayerNorm, add_norm
+
+    torch.manual_seed(0)
+    norm, layer = LayerNorm(64).cuda(), torch.nn.Linear(64, 32).cuda()
+    torch.nn.init.normal_(norm.weight)
+    x, branch = (torch.randn(3, 2000, 64, device="cuda", requires_grad=True) for _ in range(2))
+    around, through = torch.randn(3, 2000, 64, device="cuda"), torch.randn(3, 2000, 32, device="cuda")
+    for given in (branch, None):
+        inputs = [x, norm.weight, norm.bias, layer.weight] + ([] if given is None else [given])
+        found = []
+        for fused in (True, False):
+            other = given if given is None or not (half and rounded) else given.bfloat16()
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                if fused:
+                    total, normed = add_norm(norm, x, other)
+                    assert normed.dtype == (torch.bfloat16 if half else torch.float32)
+                else:
+                    total = x if other is None else x + other
+                    normed = torch.nn.functional.layer_norm(total, (64,), norm.weight, norm.bias, norm.eps)
+                loss = (total * around).sum() + (layer(normed).float() * through).sum()
+            found.append([total, *torch.autograd.grad(loss, inputs, create_graph=True)])
+            if not half:
+                (second,) = torch.autograd.grad(found[-1][1].square().sum(), x)
+                found[-1].append(second)
+        for got, want in zip(*found, strict=True):
+            assert (got - want).norm() <= (2e-2 if half else 1e-4) * want.norm()
 
 
 @pytest.mark.gpu

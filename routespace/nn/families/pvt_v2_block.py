@@ -31,7 +31,7 @@ from routespace.nn.kernels.depthwise import (
 )
 from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
 from routespace.nn.kernels.linear import adds_bias_apart, apply_linear, is_untouched, linear, padded_linear
-from routespace.nn.kernels.norm import LayerNorm, norm_of_map
+from routespace.nn.kernels.norm import LayerNorm, add_norm, norm_of_map
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.packing.ragged import ragged_attention
@@ -212,10 +212,10 @@ class PvtBlock(Block):
 
     def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
-        h = self.norm1(x)
         first, second = self._drops(x)
-        y = _add(x, self.attn(h, keep.see(h), hw), first)
-        y = _add(y, self.mlp(self.norm2(y), hw, keep.mask), second)
+        x, h = add_norm(self.norm1, x)
+        y, h = add_norm(self.norm2, x, _dropped(self.attn(h, keep.see(h), hw), first))
+        y = y + _dropped(self.mlp(h, hw, keep.mask), second)
         return torch.where(keep.kept.unsqueeze(-1), y, x)
 
     def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
@@ -237,8 +237,8 @@ class PvtBlock(Block):
 Drops = tuple[Tensor | None, Tensor | None]
 
 
-def _add(x: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
-    return x + branch if drop is None else x + branch * drop
+def _dropped(branch: Tensor, drop: Tensor | None) -> Tensor:
+    return branch if drop is None else branch * drop
 
 
 # The three ways to run a block are functions of the block, so that one compiled function serves every block of
@@ -247,9 +247,9 @@ def _add(x: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
 
 def dense_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops, *, in_step: bool = False) -> Tensor:
     """(B, N, C) → (B, N, C), every token; `drops` are (B, 1, 1) factors or None."""
-    h = block.norm1(x)
-    x = _add(x, block.attn(h, h, hw), drops[0])
-    return _add(x, block.mlp(block.norm2(x), hw, in_step=in_step), drops[1])
+    x, h = add_norm(block.norm1, x)
+    x, h = add_norm(block.norm2, x, _dropped(block.attn(h, h, hw), drops[0]))
+    return x + _dropped(block.mlp(h, hw, in_step=in_step), drops[1])
 
 
 def whole_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops) -> Tensor:
@@ -260,8 +260,8 @@ def whole_step(block: PvtBlock, x: Tensor, hw: tuple[int, int], drops: Drops) ->
 def packed_rows(block: PvtBlock, x: Tensor, hw: tuple[int, int], keep: KeptTokens, drops: Drops) -> Tensor:
     """(B, N, C) → (n, C), the new values of the kept tokens; `drops` are (n, 1) factors or None."""
     rows, asking, seen = _queries(block, x, keep)
-    rows = _add(rows, block.attn.packed(asking, seen, hw, keep), drops[0])
-    return _add(rows, block.mlp.packed(block.norm2(rows), hw, keep), drops[1])
+    rows, asking = add_norm(block.norm2, rows, _dropped(block.attn.packed(asking, seen, hw, keep), drops[0]))
+    return rows + _dropped(block.mlp.packed(asking, hw, keep), drops[1])
 
 
 def fused_rows(
@@ -269,8 +269,8 @@ def fused_rows(
 ) -> Tensor:
     """As `packed_rows`, of nothing but tensors and gathers: to be compiled; `taps` are the block's, (9, R)."""
     rows, asking, seen = _queries(block, x, tables)
-    rows = _add(rows, block.attn.packed(asking, seen, hw, tables), drops[0])
-    return _add(rows, block.mlp.fused(block.norm2(rows), tables.neighbours, taps), drops[1])
+    rows = rows + _dropped(block.attn.packed(asking, seen, hw, tables), drops[0])
+    return rows + _dropped(block.mlp.fused(block.norm2(rows), tables.neighbours, taps), drops[1])
 
 
 def _queries(block: PvtBlock, x: Tensor, keep: KeptTokens | PackTables) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,25 +25,76 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
-        if not _is_for_triton(x) or len(self.normalized_shape) != 1 or not self.elementwise_affine:
+        if not _is_for_triton(x) or not _is_usual(self):
             return super().forward(x)
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
-        if bias is None:
-            return super().forward(x)
+        weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cuda"):  # in which torch's gives float32
             x, weight, bias = x.float(), weight.float(), bias.float()
         if weight.dtype != x.dtype or bias.dtype != x.dtype or x.shape[-1] != weight.shape[0]:
             return super().forward(x)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        normed: Tensor
-        if torch.is_grad_enabled() and any(part.requires_grad for part in (rows, weight, bias)):
-            normed = _LayerNorm.apply(rows, weight, bias, self.eps)
+        if _wants_grad(rows, weight, bias):
+            _, normed = _Norm.apply(rows, None, weight, bias, self.eps, rows.dtype)
         else:
             from routespace.nn.kernels.norm_triton import normalize
 
-            normed, _, _ = normalize(rows, weight, bias, self.eps, statistics=False)
+            normed = normalize(rows, weight, bias, self.eps, statistics=False).normed
         return normed.view(x.shape)
+
+
+def add_norm(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x + branch, and its LayerNorm for layers that autocast: on CUDA in one kernel, forwards and backwards.
+
+    In autocast torch's norm gives float32, and each linear layer or convolution behind it rounds that. Here it is
+    rounded at once; so only what rounds it anyway may read it.
+
+    Args:
+        norm: over the last dimension.
+        x: (…, C).
+        branch: (…, C), or None for nothing.
+
+    Returns:
+        (…, C) the sum (x where there is no branch), and (…, C) what is normed.
+    """
+    found = _add_norm(norm, x, branch)
+    if found is not None:
+        return found
+    total = x if branch is None else x + branch
+    return total, norm(total)
+
+
+def _add_norm(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """As `add_norm` by the kernel; None where it is not for it."""
+    if not _is_for_triton(x) or not isinstance(norm, LayerNorm) or not _is_usual(norm) or not is_unheard(norm):
+        return None
+    half = torch.is_autocast_enabled("cuda")
+    if not x.dtype == norm.weight.dtype == norm.bias.dtype or x.shape[-1] != norm.weight.shape[0]:
+        return None
+    if branch is not None and (branch.shape != x.shape or not (half or branch.dtype == x.dtype)):
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if half else x.dtype
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    other = None if branch is None else branch.reshape(rows.shape).contiguous()
+    total: Tensor
+    normed: Tensor
+    if _wants_grad(rows, norm.weight, norm.bias, rows if other is None else other):
+        total, normed = _Norm.apply(rows, other, norm.weight, norm.bias, norm.eps, dtype)
+    else:
+        from routespace.nn.kernels.norm_triton import normalize
+
+        normed, total, *_ = normalize(
+            rows, norm.weight, norm.bias, norm.eps, statistics=False, branch=other, dtype=dtype
+        )
+    return total.view(x.shape), normed.view(x.shape)
+
+
+def _is_usual(norm: nn.LayerNorm) -> bool:
+    """Whether it is over the last dimension alone, with weight and bias."""
+    return len(norm.normalized_shape) == 1 and norm.elementwise_affine and norm.bias is not None
+
+
+def _wants_grad(*parts: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
 
 
 def norm_of_map(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> Tensor:
@@ -66,9 +117,9 @@ def norm_of_map(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> Tensor:
     tokens = as_tokens(
         F.conv2d(maps, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     ).contiguous()
-    rows, _, _ = normalize(
+    rows = normalize(
         tokens.flatten(0, 1), norm.weight, norm.bias, norm.eps, statistics=False, added=conv.bias
-    )
+    ).normed
     return rows.view(tokens.shape)
 
 
@@ -89,19 +140,56 @@ def _is_for_triton(x: Tensor) -> bool:
     return narrow and runs_triton(x)
 
 
-class _LayerNorm(Function):
+class _Norm(Function):
+    """rows + branch, and its norm; the backward pass adds what comes around the norm to what comes through it."""
+
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        branch: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         from routespace.nn.kernels.norm_triton import normalize
 
-        normed, means, rstds = normalize(rows, weight, bias, eps, statistics=True)
-        ctx.save_for_backward(rows, weight, bias, means, rstds)
-        return normed
+        normed, total, means, rstds = normalize(
+            rows, weight, bias, eps, statistics=True, branch=branch, dtype=dtype
+        )
+        if branch is None:
+            total = rows.view_as(rows)
+        ctx.save_for_backward(rows if branch is None else total, weight, bias, means, rstds)
+        ctx.also = None if branch is None or branch.dtype == rows.dtype else branch.dtype
+        ctx.has_branch = branch is not None
+        ctx.set_materialize_grads(False)
+        return total, normed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, around: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         rows, weight, bias, means, rstds = ctx.saved_tensors
-        found: tuple[Tensor | None, ...] = torch.ops.aten.native_layer_norm_backward(
-            grad.contiguous(), rows, [rows.shape[1]], means, rstds, weight, bias, list(ctx.needs_input_grad[:3])
-        )
-        return *found, None
+        found = grad_weight = grad_bias = rounded = None
+        if grad is None:
+            found = around
+        elif torch.is_grad_enabled():  # somebody will differentiate this, too
+            found, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+                grad.to(rows.dtype).contiguous(), rows, [rows.shape[1]], means, rstds, weight, bias, [True] * 3
+            )
+            found = found if around is None else found + around
+        else:
+            from routespace.nn.kernels.norm_triton import normalize_back
+
+            found, rounded, grad_weight, grad_bias = normalize_back(
+                grad.contiguous(),
+                rows,
+                weight,
+                means,
+                rstds,
+                around=None if around is None else around.contiguous(),
+                also=ctx.also,
+            )
+            grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
+        if rounded is None and found is not None:
+            rounded = found if ctx.also is None else found.to(ctx.also)
+        return found, rounded if ctx.has_branch else None, grad_weight, grad_bias, None, None
