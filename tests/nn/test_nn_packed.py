@@ -7,6 +7,7 @@ import torch
 from modes import assert_modes_agree, with_lively_gates
 from modes import settled_noise as noise_that_is_settled
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -156,6 +157,31 @@ def settled_noise():
 def test_every_gate_kind_with_its_own_decisions(family, kind, relaxation, rows, training):
     net = small_net(family=family, kind=kind, rows=rows, columns=rows, relaxation=relaxation).train(training)
     assert_modes_agree(with_lively_gates(net), torch.randn(3, 3, 33, 44), Routes({}))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for a device: sizes and numbers that the host asks for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        asks = (torch.ops.aten.nonzero, torch.ops.aten._local_scalar_dense, torch.ops.aten.masked_select)
+        self.count += func.overloadpacket in asks
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("execution", ["packed", "auto"])
+@pytest.mark.parametrize(("rows", "columns"), list(product(GRANULARITIES, GRANULARITIES)))
+def test_soft_gates_compute_everything_and_nothing_waits(family, execution, rows, columns):
+    net = small_net(family=family, rows=rows, columns=columns, relaxation="soft").train()
+    for gate in net.gates.values():
+        torch.nn.init.constant_(gate.bias, -200.0)  # probabilities that round to nothing
+    net.decide(execution=execution)
+    with Waits() as waits:
+        out = net(torch.randn(2, 3, 33, 44))
+    assert waits.count == 0
+    assert all(bool(route.kept.all()) for route in out.routes.values())
+    out.logits.square().sum().backward()
 
 
 @pytest.mark.usefixtures("settled_noise")

@@ -194,9 +194,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
             half = inputs[0].bfloat16()
             summed = normalize(*inputs[:1], inputs[1][0], inputs[2], 1e-5, statistics=True, branch=half)
             for around, also in ((inputs[0], torch.bfloat16), (None, None)):
-                normalize_back(
-                    half, inputs[0], inputs[2], summed.means, summed.rstds, around=around, also=also
-                )
+                normalize_back(half, inputs[0], inputs[2], summed.means, summed.rstds, around=around, also=also)
     assert len(made) == 24  # forward, two in the backward pass, inference; two of maps, six of norms
     starts = keep.counts.cumsum(0) - keep.counts
     rows, order = places(keep.kept, len(keep.rows), starts, None)

@@ -27,7 +27,9 @@ class LayerNorm(nn.LayerNorm):
         """(…, C) → (…, C)."""
         if not _is_for_triton(x) or not _is_usual(self):
             return super().forward(x)
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        normed: Tensor
         if torch.is_autocast_enabled("cuda"):  # in which torch's gives float32
             x, weight, bias = x.float(), weight.float(), bias.float()
         if weight.dtype != x.dtype or bias.dtype != x.dtype or x.shape[-1] != weight.shape[0]:

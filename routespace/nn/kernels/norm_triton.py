@@ -1,8 +1,8 @@
 """LayerNorm of narrow rows in one Triton kernel, forwards and backwards, with the sum in front of it; for CUDA.
 
 torch gives each row a block of threads of its own: at 64 channels that takes ten times what the bytes need. Here a
-program takes so many rows that each thread has something to do. A block's sum of two branches is written on the way,
-and in the backward pass the gradient that comes around the norm is added on the way.
+program takes so many rows that each thread has something to do. A block's sum of two branches is written on the
+way, and in the backward pass the gradient that comes around the norm is added on the way.
 
 Shape legend: T rows · C channels · P programs.
 """

@@ -74,6 +74,11 @@ class EdgeInput:
     width: int = 0
 
     @property
+    def is_whole(self) -> bool:
+        """Whether everything is there and kept, as far as the host knows."""
+        return self.per_image == self.kept.shape[1] and self.node.is_whole
+
+    @property
     def share(self) -> float:
         """The share of tokens that is kept, which waits for the device unless the selection fixes it."""
         if self.per_image is not None:
@@ -140,7 +145,10 @@ class Packed:
 
     def row(self, stage: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        x, scale, keep = edge.node.x, edge.scale, kept_tokens(edge)
+        x, scale = edge.node.x, edge.scale
+        if edge.is_whole:
+            return blend(x, stage(x, edge.hw), scale)
+        keep = kept_tokens(edge)
         images = images_with_kept(edge.kept) if keep is None else keep.occupied
         if images is None:
             return self._rows(stage, edge.hw, x, keep, scale)
@@ -175,7 +183,7 @@ class Packed:
         """(B, N', C'), where something is kept of every image."""
         x, hw, kept = edge.node.x, edge.hw, edge.kept
         visible, (b, tokens) = edge.node.visible(x.dtype), kept.shape
-        if tokens == 1:
+        if tokens == 1 or edge.is_whole:
             return scaled(embed(x, hw, visible), edge.scale)
         if not isinstance(embed, TokenEmbed) or has_hooks(embed):  # who listens hears whole maps
             y = scaled(embed(x, hw, visible), edge.scale)
@@ -208,7 +216,7 @@ class Auto:
 
     def embed(self, embed: nn.Module, edge: EdgeInput) -> Tensor:
         """See Compute."""
-        dense = edge.kept.shape[1] > 1 and edge.share >= PACK_BELOW
+        dense = edge.kept.shape[1] > 1 and PACK_BELOW <= edge.share < 1
         return (self.dense if dense else self.packed).embed(embed, edge)
 
 

@@ -50,7 +50,7 @@ class Decision(NamedTuple):
             tanh and for soft relaxations.
         counted: what the budget counts for `value`: 0 or 1 with its gradient (soft: the probability).
         chance: probability of opening, for reports (tanh: the value).
-        per_image: open places of every image where the selection makes them equal, else None.
+        per_image: open places of every image where they are equal in number, as the host knows, else None.
     """
 
     value: Tensor
@@ -151,7 +151,9 @@ class Gate(nn.Module):
                 own = own - self.cut(own, share)
             decision = self._decide(own, deciding, best if self.capacity else None)
         value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
-        return Decision(value, counted, chance, decision.per_image if self.window == 1 else None)
+        everything = decision.per_image == decision.value.shape[1]
+        some = decision.per_image if self.window == 1 else None  # windows at a border are smaller
+        return Decision(value, counted, chance, value.shape[1] if everything else some)
 
     def margins(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, P) what its weights say of each place: above 0 where it should open."""
@@ -229,7 +231,7 @@ class Gate(nn.Module):
         if not self.training:
             return Decision(hard, hard, chance, per_image)
         if spec.relaxation == "soft":
-            return Decision(soft, soft, chance.detach())
+            return Decision(soft, soft, chance.detach(), soft.shape[1])  # a probability shuts nothing
         value = hard + (soft - soft.detach())
         return Decision(value, value, chance.detach(), per_image)
 

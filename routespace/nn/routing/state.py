@@ -18,7 +18,7 @@ class NodeState:
         x: (B, N, C), zero where nothing arrived.
         reach: (B, P) floats, positive where something arrived, with the gates' gradient; None: everywhere.
         active: (B, P) bool, tokens that have not stopped (early stopping); None: everywhere.
-        count: how many tokens of every image `reach` holds, where that is known without asking the device.
+        count: how many of the P are there in every image, where that is known without asking the device.
     """
 
     __slots__ = ("active", "count", "reach", "x")
@@ -33,7 +33,7 @@ class NodeState:
 
     def mask(self, dtype: torch.dtype) -> Tensor | float:
         """(B, P, 1) of what arrived, or 1.0."""
-        return 1.0 if self.reach is None else (self.reach > 0).to(dtype).unsqueeze(-1)
+        return 1.0 if self.is_whole or self.reach is None else (self.reach > 0).to(dtype).unsqueeze(-1)
 
     def unstopped(self) -> NodeState:
         """The same for an edge that asks no gate: it computes all that arrived, also what has stopped."""
@@ -45,21 +45,27 @@ class NodeState:
             return self.active if self.reach is None else self.reach > 0
         return (self.reach > 0) & self.active
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every token of every image is there, as far as the host knows."""
+        return self.reach is None or self.count == self.reach.shape[1]
+
     def arrived(self) -> Tensor | None:
-        """(B, N) bool of the tokens that arrived, or None when images are there whole or not at all."""
-        return None if self.reach is None or self.reach.shape[1] == 1 else self.reach > 0
+        """(B, N) bool of the tokens that arrived; None for all, and when images are there whole or not at all."""
+        return None if self.reach is None or self.is_whole or self.reach.shape[1] == 1 else self.reach > 0
 
     def visible(self, dtype: torch.dtype) -> Tensor | None:
-        """(B, N, 1) of the tokens that arrived, or None when images are there whole or not at all."""
+        """(B, N, 1) of the tokens that arrived; None for all, and when images are there whole or not at all."""
         arrived = self.arrived()
         return None if arrived is None else arrived.to(dtype).unsqueeze(-1)
 
     def plus(self, other: NodeState) -> NodeState:
-        """The element-wise sum of two arrivals at one node; nobody counts which tokens both brought."""
+        """The element-wise sum of two arrivals at one node; nobody counts which tokens both brought in part."""
         reach = None
         if self.reach is not None and other.reach is not None:
             reach = 1 - (1 - self.reach) * (1 - other.reach)
         active = None
         if self.active is not None and other.active is not None:
             active = self.active | other.active
-        return NodeState(self.x + other.x, reach, active)
+        count = reach.shape[1] if reach is not None and (self.is_whole or other.is_whole) else None
+        return NodeState(self.x + other.x, reach, active, count)

@@ -80,7 +80,7 @@ def run_row(step: Row, hw: tuple[int, int], run: ForwardState) -> None:
         active = route.kept if run.deciding.gates.early_stop else None
     else:
         assert here.reach is not None
-        route = EdgeRoute(here.reach > 0, here.reach, per_image=here.count)
+        route = EdgeRoute(_kept(here.reach, here.count), here.reach, per_image=here.count)
     run.taken[name] = route
     edge = EdgeInput(here, hw, route.kept, scale, keys=run.deciding.gates.keys, per_image=route.per_image)
     y = run.compute.row(stage, edge)
@@ -108,7 +108,8 @@ def run_embed(step: Embed, hw: tuple[int, int], run: ForwardState) -> None:
         else:
             assert here.reach is not None
             there = coarsen(here.reach, hw)
-            route = EdgeRoute(there > 0, there)
+            count = there.shape[1] if here.is_whole else None
+            route = EdgeRoute(_kept(there, count), there, per_image=count)
         per_image = route.per_image
         edge = EdgeInput(here, hw, route.kept, scale, per_image=per_image, width=width)
         y = run.compute.embed(embed, edge)
@@ -124,16 +125,27 @@ def _decide_row(
     counted, there = decision.counted, _there(here)
     if there is not None:
         counted = counted * there
+    per_image = _count(decision, counted) if here.active is None else None  # the stopped are not counted
     route = EdgeRoute(
-        counted > 0,
+        _kept(counted, per_image),
         counted,
         decision.chance,
         _asked(here.undecided(), decision.value),
-        decision.per_image if here.active is None else None,  # the stopped are not counted
+        per_image,
         _value_to_record(name, decision, run),
         ((1.0 if there is None else there) - counted) if _takes_path(name, run) else None,
     )
     return route, _scale(name, decision, run)
+
+
+def _count(decision: Decision, counted: Tensor) -> int | None:
+    """How many (B, P) count in every image, where the host knows; a decision about images is one about tokens."""
+    return counted.shape[1] if decision.per_image == decision.counted.shape[1] else decision.per_image
+
+
+def _kept(counted: Tensor, per_image: int | None) -> Tensor:
+    """(B, P) bool of what counts; all, where the host knows so, also of probabilities that round to nothing."""
+    return counted > 0 if per_image != counted.shape[1] else torch.ones_like(counted, dtype=torch.bool)
 
 
 def _there(here: NodeState) -> Tensor | None:
@@ -153,7 +165,7 @@ def _skipped_count(route: EdgeRoute, here: NodeState) -> int | None:
     """How many tokens of every image are skipped, where the host knows."""
     if route.per_image is None:
         return None
-    there = here.x.shape[1] if here.reach is None else here.count
+    there = here.x.shape[1] if here.is_whole else here.count
     return None if there is None else there - route.per_image
 
 
@@ -169,12 +181,13 @@ def _decide_embed(
         scale = None if scale is None else torch.where(must, torch.ones_like(scale), scale)
     there = None if here.reach is None else coarsen(here.reach, hw)
     counted = counted if there is None else counted * there
+    per_image = _count(decision, counted)
     route = EdgeRoute(
-        counted > 0,
+        _kept(counted, per_image),
         counted,
         decision.chance,
         _asked(None if there is None else there > 0, decision.value),
-        decision.per_image,
+        per_image,
         _value_to_record(step.name, decision, run),
     )
     return route, scale
