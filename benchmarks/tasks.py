@@ -3,6 +3,8 @@
     python benchmarks/tasks.py [--tasks detect semantic] [--seeds 0 1 2] [--lines routed smaller] [--out DIR]
     python benchmarks/tasks.py --scenes recipe                  the recipes' own scenes and widths
     python benchmarks/tasks.py --data runs/stamps_data          cut-outs on photographs in place of digits
+    python benchmarks/tasks.py --device cuda --jobs 6 --seconds 240      on a GPU, six lines side by side
+    python benchmarks/tasks.py --show [--device cuda] [--tasks …]        the table of what there is
     python benchmarks/tasks.py --rehearse                       every line, tiny, in a minute or two
     python benchmarks/tasks.py --large [--px 640]               real speed at the size of photographs, untrained
 
@@ -18,8 +20,10 @@ mean and standard deviation over seeds; the test split is never read.
 
 Then, for the routed network, the paper's claim is put to the test: the share of tokens that each rate computes of
 the largest, middle and smallest third of the objects, and of what is no object; and how well the map finds them.
-A line that is finished is not trained again, one that was interrupted goes on; after `--seconds` no new line
-begins.
+A line that is finished is not trained again, one that was interrupted goes on. After `--seconds` no new line
+begins with one job; with several, those that still train are stopped, and count as far as they came. Several
+calls may write into one folder side by side, if no two have a line in common; `--show` then prints them all. On a
+GPU a step has more scenes, and no time is measured: networks of this size take as long as their kernels' calls.
 
 `--large` times RetinaNet over B1 with half of the tokens of each row computed, chosen by a coin, against all
 of them: one image, one thread, in turns; the backbone alone, and with the head, which gates cannot make cheaper.
@@ -28,15 +32,18 @@ of them: one image, one thread, in turns; the backbone alone, and with the head,
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from record import record
+from task_lines.jobs import Job, side_by_side
 from task_lines.large import large
-from task_lines.lines import LINES, SCENES, TASKS, Setting, one
+from task_lines.lines import LINES, SCENES, TASKS, Setting, one, so_far
 
 from routespace.memory import keep_freed_memory
 
@@ -48,10 +55,13 @@ def show(rows: Sequence[Row]) -> None:
     print(f"\n{'task':<9} {'line':<10} px   MMACs (whole)   time            metric  seeds")
     for task, line in dict.fromkeys((row["task"], row["line"]) for row in rows):
         some = [row for row in rows if (row["task"], row["line"]) == (task, line)]
-        own, whole, taken = (mean(row[name] for row in some) for name in ("macs", "whole_macs", "time"))
+        own, whole = (mean(row[name] for row in some) for name in ("macs", "whole_macs"))
+        times = [row["time"] for row in some if row["time"] is not None]
+        short = [f"seed {row['seed']}: {row['epochs']} of {row['of_epochs']} epochs" for row in some if cut(row)]
         print(
-            f"{task:<9} {line:<9} {some[0]['image_px']:4} {own / 1e6:7.2f} ({whole / 1e6:6.1f})  {taken:5.2f}   "
-            f"{some[0]['metric']} {spread([row['score'] for row in some])}  {len(some)}"
+            f"{task:<9} {line:<9} {some[0]['image_px']:4} {own / 1e6:7.2f} ({whole / 1e6:6.1f})  "
+            f"{f'{mean(times):5.2f}' if times else '    –'}   "
+            f"{some[0]['metric']} {spread([row['score'] for row in some])}  {len(some)}  {', '.join(short)}"
         )
     for task in dict.fromkeys(row["task"] for row in rows):
         looks = [row for row in rows if row["task"] == task and "auc" in row]
@@ -64,6 +74,11 @@ def show(rows: Sequence[Row]) -> None:
             for rate, shares in looks[0]["usage_by_size"].items():
                 means = {what: mean(row["usage_by_size"][rate][what] for row in looks) for what in shares}
                 print(f"  rate {rate:>2}: " + ", ".join(f"{what} {share:.2f}" for what, share in means.items()))
+
+
+def cut(row: Row) -> bool:
+    """Whether a row is of a training that did not come to its end."""
+    return bool(row.get("epochs") != row.get("of_epochs"))
 
 
 def spread(values: Sequence[float]) -> str:
@@ -81,6 +96,9 @@ def main() -> None:
     parser.add_argument("--scenes", choices=SCENES, default="sparse", help="recipe: as in the recipes")
     parser.add_argument("--data", type=Path, help="what benchmarks/data_stamps.py wrote")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new line begins")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks train")
+    parser.add_argument("--jobs", type=int, default=1, help="lines that train at the same time, a process each")
+    parser.add_argument("--show", action="store_true", help="train nothing; print what there is")
     parser.add_argument("--rehearse", action="store_true", help="every task and line, tiny")
     parser.add_argument("--large", action="store_true", help="real speed at the size of photographs")
     parser.add_argument("--px", type=int, default=640, help="of --large")
@@ -95,19 +113,37 @@ def main() -> None:
     out = arguments.out / f"{name}_{arguments.scenes}"
     if arguments.rehearse:
         out, arguments.seeds = out / "rehearsal", [0]
-    rows: list[Row] = []
+    if arguments.device == "cuda" and not (torch.cuda.is_available() or arguments.show):
+        sys.exit("tasks.py: no GPU that torch can use; leave out --device, or give --show")
+    where = {"scenes": arguments.scenes, "stamps": arguments.data, "device": arguments.device}
+    jobs = [
+        (Setting(task, seed, out, **where, tiny=arguments.rehearse), line)
+        for seed in arguments.seeds
+        for task in arguments.tasks
+        for line in arguments.lines
+    ]
+    train(jobs, arguments)
+    rows = [row for job in jobs if (row := so_far(*job)) is not None]
+    show(rows)
+    told = {"what": "tasks", "objects": name, "scenes": arguments.scenes, "rows": rows}
+    record(out / f"tasks_{arguments.device}.json", "cpu" if arguments.show else arguments.device, told)
+
+
+def train(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
+    """Train the lines that are asked for, in this process or side by side."""
+    if arguments.show:
+        return
+    if arguments.jobs > 1:
+        side_by_side(jobs, arguments.jobs, arguments.seconds)
+        return
     start = time.monotonic()
-    for seed in arguments.seeds:
-        for task in arguments.tasks:
-            for line in arguments.lines:
-                if time.monotonic() - start > arguments.seconds:
-                    print(f"{task} {line} {seed}: skipped, the time is up")
-                    continue
-                where = {"scenes": arguments.scenes, "stamps": arguments.data}
-                rows.append(one(Setting(task, seed, out, **where, tiny=arguments.rehearse), line))
-                show(rows)
-                told = {"what": "tasks", "objects": name, "scenes": arguments.scenes, "rows": rows}
-                record(out / "tasks_cpu.json", "cpu", told)
+    rows: list[Row] = []
+    for setting, line in jobs:
+        if time.monotonic() - start > arguments.seconds:
+            print(f"{setting.task} {line} {setting.seed}: skipped, the time is up")
+            continue
+        rows.append(one(setting, line))
+        show(rows)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,13 @@ def test_sparse_scenes_are_larger_with_smaller_objects_and_the_rest_is_the_recip
     for task in TASKS:
         sparse, own = (Setting(task, 0, tmp_path, scenes).recipe for scenes in SCENES)
         assert min(sparse.grid.image_size) > min(own.grid.image_size)
-        assert sparse.data.digit_px < own.data.digit_px
-        assert sparse.base_macs() < own.base_macs()
-        assert sparse.task == own.task
+        covered, theirs = (max(one.data.digit_px) / min(one.grid.image_size) for one in (sparse, own))
+        assert covered < theirs
+        assert sparse.grid.shape.widths < own.grid.shape.widths
+        assert (sparse.task.kind, sparse.task.classes) == (own.task.kind, own.task.classes)
+        heads = (one.task.make(one.grid).head(one.grid).cost(one.grid).macs for one in (sparse, own))
+        shares = [head / (head + one.base_macs()) for head, one in zip(heads, (sparse, own), strict=True)]
+        assert shares[0] < shares[1]
         assert sparse.gates == own.gates
         held, theirs = (recipe.phase(0).data.digits_per_scene for recipe in (sparse, own))
         assert held == theirs
@@ -126,3 +131,45 @@ def test_the_rehearsal_runs_every_line(tmp_path):
     assert [row["line"] for row in found["rows"]] == list(LINES)
     assert all(0 <= row["score"] <= 1 and row["time"] > 0 for row in found["rows"])
     assert "no object" in done.stdout
+
+
+def test_on_a_gpu_there_are_as_many_steps_of_more_scenes(tmp_path):
+    from task_lines.lines import TASKS, Setting
+
+    for task in TASKS:
+        there, here = (Setting(task, 0, tmp_path, device=device).recipe for device in ("cuda", "cpu"))
+        assert steps(there) == steps(here)
+        assert there.train.batch_size > here.train.batch_size
+        assert there.train.device == "cuda"
+
+
+def test_a_training_that_was_cut_short_counts_as_far_as_it_came(tmp_path, capsys):
+    from task_lines.lines import Setting, one, so_far
+
+    setting = Setting("semantic", 0, tmp_path, tiny=True)
+    assert so_far(setting, "narrower") is None
+    row = one(setting, "narrower")
+    assert so_far(setting, "narrower") == row
+    folder = setting.folder("narrower")
+    folder.with_name(f"{folder.name}.json").unlink()
+    (folder / "result.json").unlink()
+    cut = so_far(setting, "narrower")
+    assert cut["score"] == pytest.approx(row["score"], abs=1e-6)
+    assert {**cut, **row} == row | {"score": row["score"]}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(lines[0] + "\n")  # of the small canvas alone
+    assert so_far(setting, "narrower") is None
+
+
+@pytest.mark.slow
+def test_lines_side_by_side_are_stopped_when_the_time_is_up(tmp_path):
+    from task_lines.jobs import side_by_side
+    from task_lines.lines import Setting, so_far
+
+    tiny, long = (Setting("semantic", 0, tmp_path / name, tiny=name == "tiny") for name in ("tiny", "long"))
+    begun = time.monotonic()
+    side_by_side([(tiny, "narrower"), (long, "narrower")], 2, 75)
+    assert time.monotonic() - begun < 120
+    assert so_far(tiny, "narrower")["epochs"] == 2
+    assert so_far(long, "narrower") is None
+    assert (long.folder("narrower") / "recipe.yaml").exists()

@@ -31,25 +31,37 @@ from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from task_lines.looking import looked_at
 
-SPARSE = {  # small objects on more pixels, for few channels: width is worth something there
-    "grid.image_size": 128,
+SPARSE = {  # small objects on many pixels, for few channels: width is worth something there
+    "grid.image_size": 192,
+    "grid.depths": [2, 2, 1, 1],  # blocks where tokens are many: they are what gates make cheaper
     "grid.widths": [8, 16, 32, 48],
-    "budget.ratio": 0.45,
+    "budget.ratio": 0.35,
     "data.train_size": 3200,
-    "data.digit_px": [12, 36],
+    "data.digit_px": [16, 48],
     "data.digits_per_scene": [1, 3],
     "train.epochs": 3,
     "train.batch_size": 16,
 }
-SPARSE_FIRST = {"epochs": 2, "image_size": 64}
-SPARSE_FIRST_DATA = {"train_size": 6400, "digit_px": [20, 48]}
+SPARSE_FIRST = {"epochs": 2, "image_size": 96}
+SPARSE_FIRST_DATA = {"train_size": 6400, "digit_px": [24, 64]}
+LIGHT = {  # heads that leave most of the work to the backbone
+    "detect": {"task.width": 16, "task.convs": 1},
+    "instance": {"task.width": 16, "task.convs": 1, "task.proposals": 20, "task.max_detections": 10},
+    "semantic": {"task.channels": 16},
+}
 SCENES = ("sparse", "recipe")
 TASKS = ("detect", "instance", "semantic")
 LINES = ("routed", "narrower", "shallower", "smaller", "smaller+", "dense")
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
 LONGER = 1.8  # times the steps of the last phase
 ROUNDS, TIMED_IMAGES = 9, 32
-REHEARSAL = {"data.train_size": 64, "data.val_size": 32, "train.epochs": 1}
+ON_CUDA = {  # many scenes a step: a step of small networks takes as long as its kernels' calls
+    "train.device": "cuda",
+    "train.execution": "dense",
+    "train.batch_size": 32,
+    "data.workers": 1,
+}
+REHEARSAL = {"data.train_size": 32, "data.val_size": 16, "train.epochs": 1}
 STAMP_SIZE = 1.25  # of a stamp, for one of a digit: a photograph needs more pixels to be known by
 OF_STAMPS = {"digit_px": "object_px", "digits_per_scene": "objects_per_scene"}
 BACKGROUND_WEIGHT = 0.1  # as in digits_semantic
@@ -66,6 +78,7 @@ class Setting:
         scenes: `sparse`, or `recipe` for the recipe as it is.
         stamps: what data_stamps.py wrote; None for the recipe's digits.
         tiny: a rehearsal.
+        device: `cpu` or `cuda`, where networks train. On a GPU steps are as many as on a CPU, of more scenes.
     """
 
     task: str
@@ -74,6 +87,7 @@ class Setting:
     scenes: str = "sparse"
     stamps: Path | None = None
     tiny: bool = False
+    device: str = "cpu"
 
     @property
     def recipe(self) -> Recipe:
@@ -83,10 +97,12 @@ class Setting:
             own = sparse(own)
         if self.stamps is not None:
             own = on_stamps(own, self.stamps)
+        if self.device == "cuda":
+            own = on_cuda(own)
         if not self.tiny:
             return own
         phases = [phase.model_dump(mode="json") for phase in own.train.phases]
-        short = [phase | {"epochs": 1, "data": phase["data"] | {"train_size": 64}} for phase in phases]
+        short = [phase | {"epochs": 1, "data": phase["data"] | {"train_size": 32}} for phase in phases]
         return own.override(REHEARSAL | {"train.phases": short})
 
     def folder(self, line: str) -> Path:
@@ -98,7 +114,17 @@ def sparse(recipe: Recipe) -> Recipe:
     """A recipe on larger scenes with smaller objects, with fewer channels."""
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
     first = [phase | SPARSE_FIRST | {"data": phase["data"] | SPARSE_FIRST_DATA} for phase in phases]
-    return recipe.override(SPARSE | {"train.phases": first})
+    return recipe.override(SPARSE | LIGHT[recipe.task.kind] | {"train.phases": first})
+
+
+def on_cuda(recipe: Recipe) -> Recipe:
+    """A recipe with as many steps, of more scenes each."""
+    more = ON_CUDA["train.batch_size"] / recipe.train.batch
+    count = recipe.data.model_dump()["train_size"]
+    phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
+    for phase in phases:
+        phase["data"]["train_size"] = round(more * phase["data"].get("train_size", count))
+    return recipe.override(ON_CUDA | {"data.train_size": round(more * count), "train.phases": phases})
 
 
 def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
@@ -168,11 +194,44 @@ def one(setting: Setting, line: str) -> dict[str, Any]:
         "image_px": recipe.grid.image_size[0],
         "widths": list(recipe.grid.shape.widths),
         "seconds": result["seconds"],
-        "time": time_of(setting, net, recipe),
+        "epochs": result["epochs"],
+        "of_epochs": result["epochs"],
+        "time": time_of(setting, net, recipe) if setting.device == "cpu" else None,
         **(looked_at(net, recipe) if line == "routed" else {}),
     }
     write_json(told, row)
     return row
+
+
+def so_far(setting: Setting, line: str) -> dict[str, Any] | None:
+    """A row of a run that is finished or not, as far as it is; None where there is no epoch of the last phase."""
+    folder = setting.folder(line)
+    told = folder.with_name(f"{folder.name}.json")
+    if told.exists():
+        finished: dict[str, Any] = read_json(told, wanted="what this script wrote")
+        return finished
+    run = RunFolder(folder)
+    records = run.read_metrics() if run.is_run else []
+    recipe = recipe_of(setting, line)
+    if not records or records[-1]["phase"] <= len(recipe.train.phases):
+        return None
+    last, metric, head = records[-1], recipe.task.metric.name, recipe.task.make(recipe.grid).head(recipe.grid)
+    macs = last["counted_ratio"] * recipe.base_macs()
+    return {
+        "task": setting.task,
+        "line": line,
+        "seed": setting.seed,
+        "metric": metric,
+        "score": last[metric],
+        "macs": macs,
+        "whole_macs": macs + head.cost(recipe.grid).macs,
+        "image_px": recipe.grid.image_size[0],
+        "widths": list(recipe.grid.shape.widths),
+        "seconds": last["seconds"],
+        "epochs": last["epoch"],
+        "of_epochs": sum(phase.epochs for phase in recipe.train.phases) + recipe.train.epochs,
+        "time": None,
+    }
 
 
 @torch.inference_mode()

@@ -12,6 +12,8 @@ from torchvision.models.detection.retinanet import RetinaNet
 
 from routespace.deploy.counters import torch_macs
 from routespace.errors import SpecError
+from routespace.nn.heads import retinanet
+from routespace.nn.heads.detector import Detected
 from routespace.nn.heads.pyramid import RateAnchors
 from routespace.nn.task_net import network_cost
 from routespace.nn.weights import load_net, save_net
@@ -73,6 +75,32 @@ def test_losses_and_boxes_are_torchvisions(detector):
     for mine, wanted in zip(found, whole.eval()(list(images)), strict=True):
         torch.testing.assert_close(mine, wanted)
         assert len(mine["boxes"]) > 50
+
+
+def test_a_batchs_losses_are_the_means_of_those_of_each_image_in_whatever_parts_they_are_matched(monkeypatch):
+    net = detector_net("retinanet").eval()
+    known = [*objects(), target(SIZE, [[0, 0, 3, 3]], [1])]  # smaller than every anchor: the best ones are its own
+    outputs = net(torch.randn(3, 3, *SIZE)).outputs
+    each = outputs.image_losses(known)
+    assert each.shape == (3,)
+    torch.testing.assert_close(each.mean(), sum(outputs.losses(known).values()))
+    alone = [Detected(net.head, tuple(part[n : n + 1] for part in outputs.raw)) for n in range(3)]
+    for one, what, loss in zip(alone, known, each, strict=True):
+        torch.testing.assert_close(sum(one.losses([what]).values()), loss)
+    monkeypatch.setattr(retinanet, "AT_ONCE", 1)
+    torch.testing.assert_close(outputs.image_losses(known), each)
+
+
+@KINDS
+def test_towers_of_fewer_convolutions_are_cheaper_and_learn_and_are_saved(detector, tmp_path):
+    net, whole = detector_net(detector, convs=1).eval(), detector_net(detector).eval()
+    assert network_cost(net, image_size=SIZE).macs < network_cost(whole, image_size=SIZE).macs
+    assert int(network_cost(net, image_size=SIZE).macs) == torch_macs(net, SIZE).macs
+    save_net(net, tmp_path)
+    images = torch.randn(1, 3, *SIZE)
+    torch.testing.assert_close(load_net(tmp_path).eval()(images).outputs.raw, net(images).outputs.raw)
+    for tower in (net.head.detector.head.classification_head, net.head.detector.head.regression_head):
+        assert sum(isinstance(part, nn.Conv2d) for part in tower.conv.modules()) == 1
 
 
 @KINDS
@@ -162,6 +190,8 @@ def test_what_the_grid_lacks_is_told_in_one_line():
         ({"detector": "fcos", "width": 24}, r"width: 24 cannot be normalised in 32 groups.* a multiple of 32"),
         ({"detector": "fcos", "width": 32}, r"width: 32 cannot be normalised in 32 groups.* at least 64"),
         ({"detector": "fcos", "anchor_scale": 2.0}, r"anchor_scale: fcos has no anchors"),
+        ({"convs": 0}, r"head\.convs: 0 is not allowed; give at least 1"),
+        ({"convs": 5}, r"head\.convs: 5 is not allowed; give at most 4"),
         ({"classes": 0}, r"head\.classes: 0 is not allowed; give at least 1"),
         ({"nms": 0.5}, r"head\.nms: unknown field"),
     ],

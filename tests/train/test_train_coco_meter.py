@@ -55,8 +55,9 @@ def scene(pictures: int, seed: int = 0) -> list[tuple[dict, dict]]:
 
 def output(found: list[dict], loss: float = 1.0):
     """What a detector that found these would give."""
-    one = SimpleNamespace(losses=lambda targets: {"a": torch.tensor(loss)})
-    return SimpleNamespace(detections=lambda fed, shown: found, image=lambda place: one)
+    return SimpleNamespace(
+        detections=lambda fed, shown: found, image_losses=lambda targets: torch.full((len(targets),), loss)
+    )
 
 
 def metered(pictures, metric=BOX_AP) -> dict[str, float]:

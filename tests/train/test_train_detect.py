@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from dense_tiny import dense, dense_net, target
+from dense_tiny import dense, dense_net, pyramid_grid, target
 from train_tiny import tiny
 
 from routespace.deploy.removal import removal_scores
@@ -24,6 +24,7 @@ from routespace.train.memory import training_need
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.train.step_loss import StepLoss
+from routespace.train.tasks.detect_spec import DetectSpec
 from routespace.train.tasks.kinds import task_of_head
 
 DETECT = {"kind": "detect", "classes": 10, "width": 32}
@@ -225,3 +226,17 @@ def test_recipes_keep_what_a_task_is_told():
 def test_recipes_that_do_not_fit_are_one_line(changes, message):
     with pytest.raises(SpecError, match=message):
         dense(DETECT, **changes)
+
+
+def test_while_training_what_teaches_nothing_stays_behind_and_the_rest_moves_in_one_piece():
+    task = DetectSpec(classes=3).make(pyramid_grid().spec)
+    known = target((32, 32), [[1, 1, 9, 9], [2, 2, 20, 20], [5, 5, 5, 9]], [0, 1, 2])
+    known["crowd"] = torch.tensor([False, True, False])
+    batch = torch.zeros(2, 3, 32, 32), [known, target((32, 32), [], [])]
+    for device in map(torch.device, ("cpu", "meta")):
+        images, (first, second) = task.prepare(batch, device, training=True)
+        assert images.device == first["boxes"].device == second["labels"].device == device
+        assert (first["boxes"].shape, second["boxes"].shape) == ((1, 4), (0, 4))
+        assert first["size"].device == torch.device("cpu")
+        _, (first, _) = task.prepare(batch, device, training=False)
+        assert (first["boxes"].shape, first["crowd"].shape) == ((3, 4), (3,))

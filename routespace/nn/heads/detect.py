@@ -18,7 +18,8 @@ from routespace.grid.families.base import EdgeCost
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.detector import Detected, Detector, Found, Size, fed_size, learned, split
 from routespace.nn.heads.pyramid import Pyramid, RateAnchors, cost_of, places_of
-from routespace.nn.heads.settings import DetectSettings
+from routespace.nn.heads.retinanet import image_losses
+from routespace.nn.heads.settings import TOWER_CONVS, DetectSettings
 from routespace.nn.route_net import RouteOutput
 
 OCTAVES = 3  # anchor sizes of a map
@@ -54,6 +55,8 @@ class DetectHead(Detector):
         else:
             self.names = ("cls_logits", "bbox_regression")
             self.detector = RetinaNet(pyramid, told.classes, anchor_generator=self._anchors(pyramid), **common)
+        for tower in (self.detector.head.classification_head, self.detector.head.regression_head):
+            tower.conv = tower.conv[: len(tower.conv) // TOWER_CONVS * told.convs]
         self.detector.transform = nn.Identity()  # images come as they shall be
         self.stand_on_pyramid()
 
@@ -116,13 +119,28 @@ class DetectHead(Detector):
 
     def losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """See Detector: `classification` (focal), `bbox_regression`, of FCOS also `bbox_ctrness`."""
+        if not isinstance(self.detector, FCOS):
+            return {name: losses.mean() for name, losses in self._retinanet_losses(raw, targets).items()}
         found = {name: part.float() for name, part in zip(self.names, raw, strict=True)}
         maps = self.anchors.of(fed_size(targets[0]), raw[0].device)
         anchors = [torch.cat(maps)] * len(targets)
         known = [learned(target) for target in targets]
-        more = ([len(boxes) for boxes in maps],) if isinstance(self.detector, FCOS) else ()
-        losses: dict[str, Tensor] = self.detector.compute_loss(known, found, anchors, *more)
+        losses: dict[str, Tensor] = self.detector.compute_loss(
+            known, found, anchors, [len(boxes) for boxes in maps]
+        )
         return losses
+
+    def image_losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """See Detector; images of FCOS share the number of what was found, and so come one by one."""
+        if isinstance(self.detector, FCOS):
+            return super().image_losses_of(raw, targets)
+        return torch.stack(list(self._retinanet_losses(raw, targets).values())).sum(0)
+
+    def _retinanet_losses(
+        self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        anchors = torch.cat(self.anchors.of(fed_size(targets[0]), raw[0].device))
+        return image_losses(self.detector, [part.float() for part in raw], anchors, targets)
 
     def found_in(self, raw: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
         """See Detector."""

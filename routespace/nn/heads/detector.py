@@ -14,10 +14,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from routespace.errors import SpecError
 from routespace.grid.spec import GridSpec
@@ -42,13 +43,13 @@ class Detected:
     head: Detector
     raw: tuple[Tensor, ...]
 
-    def image(self, place: int) -> Detected:
-        """What it gave for one of the images."""
-        return Detected(self.head, tuple(part[place : place + 1] for part in self.raw))
-
     def losses(self, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Name → 0-d loss, means over the images; see `Detector.losses_of`."""
         return self.head.losses_of(self.raw, targets)
+
+    def image_losses(self, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """(B,) the sum of the losses of each image as if it came alone."""
+        return self.head.image_losses_of(self.raw, targets)
 
     def detections(self, sizes: Sequence[Size], shown: Sequence[Size] | None = None) -> list[Found]:
         """The objects of each image, best first; see `Detector.detections_of`."""
@@ -125,6 +126,11 @@ class Detector(Head):
             Name → 0-d loss; their sum is what is minimised.
         """
 
+    def image_losses_of(self, raw: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """(B,) the sum of the losses of each image alone: those of some detectors depend on what else is there."""
+        alone = (self.losses_of([part[n : n + 1] for part in raw], [one]) for n, one in enumerate(targets))
+        return torch.stack([torch.stack(list(losses.values())).sum() for losses in alone])
+
     @abstractmethod
     def found_in(self, raw: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
         """Boxes of each image in its own pixels, best first; masks as torchvision gives them."""
@@ -165,10 +171,44 @@ def fed_size(target: Mapping[str, Tensor]) -> Size:
 
 
 def learned(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The objects of a target that can be learned from: no crowds, nothing without an area."""
+    """The objects of a target that can be learned from: no crowds, nothing without an area.
+
+    A target that tells of no crowds has nothing else, as a task prepares it: a device need not be asked.
+    """
+    known = {name: target[name] for name in ("boxes", "labels", "masks") if name in target}
+    if "crowd" not in target:
+        return known
     boxes = target["boxes"]
     keep = ~target["crowd"] & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return {name: target[name][keep] for name in ("boxes", "labels", "masks") if name in target}
+    return known if not boxes.is_cuda and bool(keep.all()) else {name: one[keep] for name, one in known.items()}
+
+
+class KnownObjects(NamedTuple):
+    """The objects of all images, padded to the most that one has, at least one: nobody has to ask for numbers.
+
+    Attributes:
+        boxes: (B, N, 4).
+        labels: (B, N).
+        there: (B, N) bool: an object that can be learned from.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    there: Tensor
+
+    @classmethod
+    def of(cls, targets: Sequence[Mapping[str, Tensor]]) -> KnownObjects:
+        """Of what is known of each image, whose crowds and boxes without an area are no objects here."""
+        boxes, labels = (
+            pad_sequence([one[name] for one in targets], batch_first=True) for name in ("boxes", "labels")
+        )
+        if not boxes.shape[1]:
+            boxes, labels = boxes.new_zeros(len(targets), 1, 4), labels.new_zeros(len(targets), 1)
+        there = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        if all("crowd" in one for one in targets):
+            crowd = pad_sequence([one["crowd"] for one in targets], batch_first=True, padding_value=True)
+            there[:, : crowd.shape[1]] &= ~crowd
+        return cls(boxes, labels, there)
 
 
 def split(tensors: Mapping[str, Tensor], counts: Sequence[int]) -> dict[str, list[Tensor]]:

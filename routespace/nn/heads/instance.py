@@ -37,7 +37,6 @@ from routespace.nn.running import in_mode
 BOXES, MASKS = "boxes", "masks"  # what is computed of proposals
 BOX_SIDE, MASK_SIDE = 7, 14  # of a proposal's map, for its box and its mask
 POSITIVE = 4  # one in so many sampled proposals is of an object, at most
-MASK_LAYERS = 4
 VECTOR = 4  # numbers that describe a proposal, over D: 1024 for 256
 LOSS_SEED = 0  # of the proposals that a validation loss is about: the same for the same network
 SURE = 0.5  # of a pixel that is in a mask
@@ -76,7 +75,7 @@ class InstanceHead(Detector):
             box_batch_size_per_image=told.sampled,
             box_positive_fraction=1 / POSITIVE,
             mask_roi_pool=_pool(pyramid.levels, MASK_SIDE),
-            mask_head=MaskRCNNHeads(width, (width,) * MASK_LAYERS, 1),
+            mask_head=MaskRCNNHeads(width, (width,) * told.convs, 1),
             mask_predictor=MaskRCNNPredictor(width, width, classes),
         )
         self.detector.transform = nn.Identity()  # images come as they shall be

@@ -21,7 +21,9 @@ from torch.nn import functional as F
 from routespace.nn.views import view_of
 
 DROPOUT = 0.1  # of whole channels before the classifier, as in the Semantic FPN of DiT's and PVT's tables
-CHANNELS_STEP = 64  # D is a multiple of it: the branches of Semantic FPN have half as many, in 32 groups
+CHANNELS_STEP = 16  # D is a multiple of it
+NORM_GROUPS = 32  # of the branches of Semantic FPN, which have D / 2 channels; of fewer, or others, FEW in a group
+FEW = 4
 GROUP_CHANNELS = 16  # of UperNet's norms: maps pooled to one place have no more numbers than that
 Size = tuple[int, int]
 Convolved = Iterator[tuple[nn.Conv2d, Size]]
@@ -30,7 +32,7 @@ Convolved = Iterator[tuple[nn.Conv2d, Size]]
 class SemanticFpn(nn.Module):
     """Semantic FPN (Kirillov et al., 2019): maps added up from coarse to fine, a branch of each to the finest.
 
-    With four rates it is segmentation_models_pytorch's `FPNDecoder`.
+    With four rates, and 64 channels or a multiple, it is segmentation_models_pytorch's `FPNDecoder`.
 
     Args:
         widths: C of each map, fine to coarse.
@@ -39,14 +41,9 @@ class SemanticFpn(nn.Module):
 
     def __init__(self, widths: Sequence[int], channels: int) -> None:
         super().__init__()
-        from segmentation_models_pytorch.decoders.fpn.decoder import SegmentationBlock
-
         self.out_channels = channels // 2
         self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
-        self.branches = nn.ModuleList(
-            SegmentationBlock(channels, self.out_channels, n_upsamples=steps) for steps in range(len(widths))
-        )
-        _replace(self.branches, nn.GroupNorm, lambda norm: PlaceNorm(norm.num_groups, norm.num_channels))
+        self.branches = nn.ModuleList(Branch(channels, self.out_channels, steps) for steps in range(len(widths)))
         self.dropout = nn.Dropout2d(DROPOUT)
         self.places: Sequence[int] = range(len(widths))
 
@@ -89,6 +86,43 @@ class SemanticFpn(nn.Module):
 def _steps(branch: Any) -> Iterator[Any]:
     """The convolutions of a branch, each with its norm and whether it doubles its map."""
     yield from branch.block
+
+
+class Branch(nn.Module):
+    """From a map of a rate to the finest's size: a convolution before each doubling, and one where there is none.
+
+    Args:
+        channels: D of the map.
+        out_channels: of what is given.
+        doublings: how often it grows.
+    """
+
+    def __init__(self, channels: int, out_channels: int, doublings: int) -> None:
+        super().__init__()
+        steps = max(1, doublings)
+        widths = [channels] + [out_channels] * steps
+        self.block = nn.Sequential(*(Step(*widths[n : n + 2], upsample=doublings > 0) for n in range(steps)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) → (B, D / 2, h, w)."""
+        out: Tensor = self.block(x)
+        return out
+
+
+class Step(nn.Module):
+    """A convolution, its norm, and twice the size where wanted."""
+
+    def __init__(self, channels: int, out_channels: int, *, upsample: bool) -> None:
+        super().__init__()
+        groups = out_channels // FEW if out_channels % NORM_GROUPS else NORM_GROUPS
+        conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        self.block = nn.Sequential(conv, PlaceNorm(groups, out_channels), nn.ReLU(inplace=True))
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, D / 2, H, W), or of twice the size."""
+        out: Tensor = self.block(x)
+        return F.interpolate(out, scale_factor=2.0, mode="bilinear", align_corners=True) if self.upsample else out
 
 
 class PlaceNorm(nn.GroupNorm):

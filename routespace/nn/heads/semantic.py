@@ -33,7 +33,7 @@ class PixelClassifier(Head):
         widths: channels of each map, fine to coarse.
         classes: K.
         decoder: `semantic_fpn` or `upernet`.
-        channels: of the decoder; a multiple of 64.
+        channels: of the decoder; a multiple of 16.
 
     Raises:
         SpecError: no classes, another decoder or number of channels.

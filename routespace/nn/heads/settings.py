@@ -10,6 +10,7 @@ from routespace.values import Value
 
 NORM_GROUPS = 32  # of FCOS, in which its channels are normalised
 NMS = {"retinanet": 0.5, "fcos": 0.6}
+TOWER_CONVS = 4  # as in the papers
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +24,7 @@ class BoxSettings(Value):
     Args:
         classes: of objects.
         width: channels of the feature pyramid and of the heads on it.
+        convs: convolutions of each of the two towers, and of Mask R-CNN's on masks, before its last layer.
         anchor_ratios: height over width of the anchors.
         score_threshold: boxes with a lower score are left out.
         nms_threshold: of two boxes of a class that overlap by more (IoU), the better one stays.
@@ -31,6 +33,7 @@ class BoxSettings(Value):
 
     classes: Count
     width: Width = 256
+    convs: Annotated[int, Field(ge=1, le=TOWER_CONVS)] = TOWER_CONVS
     anchor_ratios: Ratios = (0.5, 1.0, 2.0)
     score_threshold: Share = 0.05
     nms_threshold: Share | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from routespace.errors import SpecError
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
-from routespace.nn.heads.detector import Detected, Detector
+from routespace.nn.heads.detector import Detected, Detector, learned
 from routespace.train.tasks.base import Metric
 from routespace.train.tasks.coco_meter import CocoMeter
 
@@ -42,13 +42,17 @@ class Detect:
     def prepare(
         self, batch: tuple[Tensor, Sequence[Mapping[str, Tensor]]], device: torch.device, *, training: bool
     ) -> tuple[Tensor, Targets]:
-        """Images (B, C, H, W) and what is known of their objects → the same on the device."""
+        """Images (B, C, H, W) and what is known of their objects → the same on the device.
+
+        While training without the objects that teach nothing: which they are is known here, and not on a device.
+        """
         images, targets = batch
-        moved = [
-            {name: part.to(device, non_blocking=True) if name in ON_DEVICE else part for name, part in one.items()}
-            for one in targets
+        known = [learned(one) for one in targets] if training else targets
+        moved = together_on([{name: one[name] for name in ON_DEVICE if name in one} for one in known], device)
+        rest = [{name: part for name, part in one.items() if name not in ON_DEVICE} for one in targets]
+        return images.to(device, non_blocking=True), [
+            there | here for there, here in zip(moved, rest, strict=True)
         ]
-        return images.to(device, non_blocking=True), moved
 
     def loss(self, outputs: Detected, targets: Targets) -> Tensor:
         """0-d sum of the detector's losses."""
@@ -65,3 +69,15 @@ class Detect:
     def meter(self, device: torch.device) -> CocoMeter:
         """COCO's AP of boxes, and of masks where the metric is about them."""
         return CocoMeter(self.metric)
+
+
+def together_on(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:
+    """Targets on a device, by one copy for each of their names: many small ones take longer than the step."""
+    if device.type == "cpu":
+        return [dict(one) for one in targets]
+    moved: dict[str, Sequence[Tensor]] = {}
+    for name in targets[0]:
+        parts = [one[name] for one in targets]
+        whole = torch.cat(parts).to(device, non_blocking=True)
+        moved[name] = whole.split([len(part) for part in parts])
+    return [{name: parts[place] for name, parts in moved.items()} for place in range(len(targets))]

@@ -43,7 +43,7 @@ class SemanticSpec(DenseSpec):
     Args:
         classes: of pixels, with the background's, where it has one; 255 is the mark of pixels without a class.
         decoder: `semantic_fpn` or `upernet`.
-        channels: of the decoder's maps; a multiple of 64.
+        channels: of the decoder's maps; a multiple of 16.
         class_weights: of each class's pixels in the loss, such as a small one for a background that covers nearly
             everything; None for all alike.
     """
@@ -55,7 +55,7 @@ class SemanticSpec(DenseSpec):
     kind: Literal["semantic"] = "semantic"
     classes: Annotated[int, Field(ge=1, le=IGNORE)]
     decoder: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
-    channels: Annotated[int, Field(ge=64, multiple_of=64)] = 256
+    channels: Annotated[int, Field(ge=16, multiple_of=16)] = 256
     class_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = None
 
     @model_validator(mode="after")

@@ -73,11 +73,12 @@ class Semantic:
     def loss(self, outputs: Tensor, targets: Targets) -> Tensor:
         """0-d mean cross-entropy of all pixels that have a class, by its weight; 0 where none has."""
         total, weight = (outputs.new_zeros((), dtype=torch.float32) for _ in range(2))
-        weights = None if self.weights is None else self.weights.to(outputs.device)
+        weights = self.weights = None if self.weights is None else self.weights.to(outputs.device)
         for logits, wanted in _at_full_size(outputs, targets):
             total = total + _cross_entropy(logits, wanted, self.smoothing, weights)
-            known = wanted[wanted != IGNORE]
-            weight = weight + (known.numel() if weights is None else weights[known].sum())
+            known = wanted != IGNORE  # not picked out: their number would have to be asked of a device
+            each = known if weights is None else torch.where(known, weights[torch.where(known, wanted, 0)], 0.0)
+            weight = weight + each.sum()
         return total / weight.clamp(min=LEAST_WEIGHT)
 
     def soft_loss(self, outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -100,10 +101,9 @@ class Semantic:
         wanted = torch.cat([F.interpolate(one[:, None].float(), size, mode="nearest") for one in maps])[
             :, 0
         ].long()
-        known = wanted != IGNORE
-        pairs = wanted[known] * self.classes + answers[known]
-        counts = torch.bincount(pairs, minlength=self.classes**2).view(self.classes, self.classes)
-        return mean_iou(counts).float()
+        pairs = torch.where(wanted != IGNORE, wanted * self.classes + answers, self.classes**2).flatten()
+        counts = pairs.new_zeros(self.classes**2 + 1).scatter_add_(0, pairs, torch.ones_like(pairs))[:-1]
+        return mean_iou(counts.view(self.classes, self.classes)).float()
 
     def meter(self, device: torch.device) -> SemanticMeter:
         """Mean intersection over union, share of pixels, and loss."""
