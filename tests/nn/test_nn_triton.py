@@ -5,62 +5,24 @@ import importlib.util
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from depthwise_checks import (
+    assert_gelu_is_right,
+    assert_gradients_are_right,
+    assert_kernel_is_right,
+    assert_map_kernel_is_right,
+    assert_programs_share_the_work,
+)
 from torch.nn import functional as F
 
-from routespace.nn.kernels.depthwise import Layout, scatter_depthwise, taps_of
+from routespace.nn.kernels.depthwise import taps_of
 from routespace.nn.packing.keep import KeptTokens
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
-
-
-def assert_kernel_is_right(gather_gelu, device: str, dtype: torch.dtype, tolerance: float) -> None:
-    torch.manual_seed(0)
-    keep = KeptTokens((torch.rand(3, 42) < 0.6).to(device), (6, 7))
-    shapes = [(len(keep.rows), 70), (70, 1, 3, 3), (70,)]
-    inputs = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
-    layout = Layout(keep.rows, keep.order, (3, 6, 7))
-    weight = torch.randn(shapes[0], device=device, dtype=dtype)
-    found = []
-    for fused in (True, False):
-        hidden, kernel, offset = inputs
-        if fused:
-            y = gather_gelu(hidden, taps_of(kernel), offset, keep.neighbours)
-        else:
-            conv = partial(F.conv2d, weight=kernel, bias=offset, padding=1, groups=shapes[0][1])
-            y = F.gelu(scatter_depthwise(hidden, conv, layout))
-        found.append([y, *torch.autograd.grad((y * weight).sum(), inputs)])
-    for got, want in zip(*found, strict=True):
-        assert (got - want).abs().max() <= tolerance * want.abs().max()
-    hidden, kernel, offset = inputs
-    with torch.no_grad():  # writes no sums
-        assert torch.equal(gather_gelu(hidden, taps_of(kernel), offset, keep.neighbours), found[0][0])
-    y = gather_gelu(hidden, taps_of(kernel), offset, keep.neighbours)
-    (grad,) = torch.autograd.grad(y.square().sum(), hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):  # not a second derivative without its parts
-        grad.square().sum().backward()
-
-
-def assert_map_kernel_is_right(depthwise_gelu, device: str, dtype: torch.dtype, tolerance: float) -> None:
-    torch.manual_seed(0)
-    for b, h, w, r in ((2, 7, 5, 70), (1, 1, 1, 8), (1, 13, 3, 64), (3, 2, 9, 130)):
-        hidden, kernel, offset = (
-            torch.randn(shape, device=device, dtype=dtype) for shape in ((b, h * w, r), (r, 1, 3, 3), (r,))
-        )
-        maps = hidden.float().view(b, h, w, r).permute(0, 3, 1, 2)
-        convolved = F.conv2d(maps, kernel.float(), offset.float(), padding=1, groups=r)
-        want = convolved.flatten(2).transpose(1, 2)
-        activated, summed = depthwise_gelu(hidden, kernel, offset, h, w, total=True)
-        for got, wanted in ((summed, want), (activated, F.gelu(want))):
-            assert (got.float() - wanted).abs().max() <= tolerance * wanted.abs().max()
-        again, empty = depthwise_gelu(hidden, kernel, offset, h, w, total=False)
-        assert torch.equal(again, activated)
-        assert not empty.numel()
 
 
 def assert_norm_kernel_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
@@ -139,15 +101,6 @@ def assert_tables_are_right(device: str) -> None:
     assert torch.equal(order.cpu().long(), keep.order)
 
 
-def assert_gelu_is_right(depthwise_gelu, device: str) -> None:
-    """Of a map of one token with a kernel of ones in the middle, the GELU alone is left."""
-    x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([torch.nan]))).to(device)
-    kernel = torch.zeros(len(x), 1, 3, 3, device=device)
-    kernel[:, :, 1, 1] = 1
-    y, _ = depthwise_gelu(x.view(1, 1, -1), kernel, torch.zeros_like(x), 1, 1, total=False)
-    torch.testing.assert_close(y.flatten(), F.gelu(x), rtol=1e-6, atol=1e-6, equal_nan=True)
-
-
 def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     """What the interpreter lets through a compiler may refuse: every call is compiled instead of being run."""
     from triton.backends.compiler import GPUTarget
@@ -155,6 +108,8 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     from triton.runtime.jit import JITFunction
 
     from routespace.nn.kernels.depthwise_triton import gather_gelu
+    from routespace.nn.kernels.gather_backward_triton import gather_gelu_backward
+    from routespace.nn.kernels.map_backward_triton import depthwise_gelu_backward
     from routespace.nn.kernels.map_triton import depthwise_gelu
     from routespace.nn.kernels.norm_triton import normalize, normalize_back
     from routespace.nn.packing.tables_triton import neighbours, places
@@ -169,7 +124,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     numbers = {int: "i32", float: "fp32"}
     made = []
 
-    def compile_only(kernel, *args, grid, warmup, num_warps=4, **constants):
+    def compile_only(kernel, *args, grid, warmup, num_warps=4, maxnreg=None, **constants):
         names = [name for name in kernel.arg_names if name not in constants]
         signature = {
             name: codes[value.dtype] if isinstance(value, torch.Tensor) else numbers[type(value)]
@@ -182,38 +137,45 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     monkeypatch.setattr(JITFunction, "run", compile_only)
     keep = KeptTokens(torch.rand(2, 42) < 0.6, (6, 7))
     for dtype in (torch.float32, torch.bfloat16):
-        shapes = [(len(keep.rows), 70), (9, 70), (70,)]
-        inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-        gather_gelu(*inputs, keep.neighbours).sum().backward()
-        with torch.no_grad():
-            gather_gelu(*inputs, keep.neighbours.int())
-            for wanted in (True, False):
-                depthwise_gelu(torch.randn(2, 42, 70, dtype=dtype), *inputs[1:], 6, 7, total=wanted)
-                normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=wanted)
-            normalize(inputs[0], inputs[1][0], inputs[2], 1e-5, statistics=False, added=inputs[2])
-            half = inputs[0].bfloat16()
-            summed = normalize(*inputs[:1], inputs[1][0], inputs[2], 1e-5, statistics=True, branch=half)
-            for around, also in ((inputs[0], torch.bfloat16), (None, None)):
-                normalize_back(half, inputs[0], inputs[2], summed.means, summed.rstds, around=around, also=also)
-    assert len(made) == 24  # forward, two in the backward pass, inference; two of maps, six of norms
+        hidden, taps, offset = (
+            torch.randn(shape, dtype=dtype) for shape in ((len(keep.rows), 70), (9, 70), (70,))
+        )
+        maps = torch.randn(2, 42, 70, dtype=dtype)
+        for wanted in (True, False):
+            gather_gelu(hidden, taps, offset, keep.neighbours.int(), slope=wanted)
+            depthwise_gelu(maps, taps, offset, 6, 7, slope=wanted)
+            normalize(hidden, taps[0], offset, 1e-5, statistics=wanted)
+        normalize(hidden, taps[0], offset, 1e-5, statistics=False, added=offset)
+        half = hidden.bfloat16()
+        summed = normalize(hidden, taps[0], offset, 1e-5, statistics=True, branch=half)
+        for around, also in ((hidden, torch.bfloat16), (None, None)):
+            normalize_back(half, hidden, offset, summed.means, summed.rstds, around=around, also=also)
+        gather_gelu(hidden, taps, offset, keep.neighbours, slope=True)
+        assert len(made) == 11
+        for both in ((True, True), (True, False), (False, True)):
+            wishes = dict(zip(("into_hidden", "into_weights"), both, strict=True))
+            gather_gelu_backward(hidden, hidden, taps, hidden, keep.neighbours.int(), **wishes)
+            depthwise_gelu_backward(maps, maps, taps, maps, 6, 7, **wishes)
+        assert len(made) == 11 + 9
+        assert all(made)
+        made.clear()
     starts = keep.counts.cumsum(0) - keep.counts
     rows, order = places(keep.kept, len(keep.rows), starts, None)
     places(keep.kept, 40, None, 20)
     neighbours(rows, order, (6, 7))
-    assert len(made) == 27
+    assert len(made) == 3
     assert all(made)
 
 
 def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
-    from routespace.nn.kernels.depthwise_triton import gather_gelu
-    from routespace.nn.kernels.map_triton import depthwise_gelu
-
-    assert_kernel_is_right(gather_gelu, device, dtype, tolerance)
-    assert_map_kernel_is_right(depthwise_gelu, device, dtype, tolerance)
+    assert_kernel_is_right(device, dtype, tolerance)
+    assert_map_kernel_is_right(device, dtype, tolerance)
     assert_norm_kernel_is_right(device, dtype, tolerance)
     assert_norm_back_kernel_is_right(device, dtype, tolerance)
     if dtype == torch.float32:
-        assert_gelu_is_right(depthwise_gelu, device)
+        assert_gelu_is_right(device)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            assert_programs_share_the_work(device, monkeypatch)
         assert_tables_are_right(device)
 
 
@@ -267,6 +229,7 @@ def test_kernels_on_cuda_at_the_sizes_of_networks(b, side, r):
         rows = hidden.flatten(0, 1).index_select(0, keep.rows)
         got = gathered_gelu(rows, taps_of(small[0]), small[1], keep.neighbours)
         assert (got - wanted).abs().max() <= 1e-2 * wanted.abs().max()
+    assert_gradients_are_right(rows, small, keep, side)
     norm = LayerNorm(64).to("cuda", torch.bfloat16)
     x = torch.randn(b * 70, 64, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn_like(x)
@@ -345,62 +308,3 @@ def test_varlen_attention_on_cuda():
     got = varlen_attention(queries, keys, values, keep)
     want = padded_attention(queries, keys, values, keep.slots, keep.longest)
     assert (got - want).abs().max() < 2e-2
-
-
-def test_operators_are_what_plain_layers_compute():
-    from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
-
-    torch.manual_seed(0)
-    keep = KeptTokens(torch.rand(3, 42) < 0.6, (6, 7))
-    hidden = torch.randn(3, 42, 10, requires_grad=True)
-    kernel, offset = torch.randn(10, 1, 3, 3, requires_grad=True), torch.randn(10, requires_grad=True)
-    inputs, weight = [hidden, kernel, offset], torch.randn(3, 42, 10)
-    found = []
-    for fused in (True, False):
-        if fused:
-            y = map_gelu(hidden, kernel, offset, (6, 7))
-        else:
-            maps = hidden.view(3, 6, 7, 10).permute(0, 3, 1, 2)
-            y = F.gelu(F.conv2d(maps, kernel, offset, padding=1, groups=10)).flatten(2).transpose(1, 2)
-        found.append([y, *torch.autograd.grad((y * weight).sum(), inputs)])
-    for got, want in zip(*found, strict=True):
-        torch.testing.assert_close(got, want)
-    (only_offset,) = torch.autograd.grad(
-        (map_gelu(hidden.detach(), kernel, offset, (6, 7)) * weight).sum(), offset
-    )
-    torch.testing.assert_close(only_offset, found[0][3])
-    with torch.no_grad():
-        rows = hidden.flatten(0, 1).index_select(0, keep.rows)
-        conv = partial(F.conv2d, weight=kernel, bias=offset, padding=1, groups=10)
-        wanted = F.gelu(scatter_depthwise(rows, conv, Layout(keep.rows, keep.order, (3, 6, 7))))
-        torch.testing.assert_close(gathered_gelu(rows, taps_of(kernel), offset, keep.neighbours), wanted)
-    small = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 6, 3), (3, 1, 3, 3), (3,))]
-    torch.autograd.gradcheck(lambda *given: map_gelu(*given, (2, 3)), small)
-    torch.autograd.gradgradcheck(lambda *given: map_gelu(*given, (2, 3)), small)
-    operators = torch.ops.routespace
-    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    for total in (True, False):
-        torch.library.opcheck(
-            operators.map_gelu, (hidden.detach(), kernel.detach(), offset.detach(), 6, 7, total), test_utils=tests
-        )
-    with torch.no_grad():
-        torch.library.opcheck(
-            operators.gather_gelu, (rows, taps_of(kernel), offset, keep.neighbours), test_utils=tests
-        )
-
-
-def test_operators_count_what_a_convolution_does():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from routespace.nn.kernels.depthwise_ops import map_gelu
-
-    hidden, kernel, offset = torch.randn(3, 42, 10), torch.randn(10, 1, 3, 3), torch.randn(10)
-    counted = []
-    for fused in (True, False):
-        with FlopCounterMode(display=False) as counter:
-            if fused:
-                map_gelu(hidden, kernel, offset, (6, 7))
-            else:
-                F.conv2d(hidden.view(3, 6, 7, 10).permute(0, 3, 1, 2), kernel, offset, padding=1, groups=10)
-        counted.append(counter.get_total_flops())
-    assert counted == [2 * 9 * 3 * 42 * 10] * 2

@@ -120,10 +120,8 @@ class Mlp(nn.Module):
             return apply_linear(self.fc2, F.gelu(hidden))
         weights = self._expansion()
         if runs_triton(rows):
-            from routespace.nn.kernels.depthwise_triton import gather_gelu
-
-            hidden = apply_linear(self.fc1, rows)
-            activated = gather_gelu(hidden, taps_of(weights.kernel), weights.offset, keep.neighbours)
+            hidden = apply_linear(self.fc1, rows, bias_apart=False)
+            activated = gathered_gelu(hidden, taps_of(weights.kernel), weights.offset, keep.neighbours)
             return apply_linear(self.fc2, activated)
         layout = Layout(keep.rows, keep.order, size)
         if in_parts(rows):
@@ -159,7 +157,7 @@ class Mlp(nn.Module):
     def fused(self, rows: Tensor, neighbours: Tensor, taps: Tensor) -> Tensor:
         """(n, C) → (n, C), by gathering neighbours; call it inside a compiled function."""
         assert self.dwconv.bias is not None
-        if runs_triton(rows) and not torch.is_grad_enabled():
+        if runs_triton(rows):
             hidden = apply_linear(self.fc1, rows)
             return apply_linear(self.fc2, gathered_gelu(hidden, taps, self.dwconv.bias, neighbours))
         if adds_bias_apart(rows):

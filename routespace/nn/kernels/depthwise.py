@@ -9,7 +9,7 @@ Three ways, one result:
     gather_depthwise  nine gathers: only good where a compiler fuses them (eager, they would write nine maps),
                       and then close to the ideal.
 
-On CUDA `routespace.nn.kernels.depthwise_triton` fuses the nine gathers with bias and GELU by hand.
+On CUDA `routespace.nn.kernels.depthwise_ops` fuses the nine gathers with bias and GELU by hand.
 
 Shape legend: B images · H, W map sides · N = H·W · n kept tokens of the whole batch · C, R channels.
 """
@@ -145,6 +145,15 @@ def _weighted(padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
     return total
 
 
+def gathered_grads(grad: Tensor, padded: Tensor, taps: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+    """Backward of nine gathers: from (n, R) and what `gather_depthwise` was given to (n, R) and (9, R).
+
+    Token i is neighbour k of token j exactly when j is neighbour 8 − k of i: the backward gathers too.
+    """
+    grad_hidden = _weighted(zero_behind(grad), taps.flip(0), neighbours)
+    return grad_hidden, torch.stack([(grad * part).sum(0) for part in _nine(padded, neighbours)])
+
+
 class _GatherConv(Function):
     @staticmethod
     def forward(ctx: Any, padded: Tensor, taps: Tensor, neighbours: Tensor) -> Tensor:
@@ -154,9 +163,7 @@ class _GatherConv(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         padded, taps, neighbours = ctx.saved_tensors
-        # Token i is neighbour k of token j exactly when j is neighbour 8 − k of i: the backward gathers too.
-        grad_hidden = _weighted(zero_behind(grad), taps.flip(0), neighbours)
-        grad_taps = torch.stack([(grad * part).sum(0) for part in _nine(padded, neighbours)])
+        grad_hidden, grad_taps = gathered_grads(grad, padded, taps, neighbours)
         return zero_behind(grad_hidden), grad_taps, None
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from routespace.nn.kernels.gelu_triton import gelu
+from routespace.nn.kernels.gelu_triton import gelu, gelu_and_slope
 
 COLUMNS, CHANNELS, WARPS = 16, 64, 4  # the fastest of six shapes on an H200
 PROGRAMS = 2048  # that keep a GPU busy: with fewer, strips are made shorter
@@ -24,9 +24,9 @@ LEAST_STRIP = 2
 # Triton reads annotations as code, in which only its own names may stand.
 @triton.jit
 def _map_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows no lists
-    hidden: tl.tensor, kernel: tl.tensor, offset: tl.tensor, summed: tl.tensor, activated: tl.tensor,
+    hidden: tl.tensor, kernel: tl.tensor, offset: tl.tensor, slope: tl.tensor, activated: tl.tensor,
     columns: tl.tensor, height: tl.tensor, width: tl.tensor, r: tl.tensor,
-    SUM: tl.constexpr, STRIP: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    SLOPE: tl.constexpr, STRIP: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     # Channels are the inner ones of the programs: those that run together read whole rows of memory.
     blocks = tl.cdiv(r, CHANNELS)
@@ -86,11 +86,13 @@ def _map_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows 
         total = current + left * k6 + middle * k7 + right * k8
         current = below + left * k3 + middle * k4 + right * k5
         below = shift + left * k0 + middle * k1 + right * k2
-        tl.store(
-            activated + place - 2 * step, gelu(total).to(activated.dtype.element_ty), mask=here & (y < height)
-        )
-        if SUM:
-            tl.store(summed + place - 2 * step, total.to(summed.dtype.element_ty), mask=here & (y < height))
+        written = here & (y < height)
+        if SLOPE:
+            total, found = gelu_and_slope(total)
+            tl.store(slope + place - 2 * step, found.to(slope.dtype.element_ty), mask=written)
+        else:
+            total = gelu(total)
+        tl.store(activated + place - 2 * step, total.to(activated.dtype.element_ty), mask=written)
 
 
 def strip_rows(height: int, programs: int) -> int:
@@ -102,7 +104,7 @@ def strip_rows(height: int, programs: int) -> int:
 
 
 def depthwise_gelu(
-    hidden: Tensor, kernel: Tensor, offset: Tensor, height: int, width: int, *, total: bool
+    hidden: Tensor, kernel: Tensor, offset: Tensor, height: int, width: int, *, slope: bool
 ) -> tuple[Tensor, Tensor]:
     """gelu(depth-wise convolution + bias) of token maps.
 
@@ -111,18 +113,18 @@ def depthwise_gelu(
         kernel: (R, 1, 3, 3) contiguous.
         offset: (R,).
         height, width: of the maps.
-        total: also give what goes into the GELU, for a backward pass.
+        slope: also give the GELU's derivative, all that a backward pass needs of the sums.
 
     Returns:
-        (B, N, R) activated, and the same before the GELU, which is empty without `total`.
+        (B, N, R) activated, and the GELU's derivative of the same shape, empty without `slope`.
     """
     r, columns = hidden.shape[2], hidden.shape[0] * width
     activated = torch.empty_like(hidden)
-    summed = torch.empty_like(hidden) if total else hidden.new_empty(0)
+    slopes = torch.empty_like(hidden) if slope else hidden.new_empty(0)
     blocks = triton.cdiv(columns, COLUMNS) * triton.cdiv(r, CHANNELS)
     strip = strip_rows(height, blocks)
     _map_kernel[(blocks, triton.cdiv(height, strip))](
-        hidden, kernel, offset, summed if total else activated, activated, columns, height, width, r,
-        SUM=total, STRIP=strip, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS,
+        hidden, kernel, offset, slopes if slope else activated, activated, columns, height, width, r,
+        SLOPE=slope, STRIP=strip, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS,
     )  # fmt: skip
-    return activated, summed
+    return activated, slopes
