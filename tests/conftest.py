@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import gc
+
 import pytest
 import torch
 from devices import DEVICES
@@ -8,6 +10,17 @@ from hypothesis import HealthCheck, settings
 # How long an example takes says how busy the machine is, and nothing about the code.
 settings.register_profile("routespace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("routespace")
+
+
+def pytest_collection() -> None:
+    """What is imported and collected is no garbage, and millions of objects: nobody looks through them."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Nor while tests run: a full look goes through what was made since then."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
