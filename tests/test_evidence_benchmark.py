@@ -81,7 +81,7 @@ def test_pairs_of_nearly_equal_macs_are_ranked_apart():
     assert np.isnan(near_tau(macs[::2], first[::2], second[::2])[0])
 
 
-def test_gpu_arenas_are_recipes_that_can_be_read():
+def test_gpu_arenas_of_stamps_are_recipes_that_can_be_read():
     from evidence_lines.arenas import stamps_gpu
 
     for size, px in (("b0", 192), ("b1", 224)):

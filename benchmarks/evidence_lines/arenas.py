@@ -12,6 +12,8 @@ from routespace.train.recipe.recipe import Recipe
 
 STAMPS = {"rotate": 25, "hflip": 0.5, "brightness": 0.3, "saturation": 0.5, "held_out": 0.2}
 
+FIRST_SCENES, OWN_SCENES = 128 * 250, 128 * 250  # of an epoch, on a GPU: 1000 steps and 1500
+
 
 @dataclass(frozen=True)
 class Arena:
@@ -27,6 +29,7 @@ class Arena:
         first: the small canvas: epochs, image size and scenes of an epoch.
         tune_epochs: of what is extracted.
         composed: whether scenes are composed where the network is.
+        length: times the steps that the fields above say, for machines that are faster or slower.
     """
 
     name: str
@@ -39,22 +42,27 @@ class Arena:
     first: tuple[int, int, int]
     tune_epochs: int = 2
     composed: bool = False
+    length: float = 1.0
 
     def recipe(self, seed: int) -> Recipe:
         """That of the routed network, at the recipe's own budget."""
         given = load_recipe("digits_map")
         epochs, size, scenes = self.first
         start = given.train.phases[0].model_dump(mode="json")
-        start |= {"epochs": epochs, "image_size": size, "data": self._data(self.first_px, scenes)}
-        start["execution"] = "dense" if self.device == "cpu" else None
-        return given.override(
+        start |= {"epochs": epochs, "image_size": size, "data": {self.objects: self.first_px}}
+        own = given.override(
             {"name": f"evidence_{self.name}", "seed": seed, "train.device": self.device}
+            | {"train.phases": []}
             | dict(self.changes)
-            | {f"data.{self.objects}": self.own_px, "train.phases": [start]}
+            | {f"data.{self.objects}": self.own_px}
         )
+        told, batch = own.data.model_dump(), own.train.batch
+        start["data"]["train_size"] = self._scenes(scenes, batch)
+        return own.override({"data.train_size": self._scenes(told["train_size"], batch), "train.phases": [start]})
 
-    def _data(self, px: tuple[int, int], scenes: int) -> dict[str, Any]:
-        return {self.objects: px, "train_size": scenes}
+    def _scenes(self, count: int, batch: int) -> int:
+        """Of an epoch: whole batches where the length is not that of the arena."""
+        return count if self.length == 1 else max(1, round(count * self.length / batch)) * batch
 
 
 def scenes_of(folder: Path | None, train_size: int, val_size: int = 1000, test_size: int = 2000) -> dict[str, Any]:
@@ -105,6 +113,52 @@ def stamps_gpu(folder: Path | None, size: str) -> Arena:
     large, small = _shares(first[1], 0.3, 0.9), _shares(px, 0.15, 0.45)
     supernet = {"grid.layers": 6, "grid.widths": narrower}
     return Arena(f"stamps_{size}_cuda", "cuda", changes, supernet, "object_px", large, small, first, composed=True)
+
+
+def digits_gpu() -> Arena:
+    """Digits of 14 to 44 px on photographs of 96 px: the blocks of `digits_map`, in larger batches."""
+    changes = _composed(ratio=0.5)
+    supernet = {"grid.layers": 6, "grid.widths": [6, 12, 24, 36]}
+    return Arena(
+        "digits_cuda",
+        "cuda",
+        changes,
+        supernet,
+        "object_px",
+        (16, 56),
+        (14, 44),
+        (4, 64, FIRST_SCENES),
+        composed=True,
+    )
+
+
+def sparse() -> Arena:
+    """Digits of 12 to 36 px on 128 px, a twentieth of it; three quarters of the MACs are in rows that can skip."""
+    changes = {"grid.image_size": 128, "grid.depths": [2, 2, 1, 1], **_composed(ratio=0.4)}
+    supernet = {"grid.layers": 6, "grid.depths": 1, "grid.widths": [6, 12, 24, 36]}
+    return Arena(
+        "sparse_cuda",
+        "cuda",
+        changes,
+        supernet,
+        "object_px",
+        (16, 56),
+        (12, 36),
+        (4, 64, FIRST_SCENES),
+        composed=True,
+    )
+
+
+def _composed(*, ratio: float) -> dict[str, Any]:
+    """Of digits on photographs, composed where the network is; rows are masked, as packing waits for a GPU."""
+    return {
+        "data": scenes_of(None, OWN_SCENES, val_size=2000),
+        "budget.ratio": ratio,
+        "train.batch_size": 128,
+        "train.epochs": 6,
+        "train.lr": 3e-3,
+        "train.execution": "dense",
+    }
 
 
 def _shares(px: int, low: float, high: float) -> tuple[int, int]:

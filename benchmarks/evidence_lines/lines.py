@@ -13,7 +13,7 @@ extracted  from a supernet that was trained in sandwich mode, with a short fine-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ class Setting:
         seed: of weights and training scenes.
         ratio: of the dense network's MACs.
         out: folder of the arena's runs.
+        beside: whether others are trained at the same time, so that seconds tell nothing.
     """
 
     arena: Arena
     seed: int
     ratio: float
     out: Path
+    beside: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -105,6 +107,7 @@ class Setting:
             found: dict[str, Any] = read_json(told, wanted="what this script wrote")
             return found
         row = {"line": line, "seed": self.seed, "ratio": self.ratio, **work(self.folder(line))}
+        row |= {"side_by_side": True} if self.beside else {}
         write_json(told, row)
         return row
 
@@ -141,7 +144,7 @@ def oracle(setting: Setting) -> dict[str, Any]:
     """Gates that know; the first phase is that of the dense network, trained once."""
 
     def work(folder: Path) -> dict[str, Any]:
-        first = Setting(setting.arena, setting.seed, 1, setting.out)
+        first = replace(setting, ratio=1)
         begun = first.kept("start", lambda place: first.trained(first.plain.phase(0), place))
         start = {"train.phases": [], "train.weights": str(first.folder("start")), "train.start": "open"}
         found = train_oracle(setting.recipe.override(start), folder, setting.macs)
@@ -150,17 +153,25 @@ def oracle(setting: Setting) -> dict[str, Any]:
     return setting.kept("oracle", work)
 
 
+def narrower_recipe(setting: Setting) -> Recipe:
+    """Of a plain network as deep, narrower."""
+    return plain_recipe(setting.plain, setting.macs)
+
+
 def narrower(setting: Setting) -> dict[str, Any]:
     """As deep, narrower."""
-    recipe = plain_recipe(setting.plain, setting.macs)
-    return setting.kept("narrower", lambda folder: setting.trained(recipe, folder))
+    return setting.kept("narrower", lambda folder: setting.trained(narrower_recipe(setting), folder))
+
+
+def shallower_recipe(setting: Setting) -> Recipe:
+    """Of a plain network without blocks at the finest rate, wider."""
+    rates = len(setting.recipe.grid.rates)
+    return plain_recipe(setting.plain, setting.macs, blocks=(0, *[1] * (rates - 1)))
 
 
 def shallower(setting: Setting) -> dict[str, Any]:
     """No blocks at the finest rate, wider."""
-    rates = len(setting.recipe.grid.rates)
-    recipe = plain_recipe(setting.plain, setting.macs, blocks=(0, *[1] * (rates - 1)))
-    return setting.kept("shallower", lambda folder: setting.trained(recipe, folder))
+    return setting.kept("shallower", lambda folder: setting.trained(shallower_recipe(setting), folder))
 
 
 def smaller_recipe(setting: Setting) -> Recipe:
@@ -187,8 +198,7 @@ def smaller_recipe(setting: Setting) -> Recipe:
 
 def smaller(setting: Setting) -> dict[str, Any]:
     """Every token, on smaller images."""
-    recipe = smaller_recipe(setting)
-    return setting.kept("smaller", lambda folder: setting.trained(recipe, folder))
+    return setting.kept("smaller", lambda folder: setting.trained(smaller_recipe(setting), folder))
 
 
 def longer(setting: Setting) -> dict[str, Any]:
@@ -216,7 +226,7 @@ def extracted(setting: Setting) -> dict[str, Any]:
     """The best part of a supernet within the MACs, and some epochs more."""
 
     def work(folder: Path) -> dict[str, Any]:
-        first, arena = Setting(setting.arena, setting.seed, 1, setting.out), setting.arena
+        first, arena = replace(setting, ratio=1), setting.arena
         whole = first.arena.recipe(setting.seed).override({**SANDWICH, **arena.supernet})
         begun = first.kept("supernet", lambda place: first.trained(whole, place))
         now = clock_of(arena.device)
@@ -252,7 +262,21 @@ LINES: Mapping[str, Callable[[Setting], dict[str, Any]]] = {
     "longer": longer,
     "extracted": extracted,
 }
+NEEDS = {"longer": ("routed", *RIVALS)}  # a line → those that have to be there
+WORTH = ("routed", "smaller", "narrower", "shallower", "dense", "oracle", "extracted", "longer")  # most first
 ONCE = ("dense",)  # the same at all shares of the MACs
+
+
+def trained_recipe(setting: Setting, line: str) -> Recipe | None:
+    """What a line is trained by; None where that is more than one recipe, or known only later."""
+    made: Mapping[str, Callable[[Setting], Recipe]] = {
+        "dense": lambda own: own.plain,
+        "routed": lambda own: own.recipe,
+        "narrower": narrower_recipe,
+        "shallower": shallower_recipe,
+        "smaller": smaller_recipe,
+    }
+    return made[line](setting) if line in made else None
 
 
 def network(setting: Setting, row: Mapping[str, Any]) -> TaskNet:
