@@ -47,7 +47,7 @@ SPARSE_FIRST_DATA = {"train_size": 6400, "digit_px": [24, 64]}
 LIGHT = {  # heads that leave most of the work to the backbone
     "detect": {"task.width": 16, "task.convs": 1},
     "instance": {"task.width": 16, "task.convs": 1, "task.proposals": 20, "task.max_detections": 10},
-    "semantic": {"task.channels": 16},
+    "semantic": {"task.channels": 32},
 }
 SCENES = ("sparse", "recipe")
 TASKS = ("detect", "instance", "semantic")
@@ -212,8 +212,8 @@ def so_far(setting: Setting, line: str) -> dict[str, Any] | None:
         return finished
     run = RunFolder(folder)
     records = run.read_metrics() if run.is_run else []
-    recipe = recipe_of(setting, line)
-    if not records or records[-1]["phase"] <= len(recipe.train.phases):
+    recipe = run.read_recipe() if records else None
+    if recipe is None or records[-1]["phase"] <= len(recipe.train.phases):
         return None
     last, metric, head = records[-1], recipe.task.metric.name, recipe.task.make(recipe.grid).head(recipe.grid)
     macs = last["counted_ratio"] * recipe.base_macs()
