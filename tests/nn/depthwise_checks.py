@@ -31,10 +31,10 @@ def assert_kernel_is_right(device: str, dtype: torch.dtype, tolerance: float) ->
         hidden, kernel, offset, grad = (
             torch.randn(shape, device=device, dtype=dtype) for shape in (*shapes, shapes[0])
         )
-        exact = [part.float().requires_grad_() for part in (hidden, kernel, offset)]
+        exact = [part.double().requires_grad_() for part in (hidden, kernel, offset)]
         conv = partial(F.conv2d, weight=exact[1], bias=exact[2], padding=1, groups=r)
         summed = scatter_depthwise(exact[0], conv, Layout(rows, keep.order, (b, h, w)))
-        y, *wanted = derivatives(F.gelu(summed), exact, grad.float())
+        y, *wanted = derivatives(F.gelu(summed), exact, grad.double())
         wanted[1] = taps_of(wanted[1])
         slope = torch.ops.aten.gelu_backward(torch.ones_like(summed), summed).detach()
         taps = taps_of(kernel)
@@ -62,10 +62,10 @@ def assert_map_kernel_is_right(device: str, dtype: torch.dtype, tolerance: float
         hidden, kernel, offset, grad = (
             torch.randn(shape, device=device, dtype=dtype) for shape in (*shapes, shapes[0])
         )
-        exact = [part.float().requires_grad_() for part in (hidden, kernel, offset)]
+        exact = [part.double().requires_grad_() for part in (hidden, kernel, offset)]
         maps = exact[0].view(b, h, w, r).permute(0, 3, 1, 2)
         summed = F.conv2d(maps, exact[1], exact[2], padding=1, groups=r).flatten(2).transpose(1, 2)
-        y, *wanted = derivatives(F.gelu(summed), exact, grad.float())
+        y, *wanted = derivatives(F.gelu(summed), exact, grad.double())
         slope = torch.ops.aten.gelu_backward(torch.ones_like(summed), summed).detach()
         activated, got_slope = depthwise_gelu(hidden, kernel, offset, h, w, slope=True)
         assert_close((activated, got_slope), (y, slope), tolerance)
