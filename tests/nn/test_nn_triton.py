@@ -1,6 +1,5 @@
 """The Triton kernels against plain operations: in Triton's interpreter on a CPU, for real on CUDA."""
 
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -17,6 +16,7 @@ from depthwise_checks import (
     assert_programs_share_the_work,
 )
 from torch.nn import functional as F
+from triton_compiling import compile_only
 
 from routespace.nn.kernels.depthwise import taps_of
 from routespace.nn.packing.keep import KeptTokens
@@ -103,10 +103,6 @@ def assert_tables_are_right(device: str) -> None:
 
 def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     """What the interpreter lets through a compiler may refuse: every call is compiled instead of being run."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction
-
     from routespace.nn.kernels.depthwise_triton import gather_gelu
     from routespace.nn.kernels.gather_backward_triton import gather_gelu_backward
     from routespace.nn.kernels.map_backward_triton import depthwise_gelu_backward
@@ -114,27 +110,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
     from routespace.nn.kernels.norm_triton import normalize, normalize_back
     from routespace.nn.packing.tables_triton import neighbours, places
 
-    codes = {
-        torch.uint8: "*u8",
-        torch.int32: "*i32",
-        torch.int64: "*i64",
-        torch.float32: "*fp32",
-        torch.bfloat16: "*bf16",
-    }
-    numbers = {int: "i32", float: "fp32"}
-    made = []
-
-    def compile_only(kernel, *args, grid, warmup, num_warps=4, maxnreg=None, **constants):
-        names = [name for name in kernel.arg_names if name not in constants]
-        signature = {
-            name: codes[value.dtype] if isinstance(value, torch.Tensor) else numbers[type(value)]
-            for name, value in zip(names, args, strict=True)
-        }
-        source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-        made.append(triton_compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"])
-
-    triton_compile = importlib.import_module("triton").compile
-    monkeypatch.setattr(JITFunction, "run", compile_only)
+    made = compile_only(monkeypatch)
     keep = KeptTokens(torch.rand(2, 42) < 0.6, (6, 7))
     for dtype in (torch.float32, torch.bfloat16):
         hidden, taps, offset = (

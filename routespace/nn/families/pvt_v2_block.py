@@ -21,6 +21,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.families.base import Block, as_maps_are, drop_paths
 from routespace.nn.families.compiled import compiled, use_compiled
 from routespace.nn.families.parts import BYTES_AT_ONCE, in_parts
+from routespace.nn.families.pvt_v2_fused import may_fuse, run_fused
 from routespace.nn.kernels.depthwise import (
     Expansion,
     Layout,
@@ -218,9 +219,10 @@ class PvtBlock(Block):
 
     def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C), computing the kept tokens alone. Without autograd x itself is written to."""
-        first, second = (
-            None if drop is None else drop.flatten(1).index_select(0, keep.images) for drop in self._drops(x)
-        )
+        drops = self._drops(x)
+        if drops == (None, None) and not use_compiled(self) and may_fuse(self, x, keep):
+            return run_fused(self, x, hw, keep)
+        first, second = (None if drop is None else drop.flatten(1).index_select(0, keep.images) for drop in drops)
         if use_compiled(self) and self.mlp.is_plain and keep.longest > 1:
             taps = taps_of(self.mlp.dwconv.weight)
             rows = compiled(fused_rows, hw)(self, x, keep.tables, taps, (first, second))

@@ -19,12 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from routespace.nn.packing.triton_here import runs_triton
+
+if TYPE_CHECKING:
+    from routespace.nn.packing.framed_triton import FramedTables
 
 T = TypeVar("T")
 MOST_TOKENS, MOST_PLACES = 4096, 1 << 31  # of an image, and of a batch, that kernels make tables of
@@ -40,6 +43,7 @@ class KeptTokens:
         per_image: kept tokens of each image, where the selection makes them equal (top-k): every table then has a
             shape known beforehand, and nothing waits for the device.
         sees_kept: keys and values are made of exactly the kept tokens; `visible` is then `kept`.
+        lengths: kept tokens of each image, where the host knows them already: it then does not ask the device.
 
     The tables are made on first use and shared by all blocks of an edge.
     """
@@ -52,12 +56,14 @@ class KeptTokens:
         *,
         per_image: int | None = None,
         sees_kept: bool = False,
+        lengths: list[int] | None = None,
     ) -> None:
         self.kept = kept
         self.hw = hw
         self.visible = kept if sees_kept else visible
         self.per_image = per_image
         self.sees_kept = sees_kept
+        self._lengths = lengths
         self._shared: dict[Hashable, Any] = {}
         # Not cached properties: those hold a lock before Python 3.12, at which torch's compiler breaks its graph.
         self._mask: Tensor | None = None
@@ -111,6 +117,20 @@ class KeptTokens:
         return places(self.kept.contiguous(), sum(self.lengths), starts, self.per_image)
 
     @cached_property
+    def framed(self) -> FramedTables | None:
+        """All that inference on CUDA reads, by one kernel; None where that does not run."""
+        (h, w), kept = self.hw, self.kept
+        if not runs_triton(kept) or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return None
+        from routespace.nn.packing.framed_triton import MOST_IMAGES, framed_tables
+
+        small = 0 < kept.shape[0] <= MOST_IMAGES and 0 < self.tokens <= MOST_TOKENS
+        if not small or kept.shape[0] * (h + 2) * (w + 2) >= MOST_PLACES:
+            return None
+        counts = None if self.per_image is not None else self.counts
+        return framed_tables(kept.contiguous(), sum(self.lengths), counts, self.hw, self.per_image)
+
+    @cached_property
     def counts(self) -> Tensor:
         """(B,) kept tokens of each image."""
         return self.kept.sum(1)
@@ -118,6 +138,8 @@ class KeptTokens:
     @cached_property
     def lengths(self) -> list[int]:
         """Kept tokens of each image, on the host."""
+        if self._lengths is not None:
+            return self._lengths
         return [self.per_image] * self.kept.shape[0] if self.per_image is not None else self.counts.tolist()
 
     @cached_property
@@ -190,10 +212,10 @@ class KeptTokens:
             return False
         return sum(self.lengths) == self.kept.numel()
 
-    def only(self, images: Tensor) -> KeptTokens:
-        """The same for some images of the batch."""
+    def only(self, images: Tensor, lengths: list[int] | None = None) -> KeptTokens:
+        """The same for some images of the batch; `lengths` tells what they keep, where the host knows."""
         visible = None if self.visible is None else self.visible.index_select(0, images)
-        return self._like(self.kept.index_select(0, images), visible)
+        return self._like(self.kept.index_select(0, images), visible, lengths)
 
     def split(self, images: list[int]) -> list[KeptTokens]:
         """The same for so many consecutive images of the batch each; they add up to B."""
@@ -201,8 +223,10 @@ class KeptTokens:
         visible = [None] * len(kept) if self.visible is None else torch.split(self.visible, images)
         return [self._like(part, seen) for part, seen in zip(kept, visible, strict=True)]
 
-    def _like(self, kept: Tensor, visible: Tensor | None) -> KeptTokens:
-        return KeptTokens(kept, self.hw, visible, per_image=self.per_image, sees_kept=self.sees_kept)
+    def _like(self, kept: Tensor, visible: Tensor | None, lengths: list[int] | None = None) -> KeptTokens:
+        return KeptTokens(
+            kept, self.hw, visible, per_image=self.per_image, sees_kept=self.sees_kept, lengths=lengths
+        )
 
     def see(self, x: Tensor) -> Tensor:
         """(B, N, C) → the same map with invisible tokens at zero."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from routespace.nn.packing.compiler import assume_constant_result
+from routespace.nn.packing.compiler import assume_constant_result, is_plain_run
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.rows import spread_rows, take
 
@@ -163,11 +163,28 @@ def varlen_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
     from torch.nn.attention.varlen import varlen_attn
 
     b, _, m, _ = keys.shape
-    starts = F.pad(keep.counts.cumsum(0), (1, 0)).to(torch.int32)
-    key_starts = m * torch.arange(b + 1, device=keys.device, dtype=torch.int32)
     packed_keys, packed_values = (
         part.transpose(1, 2).reshape(b * m, *queries.shape[1:]) for part in (keys, values)
     )
+    if isinstance(keep, KeptTokens) and not torch.is_grad_enabled() and is_plain_run(queries):
+        # What `varlen_attn` calls, without the better part of its time on the host.
+        starts = keep.shared("starts", lambda: _starts(keep) if keep.framed is None else keep.framed.starts)
+        key_starts = keep.shared(("key starts", m), lambda: _key_starts(b, m, keys.device))
+        found: Tensor = torch.ops.aten._flash_attention_forward(
+            queries, packed_keys, packed_values, starts, key_starts, keep.longest, m, 0.0, False, False
+        )[0]
+        return found.flatten(1)
+    starts, key_starts = _starts(keep), _key_starts(b, m, keys.device)
     mixed = varlen_attn(queries, packed_keys, packed_values, starts, key_starts, keep.tokens, m)
     assert isinstance(mixed, Tensor)  # a tuple only with return_aux
     return mixed.flatten(1)
+
+
+def _starts(keep: KeptTokens | PackTables) -> Tensor:
+    """(B + 1,) int32 packed queries of the images before each, and of all."""
+    return F.pad(keep.counts.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def _key_starts(images: int, keys: int, device: torch.device) -> Tensor:
+    """(B + 1,) int32 where the keys of each image begin, and how many there are."""
+    return keys * torch.arange(images + 1, device=device, dtype=torch.int32)

@@ -155,7 +155,7 @@ class Packed:
         if not torch.compiler.is_exporting() and not images.shape[0]:
             return x
         part = None if scale is None else scale.index_select(0, images)
-        chosen = None if keep is None else keep.only(images)
+        chosen = None if keep is None else keep.only(images, _all_that_keep(keep))
         return x.index_copy(0, images, self._rows(stage, edge.hw, take(x, images), chosen, part))
 
     def _rows(
@@ -260,6 +260,11 @@ def kept_tokens(edge: EdgeInput) -> KeptTokens | None:
     if edge.keys == "kept":
         return KeptTokens(kept, hw, per_image=edge.per_image, sees_kept=True)
     return KeptTokens(kept, hw, arrived, per_image=edge.per_image)
+
+
+def _all_that_keep(keep: KeptTokens) -> list[int] | None:
+    """Kept tokens of each occupied image, where the host knows."""
+    return None if torch.compiler.is_exporting() else [n for n in keep.lengths if n]
 
 
 def images_with_kept(kept: Tensor) -> Tensor | None:
