@@ -44,6 +44,7 @@ SPARSE = {  # small objects on many pixels, for few channels: width is worth som
 }
 SPARSE_FIRST = {"epochs": 2, "image_size": 96}
 SPARSE_FIRST_DATA = {"train_size": 6400, "digit_px": [24, 64]}
+FEWER = 0.5  # of the scenes for Mask R-CNN, whose steps take longest
 LIGHT = {  # heads that leave most of the work to the backbone
     "detect": {"task.width": 16, "task.convs": 1},
     "instance": {"task.width": 16, "task.convs": 1, "task.proposals": 20, "task.max_detections": 10},
@@ -58,9 +59,11 @@ ROUNDS, TIMED_IMAGES = 9, 32
 ON_CUDA = {  # many scenes a step: a step of small networks takes as long as its kernels' calls
     "train.device": "cuda",
     "train.execution": "dense",
-    "train.batch_size": 32,
     "data.workers": 1,
 }
+MORE_ON_CUDA = (
+    2  # times the scenes of a step; Mask R-CNN of torchvision goes from image to image, and gets no more
+)
 REHEARSAL = {"data.train_size": 32, "data.val_size": 16, "train.epochs": 1}
 STAMP_SIZE = 1.25  # of a stamp, for one of a digit: a photograph needs more pixels to be known by
 OF_STAMPS = {"digit_px": "object_px", "digits_per_scene": "objects_per_scene"}
@@ -78,7 +81,7 @@ class Setting:
         scenes: `sparse`, or `recipe` for the recipe as it is.
         stamps: what data_stamps.py wrote; None for the recipe's digits.
         tiny: a rehearsal.
-        device: `cpu` or `cuda`, where networks train. On a GPU steps are as many as on a CPU, of more scenes.
+        device: `cpu` or `cuda`, where networks train. On a GPU as many steps, of more scenes.
     """
 
     task: str
@@ -114,17 +117,23 @@ def sparse(recipe: Recipe) -> Recipe:
     """A recipe on larger scenes with smaller objects, with fewer channels."""
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
     first = [phase | SPARSE_FIRST | {"data": phase["data"] | SPARSE_FIRST_DATA} for phase in phases]
-    return recipe.override(SPARSE | LIGHT[recipe.task.kind] | {"train.phases": first})
+    own = recipe.override(SPARSE | LIGHT[recipe.task.kind] | {"train.phases": first})
+    return with_scenes(own, FEWER) if recipe.task.kind == "instance" else own
 
 
 def on_cuda(recipe: Recipe) -> Recipe:
     """A recipe with as many steps, of more scenes each."""
-    more = ON_CUDA["train.batch_size"] / recipe.train.batch
+    more = 1 if recipe.task.kind == "instance" else MORE_ON_CUDA
+    return with_scenes(recipe.override(ON_CUDA | {"train.batch_size": more * recipe.train.batch}), more)
+
+
+def with_scenes(recipe: Recipe, factor: float) -> Recipe:
+    """A recipe with another number of scenes in each epoch."""
     count = recipe.data.model_dump()["train_size"]
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
     for phase in phases:
-        phase["data"]["train_size"] = round(more * phase["data"].get("train_size", count))
-    return recipe.override(ON_CUDA | {"data.train_size": round(more * count), "train.phases": phases})
+        phase["data"]["train_size"] = round(factor * phase["data"].get("train_size", count))
+    return recipe.override({"data.train_size": round(factor * count), "train.phases": phases})
 
 
 def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
