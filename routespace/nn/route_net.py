@@ -31,6 +31,7 @@ from routespace.grid.spec import map_size
 from routespace.nn.families.base import Block, FamilyModules, PatchEmbed, Stage, Stem, modules_of
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.module import PlainModule
+from routespace.nn.packing.compiler import is_plain_run
 from routespace.nn.plan import Embed, Row, compile_plan
 from routespace.nn.routing.deciding import Changes, Deciding, Execution
 from routespace.nn.routing.execution import make_compute
@@ -227,6 +228,8 @@ class RouteNet(nn.Module):
         sizes = self.map_sizes(images)
         if routes is not None:
             routes.check(self.architecture.grid, images=images.shape[0], sizes=sizes)
+        replay = self._held_routes(images) if routes is None else routes
+        asks = self._deciding.execution != "dense" and is_plain_run(images)
         run = ForwardState(
             spec=self.spec,
             edges=self.edges,
@@ -234,7 +237,8 @@ class RouteNet(nn.Module):
             skips=self.skips,
             deciding=self._deciding,
             compute=make_compute(self._deciding.execution, images),
-            replay=self._held_routes(images) if routes is None else routes,
+            replay=replay,
+            lengths=replay.lengths() if asks else {},  # before anything keeps the device busy
             nodes={self.architecture.grid.stem: NodeState(self.stem(images))},
             taken={},
         )

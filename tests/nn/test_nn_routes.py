@@ -197,3 +197,27 @@ def test_every_gate_gets_a_gradient_from_what_was_counted():
     out = net(torch.randn(4, 3, SIZE, SIZE))
     sum(usage.tokens for usage in out.routes.usage().values()).backward()
     assert all(gate.bias.grad is not None and gate.bias.grad.abs().sum() > 0 for gate in net.gates.values())
+
+
+@pytest.mark.parametrize("keys", ["all", "kept"])
+def test_the_host_asks_once_how_many_tokens_replayed_decisions_keep(monkeypatch, keys):
+    """Of all rows together, where decisions are about tokens that are all there; an image may keep none."""
+    torch.manual_seed(0)
+    net = small_net(layers=4, rows="token", columns="layer", keys=keys).eval()
+    net = net.restrict(Architecture.routed(net.architecture.grid, "depth"))
+    images = torch.randn(3, 3, SIZE, SIZE)
+    drawn = Routes.random(net, images, keep=0.5)
+    name = next(iter(drawn))
+    nothing = torch.zeros_like(drawn[name].kept[:1])
+    routes = Routes({**drawn, name: EdgeRoute.of(torch.cat((nothing, drawn[name].kept[1:])))})
+    assert routes.lengths() == {name: route.kept.sum(1).tolist() for name, route in routes.items()}
+    asked, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: asked.append(x.shape) or tolist(x))
+    with torch.no_grad():
+        want = net(images, routes=routes).logits
+        assert asked == []
+        for execution in ("packed", "auto"):
+            with net.deciding_as(execution=execution):
+                torch.testing.assert_close(net(images, routes=routes).logits, want, rtol=1e-4, atol=1e-4)
+            assert asked == [(len(routes), 3)]
+            asked.clear()

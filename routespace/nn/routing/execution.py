@@ -63,6 +63,7 @@ class EdgeInput:
         keys: what keys and values are made of (rows).
         per_image: number of kept tokens of every image, where the selection makes them equal.
         width: channels of the result (patch embeddings).
+        lengths: kept tokens of each image, where the host knows them already (rows).
     """
 
     node: NodeState
@@ -72,6 +73,7 @@ class EdgeInput:
     keys: Keys = "all"
     per_image: int | None = None
     width: int = 0
+    lengths: list[int] | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -83,6 +85,8 @@ class EdgeInput:
         """The share of tokens that is kept, which waits for the device unless the selection fixes it."""
         if self.per_image is not None:
             return self.per_image / self.kept.shape[1]
+        if self.lengths is not None:
+            return sum(self.lengths) / max(1, self.kept.numel())
         return int(self.kept.sum()) / max(1, self.kept.numel())
 
     def only(self, images: Tensor) -> EdgeInput:
@@ -90,7 +94,7 @@ class EdgeInput:
         reach = None if self.node.reach is None else self.node.reach.index_select(0, images)
         scale = None if self.scale is None else self.scale.index_select(0, images)
         node = NodeState(take(self.node.x, images), reach)
-        return replace(self, node=node, kept=self.kept.index_select(0, images), scale=scale)
+        return replace(self, node=node, kept=self.kept.index_select(0, images), scale=scale, lengths=None)
 
 
 class Compute(Protocol):
@@ -258,8 +262,8 @@ def kept_tokens(edge: EdgeInput) -> KeptTokens | None:
     n = edge.node.x.shape[1]
     kept = kept.expand(-1, n)
     if edge.keys == "kept":
-        return KeptTokens(kept, hw, per_image=edge.per_image, sees_kept=True)
-    return KeptTokens(kept, hw, arrived, per_image=edge.per_image)
+        return KeptTokens(kept, hw, per_image=edge.per_image, sees_kept=True, lengths=edge.lengths)
+    return KeptTokens(kept, hw, arrived, per_image=edge.per_image, lengths=edge.lengths)
 
 
 def _all_that_keep(keep: KeptTokens) -> list[int] | None:

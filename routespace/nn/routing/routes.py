@@ -110,6 +110,15 @@ class Routes(Mapping[str, EdgeRoute]):
         """Edge name → shares; edges that are absent computed everything. Scalars are tensors."""
         return {name: route.usage() for name, route in self._edges.items()}
 
+    def lengths(self) -> dict[str, list[int]]:
+        """Edge name → kept tokens of each image, of decisions by tokens; the host waits for the device once."""
+        asked = {
+            name: route.kept.sum(1)
+            for name, route in self.items()
+            if route.per_image is None and route.value is None and route.kept.shape[1] > 1
+        }
+        return dict(zip(asked, torch.stack(list(asked.values())).tolist(), strict=True)) if asked else {}
+
     def check(self, grid: RoutingGrid, *, images: int, sizes: Mapping[int, tuple[int, int]]) -> None:
         """Raise SpecError unless the decisions are about edges of `grid` and about so many images.
 

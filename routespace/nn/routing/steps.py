@@ -5,7 +5,8 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class ForwardState:
         nodes: the nodes reached so far that are still to be read.
         taken: what each edge did.
         margins: what the leading row's gate said of each token, for the rows after it (`gates.source: map`).
+        lengths: kept tokens of each image by the decisions of `replay`, where the host has asked for them.
     """
 
     spec: GridSpec
@@ -47,6 +49,7 @@ class ForwardState:
     nodes: dict[Node, NodeState]
     taken: dict[str, EdgeRoute]
     margins: MarginMap | None = None
+    lengths: Mapping[str, list[int]] = field(default_factory=dict)
 
     def arrive(self, node: Node, state: NodeState) -> None:
         """Add an arrival to a node's sum."""
@@ -82,7 +85,15 @@ def run_row(step: Row, hw: tuple[int, int], run: ForwardState) -> None:
         assert here.reach is not None
         route = EdgeRoute(_kept(here.reach, here.count), here.reach, per_image=here.count)
     run.taken[name] = route
-    edge = EdgeInput(here, hw, route.kept, scale, keys=run.deciding.gates.keys, per_image=route.per_image)
+    edge = EdgeInput(
+        here,
+        hw,
+        route.kept,
+        scale,
+        keys=run.deciding.gates.keys,
+        per_image=route.per_image,
+        lengths=run.lengths.get(name) if here.reach is None and here.active is None else None,
+    )
     y = run.compute.row(stage, edge)
     if route.skipped is not None:
         y = run.compute.skip(run.skips[name], y, route.skipped > 0, _skipped_count(route, here))
