@@ -212,8 +212,8 @@ def _pictures_in(seconds: float, recipe: Recipe) -> int:
         train_recipe(recipe.override(changes | {"data.train_size": PROBE_PICTURES}), Path(probe))
         _, first, third, last = RunFolder(Path(probe)).read_metrics()
     held_out = last["seconds"] - third["seconds"] - PROBE_PICTURES / last["images_per_s"]  # of each epoch
-    before = begin.epochs * begin.data["train_size"] / first["images_per_s"]
-    left = seconds - before - held_out * (begin.epochs + recipe.train.epochs)
+    before = (begin.epochs or 0) * begin.data["train_size"] / first["images_per_s"]
+    left = seconds - before - held_out * ((begin.epochs or 0) + recipe.train.epochs)
     pictures: float = left * last["images_per_s"] / recipe.train.epochs
     return round(pictures)
 

@@ -10,6 +10,7 @@ from routespace.cli.options import Changes
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
+    from routespace.train.recipe.parts import PhaseSpec, TrainSpec
     from routespace.train.recipe.recipe import Recipe
 
 NAME = "recipes"
@@ -52,6 +53,11 @@ def _list() -> None:
     print("\n1 ×: MACs of the plain network that a budget is a share of; search: fields that vary")
 
 
+def _length(span: PhaseSpec | TrainSpec) -> str:
+    """Epochs as a number, seconds with their unit."""
+    return str(span.epochs) if span.seconds is None else f"{span.seconds:g} s"
+
+
 def _row(name: str, recipe: Recipe) -> tuple[str | None, ...]:
     from routespace.cli.render import giga
 
@@ -63,6 +69,6 @@ def _row(name: str, recipe: Recipe) -> tuple[str | None, ...]:
         str(height) if height == width else f"{height}×{width}",
         giga(recipe.base_macs()),
         giga(budget) if budget is not None else None,
-        "+".join(map(str, [*(phase.epochs for phase in recipe.train.phases), recipe.train.epochs])),
+        "+".join([*map(_length, recipe.train.phases), _length(recipe.train)]),
         str(len(recipe.search.space)) if recipe.search else None,
     )

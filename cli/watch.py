@@ -73,7 +73,7 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
     soft = record.get("soft_loss")
     taught = f" (labels {record['task_loss']:.3f}, teacher {soft:.3f})" if soft is not None else ""
     line = [
-        Piece(f"{label}epoch {record['epoch']}/{news.epochs}", 0),
+        Piece(f"{label}epoch {_of(record['epoch'], news.epochs)}", 0),
         Piece(f"phase {record['phase']}" if news.phases > 1 else "", 6),
         Piece(loss_text(record["loss"], record.get("budget_loss")) + taught, 3),
         Piece(f"{metric.name} {metric.text(record[metric.name])}{learned}", 2),
@@ -87,7 +87,7 @@ def epoch_line(news: Progress, *, label: str = "", width: int | None = None) -> 
 def step_line(news: Progress, *, label: str = "", width: int | None = None, head: bool = True) -> str:
     """Where a training stands within an epoch."""
     line = [
-        Piece(f"{label}{news.stage} {news.epoch}/{news.epochs}" if head else "", 0),
+        Piece(f"{label}{news.stage} {_of(news.epoch, news.epochs)}" if head else "", 0),
         Piece(f"step {news.step}/{news.steps}" if head and news.steps else "", 2),
         Piece(f"{clock(news.eta_s)} left" if news.eta_s is not None else "", 1),
         Piece(loss_text(news.loss, news.budget_loss), 3),
@@ -96,6 +96,11 @@ def step_line(news: Progress, *, label: str = "", width: int | None = None, head
         Piece(f"{news.images_per_s:.0f} images/s" if news.images_per_s else "", 6),
     ]
     return fitting(line, width)
+
+
+def _of(epoch: int, epochs: int | None) -> str:
+    """Epoch 3/8, or 3 where the clock decides how many there are."""
+    return str(epoch) if epochs is None else f"{epoch}/{epochs}"
 
 
 def correction_note(target: float | None, budget: float | None) -> str:
@@ -194,7 +199,7 @@ class Watcher:
         elif not self._tell_time(news) and self._quiet_s is not None and self._now() - self._last >= self._quiet_s:
             self.say(step_line(news, label=self._label, width=self._width))
         if self._bars is not None and self._task is not None:
-            head, steps = f"{self._label}{news.stage} {news.epoch}/{news.epochs}", f"{news.step}/{news.steps}"
+            head, steps = f"{self._label}{news.stage} {_of(news.epoch, news.epochs)}", f"{news.step}/{news.steps}"
             room = self._bars.console.width - len(head) - BAR_WIDTH - len(steps) - 2 * len(GAP)
             line = f"{steps}{GAP}{step_line(news, width=room, head=False)}"
             total = max(news.steps, 1)
@@ -202,7 +207,7 @@ class Watcher:
 
     def _tell_time(self, news: Progress) -> bool:
         """Say once how long an epoch takes, when some steps have shown it; True where it is said."""
-        if news.stage != "train" or self._steps >= TIMED_STEPS:
+        if news.stage != "train" or self._steps >= TIMED_STEPS or news.epochs is None:
             return False
         self._steps += 1
         left = (news.epochs - news.epoch + 1) * news.steps - news.step

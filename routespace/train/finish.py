@@ -77,7 +77,7 @@ def _result(
 ) -> dict[str, Any]:
     recipe, net, base, last = trainer.recipe, trainer.final_net, trainer.base_macs, trainer.course.phase
     target = trainer.target_macs
-    metric = trainer.task.metric.name
+    metric, phases = trainer.task.metric.name, trainer.course.told
     rates = [record["images_per_s"] for record in trainer.records]
     return {
         "format": FORMAT,
@@ -103,8 +103,11 @@ def _result(
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "calibration": asdict(found) if found is not None else None,
         "remarks": trainer.remarks(measured, trainer.last_task_loss, 1.0),
-        "epochs": trainer.course.epochs_done,
-        "phases": [phase.told for phase in trainer.course.phases],
+        "epochs": round(sum(phase["epochs"] for phase in phases), 2),
+        "steps": sum(phase["steps"] for phase in phases),
+        "step_seconds": round(sum(phase["seconds"] for phase in phases), 2),
+        "clock": recipe.train.clock,
+        "phases": phases,
         "batch_size": recipe.train.batch,
         "images_per_s": round(sum(rates) / len(rates), 1) if rates else None,
         "eval_images_per_s": round(measured["images_per_s"], 1),

@@ -22,12 +22,13 @@ from torch import Tensor
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.train.checkpoint import random_state, set_random_state
+from routespace.train.course import Course, StepClock
 from routespace.train.data.skipping import Group
 from routespace.train.evaluate import Sampling, evaluate, further
 from routespace.train.modes import make_passes
 from routespace.train.optim import clipped_together, make_optimizer, make_schedule
 from routespace.train.passes import Runner
-from routespace.train.phases import Course, Phase
+from routespace.train.phases import Phase
 from routespace.train.processes import matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
@@ -69,6 +70,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.net, self.course = recipe, net, Course(phases)
         self.accelerator, self.report = accelerator, report
+        self.clock = StepClock(recipe.train.clock)
         self.gate_teacher = GateTeacher(net)
         self.ema = ModelEmaV3(net, decay=recipe.train.ema_decay) if recipe.train.ema_decay else None
         net.backbone.stem.requires_grad_(not recipe.train.freeze_stem)  # before a wrapper counts what learns
@@ -97,7 +99,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.net, self.spec)
         self.clipped = clipped_together(self.optimizer)
         self.stepper = self.accelerator.prepare(self.optimizer)
-        self.schedule = make_schedule(self.optimizer, self.spec, self.loaders.steps)
+        self.schedule = make_schedule(self.optimizer, self.spec, self.course.schedule_steps)
         for net in self._nets:
             net.decide(execution=self.spec.execution)
         runner = Runner(self.step_loss, self.accelerator, phase.teacher)
@@ -131,7 +133,7 @@ class Trainer:
         return self.records[-1]["task_loss"] if self.records else None
 
     def fit(self, stop: StopSignal, save: Callable[[], None]) -> None:
-        """Train until the last epoch of the last phase; `save` is called at checkpoints.
+        """Train until the end of the last phase; `save` is called at checkpoints.
 
         Raises:
             TrainingStoppedError: a signal came; the checkpoint is saved.
@@ -148,7 +150,7 @@ class Trainer:
             with matching_layouts(self.net):
                 self._train_epoch(stop, save)
             self.records.append(self._record())
-            course.epoch, course.step = course.epoch + 1, 0
+            course.end_epoch()
             self.sums.clear()
             if course.epochs_done % self.spec.checkpoint_epochs == 0 or course.phase_ends:
                 save()
@@ -160,13 +162,16 @@ class Trainer:
         self.loaders.set_epoch(course.epochs_done, course.step)
         self.step_loss.train()
         start, first = time.perf_counter(), course.step
+        self.clock.start()
         for batch in self._batches():
             self._step([self._prepared(group) for group in batch])
-            course.step += 1
+            course.stepped()
             if len(self._unread) >= READ_STEPS or course.step == course.steps:
                 self._read()
             self.sums.images_per_s = (course.step - first) * self.spec.batch / (time.perf_counter() - start)
             self.report(self.progress())
+            if course.time_is_up:
+                break
             if self._told_to_stop(stop):
                 self._read()
                 self.seconds += time.perf_counter() - start
@@ -188,9 +193,9 @@ class Trainer:
 
     def _step(self, batch: Sequence[Group]) -> None:
         """One optimiser step; its numbers are read at once where the next step needs them, or later."""
-        course, done, progress = self.course, self.course.done, self.course.progress()
+        course, progress = self.course, self.course.progress()
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
-        self.schedule.step_update(done)
+        self.schedule.step_update(course.schedule_at)
         held, shares = self._held(progress), self.spending.opened(progress)
         taught = held is not None and not course.phase.clock.held
         with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=taught):
@@ -206,16 +211,24 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.net)
         self.spending.agree(self._nets, self.accelerator)
-        stacked = torch.stack([value.detach().double() for value in losses])
-        self._unread.append(self.accelerator.reduce(stacked, "mean"))
+        numbers = [value.detach().double() for value in losses]
+        numbers.append(torch.full_like(numbers[0], self._lap()))  # the mean of all processes: they end together
+        self._unread.append(self.accelerator.reduce(torch.stack(numbers), "mean"))
         if self.reads_each_step:
-            numbers = self._read(step=course.step)
-            self.spending.update(self._nets, numbers[-1], progress)
+            self.spending.update(self._nets, self._read(step=course.step)[-1], progress)
+
+    def _lap(self) -> float:
+        """Seconds since the step before; where steps are not waited for, up to the last of an epoch."""
+        waits = self.spec.seconds is not None or self.course.step + 1 == self.course.steps
+        if waits and self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        return self.clock.lap()
 
     @property
     def reads_each_step(self) -> bool:
-        """Whether nothing is gained by reading numbers later, or the budget's loss needs those of each step."""
-        return self.accelerator.device.type == "cpu" or self.spending.loss is not None
+        """Whether nothing is gained by reading later, or the budget's loss or the clock needs all numbers."""
+        needed = self.spending.loss is not None or self.spec.seconds is not None
+        return needed or self.accelerator.device.type == "cpu"
 
     def _read(self, step: int | None = None) -> list[float]:
         """Add the numbers of Losses of the steps since the last reading, and give those of the last one.
@@ -230,9 +243,10 @@ class Trainer:
             for number, losses in enumerate(found, last - len(found) + 1):
                 if not math.isfinite(losses[0]):
                     raise self._diverged(f"the loss became {losses[0]}", number)
-        for losses in found:
+        for *losses, seconds in found:
             self.sums.add(losses)
-        return found[-1] if found else []
+            self.course.spend(seconds)
+        return found[-1][:-1] if found else []
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         steps = self.course.steps
@@ -255,10 +269,9 @@ class Trainer:
 
     def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
         save()
-        course = self.course
         raise TrainingStoppedError(
-            f"{stop.caught or 'a signal'}: stopped in epoch {course.epochs_done + 1} of {course.epochs} after "
-            f"step {course.step} of {course.steps}; the checkpoint is saved, go on with --resume"
+            f"{stop.caught or 'a signal'}: stopped in {self.course.where()}; the checkpoint is saved, go on with "
+            f"--resume"
         )
 
     def _told_to_stop(self, stop: StopSignal) -> bool:
@@ -274,20 +287,19 @@ class Trainer:
         """Validate, and sum the epoch up: expected and counted MACs of the same validation images."""
         self.report(self.progress("validate"))
         start = time.perf_counter()
-        course, steps = self.course, self.course.steps
-        last = Sampling.at(self.recipe.gates, course.progress(max(0, course.done - 1)))
+        course = self.course
+        last = Sampling.at(self.recipe.gates, course.progress_before_last())
         if self.spec.mode == "sandwich":  # gates that nobody trains are open, and sampling them tells nothing
             last = last._replace(noise=0.0)
         try:
             found = evaluate(self._validated, self.loaders.val, task=self.task, sampling=last)
         except DivergedError as error:
-            raise self._diverged("the validation loss is not finite", steps) from error
+            raise self._diverged("the validation loss is not finite", course.steps) from error
         self.seconds += time.perf_counter() - start
         means = {name: total / max(1, self.sums.steps) for name, total in self.sums.values.items()}
         metric = self.task.metric.name
         target = self._target_ratio()
-        began = course.progress(course.epoch * steps)
-        self.spending.correct(means["macs"], found["counted_macs"], began)
+        self.spending.correct(means["macs"], found["counted_macs"], course.progress_at_epoch())
         return {
             "epoch": course.epochs_done + 1,
             "phase": course.number + 1,
@@ -307,7 +319,7 @@ class Trainer:
             "temperature": last.temperature,
             "images_per_s": round(self.sums.images_per_s, 1),
             "seconds": round(self.seconds, 2),
-            "remarks": self.remarks(found, means["task_loss"], course.judged((course.epoch + 1) * steps)),
+            "remarks": self.remarks(found, means["task_loss"], course.judged()),
         }
 
     def remarks(self, found: Mapping[str, Any], task_loss: float | None, progress: float) -> list[str]:
@@ -329,11 +341,11 @@ class Trainer:
 
     def progress(self, stage: str = "train") -> Progress:
         """How far training is."""
-        rate, course = self.sums.images_per_s, self.course
+        course, epoch = self.course, self.course.epochs_done + 1
         macs = self.sums.mean("macs")
         return Progress(
             stage=stage,
-            epoch=min(course.epochs_done + 1, course.epochs),
+            epoch=epoch if course.epochs is None else min(epoch, course.epochs),
             epochs=course.epochs,
             phase=course.number + 1,
             phases=len(course.phases),
@@ -345,8 +357,8 @@ class Trainer:
             metric=self.task.metric,
             macs_ratio=None if macs is None else macs / self.base_macs,
             target_ratio=self._target_ratio(),
-            images_per_s=rate,
-            eta_s=self.course.images_left / rate if rate else None,
+            images_per_s=self.sums.images_per_s,
+            eta_s=course.eta_s(self.sums.images_per_s),
             metrics=self.records[-1] if self.records else {},
         )
 
@@ -357,9 +369,7 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             **self.spending.state(),
-            "phase": self.course.number,
-            "epoch": self.course.epoch,
-            "step": self.course.step,
+            **self.course.state(),
             "sums": self.sums.values,
             "records": self.records,
             "seconds": self.seconds,
@@ -374,11 +384,11 @@ class Trainer:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.spending.load_state(self._nets, state)
-        self.course.epoch, self.course.step = state["epoch"], state["step"]
+        self.course.load_state(state)
         self.sums.load(state["sums"], state["step"])
         self.records, self.seconds = list(state["records"]), state["seconds"]
         if self.course.done:  # as the last step left it
-            last = Sampling.at(self.recipe.gates, self.course.progress(self.course.done - 1))
+            last = Sampling.at(self.recipe.gates, self.course.progress_before_last())
             self.net.decide(**last._asdict())
         rank = self.accelerator.process_index
         if rank < len(state["random"]):

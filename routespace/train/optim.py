@@ -70,9 +70,9 @@ def clipped_together(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter
     return list(found.values())
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, steps: int) -> Scheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, spec: TrainSpec, steps: float) -> Scheduler:
     """Linear warm-up, then `train.schedule`, per step; `steps` of one epoch. A pure function of the step."""
-    total = max(1, spec.epochs * steps)
+    total = max(1, round(spec.epochs * steps))
     warmup = min(round(spec.warmup_epochs * steps), total - 1)
     warming: dict[str, Any] = {
         "warmup_t": warmup,

@@ -9,10 +9,9 @@ Everything that can be refused is refused here, before anything is written. A tr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -48,90 +47,6 @@ class Phase:
     task: Task
     target_macs: int | None = None
     teacher: Teacher | None = None
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What result.json tells of the phase."""
-        return {
-            "epochs": self.recipe.train.epochs,
-            "image_size": list(self.recipe.grid.image_size),
-            "gates": self.clock.gates,
-            "execution": self.recipe.train.execution,
-        }
-
-
-class Course:
-    """Where a training stands on its way through the phases.
-
-    Args:
-        phases: one after the other.
-
-    Attributes:
-        number, epoch, step: phases done, epochs done in this one, steps done in the next epoch.
-    """
-
-    def __init__(self, phases: Sequence[Phase]) -> None:
-        self.phases = tuple(phases)
-        self.number = self.epoch = self.step = 0
-
-    def turn_to(self, number: int) -> None:
-        """The beginning of a phase."""
-        self.number, self.epoch, self.step = number, 0, 0
-
-    @property
-    def phase(self) -> Phase:
-        """The one under way."""
-        return self.phases[self.number]
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of an epoch of this phase."""
-        return self.phase.loaders.steps
-
-    @property
-    def done(self) -> int:
-        """Steps of this phase."""
-        return self.epoch * self.steps + self.step
-
-    @property
-    def epochs(self) -> int:
-        """Of all phases together."""
-        return sum(phase.recipe.train.epochs for phase in self.phases)
-
-    @property
-    def epochs_done(self) -> int:
-        """Of all phases together."""
-        return self.phase.clock.epochs_before + self.epoch
-
-    @property
-    def phase_ends(self) -> bool:
-        """Whether no epoch of this phase is left."""
-        return self.epoch >= self.phase.recipe.train.epochs
-
-    @property
-    def ends(self) -> bool:
-        """Whether no epoch is left at all."""
-        return self.phase_ends and self.number + 1 == len(self.phases)
-
-    def progress(self, done: int | None = None) -> float:
-        """Share of the training, as the gates' schedules count it, after so many steps of this phase, or now."""
-        return self.phase.clock.progress(self.done if done is None else done, self.steps)
-
-    def judged(self, done: int | None = None) -> float:
-        """The same for remarks: while gates are held, the share of this phase."""
-        if not self.phase.clock.held:
-            return self.progress(done)
-        return (self.done if done is None else done) / max(1, self.phase.recipe.train.epochs * self.steps)
-
-    @property
-    def images_left(self) -> float:
-        """Training images to come, those of later phases by their area, as images of this one."""
-        left = float(self.phase.recipe.train.epochs * self.steps - self.done)
-        pixels = math.prod(self.phase.recipe.grid.image_size)
-        for phase in self.phases[self.number + 1 :]:
-            larger = math.prod(phase.recipe.grid.image_size) / pixels
-            left += larger * phase.recipe.train.epochs * phase.loaders.steps
-        return left * self.phase.recipe.train.batch
 
 
 def phase_loaders(recipe: Recipe, share: ProcessShare, kind: type[Loaders] = Loaders) -> list[Loaders]:

@@ -72,11 +72,11 @@ def best_plain(
 
 
 def _short(plain: Recipe, epochs: int) -> Recipe:
-    """The recipe with so many epochs, each of its phases with at most as many."""
+    """The recipe with so many epochs in place of what it says, each of its phases with at most as many."""
     train = plain.train
     phases = [phase.model_dump(mode="json") for phase in train.phases]
     for phase in phases:
-        phase["epochs"] = min(phase["epochs"], epochs)
+        phase |= {"epochs": min(phase["epochs"] or epochs, epochs), "seconds": None}
         if phase["warmup_epochs"] is not None:
             phase["warmup_epochs"] = min(phase["warmup_epochs"], phase["epochs"] / 2)
     warmup = min(train.warmup_epochs, epochs / 2)

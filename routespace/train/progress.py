@@ -16,7 +16,8 @@ class Progress:
     Attributes:
         stage: `train`, `validate`, `calibrate` or `evaluate`.
         phase, phases: the phase under way, from 1; how many there are.
-        epoch, epochs: the epoch under way, from 1; how many there are, in all phases.
+        epoch, epochs: the epoch under way, from 1; how many there are, in all phases; None where a
+            phase goes by the clock.
         step, steps: steps done in this epoch; how many it has.
         loss, budget_loss, score: averages of this epoch so far: of what is minimised, of the budget's part in it
             (None without a budget), and of the task's metric on training images.
@@ -30,7 +31,7 @@ class Progress:
 
     stage: str
     epoch: int = 0
-    epochs: int = 0
+    epochs: int | None = 0
     step: int = 0
     steps: int = 0
     loss: float | None = None

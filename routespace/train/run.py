@@ -146,6 +146,10 @@ def _accelerator(spec: TrainSpec) -> Accelerator:
     cuda = torch.cuda.is_available()
     if spec.device == "cuda" and not cuda:
         raise SpecError("train.device: 'cuda' is not there on this machine; give 'auto' or 'cpu'")
+    if spec.clock == "processor" and cuda and spec.device != "cpu":
+        raise SpecError(
+            "train.clock: 'processor' does not see what an accelerator takes; give wall, or train.device=cpu"
+        )
     for state in STATES:  # an earlier run of this process may have had others
         state._shared_state.clear()
     return Accelerator(

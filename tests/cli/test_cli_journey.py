@@ -45,6 +45,19 @@ def test_a_finished_run_tells_its_numbers(place):
     assert (place / "run" / "net" / "network.json").exists()
 
 
+def test_a_training_is_given_seconds_in_place_of_epochs(cli, tmp_path):
+    out = cli("train", "digits_tiny", *TINY, "--set", "train.seconds=0.001", "--out", tmp_path / "run")
+    text = out.assert_fine().out  # one step of three, and no time for more
+    assert "epoch 1  " in text
+    assert "epochs: 0.33" in text
+    told = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (told["steps"], told["epochs"]) == (1, 0.33)
+    shown = cli("recipes", "show", tmp_path / "run").assert_fine().out
+    assert "seconds: 0.001" in shown
+    short = ("--set", "train.seconds=0", "--out", tmp_path / "no")
+    cli("train", "digits_tiny", *short).assert_refused("train.seconds", "greater than 0")
+
+
 def test_extract_under_a_latency_limit(cli, place, tmp_path):
     table = tmp_path / "table.json"
     out = cli("profile", place / "run", "--rounds", 3, "--subnets", 0, "-o", table).assert_fine().out

@@ -99,6 +99,18 @@ def test_some_steps_tell_how_long_an_epoch_takes():
     assert not said  # a short epoch tells by itself
 
 
+def test_a_training_by_the_clock_tells_no_number_of_epochs():
+    said = []
+    watcher = Watcher(said.append, quiet_s=None)
+    for step in range(1, 20):
+        watcher(news(step, epochs=None, eta_s=90.0 - step))
+    watcher(news(20, epochs=None, eta_s=70.0, metrics=RECORD))
+    (line,) = said
+    assert line.startswith("epoch 12  ")
+    assert line.endswith("1:10 left")
+    assert step_line(news(epochs=None)).startswith("train 12  step 3/1251")
+
+
 def test_the_budget_is_told_apart_from_the_task():
     assert "loss 2.297  " in step_line(news())
     assert "loss 2.000 + budget 0.297  " in step_line(news(budget_loss=0.297))

@@ -25,9 +25,9 @@ train_recipe(Recipe.from_yaml(open(sys.argv[1]).read()), sys.argv[2])
 """
 
 
-def launch(folder: Path, recipe, out: Path) -> None:
+def launch(folder: Path, recipe, out: Path, before: str = "") -> None:
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    (folder / "run.py").write_text(SCRIPT)
+    (folder / "run.py").write_text(before + SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(folder / "run.py"), str(folder / "recipe.yaml"), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -72,6 +72,24 @@ def test_two_processes_go_through_phases_like_one(tmp_path):
     two = load_net(tmp_path / "two" / "net")
     for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=3e-3, rtol=0.05, msg=name)
+
+
+FAST_AND_SLOW = """
+import itertools, os
+from routespace.train import course
+step = 1.0 + int(os.environ["RANK"])
+course.CLOCKS["wall"] = itertools.count(0.0, step).__next__
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_by_one_clock_and_end_together(tmp_path):
+    """One has a clock on which a step takes a second, the other two: a step takes one and a half to both."""
+    recipe = tiny(train__seconds=9, train__warmup_epochs=0)
+    launch(tmp_path, recipe, tmp_path / "run", before=FAST_AND_SLOW)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["epochs"], result["step_seconds"]) == (6, 1.5, 9.0)
+    assert train_recipe(recipe, tmp_path / "run", resume=True).metrics == result
 
 
 @pytest.mark.slow

@@ -39,6 +39,8 @@ def changed_data(
         if "preset" in data["grid"]:
             data["grid"] = _preset_fields(data["grid"].pop("preset")) | data["grid"]
         _fit_lists(data["grid"], {field.removeprefix("grid.") for field in changes})
+    if "train.epochs" in changes and "train.seconds" not in changes and isinstance(data.get("train"), dict):
+        data["train"]["seconds"] = None  # what is set last is how long it trains
     if changes.get("train.weights") is not None and "train.start" not in changes:
         data["train"].pop("start", None)
     return data

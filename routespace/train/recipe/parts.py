@@ -59,7 +59,10 @@ LATER = {
         "freeze_stem",
         "schedule",
         "decay_fracs",
+        "seconds",
+        "clock",
     ),
+    "phases": ("seconds",),  # of each
     "gates": ("scout", "scout_width", "scout_square", "skipped"),
 }
 
@@ -134,6 +137,7 @@ class PhaseSpec(Section):
 
     Args:
         epochs: passes over the training images.
+        seconds: of steps in place of a number of epochs, as in the training; `epochs` may then be left out.
         image_size: height and width in pixels, or one number for a square.
         data: fields of the data section, such as digit_px or object_px; not the kind, and not where it lies.
         gates: `held`, everything is computed and the network is a plain one, without a budget; `taught`, the same
@@ -146,7 +150,8 @@ class PhaseSpec(Section):
         execution: as in the training.
     """
 
-    epochs: Natural
+    epochs: Natural | None = None
+    seconds: Above0 | None = None
     image_size: Natural | tuple[Natural, Natural] | None = None
     data: dict[str, Any] = {}
     gates: Literal["held", "taught", "free"] = "held"
@@ -155,6 +160,17 @@ class PhaseSpec(Section):
     warmup_epochs: AtLeast0 | None = None
     execution: Literal["dense", "packed", "auto"] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.epochs is None and self.seconds is None:
+            raise ValueError("epochs: a phase needs a length; give epochs, or seconds")
+        return self
+
+    @property
+    def length(self) -> float:
+        """In seconds where it goes by the clock, else in epochs."""
+        return self.seconds if self.seconds is not None else float(self.epochs or 0)
+
 
 class TrainSpec(Section):
     """How the weights are taught.
@@ -162,6 +178,13 @@ class TrainSpec(Section):
     Args:
         epochs: passes over the training images; 0 trains nothing (calibration and evaluation still run). Those of
             `phases` come before them.
+        seconds: of steps, in place of a number of epochs: the images are gone through until the time is spent, and
+            the step in which it ends is the last. Rates of learning, budget, temperature and noise follow the
+            share of the time; warm-up takes `warmup_epochs` / `epochs` of it. What counts is all between the first
+            batch and the last step: images, teacher, passes, optimiser. What does not is validation, checkpoints
+            and calibration. Those of `phases` come before them. Setting `epochs` later takes the seconds away.
+        clock: of the seconds: `wall`, or `processor`, what this process takes of all cores together, which is the
+            same where others share the machine (not on an accelerator, nor with loader processes).
         phases: what comes first, such as a small canvas with large objects. Weights go on from phase to phase.
             MACs are told as those of images of the recipe's own size.
         batch_size: images of one optimiser step, all processes together; `auto` takes the largest power of two
@@ -205,6 +228,8 @@ class TrainSpec(Section):
     """
 
     epochs: Whole = 20
+    seconds: Above0 | None = None
+    clock: Literal["wall", "processor"] = "wall"
     phases: tuple[PhaseSpec, ...] = ()
     batch_size: Natural | Literal["auto"] = 64
     lr: Above0 = 1e-3
@@ -244,6 +269,12 @@ class TrainSpec(Section):
                 f"warmup_epochs: {self.warmup_epochs:g} is more than the {self.epochs} epochs of which it is a "
                 f"part; give fewer"
             )
+        if self.seconds is not None and not self.epochs:
+            raise ValueError(
+                f"seconds: {self.seconds:g} were given, and epochs 0, which trains nothing; leave one of them out"
+            )
+        if self.clock == "processor" and self.device == "cuda":
+            raise ValueError("clock: 'processor' does not see what an accelerator takes; give wall")
         low, high = self.sandwich_window
         if low >= high:
             raise ValueError(f"sandwich_window: {low} to {high} is empty; give the lower share first")
@@ -256,6 +287,11 @@ class TrainSpec(Section):
                 f"batch_size: {self.batch_size} is odd; mixup and cutmix pair images, give an even one"
             )
         return self
+
+    @property
+    def length(self) -> float:
+        """Of the recipe's own stretch: in seconds where it goes by the clock, else in epochs."""
+        return self.seconds if self.seconds is not None else float(self.epochs)
 
     @property
     def batch(self) -> int:

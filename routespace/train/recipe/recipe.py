@@ -32,7 +32,7 @@ from routespace.train.recipe.changes import changed_data
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_other_kind, settled
 from routespace.train.recipe.parts import LATER, BudgetSpec, TrainSpec
-from routespace.train.recipe.phases import check_phases, phase_changes
+from routespace.train.recipe.phases import check_clock, check_phases, phase_changes
 from routespace.train.recipe.searching import SearchSpec
 from routespace.train.recipe.teaching import check_teacher
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
@@ -138,6 +138,7 @@ class Recipe(Value):
         check_teacher(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
             _ = _base_spec(self.grid)
+        check_clock(self.train, self.data.workers)
         check_phases(self.train, self.gates, self.routing)
         for number in range(len(self.train.phases)):
             try:
@@ -286,6 +287,11 @@ def without_train_places(data: dict[str, Any]) -> dict[str, Any]:
         fresh, later = spec.model_dump(mode="json"), LATER[section]
         given = data[section].items()
         kept[section] = {name: value for name, value in given if name not in later or value != fresh[name]}
+    if "phases" in kept["train"]:
+        kept["train"]["phases"] = [
+            {name: value for name, value in phase.items() if name not in LATER["phases"] or value is not None}
+            for phase in kept["train"]["phases"]
+        ]
     for name in ("weights", "teacher"):
         if kept["train"].get(name) is not None:
             kept["train"][name] = Path(kept["train"][name]).name
