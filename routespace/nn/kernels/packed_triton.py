@@ -23,6 +23,8 @@ PICK_ROWS, PICK_STEPS, PICK_CHANNELS, PICK_WARPS = 16, 8, 64, 4
 COLUMNS, CHANNELS, WARPS = 16, 64, 4
 MARGIN = 4096  # rows behind the last one, of which blocks make places
 WALK_FROM = 0.6  # share of kept tokens from which on walking takes less time than picking
+# Of which Triton is not to compile a variant where 16 divides it, or where it is 1.
+NEW_EACH_TIME = ("n",)
 
 
 # Triton reads annotations as code, in which only its own names may stand.
@@ -57,7 +59,7 @@ def _tap(kernel: tl.tensor, channel: tl.tensor, channel_ok: tl.tensor, K: tl.con
     return tl.load(kernel + channel * 9 + K, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NEW_EACH_TIME)
 def _pick_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows no lists
     hidden: tl.tensor, kernel: tl.tensor, offset: tl.tensor, framed: tl.tensor, cells: tl.tensor,
     activated: tl.tensor, n: tl.tensor, width: tl.tensor, r: tl.tensor,
@@ -109,7 +111,7 @@ def _pick_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows
         row += ROWS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NEW_EACH_TIME)
 def _walk_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows no lists
     hidden: tl.tensor, kernel: tl.tensor, offset: tl.tensor, framed: tl.tensor, activated: tl.tensor,
     columns: tl.tensor, n: tl.tensor, height: tl.tensor, width: tl.tensor, r: tl.tensor,

@@ -16,10 +16,12 @@ from torch import Tensor
 NUMBERS = 4096  # that a program normalises
 JOINED = 2048  # that a program adds: its reads are scattered, so more programs shall wait at a time
 ALL, KEPT, SOME = 0, 1, 2  # whose norms stand in the map
+# Of which Triton is not to compile a variant where 16 divides it, or where it is 1.
+NEW_EACH_TIME = ("n",)
 
 
 # Triton reads annotations as code, in which only its own names may stand.
-@triton.jit
+@triton.jit(do_not_specialize=NEW_EACH_TIME)
 def _enter_kernel(
     x: tl.tensor, weight: tl.tensor, bias: tl.tensor, order: tl.tensor, visible: tl.tensor, normed: tl.tensor,
     packed: tl.tensor, t: tl.tensor, n: tl.tensor, eps: tl.tensor,
@@ -52,7 +54,7 @@ def _enter_kernel(
     tl.store(normed + place, found.to(normed.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NEW_EACH_TIME)
 def _join_kernel(
     x: tl.tensor, rows: tl.tensor, branch: tl.tensor, weight: tl.tensor, bias: tl.tensor, normed: tl.tensor,
     n: tl.tensor, eps: tl.tensor,

@@ -37,8 +37,12 @@ class FramedTables(NamedTuple):
     starts: Tensor
 
 
+# Of which Triton is not to compile a variant where 16 divides it, or where it is 1.
+NEW_EACH_TIME = ("n",)
+
+
 # Triton reads annotations as code, in which only its own names may stand.
-@triton.jit
+@triton.jit(do_not_specialize=NEW_EACH_TIME)
 def _frame_kernel(
     kept: tl.tensor, counts: tl.tensor, rows: tl.tensor, order: tl.tensor, cells: tl.tensor, framed: tl.tensor,
     starts: tl.tensor, n: tl.tensor, height: tl.tensor, width: tl.tensor, per_image: tl.tensor,
