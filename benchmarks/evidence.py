@@ -214,7 +214,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new line begins")
     parser.add_argument("--jobs", type=int, default=1, help="lines that train side by side")
     parser.add_argument("--fit", type=float, help="with --jobs: seconds that a training shall take")
-    parser.add_argument("--train-only", action="store_true", help="measure nothing yet")
+    parser.add_argument("--train-only", action="store_true", help="measure no times")
     parser.add_argument("--measure-only", action="store_true", help="train nothing more")
     parser.add_argument("--test", action="store_true", help="the test split, of every line; once, at the end")
     parser.add_argument("--rehearse", action="store_true", help="every line, tiny, on the CPU")
@@ -260,10 +260,10 @@ def main() -> None:
         )
 
     tell()  # whatever happens to what follows
+    if arguments.test:
+        tested(done, arguments.out / arena.name / "tested.json")
+        tell()
     if not arguments.train_only:
-        if arguments.test:
-            tested(done, arguments.out / arena.name / "tested.json")
-            tell()
         measured_in_turns(done, until)
         tell()
     show([row for _, row in done])
