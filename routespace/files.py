@@ -87,7 +87,7 @@ def _parsed(
     path: Path | str, parse: Callable[[str], Any], kind: str, wanted: str, error: type[RoutespaceError]
 ) -> Any:
     try:
-        return parse(Path(path).read_text(encoding="utf-8"))
+        return parse(Path(path).read_text(encoding="utf-8-sig"))  # some programs put a mark before the text
     except OSError as cause:
         raise error(f"{path}: cannot be read ({_reason(cause)}); give {wanted}") from cause
     except (ValueError, RecursionError) as cause:  # JSONDecodeError and UnicodeDecodeError are ValueErrors

@@ -133,6 +133,15 @@ def bad(**changes):
         (bad(segmentation={"size": 48, "counts": [5, 5]}), ["annotation 17", "its mask is of 48"]),
         (bad(segmentation={"size": [48, 64], "counts": "54"}), ["annotation 17", "run lengths"]),
         (bad(segmentation={"size": [48, 64], "counts": "\u00ff"}), ["annotation 17", "run lengths"]),
+        (bad(segmentation={"size": [48, 64], "counts": [1.5, 3070.5]}), ["annotation 17", "run lengths"]),
+        (
+            bad(segmentation={"size": [48, 64], "counts": "0PP4PPO"}),
+            ["annotation 17", "run lengths"],
+        ),  # one below 0
+        (bad(segmentation=[[0, 0, 1e30, 0, 5, 5]]), ["annotation 17", "1e+30", "far outside"]),  # edges of 1e30 px
+        (bad(segmentation=[[0, 0, 10**400, 0, 5, 5]]), ["annotation 17", "polygon"]),
+        (bad(bbox=[1, 2, 10**400, 4]), ["annotation 17", "bbox"]),
+        (bad(id=2**64), ["annotations[1]", "64 bits"]),
         (bad(id="x"), ["annotations[1]", "'x'"]),
         (bad(id=1), ["annotations[1]", "1 is there twice"]),
     ],
@@ -155,6 +164,8 @@ def test_what_cannot_be_meant_is_refused_with_file_and_id(tmp_path, wrong, words
         (lambda data: data["categories"][0].update(name="dog"), ["two categories called 'dog'"]),
         (lambda data: data["images"][0].pop("height"), ["image 1", "height"]),
         (lambda data: data["images"][0].pop("file_name"), ["image 1", "file_name"]),
+        (lambda data: data["images"][0].update(width=10**12), ["image 1", "width"]),
+        (lambda data: data["images"][0].update(id=2**63), ["images[0]", "64 bits"]),
         (lambda data: data["images"].append(dict(data["images"][0])), ["images[2]", "id 1 is there twice"]),
     ],
 )
@@ -170,6 +181,24 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, change, words):
     file.write_text("[1, 2")
     with pytest.raises(DataError, match="is not JSON"):
         source_of(spec(file), "objects").train()
+
+
+def test_a_folder_of_pictures_that_is_missing_is_named(tmp_path):
+    some_coco(tmp_path)
+    some_coco(tmp_path, "val")
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        DataError, match=r"train\.json: has no folder of pictures \(looked for .*train/.*train_images"
+    ):
+        source_of(spec(tmp_path), "objects").train()
+    assert len(source_of(spec(tmp_path, train_images="elsewhere"), "objects").train()) == 6
+
+
+def test_a_mark_before_the_text_is_none_of_it(tmp_path):
+    file = some_coco(tmp_path)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    some_coco(tmp_path, "val")
+    assert source_of(spec(tmp_path), "objects").classes == ("cat", "dog")
 
 
 def test_what_is_of_no_area_or_no_polygon_is_left_out_and_told(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import Cityscapes
 from train_annotated import SIZES, ade, cityscapes, label_map, noise, some_coco, source_of, voc
 
@@ -86,11 +87,23 @@ def truncated(root):
     path.write_bytes(path.read_bytes()[:90])
 
 
+def decimals(root):
+    values = Image.fromarray(np.full((64, 48), 1.5, np.float32))
+    values.save(root / "annotations/training/room/1.png", format="TIFF")
+
+
+def below_zero(root):
+    values = Image.fromarray(np.full((64, 48), -1, np.int32))
+    values.save(root / "annotations/training/room/1.png", format="TIFF")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (decimals, ["decimal point"]),
+        (below_zero, ["number -1", "0 … 65535"]),
         (other_size, ["9 × 9 pixels", "48 × 64"]),
-        (other_number, ["number 77", "no class"]),
+        (other_number, ["number 77", "no class (these are 1 … 3; see data.shift, now 1"]),
         (colours, ["3 channels", "one number a pixel"]),
         (truncated, ["1.png"]),
     ],
@@ -124,6 +137,39 @@ def test_a_picture_or_a_label_map_alone_is_refused(tmp_path, gone, words):
         source_of(spec(tmp_path), "pixels").train()
     for word in words:
         assert word in str(error.value)
+
+
+def test_two_pictures_of_one_label_map_are_refused(tmp_path):
+    ade(tmp_path)
+    noise(tmp_path / "images/training/room/2.png", (40, 40))
+    with pytest.raises(DataError, match=r"2\.jpg and 2\.png have one name but for the ending"):
+        source_of(spec(tmp_path), "pixels").train()
+
+
+def test_names_begin_after_the_mark_that_some_editors_write(tmp_path):
+    ade(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfwall\r\nfloor\r\nlamp\r\n")
+    assert source_of(spec(tmp_path), "pixels").classes == ("wall", "floor", "lamp")
+
+
+def test_a_part_without_pictures_is_named(tmp_path):
+    voc(tmp_path, [])
+    for part in ("train", "val"):
+        list_of = tmp_path / f"VOCdevkit/VOC2012/ImageSets/Main/{part}.txt"
+        before = list_of.read_text()
+        list_of.write_text("")
+        with pytest.raises(DataError, match=f"VOC 2012 {part}: has no pictures"):
+            source_of(VocSpec(root=str(tmp_path)), "objects").train()
+        list_of.write_text(before)
+
+
+def test_an_annotation_that_was_mended_is_read_again(tmp_path):
+    voc(tmp_path, [("unicorn", 0, 6, 11, 30, 20)])
+    with pytest.raises(DataError, match="unicorn"):
+        source_of(VocSpec(root=str(tmp_path)), "objects").quick_check()
+    for file in (tmp_path / "VOCdevkit/VOC2012/Annotations").iterdir():
+        file.write_text(file.read_text().replace("unicorn", "dog"))
+    assert source_of(VocSpec(root=str(tmp_path)), "objects").quick_check() == ()
 
 
 def test_a_folder_of_both_tells_its_kind(tmp_path):
@@ -185,8 +231,15 @@ def test_cityscapes_has_the_classes_that_count(tmp_path):
     assert source.quick_check() == ()
     with pytest.raises(DataError, match="no annotated test"):
         source.test()
+    label_map(next((tmp_path / "gtFine/train/aachen").iterdir()), np.full((36, 64), 77, np.uint8))
+    with pytest.raises(DataError, match="number 77, which is no class"):
+        source.quick_check()
+    (tmp_path / "gtFine").rename(tmp_path / "gtCoarse")
+    assert spec_at(tmp_path).mode == "coarse"
+    with pytest.raises(DataError, match=r"has no Cityscapes train part.*gtFine/train/ in it"):
+        source_of(CityscapesSpec(root=str(tmp_path)), "pixels").train()
     with pytest.raises(DataError, match="has no Cityscapes train part"):
-        source_of(CityscapesSpec(root=str(tmp_path / "gtFine")), "pixels").train()
+        source_of(CityscapesSpec(root=str(tmp_path / "gtCoarse")), "pixels").train()
 
 
 def test_voc_gives_boxes_with_difficult_ones_as_crowds(tmp_path):

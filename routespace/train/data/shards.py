@@ -106,7 +106,9 @@ class ShardCatalogue:
         file = next((path for name in NAME_FILES if (path := self.root / name).is_file()), None)
         if file is None:
             return tuple(map(str, range(highest + 1)))
-        names = tuple(plain_name(line.strip()) for line in file.read_text(encoding="utf-8").splitlines() if line)
+        names = tuple(
+            plain_name(line.strip()) for line in file.read_text(encoding="utf-8-sig").splitlines() if line
+        )
         if highest >= len(names):
             raise DataError(f"{file}: has {len(names)} names, but label {highest} is there; give a name for each")
         return names

@@ -72,6 +72,8 @@ def spec_at(path: str | Path, now: Normalised | None = None) -> FilesSpec:
     kind = _kind_at(place, now)
     if kind is SegmentationSpec and not isinstance(now, SegmentationSpec) and counts_from_one(place):
         return SegmentationSpec(root=str(place), ignore=(0,), shift=1)
+    if kind is CityscapesSpec and (place / "gtCoarse").is_dir() and not (place / "gtFine").is_dir():
+        return CityscapesSpec(root=str(place), mode="coarse")
     if kind is not VocSpec:
         return kind(root=str(place))
     place = next((parent for parent in (place, *place.parents[:2]) if (parent / VOC_FOLDER).is_dir()), place)

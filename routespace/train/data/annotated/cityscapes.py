@@ -38,9 +38,10 @@ class CityscapesAnnotations:
         try:
             found: Any = Cityscapes(str(self.root), split, mode=self.spec.mode, target_type="semantic")
         except (RuntimeError, OSError) as error:
+            labels = {"fine": "gtFine", "coarse": "gtCoarse"}[self.spec.mode]
             raise DataError(
-                f"{self.root}: has no Cityscapes {split} part ({error!s:.80}); give the folder with leftImg8bit/ "
-                f"and gtFine/ in it"
+                f"{self.root}: has no Cityscapes {split} part; give the folder with leftImg8bit/{split}/ and "
+                f"{labels}/{split}/ in it (data.mode is {self.spec.mode})"
             ) from error
         # in the order of their names: torchvision lists folders as the disk does
         places = sorted(zip(found.images, (target[0] for target in found.targets), strict=True))
@@ -64,11 +65,19 @@ class CityscapesAnnotations:
 
     @cached_property
     def _maps(self) -> LabelMaps:
-        return LabelMaps({one.id: one.train_id for one in _judged()}, other=IGNORE)
+        judged = {one.id: one.train_id for one in _judged()}
+        return LabelMaps(judged, frozenset({IGNORE, *(number for number in _numbers() if number not in judged)}))
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
         return tuple(one.name for one in sorted(_judged(), key=lambda one: one.train_id))
+
+
+def _numbers() -> list[int]:
+    """Those that may stand in a label map."""
+    from torchvision.datasets import Cityscapes
+
+    return [one.id for one in Cityscapes.classes if one.id >= 0]
 
 
 def _judged() -> list[Any]:

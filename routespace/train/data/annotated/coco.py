@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from routespace.errors import DataError
+from routespace.pictures import picture_suffixes
 from routespace.train.data.annotated.coco_file import CocoObjects, read_coco
 from routespace.train.data.annotated.pixels_of_objects import PixelsOfObjects
 from routespace.train.data.annotated.truth import (
@@ -139,6 +140,11 @@ class CocoAnnotations:
             folder_of = same[0] if same else pictures_of(file)
         if not folder_of.is_dir():
             raise DataError(f"{folder_of}: no such folder of pictures; name it with data.{split}_images")
+        if images is None and folder_of == file.parent != self.root and not holds_pictures(folder_of):
+            wanted = ", ".join(dict.fromkeys(f"{p.images.relative_to(self.root)}/" for p in places))
+            raise DataError(
+                f"{file}: has no folder of pictures (looked for {wanted}); name it with data.{split}_images"
+            )
         return _Place(file, folder_of)
 
     def _require_alone(self) -> None:
@@ -166,6 +172,11 @@ def pictures_of(file: Path) -> Path:
         if folder.is_dir():
             return folder
     return file.parent
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether pictures, or folders that may have some, lie in a folder."""
+    return any(item.is_dir() or item.suffix.lower() in picture_suffixes() for item in folder.iterdir())
 
 
 def decoded(segment: Any, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from routespace.train.data.annotated.truth import LeftOut
 
 WANTED = "a JSON file of annotations in COCO's format"
 NO_AREA = "boxes without area or outside of their pictures"
+MOST_PX = 2**31 - 1  # of a picture's side, whatever its annotations say
+FAR = 100  # sides of a picture: a point that lies further away cannot be meant
 NO_POLYGON = "objects without a polygon of three points"
 
 
@@ -136,7 +138,16 @@ def _together(objects: Sequence[_Object]) -> CocoObjects:
 
 
 def _is_id(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
+    """Whether it is a whole number that 64 bits hold, as arrays keep it."""
+    return isinstance(number, int) and not isinstance(number, bool) and -(2**63) <= number < 2**63
+
+
+def _is_finite(number: object) -> TypeGuard[float]:
+    """Whether it is a number that a float holds."""
+    try:
+        return isinstance(number, int | float) and math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _table(path: Path, data: Any, name: str) -> dict[int, Mapping[str, Any]]:
@@ -149,8 +160,10 @@ def _table(path: Path, data: Any, name: str) -> dict[int, Mapping[str, Any]]:
     found: dict[int, Mapping[str, Any]] = {}
     for position, row in enumerate(rows):
         number = row.get("id") if isinstance(row, dict) else None
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise DataError(f"{path}, {name}[{position}]: its id is {number!r:.40}; give a whole number")
+        if not isinstance(number, int) or not _is_id(number):
+            raise DataError(
+                f"{path}, {name}[{position}]: its id is {number!r:.40}; give a whole number (64 bits at most)"
+            )
         if number in found:
             raise DataError(f"{path}, {name}[{position}]: id {number} is there twice; give each one of its own")
         found[number] = row
@@ -161,7 +174,7 @@ def _check_picture(path: Path, number: int, row: Mapping[str, Any]) -> None:
     if not isinstance(row.get("file_name"), str) or not row["file_name"]:
         raise DataError(f"{path}, image {number}: has no file_name; name its picture")
     for side in ("height", "width"):
-        if not _is_id(row.get(side)) or row[side] < 1:
+        if not _is_id(row.get(side)) or not 1 <= row[side] <= MOST_PX:
             raise DataError(f"{path}, image {number}: its {side} is {row.get(side)!r:.40}; give its pixels")
 
 
@@ -200,17 +213,13 @@ class _Reading:
             self.left.add(NO_POLYGON, what)
             return None
         area = self.row.get("area")
-        if not isinstance(area, int | float) or not math.isfinite(area) or area < 0:
+        if not _is_finite(area) or area < 0:
             area = self.row["bbox"][2] * self.row["bbox"][3]
         return _Object(self.number, box, label, bool(self.row.get("iscrowd", 0)), float(area), segment)
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         box = self.row.get("bbox")
-        if (
-            not isinstance(box, list)
-            or len(box) != 4
-            or not all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-        ):
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(x) for x in box):
             self.fail(f"its bbox is {box!r:.60}, not [x, y, width, height]")
         x, y, wide, high = box
         return max(0.0, x), max(0.0, y), min(float(size[1]), x + wide), min(float(size[0]), y + high)
@@ -222,16 +231,20 @@ class _Reading:
             return self._runs(given, size)
         if not isinstance(given, list):
             self.fail("has no segmentation, and the task asks for masks")
-        return [piece for piece in self._polygons(given) if len(piece) >= 6] or None
+        return [piece for piece in self._polygons(given, FAR * max(size)) if len(piece) >= 6] or None
 
-    def _polygons(self, given: Sequence[Any]) -> Iterator[NDArray[np.float64]]:
+    def _polygons(self, given: Sequence[Any], most_px: float) -> Iterator[NDArray[np.float64]]:
+        """The polygons; pycocotools takes memory for every pixel of an edge, in the picture or not."""
         for piece in given:
             try:
                 numbers = np.asarray(piece, np.float64)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 numbers = np.full(1, np.nan)
             if numbers.ndim != 1 or len(numbers) % 2 or not np.isfinite(numbers).all():
                 self.fail("a polygon of it is not [x, y, x, y, …]")
+            if len(numbers) and np.abs(numbers).max() > most_px:
+                far = numbers[np.abs(numbers).argmax()]
+                self.fail(f"a polygon of it has the coordinate {far:g}, far outside of its picture")
             yield numbers
 
     def _runs(self, given: Mapping[str, Any], size: tuple[int, int]) -> Any:
@@ -240,10 +253,10 @@ class _Reading:
         if told != list(size):
             self.fail(f"its mask is of {told!r:.40} (height, width), its image of {list(size)}")
         try:
-            total = sum(counts) if isinstance(counts, list) else sum(run_lengths(str(counts)))
-        except (TypeError, IndexError):
-            total = -1
-        if total != size[0] * size[1] or (isinstance(counts, list) and min(counts, default=0) < 0):
+            runs = counts if isinstance(counts, list) else run_lengths(str(counts))
+        except IndexError:
+            runs = []
+        if not all(_is_id(run) and run >= 0 for run in runs) or sum(runs) != size[0] * size[1]:
             self.fail("its run lengths do not fill its mask")
         return {"size": list(size), "counts": counts}
 

@@ -27,6 +27,7 @@ from routespace.train.recipe.segmentation import CLASS_FILES, SegmentationSpec, 
 from routespace.train.recipe.targets import IGNORE, Target
 
 MOST_CLASSES = IGNORE  # numbers below that of pixels without a class
+MOST_NUMBER = 65535  # of 16 bits
 WANTED = "the folder with images/ and annotations/ in it"
 
 
@@ -37,12 +38,12 @@ class LabelMaps:
     Args:
         numbers: number in a map → class; what is in neither is an error.
         ignored: numbers of pixels that count for nothing.
-        other: class of all other numbers; None for none.
+        hint: where to say what other numbers mean, for the message about one.
     """
 
     numbers: Mapping[int, int]
     ignored: frozenset[int] = frozenset()
-    other: int | None = None
+    hint: str = ""
 
     def read(self, path: str) -> NDArray[np.uint8]:
         """(H, W) classes, IGNORE for pixels without one; raises DataError naming the file and the number."""
@@ -56,20 +57,24 @@ class LabelMaps:
                 f"{path}: has {values.shape[-1]} channels, but a label map has one number a pixel; give grey or a "
                 f"palette"
             )
+        if values.dtype.kind not in "bui":
+            raise DataError(f"{path}: has numbers with a decimal point, but a label map has whole ones; mend it")
         values = values.astype(np.int64)
-        table = np.full(max(256, int(values.max(initial=0)) + 1), -1, np.int64)
+        outside = values[(values < 0) | (values > MOST_NUMBER)]
+        if outside.size:
+            raise DataError(
+                f"{path}: has pixels of the number {outside[0]}, but there are 0 … {MOST_NUMBER}; mend it"
+            )
+        table = np.full(MOST_NUMBER + 1, -1, np.int64)
         for number, label in self.numbers.items():
             table[number : number + 1] = label
         for number in self.ignored:
             table[number : number + 1] = IGNORE
         found = table[values]
-        if self.other is not None:
-            found[found < 0] = self.other
         if (found < 0).any():
-            number = int(values[found < 0][0])
+            number, known = int(values[found < 0][0]), f"these are {min(self.numbers)} … {max(self.numbers)}"
             raise DataError(
-                f"{path}: has pixels of the number {number}, which is no class; mend it, or see data.ignore and "
-                f"data.shift"
+                f"{path}: has pixels of the number {number}, which is no class ({known}{self.hint}); mend it"
             )
         classes: NDArray[np.uint8] = found.astype(np.uint8)
         return classes
@@ -135,7 +140,7 @@ class FolderAnnotations:
                 f"data.ignore: {number} is also the number of class {self.classes[number - spec.shift]!r}; leave "
                 f"it out, or mend data.shift"
             )
-        self.maps = LabelMaps(numbers, ignored)
+        self.maps = LabelMaps(numbers, ignored, f"; see data.shift, now {spec.shift}, and data.ignore")
 
     def part(self, split: Split, *, whole: bool = False) -> AnnotatedPart | None:
         """What a part holds; see `Annotations`."""
@@ -184,9 +189,16 @@ class FolderAnnotations:
 
 
 def _by_stem(folder: Path, suffix: str = "") -> dict[str, str]:
-    """A file's own path below a folder, without its ending → where it lies."""
-    paths = (path for path in pictures_below(str(folder), Counter()) if path.endswith(suffix))
-    return {key_below(path, folder).rpartition(".")[0]: path for path in paths}
+    """A file's own path below a folder, without its ending → where it lies; raises DataError where two are one."""
+    found: dict[str, str] = {}
+    for path in pictures_below(str(folder), Counter()):
+        name = key_below(path, folder).rpartition(".")[0]
+        if path.endswith(suffix) and found.setdefault(name, path) != path:
+            raise DataError(
+                f"{folder}: {Path(found[name]).name} and {Path(path).name} have one name but for the ending, and "
+                f"so one label map; rename or remove one of them"
+            )
+    return found
 
 
 def class_names(root: Path, spec: SegmentationSpec) -> tuple[str, ...]:

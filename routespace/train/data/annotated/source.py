@@ -94,6 +94,9 @@ class AnnotatedSource:
     def parts(self) -> Parts:
         """Training and validation pictures; raises DataError when there are too few for both."""
         part, own = self._require("train", self._part("train")), self._part("val")
+        for side in (part, own):
+            if side is not None and not side.images:
+                raise DataError(f"{side.where}: has no pictures; give a part with some")
         if own is not None:
             return Parts(part, own)
         trained, held = hold_out([image.entry() for image in part.images], self.spec.val_fraction)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -114,12 +115,12 @@ class VocBoxes(_Voc):
 
     def truth(self, image: Annotated) -> Truth:
         """Boxes: VOC counts pixels from 1, and its last ones are inside."""
-        return _boxes(image.known)
+        return _boxes_of(image.known)
 
     def trouble(self, image: Annotated) -> str | None:
         """From the picture's header and its XML file; see `Annotations`."""
         try:
-            _boxes(image.known)
+            _boxes_of(image.known)
         except DataError as error:
             return str(error).rpartition("; ")[0]
         return picture_trouble(image)
@@ -129,13 +130,22 @@ class VocBoxes(_Voc):
         found = Counter[int]()
         for image in images:
             with suppress(DataError):
-                labels = _boxes(image.known).labels
+                labels = _boxes_of(image.known).labels
                 found.update([] if labels is None else labels.tolist())
         return found
 
 
+def _boxes_of(path: str) -> Truth:
+    """What an XML file tells; one that has not changed is read once."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove it") from error
+    return _boxes(path, (state.st_mtime_ns, state.st_size))
+
+
 @lru_cache(maxsize=65_536)
-def _boxes(path: str) -> Truth:
+def _boxes(path: str, _: tuple[int, int]) -> Truth:
     try:
         tree = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
