@@ -1,17 +1,16 @@
 """The routed backbone under the heads of dense tasks, next to plain backbones of the same MACs and schedule.
 
     python benchmarks/tasks.py [--tasks detect semantic] [--seeds 0 1 2] [--lines routed smaller] [--out DIR]
-    python benchmarks/tasks.py --scenes recipe                  the recipes' own scenes and widths
+    python benchmarks/tasks.py --scenes crowded                 fuller scenes, wider networks, heavier heads
     python benchmarks/tasks.py --data runs/stamps_data          cut-outs on photographs in place of digits
     python benchmarks/tasks.py --device cuda --jobs 6 --seconds 240      on a GPU, six lines side by side
     python benchmarks/tasks.py --show [--device cuda] [--tasks …]        the table of what there is
     python benchmarks/tasks.py --rehearse                       every line, tiny, in a minute or two
     python benchmarks/tasks.py --large [--px 640]               real speed at the size of photographs, untrained
 
-Each task is that of its recipe: digits_detect, digits_instance, digits_semantic. Unless `--scenes recipe` is
-given, scenes are larger, objects smaller and networks narrower than there, so that objects cover a few percent and
-width is worth something. `task_lines/lines.py` has these fields, and says what the lines are. The stamps come from
-`data_stamps.py`.
+Each task is that of its recipe: digits_detect, digits_instance, digits_semantic. There networks are narrow and
+objects cover a few percent, so that width is worth something; on `--scenes crowded` it is not. What the lines are
+says `task_lines/lines.py`. The stamps come from `data_stamps.py`.
 
 Everybody starts on the recipe's small canvas and takes the same number of steps, but for `smaller+`. MACs are
 those of the backbone, and of the whole network in brackets. `time` is that of a batch of validation images over
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["semantic", "detect"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE")
-    parser.add_argument("--scenes", choices=SCENES, default="sparse", help="recipe: as in the recipes")
+    parser.add_argument("--scenes", choices=SCENES, default="recipe", help="those of the recipes, or fuller ones")
     parser.add_argument("--data", type=Path, help="what benchmarks/data_stamps.py wrote")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new line begins")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks train")

@@ -38,7 +38,7 @@ def steps(recipe):
     ]
 
 
-@pytest.mark.parametrize(("task", "scenes"), [("detect", "recipe"), ("semantic", "sparse")])
+@pytest.mark.parametrize(("task", "scenes"), [("detect", "crowded"), ("semantic", "recipe")])
 def test_rivals_have_the_macs_and_the_steps_of_the_routed_network(task, scenes, tmp_path):
     from task_lines.lines import LONGER, Setting, recipe_of
 
@@ -78,22 +78,19 @@ def test_on_stamps_the_task_has_their_classes_and_larger_objects_in_both_phases(
     assert recipe_of(Setting(task, 0, tmp_path, stamps=stamps), "narrower").task.classes == 3 + background
 
 
-def test_sparse_scenes_are_larger_with_smaller_objects_and_the_rest_is_the_recipes(tmp_path):
-    from task_lines.lines import SCENES, TASKS, Setting
+def test_crowded_scenes_are_smaller_and_fuller_under_wider_networks_and_heavier_heads(tmp_path):
+    from task_lines.lines import TASKS, Setting
 
     for task in TASKS:
-        sparse, own = (Setting(task, 0, tmp_path, scenes).recipe for scenes in SCENES)
-        assert min(sparse.grid.image_size) > min(own.grid.image_size)
-        covered, theirs = (max(one.data.digit_px) / min(one.grid.image_size) for one in (sparse, own))
-        assert covered < theirs
-        assert sparse.grid.shape.widths < own.grid.shape.widths
-        assert (sparse.task.kind, sparse.task.classes) == (own.task.kind, own.task.classes)
-        heads = (one.task.make(one.grid).head(one.grid).cost(one.grid).macs for one in (sparse, own))
-        shares = [head / (head + one.base_macs()) for head, one in zip(heads, (sparse, own), strict=True)]
-        assert shares[0] < shares[1]
-        assert sparse.gates == own.gates
-        held, theirs = (recipe.phase(0).data.digits_per_scene for recipe in (sparse, own))
-        assert held == theirs
+        fuller, own = (Setting(task, 0, tmp_path, scenes).recipe for scenes in ("crowded", "recipe"))
+        shares = [max(one.data.digit_px) / min(one.grid.image_size) for one in (fuller, own)]
+        assert shares[0] > shares[1]
+        assert fuller.grid.shape.widths > own.grid.shape.widths
+        assert fuller.gates == own.gates
+        assert fuller.num_classes == own.num_classes
+        heads = (one.task.make(one.grid).head(one.grid).cost(one.grid).macs for one in (fuller, own))
+        heavy, light = (head / one.base_macs() for head, one in zip(heads, (fuller, own), strict=True))
+        assert light < 1 < heavy
 
 
 def test_a_network_that_computes_everything_does_so_for_objects_of_all_sizes(tmp_path):
@@ -127,7 +124,7 @@ def test_the_rehearsal_runs_every_line(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "digits_sparse" / "rehearsal" / "tasks_cpu.json").read_text())
+    found = json.loads((tmp_path / "digits_recipe" / "rehearsal" / "tasks_cpu.json").read_text())
     assert [row["line"] for row in found["rows"]] == list(LINES)
     assert all(0 <= row["score"] <= 1 and row["time"] > 0 for row in found["rows"])
     assert "no object" in done.stdout

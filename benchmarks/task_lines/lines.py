@@ -31,26 +31,24 @@ from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from task_lines.looking import looked_at
 
-SPARSE = {  # small objects on many pixels, for few channels: width is worth something there
-    "grid.image_size": 192,
-    "grid.depths": [2, 2, 1, 1],  # blocks where tokens are many: they are what gates make cheaper
-    "grid.widths": [8, 16, 32, 48],
-    "budget.ratio": 0.35,
-    "data.train_size": 3200,
-    "data.digit_px": [16, 48],
-    "data.digits_per_scene": [1, 3],
-    "train.epochs": 3,
-    "train.batch_size": 16,
+CROWDED = {  # fewer pixels that objects cover more of, and more channels: width is worth little there
+    "grid.image_size": 96,
+    "grid.depths": 1,
+    "grid.widths": [16, 32, 64, 96],
+    "budget.ratio": 0.57,
+    "data.train_size": 3000,
+    "data.digit_px": [14, 44],
+    "train.epochs": 5,
+    "train.batch_size": 32,
 }
-SPARSE_FIRST = {"epochs": 2, "image_size": 96}
-SPARSE_FIRST_DATA = {"train_size": 6400, "digit_px": [24, 64]}
-FEWER = 0.5  # of the scenes for Mask R-CNN, whose steps take longest
-LIGHT = {  # heads that leave most of the work to the backbone
-    "detect": {"task.width": 16, "task.convs": 1},
-    "instance": {"task.width": 16, "task.convs": 1, "task.proposals": 20, "task.max_detections": 10},
-    "semantic": {"task.channels": 32},
+CROWDED_FIRST = {"epochs": 6, "image_size": 64}
+CROWDED_FIRST_DATA = {"train_size": 3000, "digit_px": [24, 56]}
+HEAVY = {  # heads
+    "detect": {"task.width": 32, "task.convs": 4},
+    "instance": {"task.width": 32, "task.convs": 4, "task.proposals": 50, "task.max_detections": 100},
+    "semantic": {"task.channels": 64},
 }
-SCENES = ("sparse", "recipe")
+SCENES = ("recipe", "crowded")
 TASKS = ("detect", "instance", "semantic")
 LINES = ("routed", "narrower", "shallower", "smaller", "smaller+", "dense")
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
@@ -78,7 +76,7 @@ class Setting:
         task: one of TASKS.
         seed: of weights and training scenes.
         out: folder of the runs.
-        scenes: `sparse`, or `recipe` for the recipe as it is.
+        scenes: `recipe`, or `crowded`.
         stamps: what data_stamps.py wrote; None for the recipe's digits.
         tiny: a rehearsal.
         device: `cpu` or `cuda`, where networks train. On a GPU as many steps, of more scenes.
@@ -87,7 +85,7 @@ class Setting:
     task: str
     seed: int
     out: Path
-    scenes: str = "sparse"
+    scenes: str = "recipe"
     stamps: Path | None = None
     tiny: bool = False
     device: str = "cpu"
@@ -96,8 +94,8 @@ class Setting:
     def recipe(self) -> Recipe:
         """That of the routed network."""
         own = load_recipe(f"digits_{self.task}").override({"seed": self.seed})
-        if self.scenes == "sparse":
-            own = sparse(own)
+        if self.scenes == "crowded":
+            own = crowded(own)
         if self.stamps is not None:
             own = on_stamps(own, self.stamps)
         if self.device == "cuda":
@@ -113,12 +111,11 @@ class Setting:
         return self.out / f"{self.task}_{line}_{self.seed}"
 
 
-def sparse(recipe: Recipe) -> Recipe:
-    """A recipe on larger scenes with smaller objects, with fewer channels."""
+def crowded(recipe: Recipe) -> Recipe:
+    """A recipe on smaller scenes that are fuller, with more channels under a heavier head."""
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
-    first = [phase | SPARSE_FIRST | {"data": phase["data"] | SPARSE_FIRST_DATA} for phase in phases]
-    own = recipe.override(SPARSE | LIGHT[recipe.task.kind] | {"train.phases": first})
-    return with_scenes(own, FEWER) if recipe.task.kind == "instance" else own
+    first = [phase | CROWDED_FIRST | {"data": phase["data"] | CROWDED_FIRST_DATA} for phase in phases]
+    return recipe.override(CROWDED | HEAVY[recipe.task.kind] | {"train.phases": first})
 
 
 def on_cuda(recipe: Recipe) -> Recipe:
