@@ -12,7 +12,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 
 from routespace.deploy.counters import torch_macs
 from routespace.errors import SpecError
-from routespace.nn.heads import retinanet
+from routespace.nn.heads import matching
 from routespace.nn.heads.detector import Detected
 from routespace.nn.heads.pyramid import RateAnchors
 from routespace.nn.task_net import network_cost
@@ -87,7 +87,7 @@ def test_a_batchs_losses_are_the_means_of_those_of_each_image_in_whatever_parts_
     alone = [Detected(net.head, tuple(part[n : n + 1] for part in outputs.raw)) for n in range(3)]
     for one, what, loss in zip(alone, known, each, strict=True):
         torch.testing.assert_close(sum(one.losses([what]).values()), loss)
-    monkeypatch.setattr(retinanet, "AT_ONCE", 1)
+    monkeypatch.setattr(matching, "AT_ONCE", 1)
     torch.testing.assert_close(outputs.image_losses(known), each)
 
 

@@ -27,7 +27,8 @@ from torchvision.ops.poolers import initLevelMapper
 
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.spec import GridSpec
-from routespace.nn.heads.detector import Detected, Detector, Found, Size, fed_size, learned
+from routespace.nn.heads.detector import Detected, Detector, Found, KnownObjects, Size, fed_size, learned
+from routespace.nn.heads.matching import anchor_labels
 from routespace.nn.heads.pyramid import Pyramid, RateAnchors, Work, cost_of, places_of
 from routespace.nn.heads.regions import ComputeRegions, OutsideRegions, RegionGraph
 from routespace.nn.heads.settings import InstanceSettings
@@ -217,9 +218,9 @@ class InstanceHead(Detector):
         kept, _ = rpn.filter_proposals(boxes, objectness.reshape(-1, 1), list(sizes), counts)
         if known is None:
             return kept, {}
-        labels, matched = rpn.assign_targets_to_anchors(anchors, known)
-        wanted = rpn.box_coder.encode(matched, anchors)
-        losses = rpn.compute_loss(objectness.reshape(-1, 1), flat, labels, wanted)
+        labels, nearest = anchor_labels(rpn.proposal_matcher, KnownObjects.of(known), anchors[0])
+        wanted = rpn.box_coder.encode(list(nearest), anchors)
+        losses = rpn.compute_loss(objectness.reshape(-1, 1), flat, list(labels), wanted)
         return kept, dict(zip(("loss_objectness", "loss_rpn_box_reg"), losses, strict=True))
 
     def _looked_at(
