@@ -35,6 +35,7 @@ CROWDED = {  # fewer pixels that objects cover more of, and more channels: width
     "grid.image_size": 96,
     "grid.depths": 1,
     "grid.widths": [16, 32, 64, 96],
+    "grid.sr_ratios": [4, 2, 1, 1],
     "budget.ratio": 0.57,
     "data.train_size": 3000,
     "data.digit_px": [14, 44],
