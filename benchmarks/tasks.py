@@ -7,6 +7,7 @@
     python benchmarks/tasks.py --show [--device cuda] [--tasks …]        the table of what there is
     python benchmarks/tasks.py --rehearse                       every line, tiny, in a minute or two
     python benchmarks/tasks.py --large [--px 640]               real speed at the size of photographs, untrained
+    python benchmarks/tasks.py --speed                          that of the recipes' networks, untrained
 
 Each task is that of its recipe: digits_detect, digits_instance, digits_semantic. There networks are narrow and
 objects cover a few percent, so that width is worth something; on `--scenes crowded` it is not. What the lines are
@@ -26,6 +27,7 @@ GPU a step has more scenes, and no time is measured: networks of this size take 
 
 `--large` times RetinaNet over B1 with half of the tokens of each row computed, chosen by a coin, against all
 of them: one image, one thread, in turns; the backbone alone, and with the head, which gates cannot make cheaper.
+`--speed` times the recipes' own networks in the same way, as many tokens computed as the budget allows.
 """
 
 from __future__ import annotations
@@ -41,10 +43,11 @@ from typing import Any
 import torch
 from record import record
 from task_lines.jobs import Job, side_by_side
-from task_lines.large import large
+from task_lines.large import large, light
 from task_lines.lines import LINES, SCENES, TASKS, Setting, one, so_far
 
 from routespace.memory import keep_freed_memory
+from routespace.recipes import load_recipe
 
 Row = dict[str, Any]
 
@@ -100,13 +103,12 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="train nothing; print what there is")
     parser.add_argument("--rehearse", action="store_true", help="every task and line, tiny")
     parser.add_argument("--large", action="store_true", help="real speed at the size of photographs")
+    parser.add_argument("--speed", action="store_true", help="real speed of the recipes' networks")
     parser.add_argument("--px", type=int, default=640, help="of --large")
     parser.add_argument("--out", type=Path, default=Path("runs/tasks"))
     arguments = parser.parse_args()
-    if arguments.large:
-        found = large(arguments.px)
-        print("\n".join(f"{name:<18} {value:.3f}" for name, value in found.items()))
-        record(arguments.out / "tasks_large_cpu.json", "cpu", {"what": "tasks_large", **found})
+    if arguments.large or arguments.speed:
+        real_speed(arguments)
         return
     name = "stamps" if arguments.data else "digits"
     out = arguments.out / f"{name}_{arguments.scenes}"
@@ -126,6 +128,19 @@ def main() -> None:
     show(rows)
     told = {"what": "tasks", "objects": name, "scenes": arguments.scenes, "rows": rows}
     record(out / f"tasks_{arguments.device}.json", "cpu" if arguments.show else arguments.device, told)
+
+
+def real_speed(arguments: argparse.Namespace) -> None:
+    """`--large` and `--speed`."""
+    if arguments.large:
+        found = large(arguments.px)
+        print("\n".join(f"{name:<18} {value:.3f}" for name, value in found.items()))
+        record(arguments.out / "tasks_large_cpu.json", "cpu", {"what": "tasks_large", **found})
+    if arguments.speed:
+        speeds = {task: light(load_recipe(f"digits_{task}")) for task in arguments.tasks}
+        for task, times in speeds.items():
+            print(f"{task:<9} " + ", ".join(f"{name} {value:.3f}" for name, value in times.items()))
+        record(arguments.out / "tasks_speed_cpu.json", "cpu", {"what": "tasks_speed", **speeds})
 
 
 def train(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:

@@ -104,6 +104,17 @@ def test_a_network_that_computes_everything_does_so_for_objects_of_all_sizes(tmp
     assert found == {str(rate): dict.fromkeys((*THIRDS, "no object"), 1.0) for rate in (4, 8, 16, 32)}
 
 
+def test_the_recipes_networks_are_timed_at_their_budget(tmp_path, monkeypatch):
+    from task_lines import large
+    from task_lines.lines import Setting
+
+    monkeypatch.setattr(large, "ROUNDS", 1)
+    recipe = Setting("semantic", 0, tmp_path).recipe
+    found = large.light(recipe, images=2)
+    assert found["macs"] == pytest.approx(recipe.budget.ratio, abs=0.03)
+    assert found["network ms"] > found["backbone ms"] > 0
+
+
 def test_what_was_written_is_read_and_nothing_is_trained(tmp_path):
     from task_lines.lines import Setting, one
 
