@@ -28,7 +28,7 @@ from routespace.train.run_folder import RunFolder
 from routespace.train.stopping import DivergedError, TrainingStoppedError
 from routespace.train.tasks.classify import Classify
 
-CHANGING = ("seconds", "images_per_s", "eval_images_per_s", "date")
+CHANGING = ("seconds", "step_seconds", "images_per_s", "eval_images_per_s", "date")
 
 
 class Watch:
@@ -61,10 +61,14 @@ def watch(tmp_path) -> Iterator[Watch]:
 
 
 def outcome(result: RunResult) -> dict:
+    def lasting(told: dict) -> dict:
+        return {name: value for name, value in told.items() if name not in CHANGING}
+
     lines = RunFolder(result.folder).read_metrics()
+    phases = [lasting(phase) for phase in result.metrics["phases"]]
     return {
-        "result": {name: value for name, value in result.metrics.items() if name not in CHANGING},
-        "lines": [{name: value for name, value in line.items() if name not in CHANGING} for line in lines],
+        "result": lasting(result.metrics) | {"phases": phases},
+        "lines": [lasting(line) for line in lines],
         "usage": json.loads(RunFolder(result.folder).usage_path.read_text()),
     }
 
