@@ -17,6 +17,7 @@ from routespace.nn.families.swin_packing import Touched
 from routespace.nn.families.swin_windows import Windows, WindowTable, to_places, unit, window_table
 from routespace.nn.kernels.linear import apply_linear, linear
 from routespace.nn.packing.rows import spread_rows, take
+from routespace.nn.packing.triton_here import runs_triton
 
 FIRST_SCALE = math.log(10)
 MAX_SCALE = math.log(100)
@@ -45,15 +46,15 @@ class WindowAttention(nn.Module):
         table = window_table(windows, x)
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = linear(to_places(x, table), self.qkv.weight, bias)
-        qkv = qkv.view(b, windows.number, windows.area, 3, self.heads, d)
         score = self.position_bias(table, windows.area)
         if table.kinds is not None:
             score = score.index_select(0, table.kinds)
         # Where windows differ, they and the heads are one dimension: their scores' bias is shared by the batch.
         kinds = score.shape[0]
         batches = b * windows.number // kinds
-        parts = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, batches, kinds * self.heads, windows.area, d)
-        mixed = self.mix(parts[0], parts[1], parts[2], score.flatten(0, 1))
+        size = batches, kinds * self.heads, windows.area, d
+        parts = (part.reshape(size) for part in self.split(qkv.flatten(0, 1), windows.area, "qkv"))
+        mixed = mix(*parts, score.flatten(0, 1))
         mixed = mixed.view(b, windows.number, self.heads, windows.area, d).transpose(2, 3)
         mixed = mixed.reshape(b, windows.number * windows.area, c)
         return apply_linear(self.proj, mixed).index_select(1, table.places)
@@ -63,48 +64,62 @@ class WindowAttention(nn.Module):
         area, d = windows.area, x.shape[1] // self.heads
         table = window_table(windows, x)
         score = self.position_bias(table, windows.area)
-        queries, keys, values = (part.view(-1, self.heads, d) for part in self._packed_qkv(x, rows, touched))
+        queries, keys, values = self._packed_heads(x, rows, windows.area, touched)
         if touched.slots is not None:
             queries = spread_rows(queries, touched.slots, touched.places)
-        keys, values = (part.view(-1, area, self.heads, d).transpose(1, 2) for part in (keys, values))
         mixed, start = [], 0
         for bucket in touched.buckets:
             windows_in = slice(bucket.start, bucket.stop)
             number, width = bucket.stop - bucket.start, area if bucket.places is None else bucket.places.shape[1]
             stop = start + number * width
-            asking = queries[start:stop].view(number, width, self.heads, d).transpose(1, 2)
-            kinds = None if touched.kinds is None else touched.kinds[windows_in]
-            found = self.mix(
-                asking, keys[windows_in], values[windows_in], _score_rows(score, kinds, bucket.places)
+            asking = (
+                queries
+                if touched.whole
+                else queries[start:stop].view(number, width, self.heads, d).transpose(1, 2)
             )
+            kinds = None if touched.kinds is None else touched.kinds[windows_in]
+            found = mix(asking, keys[windows_in], values[windows_in], _score_rows(score, kinds, bucket.places))
             mixed.append(found.transpose(1, 2).reshape(number * width, -1))
             start = stop
         found = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
         return apply_linear(self.proj, found if touched.slots is None else take(found, touched.slots))
 
-    def _packed_qkv(self, x: Tensor, rows: Tensor, touched: Touched) -> tuple[Tensor, Tensor, Tensor]:
-        """(B·N, C) → queries (n, C) of the kept rows (n, C), keys and values (T·A, C)."""
+    def _packed_heads(self, x: Tensor, rows: Tensor, area: int, touched: Touched) -> tuple[Tensor, Tensor, Tensor]:
+        """(B·N, C) → queries (n, h, d) of kept rows (n, C), of whole windows (T, h, A, d) as keys and values."""
         c = x.shape[1]
         value_bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
         if touched.whole:
-            whole = linear(rows, self.qkv.weight, torch.cat((self.q_bias, value_bias)))
-            return whole[:, :c], whole[:, c : 2 * c], whole[:, 2 * c :]
-        queries = linear(rows, self.qkv.weight[:c], self.q_bias)
+            product = linear(rows, self.qkv.weight, torch.cat((self.q_bias, value_bias)))
+            queries, keys, values = self.split(product, area, "qkv")
+            return queries, keys, values
+        (queries,) = self.split(linear(rows, self.qkv.weight[:c], self.q_bias), 1, "q")
         if touched.seen is None:
             both = linear(take(x, touched.rows), self.qkv.weight[c:], value_bias)
         else:  # a zero token's key and value are the bias: only the others are computed
             seen = linear(take(x, touched.rows.index_select(0, touched.seen)), self.qkv.weight[c:])
             both = spread_rows(seen, touched.seen, touched.rows.shape[0]) + value_bias
-        return queries, both[:, :c], both[:, c:]
+        keys, values = self.split(both, area, "kv")
+        return queries.flatten(1, 2), keys, values
 
-    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, score_bias: Tensor) -> Tensor:
-        """(…, G, Q, d) queries and (…, G, A, d) keys and values, G = h or V·h → (…, G, Q, d)."""
-        scale = self.logit_scale.clamp(max=MAX_SCALE).exp()
-        groups = queries.shape[1] // self.heads
-        queries = unit(queries) * scale.repeat(groups, 1, 1).to(queries.dtype)
-        bias = score_bias.to(queries.dtype)
-        bias = bias.expand(queries.shape[0], -1, -1, -1)
-        return F.scaled_dot_product_attention(queries, unit(keys), values, attn_mask=bias, scale=1.0)
+    def split(self, product: Tensor, area: int, names: str) -> tuple[Tensor, ...]:
+        """Rows of a product (R, S·C) of whole windows → S times (R/A, h, A, d), queries and keys at length one.
+
+        Args:
+            product: the rows.
+            area: A.
+            names: what its parts are: `qkv`, `kv` or `q`; queries are multiplied by the temperature.
+        """
+        scale = self.logit_scale.clamp(max=MAX_SCALE).exp().to(product.dtype)
+        if _goes_to_triton(product):
+            from routespace.nn.kernels.heads_triton import split_heads
+
+            return split_heads(product.contiguous(), scale.flatten(), self.heads, area, names).unbind()
+        rows = product.view(-1, area, len(names), self.heads, product.shape[1] // (len(names) * self.heads))
+        parts = list(rows.permute(2, 0, 3, 1, 4).unbind())
+        for i, name in enumerate(names):
+            if name != "v":
+                parts[i] = unit(parts[i]) * scale if name == "q" else unit(parts[i])
+        return tuple(parts)
 
     def position_bias(self, table: WindowTable, area: int) -> Tensor:
         """(K, h, A, A): what positions add to scores, for each kind of window (K = 1 without shift).
@@ -116,6 +131,19 @@ class WindowAttention(nn.Module):
         pairs = by_position.t().index_select(1, table.pairs)
         bias = pairs.view(1, self.heads, area, area)
         return bias if table.penalty is None else bias + table.penalty.to(bias.dtype)
+
+
+def _goes_to_triton(product: Tensor) -> bool:
+    """Whether a product is taken apart by a kernel: in inference on CUDA, where no compiler looks on."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return runs_triton(product) and product.shape[0] > 0
+
+
+def mix(queries: Tensor, keys: Tensor, values: Tensor, score_bias: Tensor) -> Tensor:
+    """(…, G, Q, d) queries and (…, G, A, d) keys and values, G = h or V·h → (…, G, Q, d)."""
+    bias = score_bias.to(queries.dtype).expand(queries.shape[0], -1, -1, -1)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
 
 
 def _score_rows(score: Tensor, kinds: Tensor | None, places: Tensor | None) -> Tensor:

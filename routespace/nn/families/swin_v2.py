@@ -33,7 +33,7 @@ from routespace.nn.families.swin_attention import WindowAttention
 from routespace.nn.families.swin_packing import touch
 from routespace.nn.families.swin_windows import Windows
 from routespace.nn.kernels.linear import apply_linear
-from routespace.nn.kernels.norm import LayerNorm
+from routespace.nn.kernels.norm import LayerNorm, norm_then_add
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.rows import put, take
@@ -86,14 +86,14 @@ class SwinBlock(Block):
     def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""
         first, second = self._drops(x)
-        x = _add(x, self.norm1(self.attn(x, self.windows(hw))), first)
-        return _add(x, self.norm2(self.mlp(x)), second)
+        x = _add(x, self.norm1, self.attn(x, self.windows(hw)), first)
+        return _add(x, self.norm2, self.mlp(x), second)
 
     def masked(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
         """(B, N, C) → (B, N, C); computes everything, and takes x again where the mask is 0."""
         first, second = self._drops(x)
-        y = _add(x, self.norm1(self.attn(keep.see(x), self.windows(hw))), first)
-        y = _add(y, self.norm2(self.mlp(y)), second)
+        y = _add(x, self.norm1, self.attn(keep.see(x), self.windows(hw)), first)
+        y = _add(y, self.norm2, self.mlp(y), second)
         return torch.where(keep.kept.unsqueeze(-1), y, x)
 
     def packed(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
@@ -109,16 +109,16 @@ class SwinBlock(Block):
         )
         flat = x.flatten(0, 1)
         rows = take(flat, touched.kept)
-        rows = _add(rows, self.norm1(self.attn.packed(flat, rows, windows, touched)), first)
-        rows = _add(rows, self.norm2(self.mlp(rows)), second)
+        rows = _add(rows, self.norm1, self.attn.packed(flat, rows, windows, touched), first)
+        rows = _add(rows, self.norm2, self.mlp(rows), second)
         return put(flat, touched.kept, rows).view_as(x)
 
     def _drops(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return drop_paths(x, self.drop_path, self.training), drop_paths(x, self.drop_path, self.training)
 
 
-def _add(x: Tensor, branch: Tensor, drop: Tensor | None) -> Tensor:
-    return x + branch if drop is None else x + branch * drop
+def _add(x: Tensor, norm: LayerNorm, branch: Tensor, drop: Tensor | None) -> Tensor:
+    return norm_then_add(norm, x, branch) if drop is None else x + norm(branch) * drop
 
 
 class Stem(base.Stem):

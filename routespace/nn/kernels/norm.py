@@ -90,6 +90,26 @@ def _add_norm(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None) -> tuple[Ten
     return total.view(x.shape), normed.view(x.shape)
 
 
+def norm_then_add(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> Tensor:
+    """x + the LayerNorm of a branch: in inference on CUDA in one kernel.
+
+    Args:
+        norm: over the last dimension.
+        x, branch: (…, C).
+
+    Returns:
+        (…, C).
+    """
+    fits = _is_for_triton(branch) and isinstance(norm, LayerNorm) and _is_usual(norm) and is_unheard(norm)
+    same = fits and x.shape == branch.shape and x.dtype == branch.dtype == norm.weight.dtype == norm.bias.dtype
+    if not same or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        return x + norm(branch)
+    from routespace.nn.kernels.norm_triton import normalize
+
+    rows, around = (part.reshape(-1, part.shape[-1]).contiguous() for part in (branch, x))
+    return normalize(rows, norm.weight, norm.bias, norm.eps, statistics=False, after=around).normed.view(x.shape)
+
+
 def _is_usual(norm: nn.LayerNorm) -> bool:
     """Whether it is over the last dimension alone, with weight and bias."""
     return len(norm.normalized_shape) == 1 and norm.elementwise_affine and norm.bias is not None

@@ -24,10 +24,10 @@ BACK_PROGRAMS = 1056  # at most, each with sums of its own: eight on each of 132
 # Triton reads annotations as code, in which only its own names may stand.
 @triton.jit
 def _norm_kernel(
-    x: tl.tensor, added: tl.tensor, branch: tl.tensor, weight: tl.tensor, bias: tl.tensor, total: tl.tensor,
-    normed: tl.tensor, means: tl.tensor, rstds: tl.tensor, t: tl.tensor, eps: tl.tensor,
-    C: tl.constexpr, ADD: tl.constexpr, BRANCH: tl.constexpr, STATISTICS: tl.constexpr, ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    x: tl.tensor, added: tl.tensor, branch: tl.tensor, after: tl.tensor, weight: tl.tensor, bias: tl.tensor,
+    total: tl.tensor, normed: tl.tensor, means: tl.tensor, rstds: tl.tensor, t: tl.tensor, eps: tl.tensor,
+    C: tl.constexpr, ADD: tl.constexpr, BRANCH: tl.constexpr, AFTER: tl.constexpr, STATISTICS: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
@@ -48,6 +48,8 @@ def _norm_kernel(
     scale = tl.load(weight + channel, mask=channel_ok, other=0.0).to(tl.float32)
     shift = tl.load(bias + channel, mask=channel_ok, other=0.0).to(tl.float32)
     found = centred * rstd[:, None] * scale[None, :] + shift[None, :]
+    if AFTER:
+        found += tl.load(after + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(normed + place, found.to(normed.dtype.element_ty), mask=inside)
     if STATISTICS:
         tl.store(means + row, mean, mask=row_ok)
@@ -117,6 +119,7 @@ def normalize(
     statistics: bool,
     added: Tensor | None = None,
     branch: Tensor | None = None,
+    after: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Normed:
     """LayerNorm over the last dimension.
@@ -128,6 +131,7 @@ def normalize(
         statistics: whether the backward pass will ask for them.
         added: (C,), what is added to each row before.
         branch: (T, C) contiguous, what is added to the rows before.
+        after: (T, C) contiguous, what is added to what is normed.
         dtype: of what is normed; None for that of the rows.
     """
     t, c = rows.shape
@@ -137,10 +141,10 @@ def normalize(
     channels = triton.next_power_of_2(c)
     each = max(1, NUMBERS // channels)
     _norm_kernel[(triton.cdiv(t, each),)](
-        rows, weight if added is None else added, rows if branch is None else branch, weight, bias, total, normed,
-        means, rstds, t, eps,
-        C=c, ADD=added is not None, BRANCH=branch is not None, STATISTICS=statistics, ROWS=each,
-        CHANNELS=channels,
+        rows, weight if added is None else added, rows if branch is None else branch,
+        rows if after is None else after, weight, bias, total, normed, means, rstds, t, eps,
+        C=c, ADD=added is not None, BRANCH=branch is not None, AFTER=after is not None, STATISTICS=statistics,
+        ROWS=each, CHANNELS=channels,
     )  # fmt: skip
     return Normed(normed, total, means, rstds)
 
