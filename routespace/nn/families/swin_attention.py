@@ -53,8 +53,8 @@ class WindowAttention(nn.Module):
         kinds = score.shape[0]
         batches = b * windows.number // kinds
         size = batches, kinds * self.heads, windows.area, d
-        parts = (part.reshape(size) for part in self.split(qkv.flatten(0, 1), windows.area, "qkv"))
-        mixed = mix(*parts, score.flatten(0, 1))
+        queries, keys, values = self.split(qkv.flatten(0, 1), windows.area, "qkv")
+        mixed = mix(queries.view(size), keys.view(size), values.reshape(size), score.flatten(0, 1))
         mixed = mixed.view(b, windows.number, self.heads, windows.area, d).transpose(2, 3)
         mixed = mixed.reshape(b, windows.number * windows.area, c)
         return apply_linear(self.proj, mixed).index_select(1, table.places)

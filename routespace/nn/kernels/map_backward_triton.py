@@ -72,7 +72,9 @@ def _map_backward_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kern
         later_slope = tl.load(slope + place + step, mask=here, other=0.0)
         current, below = zero, zero
         if INTO_WEIGHTS:  # the hidden rows above, at and below the gradient's row, where they are of the strip
-            own, under = zero, zero
+            # Two values: of one that two names share, Triton does not see that it moves between them in a loop.
+            own = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
+            under = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
             next_hidden = tl.load(hidden + place + step, mask=here, other=0.0)
             later_hidden = tl.load(hidden + place + 2 * step, mask=here & (first + 1 < last), other=0.0)
         for y in range(first - 1, last + 1):

@@ -103,7 +103,8 @@ def norm_then_add(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> Tensor:
     fits = _is_for_triton(branch) and isinstance(norm, LayerNorm) and _is_usual(norm) and is_unheard(norm)
     same = fits and x.shape == branch.shape and x.dtype == branch.dtype == norm.weight.dtype == norm.bias.dtype
     if not same or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
-        return x + norm(branch)
+        normed: Tensor = norm(branch)
+        return x + normed
     from routespace.nn.kernels.norm_triton import normalize
 
     rows, around = (part.reshape(-1, part.shape[-1]).contiguous() for part in (branch, x))
