@@ -73,7 +73,7 @@ class _Worker:
         assert task is not None
         try:
             result, error = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # it ended, with or without having read all that it was sent
             self.process.join()
             return Ended(task, error=f"its process ended with code {self.process.exitcode}")
         return Ended(task, result, error)
