@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import gc
+import os
 
 import pytest
 import torch
@@ -21,6 +22,14 @@ def pytest_collection_finish() -> None:
     """Nor while tests run: a full look goes through what was made since then."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk():
+    """What tests write need not outlive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,11 @@
-"""Running the command line inside the test process, and what a good error looks like."""
+"""Running the command line inside the test process or without torch, and what a good error looks like."""
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -44,3 +49,64 @@ def cli(monkeypatch) -> Callable[..., Outcome]:
         return Outcome(CliRunner().invoke(app, [str(arg) for arg in args]))
 
     return invoke
+
+
+class Ended(NamedTuple):
+    """How a command ended in a process of its own, what it printed, and whether it loaded torch."""
+
+    code: int
+    out: str
+    err: str
+    torch: bool
+
+
+# Has loaded what most commands load, which is all but torch, and gives each command a process of its own.
+FORKS = """
+import contextlib, io, json, os, sys, traceback
+from routespace.cli.app import app
+
+TORCH = 100  # is added to the exit code
+for words in (["recipes", "show", "digits_tiny"], ["build", "--preset", "dit_b0"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        app(words)
+
+def run(words, folder):
+    os.chdir(folder)
+    for number, (name, flags) in enumerate(FILES):
+        os.dup2(os.open(name, flags), number)
+    try:
+        app(words)
+        return 0
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+written = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+FILES = (os.devnull, os.O_RDONLY), (sys.argv[1], written), (sys.argv[2], written)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        code = run(*json.loads(line))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code + TORCH * ("torch" in sys.modules))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory) -> Iterator[Callable[..., Ended]]:
+    """`alone(folder, "evaluate", "nosuch")` runs a command in a folder, in a process that has not loaded torch."""
+    out, err = (tmp_path_factory.mktemp("alone") / name for name in ("out", "err"))
+    command = [sys.executable, "-c", FORKS, str(out), str(err)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run(folder: Path, *words: str) -> Ended:
+            server.stdin.write(json.dumps([words, str(folder)]) + "\n")
+            server.stdin.flush()
+            torch, code = divmod(int(server.stdout.readline()), 100)
+            return Ended(code, out.read_text(), err.read_text(), bool(torch))
+
+        yield run

@@ -1,8 +1,6 @@
 """Wrong use: one line that says what to do, before any work, with nothing left behind."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -19,16 +17,6 @@ SMALL = [
     *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "train.epochs=1"),
     *("--set", "grid.layers=2", "--set", "grid.embed_layers=all", "--device", "cpu"),
 ]
-
-
-TORCH_TOLD = """
-import sys
-from routespace.cli.app import app
-try:
-    app(sys.argv[1:])
-finally:
-    print("torch" in sys.modules)
-"""
 
 
 @pytest.fixture
@@ -99,20 +87,18 @@ def pictures(tmp_path):
         (["demo", "--out", "afile/demo"], ["afile", "cannot be written"]),
     ],
 )
-def test_wrong_use_is_one_line_before_torch_is_loaded(args, words, bundle, tmp_path):
+def test_wrong_use_is_one_line_before_torch_is_loaded(args, words, bundle, tmp_path, alone):
     (tmp_path / "afile").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     (tmp_path / "grid.json").write_text(json.dumps(TINY_GRID))
     before = sorted(tmp_path.rglob("*"))
-    command = [sys.executable, "-c", TORCH_TOLD, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+    done = alone(tmp_path, *args)
+    assert (done.code, done.out, done.torch) == (2, "", False), done.err
+    (line,) = done.err.splitlines()
     assert line.startswith("error: ")
     for word in words:
         assert word in line
-    assert done.stdout == "False\n"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -219,16 +205,6 @@ def test_of_several_processes_one_on_each_machine_tells_an_error(cli, monkeypatc
         assert not done.out
 
 
-NO_TORCH = """
-import sys
-from routespace.cli.app import app
-try:
-    app(sys.argv[1:])
-except SystemExit as end:
-    print(end.code, "torch" in sys.modules)
-"""
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -239,10 +215,10 @@ except SystemExit as end:
         ["evaluate", "bundle", "--data", "nosuch"],
     ],
 )
-def test_what_is_missing_is_told_before_torch_is_imported(tmp_path, words):
+def test_what_is_missing_is_told_before_torch_is_imported(tmp_path, words, alone):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "network.json").write_text("{}")
-    done = subprocess.run([sys.executable, "-c", NO_TORCH, *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.split() == ["2", "False"], done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    done = alone(tmp_path, *words)
+    assert (done.code, done.torch) == (2, False), done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1

@@ -29,10 +29,16 @@ def run_python(code, *args):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("module", [FIRST, "typer", "numpy", "torch._C", "timm.layers"])
-@pytest.mark.parametrize("args", [["search", "digits_tiny", "--out", "s"], ["train", "digits_tiny", "--out", "s"]])
-def test_while_a_command_starts(args, module, tmp_path):
-    interrupt_after(module, args, tmp_path)
+MOMENTS = [
+    *(("train", module) for module in (FIRST, "typer", "numpy", "torch._C", "timm.layers")),
+    *(pytest.param("search", module, marks=pytest.mark.slow) for module in (FIRST, "typer", "torch._C")),
+    *(("search", module) for module in ("numpy", "timm.layers")),
+]
+
+
+@pytest.mark.parametrize(("command", "module"), MOMENTS)
+def test_while_a_command_starts(command, module, tmp_path):
+    interrupt_after(module, [command, "digits_tiny", "--out", "s"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -192,16 +190,6 @@ def test_pictures_that_cannot_be_drawn(place, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-TORCH_TOLD = """
-import sys
-from routespace.cli.app import app
-try:
-    app(sys.argv[1:])
-finally:
-    print("torch" in sys.modules)
-"""
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -219,12 +207,10 @@ finally:
         (["small"], ["IMAGE"]),
     ],
 )
-def test_errors_come_before_torch(place, args, words):
-    command = [sys.executable, "-c", TORCH_TOLD, "predict", *args]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == "False\n"
-    (line,) = done.stderr.splitlines()
+def test_errors_come_before_torch(place, args, words, alone):
+    done = alone(place, "predict", *args)
+    assert (done.code, done.out, done.torch) == (2, "", False), done.err
+    (line,) = done.err.splitlines()
     assert line.startswith("error: ")
     for word in words:
         assert word in line

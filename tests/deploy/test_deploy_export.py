@@ -3,11 +3,13 @@
 import copy
 import importlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from devices import SLOW_ON_A_CPU
 
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.formats import EXPORTERS
@@ -51,11 +53,21 @@ class Exported:
         self.report = export(net, path, say=self.said.append, **more)
 
 
-@pytest.fixture(scope="module")
-def exported(form, tmp_path_factory):
-    """One file of each format, of one network."""
-    path = tmp_path_factory.mktemp(form) / f"net{EXPORTERS[form].suffix}"
+def exported_to(form, folder):
+    path = folder / f"net{EXPORTERS[form].suffix}"
     return Exported(make_net(), path, image_size=(40, 48), metadata={"classes": '["Äpfel", "☕", "pears"]'})
+
+
+@pytest.fixture(scope="module")
+def pt2(tmp_path_factory):
+    """A network and its .pt2 file."""
+    return exported_to("pt2", tmp_path_factory.mktemp("pt2"))
+
+
+@pytest.fixture(scope="module")
+def exported(form, pt2, tmp_path_factory):
+    """One file of each format, of one network."""
+    return pt2 if form == "pt2" else exported_to(form, tmp_path_factory.mktemp(form))
 
 
 def assert_gives_the_nets_numbers(net, path, image_size=None, atol=1e-4):
@@ -137,6 +149,7 @@ def test_onnx_of_what_its_runtime_does_not_compute_is_refused_at_once(dtype, tmp
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("device", SLOW_ON_A_CPU, indirect=True)  # on it, all other tests export
 def test_a_network_is_exported_from_where_it_is(form, device, tmp_path):
     net, path = make_net().to(device), tmp_path / f"net{EXPORTERS[form].suffix}"
     assert export(net, path).max_difference <= 1e-4
@@ -148,17 +161,34 @@ def test_a_network_is_exported_from_where_it_is(form, device, tmp_path):
     assert next(net.parameters()).device.type == device.type
 
 
+def prepared_of(net, folder, **more):
+    """What a format is given to write of a network."""
+    given = []
+
+    def write(prepared, _):
+        given.append(prepared)
+        raise RuntimeError("enough")
+
+    with pytest.raises(RoutespaceError, match="enough"):
+        export_as(replace(EXPORTERS["pt2"], write=write), net, folder / "net.pt2", **more)
+    return given[0]
+
+
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
 def test_wrapped_networks_are_exported_as_themselves(wrap, tmp_path):
     net = make_net()
-    export(wrap(net), tmp_path / "net.pt2")
-    assert_gives_the_nets_numbers(net, tmp_path / "net.pt2")
+    prepared, plain = prepared_of(wrap(net), tmp_path), net.eval().as_module()
+    assert [type(part) for part in prepared.module.modules()] == [type(part) for part in plain.modules()]
+    assert prepared.names == plain.names
+    assert prepared.metadata["architecture"] == net.architecture.hash
+    torch.testing.assert_close(prepared.module(prepared.images), plain(prepared.images))
 
 
 def test_a_bare_backbone_gives_its_maps(tmp_path):
     backbone = RouteNet(make_net(outputs="pyramid").architecture)
-    export(backbone, tmp_path / "net.pt2")
-    found = load_exported(tmp_path / "net.pt2")(example_images(backbone, 4))
+    prepared = prepared_of(backbone, tmp_path)
+    assert prepared.names == ("features_r04", "features_r08")
+    found = prepared.module(example_images(backbone, 4))
     assert [tuple(x.shape) for x in found] == [(4, 8, 8, 8), (4, 16, 4, 4)]
 
 
@@ -208,22 +238,32 @@ def test_another_operator_set(tmp_path):
     assert [entry.version for entry in onnx.load(tmp_path / "net.onnx").opset_import if not entry.domain] == [20]
 
 
-def with_load(change):
-    """The .pt2 format with outputs that differ from what the file holds."""
+def with_load(change, file):
+    """The .pt2 format, as quick as copying `file`, with outputs that differ from what that holds."""
     pt2 = EXPORTERS["pt2"]
 
     def load(path):
         loaded = pt2.load(path)
         return replace(loaded, run=lambda images: tuple(change(x) for x in loaded.run(images)))
 
-    return replace(pt2, load=load)
+    def write(_, path):
+        shutil.copy(file, path)
+        return {}
+
+    return replace(pt2, load=load, write=write)
 
 
 @pytest.mark.parametrize("change", [lambda x: x + 1e-3, lambda x: x * float("nan")], ids=["shifted", "NaN"])
-def test_a_wrong_export_is_not_kept(change, tmp_path):
+def test_a_wrong_export_is_not_kept(change, pt2, tmp_path):
+    path = tmp_path / "deep" / "net.pt2"
     with pytest.raises(RoutespaceError, match=r"differs from the original by .* \(allowed in float32: 1e-04\)"):
-        export_as(with_load(change), make_net(), tmp_path / "deep" / "net.pt2")
+        export_as(with_load(change, pt2.path), pt2.net, path, image_size=(40, 48))
     assert names_in(tmp_path) == []
+
+
+def test_the_same_without_the_change_is_kept(pt2, tmp_path):
+    export_as(with_load(lambda x: x, pt2.path), pt2.net, tmp_path / "net.pt2", image_size=(40, 48))
+    assert names_in(tmp_path) == ["net.pt2"]
 
 
 @pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf")])

@@ -27,7 +27,6 @@ from routespace import (
     SpecError,
     TaskNet,
     evaluate,
-    export,
     extract_bundle,
     load_bundle,
     save_bundle,
@@ -165,8 +164,9 @@ def test_other_things_are_refused(place, images):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("form", [None, "pt2"])
+@pytest.mark.parametrize(
+    ("channels", "form"), [(1, None), (4, None), (4, "pt2"), pytest.param(1, "pt2", marks=pytest.mark.slow)]
+)
 def test_grey_and_transparent_networks(channels, form, tmp_path):
     net = bundle_of(tmp_path / "bundle", channels)
     place = tmp_path / "bundle"
@@ -182,19 +182,6 @@ def test_grey_and_transparent_networks(channels, form, tmp_path):
     assert predictor(np.asarray(rgba)).score == pytest.approx(float(expected), abs=1e-6)
     grey = np.asarray(rgba.convert("L"))
     assert predictor(grey).scores == predictor(grey[:, :, None]).scores
-
-
-class WithFixedBatch:
-    """A .pt2 file that takes three images at once, as others write them."""
-
-    def __init__(self, net, path):
-        data = preprocess_to_json(Preprocess(size=(32, 32)), ["ant", "cat", "dog"])
-        import json
-
-        program = torch.export.export(net.as_module("logits"), (example_images(net, 3),))
-        torch.export.save(
-            program, path, extra_files={"metadata.json": json.dumps({"preprocess": json.dumps(data)})}
-        )
 
 
 def test_a_file_that_takes_three_at_once(tmp_path):
@@ -238,9 +225,8 @@ def test_an_onnx_file_that_takes_two_at_once(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_new_format_predicts_without_more(tmp_path, monkeypatch):
+def test_a_new_format_predicts_without_more(place, tmp_path, monkeypatch):
     """A format without a place for metadata: what lies beside its file is read."""
-    bundle_of(tmp_path / "bundle")
     pt2 = EXPORTERS["pt2"]
 
     def load(path, device=None):
@@ -248,11 +234,10 @@ def test_a_new_format_predicts_without_more(tmp_path, monkeypatch):
 
     new = replace(pt2, name="new", suffix=".new", load=load)
     monkeypatch.setattr("routespace.deploy.export.formats.EXPORTERS", {**EXPORTERS, "new": new})
-    export(load_artifact(tmp_path / "bundle").net, tmp_path / "out" / "model.pt2")
-    (tmp_path / "out/model.pt2").rename(tmp_path / "out/model.new")
-    shutil.copy(tmp_path / "bundle/preprocess.json", tmp_path / "out")
+    shutil.copy(place / "alone_pt2/model.pt2", tmp_path / "model.new")
+    shutil.copy(place / "bundle/preprocess.json", tmp_path)
     image = Image.new("RGB", (40, 40), "red")
-    assert Predictor(tmp_path / "out/model.new")(image).label == Predictor(tmp_path / "bundle")(image).label
+    assert Predictor(tmp_path / "model.new")(image).label == Predictor(place / "bundle")(image).label
 
 
 def test_what_cannot_be_read_is_raised_or_left_out(place, tmp_path):

@@ -155,12 +155,14 @@ def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
         assert_tables_are_right(device)
 
 
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("bfloat16", 2e-2, marks=pytest.mark.slow)]
+)
+def test_kernels_in_the_interpreter(dtype, tolerance):
     """In a process of its own: once loaded, triton does not become an interpreter any more."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_triton as test;"
-        "test.assert_all_kernels_are_right('cpu', torch.float32, 1e-5);"
-        "test.assert_all_kernels_are_right('cpu', torch.bfloat16, 2e-2)"
+        f"test.assert_all_kernels_are_right('cpu', torch.{dtype}, {tolerance})"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
