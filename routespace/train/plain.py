@@ -79,7 +79,11 @@ def plain_recipe(recipe: Recipe, macs: float, *, blocks: Sequence[int] | None = 
         return architecture_cost(Architecture.staircase(RoutingGrid(spec), blocks)).macs
 
     largest = max(width // head for width, head in zip(grid.shape.widths, heads, strict=True))
-    equal_costs = {each: cost((each,) * len(heads)) for each in range(2, (2 if blocks is None else 4) * largest)}
+    equal_costs = dict[int, float]()
+    for each in range(2, (2 if blocks is None else 4) * largest):
+        equal_costs[each] = cost((each,) * len(heads))
+        if macs <= equal_costs[each] < math.inf:  # wider networks take more
+            break
     if min(equal_costs.values()) > macs:
         raise BudgetError(
             f"macs: {macs / 1e6:.4g} MMACs is less than the narrowest plain network of this grid takes"

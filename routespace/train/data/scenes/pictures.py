@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from routespace.errors import DataError
 from routespace.pictures import read_picture
 from routespace.train.data.catalogue import Split
-from routespace.train.data.digits_render import INK_FLOOR, INK_GAIN, split_digits, split_photos
+from routespace.train.data.digits_render import INK_FLOOR, INK_GAIN, SPLITS, split_digits, split_photos
 from routespace.train.data.scenes.atlas import Atlas
 from routespace.train.data.scenes.files import DIGITS, class_names, scene_files
 from routespace.train.data.scenes.layout import Library
@@ -61,23 +63,45 @@ def material_of(
     """
     chosen, classes = scene_files(spec, split), class_names(spec)
     if spec.cutouts is None:
-        inks, _, begin = split_digits(split)
-        pieces = [_digit(ink) for ink in inks]
-        labels = np.repeat(np.arange(len(DIGITS)), np.diff(begin))
+        cutouts, labels = _digits(split)
     else:
         number = {name: i for i, name in enumerate(classes)}
         entries = sorted((entry for entry in chosen.cutouts if entry.name in number), key=lambda entry: entry.name)
-        pieces = [_piece(entry.place) for entry in entries]
+        cutouts = _pictures([_piece(entry.place) for entry in entries])
         labels = np.array([number[entry.name] for entry in entries])
         missing = sorted(set(classes) - {entry.name for entry in entries})
         if missing:
             raise DataError(f"{spec.cutouts}: class {missing[0]} has no cut-out for {split}; add some")
     if spec.backgrounds is None:
-        photos = [Image.fromarray(photo) for photo in split_photos(split, size)]
+        photos = _samples(split, size)
     else:
-        photos = [_photo(entry.place) for entry in chosen.photos]
-    library = Library(_sides(pieces), labels, _sides(photos))
-    return Material(classes, library, Atlas.of(pieces).to(device), Atlas.of(photos).to(device))
+        photos = _pictures([_photo(entry.place) for entry in chosen.photos])
+    library = Library(cutouts.sides, labels, photos.sides)
+    return Material(classes, library, cutouts.atlas.to(device), photos.atlas.to(device))
+
+
+class _Pictures(NamedTuple):
+    """Pictures, and their (I, 2) heights and widths."""
+
+    atlas: Atlas
+    sides: NDArray[np.int64]
+
+
+def _pictures(pictures: Sequence[Image.Image]) -> _Pictures:
+    return _Pictures(Atlas.of(pictures), _sides(pictures))
+
+
+@lru_cache(maxsize=len(SPLITS))  # whatever the scenes are like, all digits of a split may be in them
+def _digits(split: Split) -> tuple[_Pictures, NDArray[np.int64]]:
+    """scikit-learn's digits of a split as cut-outs, and their (I,) classes."""
+    inks, _, begin = split_digits(split)
+    return _pictures([_digit(ink) for ink in inks]), np.repeat(np.arange(len(DIGITS)), np.diff(begin))
+
+
+@lru_cache(maxsize=len(SPLITS))
+def _samples(split: Split, size: tuple[int, int]) -> _Pictures:
+    """scikit-learn's photographs of a split, large enough for scenes of (H, W)."""
+    return _pictures([Image.fromarray(photo) for photo in split_photos(split, size)])
 
 
 def _digit(ink: np.ndarray) -> Image.Image:
