@@ -121,7 +121,7 @@ def test_standard_input_holds_an_image_or_paths(place, monkeypatch):
         done = predict("small", "-", "--json", stdin=text)
         assert [one["path"] for one in json.loads(done.stdout)] == meant
         assert "nosuch.png: no such file" in done.stderr
-        assert "1 of 4 images cannot be read" in done.stderr
+        assert "1 of 4 images are left out" in done.stderr
 
 
 @pytest.mark.parametrize(
