@@ -18,7 +18,7 @@ ROUTED, PLAIN = "supernet, routed", "plain PVTv2"
 
 @dataclass(frozen=True)
 class TableRow:
-    """One network of the final table; accuracy is the test split's."""
+    """One network of the final table; accuracy is the test split's, seconds are those of training steps."""
 
     name: str
     macs: float
@@ -39,10 +39,10 @@ def conclude(journey: Journey, *, supernet: RunResult, small: TaskNet, tuned: Ru
     loaders = make_loaders(journey.recipe)
     smaller = make_loaders(RunFolder(plain.folder).read_recipe())  # the same kind of scenes on smaller images
     nets = {
-        ROUTED: (supernet.net, loaders, supernet.metrics["seconds"]),
-        PLAIN: (plain.net, smaller, plain.metrics["seconds"]),
+        ROUTED: (supernet.net, loaders, supernet.metrics["step_seconds"]),
+        PLAIN: (plain.net, smaller, plain.metrics["step_seconds"]),
         "extracted": (small, loaders, None),
-        "extracted, fine-tuned": (tuned.net, loaders, tuned.metrics["seconds"]),
+        "extracted, fine-tuned": (tuned.net, loaders, tuned.metrics["step_seconds"]),
     }
     reports = {name: evaluate_network(net, data) for name, (net, data, _) in nets.items()}
     rows = [_row(name, reports[name], seconds) for name, (_, _, seconds) in nets.items()]

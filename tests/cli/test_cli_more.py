@@ -10,7 +10,7 @@ from tiny_grid import TINY_GRID
 from typer.testing import CliRunner
 
 import routespace
-from routespace import RoutingGrid, TaskNet, save_bundle
+from routespace import RoutingGrid, TaskNet, load_recipe, save_bundle
 from routespace.cli.app import app, one_line
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
@@ -250,6 +250,11 @@ def test_quick_demo(cli, tmp_path):
     assert {"grid.json", "supernet", "search", "extracted", "finetuned", "plain", "demo.json"} <= made
     assert {"supernet.png", "extracted.png", "front.png", "model.onnx"} <= made
     rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
-    assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["supernet, routed"]["macs"], rel=0.15)
+    told = json.loads((tmp_path / "demo" / "supernet" / "result.json").read_text())
+    assert rows["plain PVTv2"]["macs"] == pytest.approx(told["counted_macs"], rel=0.1)  # those of validation
+    plain = load_recipe(tmp_path / "demo" / "plain").train  # it has the supernet's time, phase by phase
+    given = [*(phase.seconds for phase in plain.phases), plain.seconds]
+    assert given == [phase["seconds"] for phase in told["phases"]]
+    assert plain.clock == told["clock"]
     again = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
     assert "plain PVTv2" in again
