@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from routespace.grid.families.base import EdgeCost
     from routespace.grid.gate_spec import GateSpec
     from routespace.grid.resources import GateCost
+    from routespace.nn.heads.base import Head
     from routespace.workflow.subjects import Subject
 
 NAME = "cost"
@@ -60,7 +61,8 @@ def run(
     measured = usage_from_json(read_json(usage, wanted="a run's usage.json"), found.grid) if usage else None
     gates = found.gates or GateSpec()  # a grid has none yet; static architectures have none to pay for
     cost = architecture_cost(part, gates=gates, usage=measured)
-    head = _dense_head(found, part)
+    dense = _dense_head(found, part)
+    head = None if dense is None else dense.cost(part.spec)
     report = as_data(part, cost if head is None else cost.with_head(head), by)
     if measured is None:
         report |= _measured(found, part, head)
@@ -73,7 +75,7 @@ def run(
     else:
         show(report)
     if check:
-        _check(part, gates, to_stderr=as_json)
+        _check(part, gates, dense, to_stderr=as_json)
 
 
 def as_data(part: Architecture, cost: ArchitectureCost, by: str | None) -> dict[str, Any]:
@@ -117,8 +119,8 @@ def _sum(edges: Iterable[EdgeCost] = (), gates: Iterable[GateCost] = ()) -> dict
     return {what: sum(RESOURCES[what].whole(*part) for part in parts) for what in analytic()}
 
 
-def _dense_head(found: Subject, part: Architecture) -> EdgeCost | None:
-    """The price of a dense task's head, of which the grid says nothing; None for other networks."""
+def _dense_head(found: Subject, part: Architecture) -> Head | None:
+    """The head of a dense task, of which the grid says nothing, without numbers; None for other networks."""
     if found.head is None or found.head.get("kind") in ("classify", "maps"):
         return None
     from routespace.cli.status import loading
@@ -128,7 +130,7 @@ def _dense_head(found: Subject, part: Architecture) -> EdgeCost | None:
 
         from routespace.nn.heads.kinds import make_head
     with torch.device("meta"):  # shapes alone
-        return make_head(part.spec, found.head).over(part.output_rates).cost(part.spec)
+        return make_head(part.spec, found.head).over(part.output_rates)
 
 
 def _measured(found: Subject, part: Architecture, head: EdgeCost | None) -> dict[str, Any]:
@@ -175,11 +177,11 @@ def show(report: dict[str, Any]) -> None:
         table((report["by"], *labels), groups)
 
 
-def _check(part: Architecture, gates: GateSpec, *, to_stderr: bool) -> None:
+def _check(part: Architecture, gates: GateSpec, head: Head | None, *, to_stderr: bool) -> None:
     """Count with torch and fvcore too; a difference is an error of ours and ends with exit code 1."""
     from routespace.deploy.counters import compare
 
-    report = compare(part, gates=gates)
+    report = compare(part, gates=gates, head=head)
     typer.echo("\n" + "\n".join(report.lines()), err=to_stderr)
     if not report.ok:
         raise typer.Exit(1)

@@ -30,10 +30,11 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.leading import gated_rows
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.heads.base import Head
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
-from routespace.nn.task_net import TaskNet, WithRest
+from routespace.nn.task_net import TaskNet, WithRest, network_cost
 
 FLOPS_PER_MAC = 2
 OTHERS_IMAGE_PX = 224  # the usual side where a module does not tell
@@ -49,7 +50,8 @@ _FREE_NAMES = """
     repeat_interleave expand_as index index_select index_copy index_put gather scatter nonzero topk sort argsort
     masked_fill arange meshgrid empty empty_like zeros zeros_like ones ones_like full full_like new_empty new_zeros
     new_full fill scalar_tensor rand rand_like bernoulli exponential uniform clone copy to_copy lift_fresh
-    reshape_alias unsafe_view local_scalar_dense upsample_nearest2d upsample_bilinear2d as_strided promote_types"""
+    reshape_alias unsafe_view local_scalar_dense upsample_nearest2d upsample_bilinear2d as_strided promote_types
+    addcmul maximum minimum"""
 _FREE = frozenset(_FREE_NAMES.split())
 _CPU_ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)  # a private name
 WITH_PATHS = "with the paths for skipped tokens, which a dense pass computes too"
@@ -94,9 +96,11 @@ class CheckReport:
     """The four counts of one architecture.
 
     Attributes:
-        rows: analytic · torch · fvcore with its handle · fvcore alone.
+        rows: analytic · torch · fvcore with its handle · fvcore alone; and of a dense task's whole network, with
+            the head, analytic · torch.
         params: analytic, and of the module.
-        ok: parameters and the first three rows agree to the last one, and no operator is unknown.
+        ok: parameters and the first three rows agree to the last one, as do those of the whole network, and no
+            operator is unknown.
     """
 
     rows: tuple[CheckRow, ...]
@@ -228,13 +232,18 @@ def compare(
     *,
     gates: GateSpec | None = None,
     image_size: tuple[int, int] | int | None = None,
+    head: Head | None = None,
 ) -> CheckReport:
     """Count an architecture four ways, for one image with every token computed; see `dense_usage`.
+
+    What a detector computes of the objects that it finds is in no graph that fvcore could trace, so that the whole
+    network of a dense task is counted by torch alone.
 
     Args:
         architecture: static, or with gated edges, whose gates are counted too.
         gates: of the gated edges; the defaults without it.
         image_size: height and width in pixels, or one number, when not the spec's own.
+        head: of a dense task, that stands on the architecture; on whatever device.
 
     Raises:
         SpecError: an image size that the grid cannot take.
@@ -255,7 +264,26 @@ def compare(
         rows.append(CheckRow(name, count.macs, count.macs - analytic, _note(count)))
     exact = all(row.macs == analytic for row in rows[:3])
     known = not counts["torch"].unknown and not counts["fvcore with handle"].unknown
+    if head is not None:
+        whole, params = _whole(architecture, gates, head, image_size)
+        rows += whole
+        exact, known = exact and not whole[1].difference, known and not whole[1].note
     return CheckReport(tuple(rows), params, exact and known and params[0] == params[1])
+
+
+def _whole(
+    architecture: Architecture, gates: GateSpec, head: Head, image_size: tuple[int, int] | int | None
+) -> tuple[list[CheckRow], tuple[int, int]]:
+    """The whole network of a dense task, analytic and by torch; and its parameters, analytic and of the module."""
+    with torch.device("meta"):
+        net = TaskNet(RouteNet(architecture, gates), head).eval()
+    cost = network_cost(net, usage=dense_usage(architecture, gates), image_size=image_size)
+    count, analytic = torch_macs(net, image_size), int(cost.macs)
+    rows = [
+        CheckRow("analytic, with the head", analytic, 0, ""),
+        CheckRow("torch, with the head", count.macs, count.macs - analytic, _note(count)),
+    ]
+    return rows, (cost.params, sum(parameter.numel() for parameter in net.parameters()))
 
 
 def dense_usage(architecture: Architecture, gates: GateSpec) -> dict[str, EdgeUsage]:

@@ -162,7 +162,11 @@ def _check_stages(net: RouteNet, weights: TimmWeights, told: str) -> None:
     if not weights.blocks:
         raise BundleError(f"weights: no weights of {net.spec.family} in it ({told}); give those of such a network")
     if not all(weights.blocks[: len(rates)]):
-        raise BundleError(f"weights: no block at one of the rates {rates} ({told}); give a network that has one")
+        without = [rate for rate, blocks in zip(rates, weights.blocks, strict=False) if not blocks]
+        named = ", ".join(map(str, without or rates[len(weights.blocks) :]))
+        raise BundleError(
+            f"weights: no block at rate {named} ({told}); give a network that has one at each of {rates}"
+        )
     if len(weights.blocks) < len(rates):
         raise BundleError(f"weights: {len(weights.blocks)} stages for rates {rates}; not this family")
     if len(weights.embeds) < len(rates) - 1 or not weights.stem:

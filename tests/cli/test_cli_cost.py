@@ -128,6 +128,20 @@ def test_check_counts_with_torch_and_fvcore(cli, grid_file):
     assert "fvcore" in out
 
 
+@pytest.mark.parametrize("task", ["detect", "instance", "semantic"])
+def test_the_check_counts_the_whole_network_of_a_dense_task(task, cli, tmp_path):
+    settings = {"channels": 64} if task == "semantic" else {"width": 16}
+    net = dense_net(task, gates=GateSpec(source="map"), classes=3, **settings)
+    save_bundle(net, tmp_path / "net", Card.of(net))
+    outcome = cli("cost", tmp_path / "net", "--json", "--check").assert_fine()
+    data = json.loads(outcome.out)
+    rows = {line[:24].strip(): line[24:].split() for line in outcome.err.splitlines() if "MACs" in line}
+    for row, macs in (("torch", data["backbone"]["macs"]), ("torch, with the head", data["macs"])):
+        assert int(rows[row][0].replace(",", "")) == macs
+        assert rows[row][2] == "+0"
+    assert f"params  analytic {data['params']}, module {data['params']}" in outcome.err
+
+
 def test_the_json_is_what_the_check_calls_analytic(cli, grid_file):
     for architecture in ("full", "staircase"):
         outcome = cli("cost", grid_file, "--architecture", architecture, "--json", "--check").assert_fine()

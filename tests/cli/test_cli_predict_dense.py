@@ -69,8 +69,10 @@ def test_objects_come_in_cocos_result_format(kind, place, tmp_path):
     assert ("segmentation" in results[0]) == (kind == "instance")
     expected = Predictor(place / kind, "cpu", least_score=0.0)(place / "pictures")
     assert [result["score"] for result in results] == pytest.approx(
-        [score for answer in expected for score in answer.scores], abs=1e-4
-    )
+        [score for answer in expected for score in answer.scores], abs=1e-7
+    )  # coarser ones are ties, which change an average precision
+    corners = np.concatenate([answer.boxes[:, :2] for answer in expected])
+    assert np.abs(corners - np.array([result["bbox"][:2] for result in results])).max() < 1e-3
 
 
 def annotations(folder, **changes):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Size = tuple[int, int]
+BOX_DIGITS, SCORE_DIGITS = 3, 7  # behind the point: coarser scores are ties, which change an average precision
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,14 @@ def coco_results(
     """
     results = []
     for place, (name, score) in enumerate(zip(answer.labels, answer.scores, strict=True)):
-        left, top, right, bottom = (round(float(side), 2) for side in answer.boxes[place])
+        left, top, right, bottom = (round(float(side), BOX_DIGITS) for side in answer.boxes[place])
         result: dict[str, Any] = {
             "image_id": number,
             "file_name": answer.path,
             "category_id": int(answer.classes[place]) + 1 if categories is None else categories[name],
             "category": name,
-            "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
-            "score": round(score, 5),
+            "bbox": [left, top, round(right - left, BOX_DIGITS), round(bottom - top, BOX_DIGITS)],
+            "score": round(score, SCORE_DIGITS),
         }
         if answer.masks is not None:
             result["segmentation"] = run_lengths(answer.masks[place])
