@@ -131,7 +131,7 @@ def _cut_down(
 
     if tuning is None:
         return Stage(found, None)
-    with watching("fine-tuning") as news:
+    with watching("fine-tuning ") as news:
         try:
             by = by or usual_choice(found)
             return cut_down(found, limits, tuning, by=by, every_rate=every_rate, progress=news, tell=news.say)
@@ -199,7 +199,7 @@ def _take(
     if stage.tuning is None:
         with busy("extracting, verifying and evaluating"):
             return extract_chosen(stage.artifact, chosen, folder, evaluated=evaluate, overwrite=overwrite)
-    with watching("fine-tuning") as news:
+    with watching("fine-tuning ") as news:
         try:
             return extract_chosen(
                 stage.artifact,
@@ -292,6 +292,7 @@ def show(
     if taken.tuned is not None:
         metric = task_of_head(taken.net.head, taken.net.spec).metric
         after, spent = metric.text(taken.tuned[metric.name]), clock(taken.tuned["seconds"])
-        rows.append(("fine-tuned", f"{after} after {taken.tuned['epochs']} epochs, {spent}"))
+        epochs = taken.tuned["epochs"]
+        rows.append(("fine-tuned", f"{after} after {epochs} {'epoch' if epochs == 1 else 'epochs'}, {spent}"))
     rows += [("remark", line) for line in taken.card.remarks]
     pairs([*rows, ("architecture", taken.card.architecture)])

@@ -146,6 +146,18 @@ def test_two_pictures_of_one_label_map_are_refused(tmp_path):
         source_of(spec(tmp_path), "pixels").train()
 
 
+def test_masks_of_two_numbers_of_which_one_is_ignored_are_told(tmp_path):
+    ade(tmp_path)
+    source = source_of(spec(tmp_path), "pixels")
+    assert source.quick_check() == ()
+    for path in (tmp_path / "annotations").rglob("*.png"):
+        values = np.zeros(np.asarray(Image.open(path)).shape, np.uint8)
+        values[: len(values) // 2] = 255
+        label_map(path, values)
+    (told,) = source_of(SegmentationSpec(root=str(tmp_path)), "pixels").quick_check()
+    assert "label maps have pixels of 'wall' alone (50% count for nothing)" in told
+
+
 def test_names_begin_after_the_mark_that_some_editors_write(tmp_path):
     ade(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfwall\r\nfloor\r\nlamp\r\n")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
 
 from routespace.errors import DataError
 from routespace.preprocess import Preprocess
@@ -16,8 +19,9 @@ from routespace.train.data.catalogue import Split, examples, hold_out
 from routespace.train.data.check import quick_check
 from routespace.train.data.record import DataRecord, Summary
 from routespace.train.recipe.annotated import AnnotatedSpec
-from routespace.train.recipe.targets import BACKGROUND, Target
+from routespace.train.recipe.targets import BACKGROUND, IGNORE, Target
 
+LABEL_MAPS = 30  # in which classes are looked for
 QUICK = 4_000  # pictures looked at before a training: label maps are read as a whole
 
 
@@ -125,7 +129,29 @@ class AnnotatedSource:
         """Look at training and validation pictures; see `Source`."""
         entries = [image.entry() for part in self.parts for image in part.images]
         where = self.spec.root or "PATH"
-        return quick_check(self.annotations, entries, where=where, skip_bad=self.spec.skip_bad, most=QUICK)
+        found = quick_check(self.annotations, entries, where=where, skip_bad=self.spec.skip_bad, most=QUICK)
+        return (*found, *self._one_class())
+
+    def _one_class(self) -> tuple[str, ...]:
+        """A line where label maps tell nothing apart, such as masks of 0 and 255, which counts for nothing."""
+        part = self.parts.train
+        if self.target != "pixels" or len(part.classes) == 1 or self.annotations.objects(part.images):
+            return ()
+        some, seen, left_px, all_px = part.images[:: -(-len(part.images) // LABEL_MAPS)], set[int](), 0, 0
+        for image in some:
+            with suppress(DataError):  # told by the check before, and left out
+                pixels = self.annotations.truth(image).pixels
+                assert pixels is not None
+                there = np.bincount(pixels.ravel(), minlength=IGNORE + 1)
+                seen.update(np.flatnonzero(there[:IGNORE]).tolist())
+                left_px, all_px = left_px + int(there[IGNORE]), all_px + pixels.size
+        if len(seen) > 1 or not all_px:
+            return ()
+        told = f"pixels of {part.classes[min(seen)]!r} alone" if seen else "no pixel of a class"
+        return (
+            f"{part.where}: {len(some)} label maps have {told} ({left_px / all_px:.0%} count for nothing); see "
+            f"whether their numbers are the classes",
+        )
 
     @cached_property
     def record(self) -> DataRecord:
