@@ -268,7 +268,7 @@ def test_extract_and_fine_tune(cli, place, tmp_path):
     text = cli(*limit, "--finetune", 1, "-o", tmp_path / "small").assert_fine().out
     assert f"teacher: {place / 'run'}" in text
     assert "fine-tuning" in text
-    assert "after 1 epochs" in text
+    assert "after 1 epoch" in text
     card = json.loads((tmp_path / "small" / "card.json").read_text())
     assert [score["stage"] for score in card["scores"]] == ["before_extraction", "extracted", "fine_tuned"]
     cli(*limit, "--teacher", place / "run", "-o", tmp_path / "no").assert_refused("--finetune")
@@ -296,4 +296,4 @@ def test_extract_in_steps(cli, place, tmp_path):
     text = cli("extract", place / "run", "--ratio", "0.5", *steps).assert_fine().out
     assert "cut 1 of 2: " in text
     assert "epochs: 1" in text
-    assert "after 1 epochs" in text
+    assert "after 1 epoch" in text
