@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from thinning import thinned
 from tiny_grid import TINY_GRID
 
 from routespace.errors import SpecError
@@ -18,7 +19,9 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 
 FAMILIES = {"pvt_v2": {}, "swin_v2": {"family": "swin_v2", "window": 4, "sr_ratios": None}}
-OUTPUTS = ("logits", "features")
+EACH = pytest.mark.parametrize(
+    *thinned(2, net=["static", "supernet"], output=["logits", "features"]), indirect=["net"]
+)
 
 
 def make(family: str = "pvt_v2", *, static: bool = False, **fields) -> TaskNet:
@@ -77,7 +80,7 @@ def test_without_classes_it_gives_the_maps():
     assert [tuple(x.shape) for x in make(num_classes=0).as_module()(images)] == [(1, 8, 8, 8), (1, 16, 4, 4)]
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@EACH
 def test_torch_export(net, output):
     module = net.as_module(output)
     program = torch.export.export(
@@ -87,12 +90,13 @@ def test_torch_export(net, output):
     assert_same(program.module()(images), module(images))
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@EACH
 def test_jit_trace(net, output):
     module, images = net.as_module(output), torch.randn(2, 3, 32, 32)
     assert_same(torch.jit.trace(module, images)(images), module(images))
 
 
+@pytest.mark.parametrize("net", ["static", pytest.param("supernet", marks=pytest.mark.slow)], indirect=True)
 def test_onnx(net, tmp_path):
     module, path = net.as_module("features"), tmp_path / "net.onnx"
     torch.onnx.export(
@@ -110,7 +114,7 @@ def test_fvcore(net):
     assert analysis.total() > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["pvt_v2", pytest.param("swin_v2", marks=pytest.mark.slow)])
 def test_torch_compile(family):
     module = make(family).as_module("features")
     compiled = torch.compile(module, backend="eager", fullgraph=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from thinning import thinned
 from torch import nn
 from torch.export import Dim
 
@@ -39,11 +40,11 @@ def assert_exports(net: TaskNet) -> None:
 @pytest.mark.parametrize(
     "gates",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),  # its parts are in those below
         {"kind": "tanh", "rows": "image"},
         {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True},
         {"capacity": True, "columns": "token", "keep": 0.4},
-        {"source": "map"},
+        pytest.param({"source": "map"}, marks=pytest.mark.slow),
         {"columns": "token", "skipped": "mlp"},
     ],
     ids=["default", "tanh images", "everything per token", "equal counts", "one map", "a path for the skipped"],
@@ -58,8 +59,7 @@ def test_auto_exports_as_dense():
     assert_exports(net)
 
 
-@pytest.mark.parametrize("execution", ["dense", "packed"])
-@pytest.mark.parametrize("scout", [0, 2])
+@pytest.mark.parametrize(*thinned(2, execution=["dense", "packed"], scout=[0, 2]))
 def test_export_of_one_map_and_its_cuts(execution, scout):
     net = small_net("depth", source="map", opening="share", scout=scout)
     for gate in net.gates.values():
@@ -69,7 +69,13 @@ def test_export_of_one_map_and_its_cuts(execution, scout):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"keys": "kept"}, {"skipped": "mlp"}, {"skipped": "linear", "rows": "image"}]
+    "fields",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"keys": "kept"},
+        {"skipped": "mlp"},
+        pytest.param({"skipped": "linear", "rows": "image"}, marks=pytest.mark.slow),
+    ],
 )
 def test_packed_export(fields):
     net = small_net("depth", **fields)
@@ -83,14 +89,14 @@ def test_packed_export_of_per_token_scaling():
     assert_exports(net)
 
 
-@pytest.mark.parametrize("skipped", ["identity", "linear"])
+@pytest.mark.parametrize("skipped", [pytest.param("identity", marks=pytest.mark.slow), "linear"])
 def test_capacity_export(skipped):
     net = small_net("depth", capacity=True, keep=0.4, skipped=skipped)
     net.decide(execution="packed")
     assert_exports(net)
 
 
-@pytest.mark.parametrize("execution", ["dense", "packed"])
+@pytest.mark.parametrize("execution", [pytest.param("dense", marks=pytest.mark.slow), "packed"])
 def test_capacity_export_of_a_gated_staircase(execution):
     net = small_net(columns="token", capacity=True, keep=0.4)
     rows = [f"{place}_{kind}" for place in ("l00_r04", "l01_r08") for kind in ("transformer", "identity")]

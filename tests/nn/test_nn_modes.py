@@ -125,13 +125,13 @@ def some(examples: int):
     return settings(max_examples=examples, deadline=None, derandomize=examples < 100, suppress_health_check=calm)
 
 
-@some(25)
+@some(15)
 @given(cases(random=True))
 def test_modes_agree_on_given_masks(case):
     check_given_masks(case)
 
 
-@some(25)
+@some(15)
 @given(cases(random=False), st.booleans())
 def test_modes_agree_on_their_own_decisions(case, training):
     check_own_decisions(case, training)

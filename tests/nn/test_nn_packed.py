@@ -1,11 +1,10 @@
 """Packed and automatic execution against the dense reference: outputs to 1e-4, gradients to 1e-3."""
 
-from itertools import product
-
 import pytest
 import torch
 from modes import assert_modes_agree, with_lively_gates
 from modes import settled_noise as noise_that_is_settled
+from thinning import thinned
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,9 +44,16 @@ def family(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("early_stop", [False, True])
-@pytest.mark.parametrize("keys", ["all", "kept"])
-@pytest.mark.parametrize(("rows", "columns"), list(product(GRANULARITIES, GRANULARITIES)))
+@pytest.mark.parametrize(
+    *thinned(
+        4,
+        family=list(FAMILIES),
+        rows=GRANULARITIES,
+        columns=GRANULARITIES,
+        keys=["all", "kept"],
+        early_stop=[False, True],
+    )
+)
 def test_every_granularity(family, rows, columns, keys, early_stop):
     net = small_net(family=family, rows=rows, columns=columns, keys=keys, early_stop=early_stop).eval()
     for batch, keep, down, size in [(1, 0.5, 1.0, (32, 32)), (3, 0.3, 0.4, (33, 44)), (2, 0.0, 0.0, (32, 40))]:
@@ -128,9 +134,15 @@ def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
     return {"empty": ~full, "full": full, "single": one, "ragged": ragged, "lone": lone}
 
 
-@pytest.mark.parametrize("mask", ["empty", "full", "single", "ragged", "lone"])
-@pytest.mark.parametrize("batch", [1, 2, 16])
-@pytest.mark.parametrize("keys", ["all", "kept"])
+@pytest.mark.parametrize(
+    *thinned(
+        3,
+        family=list(FAMILIES),
+        mask=["empty", "full", "single", "ragged", "lone"],
+        batch=[1, 2, 16],
+        keys=["all", "kept"],
+    )
+)
 def test_every_mask(family, mask, batch, keys):
     net = small_net(family=family, keys=keys).eval()
     images = torch.randn(batch, 3, 32, 36)
@@ -149,12 +161,18 @@ def settled_noise():
 
 
 @pytest.mark.usefixtures("settled_noise")
-@pytest.mark.parametrize("kind", ["gumbel", "sigmoid", "tanh"])
 @pytest.mark.parametrize(
-    ("relaxation", "training"), [("straight_through", True), ("soft", True), ("straight_through", False)]
+    *thinned(
+        3,
+        family=list(FAMILIES),
+        kind=["gumbel", "sigmoid", "tanh"],
+        relaxed=[("straight_through", True), ("soft", True), ("straight_through", False)],
+        rows=GRANULARITIES,
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("rows", GRANULARITIES)
-def test_every_gate_kind_with_its_own_decisions(family, kind, relaxation, rows, training):
+def test_every_gate_kind_with_its_own_decisions(family, kind, relaxed, rows):
+    relaxation, training = relaxed
     net = small_net(family=family, kind=kind, rows=rows, columns=rows, relaxation=relaxation).train(training)
     assert_modes_agree(with_lively_gates(net), torch.randn(3, 3, 33, 44), Routes({}))
 
@@ -170,8 +188,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("execution", ["packed", "auto"])
-@pytest.mark.parametrize(("rows", "columns"), list(product(GRANULARITIES, GRANULARITIES)))
+@pytest.mark.parametrize(
+    *thinned(3, family=list(FAMILIES), execution=["packed", "auto"], rows=GRANULARITIES, columns=GRANULARITIES)
+)
 def test_soft_gates_compute_everything_and_nothing_waits(family, execution, rows, columns):
     net = small_net(family=family, rows=rows, columns=columns, relaxation="soft").train()
     for gate in net.gates.values():
@@ -184,23 +203,29 @@ def test_soft_gates_compute_everything_and_nothing_waits(family, execution, rows
     out.logits.square().sum().backward()
 
 
+SELECTIONS = [
+    {"selection": "attention", "keep": 0.4},
+    {"selection": "entropy", "keep": 0.4},
+    {"selection": "attention", "capacity": True, "keep": 0.4},
+    {"capacity": True, "keep": 0.4},
+    {"capacity": True, "keep": 0.7, "kind": "sigmoid"},
+    {"early_stop": True},
+]
+
+
 @pytest.mark.usefixtures("settled_noise")
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("columns", "keys"), [("image", "kept"), ("token", "all")])
 @pytest.mark.parametrize(
-    "gates",
-    [
-        {"selection": "attention", "keep": 0.4},
-        {"selection": "entropy", "keep": 0.4},
-        {"selection": "attention", "capacity": True, "keep": 0.4},
-        {"capacity": True, "keep": 0.4},
-        {"capacity": True, "keep": 0.7, "kind": "sigmoid"},
-        {"early_stop": True},
-    ],
+    *thinned(
+        3,
+        family=list(FAMILIES),
+        training=[True, False],
+        more=[{"columns": "image", "keys": "kept"}, {"columns": "token", "keys": "all"}],
+        gates=SELECTIONS,
+    ),
     ids=str,
 )
-def test_every_selection_with_its_own_decisions(family, gates, columns, keys, training):
-    net = small_net(family=family, columns=columns, keys=keys, **gates).train(training)
+def test_every_selection_with_its_own_decisions(family, training, more, gates):
+    net = small_net(family=family, **more, **gates).train(training)
     assert_modes_agree(with_lively_gates(net), torch.randn(3, 3, 33, 44), Routes({}))
 
 

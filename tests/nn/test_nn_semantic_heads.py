@@ -75,7 +75,7 @@ def test_upernet_is_the_librarys_decoder_but_for_its_norms():
 @pytest.mark.parametrize(("rates", "channels"), [(1, 64), (2, 64), (4, 64), (4, 16), (4, 48)])
 def test_the_head_is_built_of_the_rates_that_there_are_and_priced_to_the_last_mac(decoder, rates, channels):
     net = network(decoder, rates, channels)
-    for size in ((64, 64), (72, 100), (65, 33)):
+    for size in ((64, 64), (72, 100), (65, 33)) if channels == 16 else ((72, 100),):
         with torch.no_grad():
             out = net(torch.randn(2, 3, *size)).outputs
         assert out.shape == (2, 5, -(-size[0] // 4), -(-size[1] // 4))

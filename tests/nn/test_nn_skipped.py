@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from modes import assert_alone_is_among_others, assert_modes_agree, assert_same_usage, only, with_lively_gates
+from thinning import thinned
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +30,7 @@ FIELDS = {"layers": 3, "max_down": 16, "widths": (8, 8, 16), "heads": (1, 1, 2),
           "mlp_ratios": (2,) * 3, "num_classes": 5}  # fmt: skip
 PVT = RoutingGrid(GridSpec.parse(FIELDS | {"sr_ratios": (4, 2, 1)}))
 SWIN = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "window": 4}))
+GRIDS = {"pvt_v2": PVT, "swin_v2": SWIN}
 FIRST = "l00_r04_transformer"
 WAYS = [
     {"source": "map"},
@@ -51,11 +53,9 @@ def pictures(count=3, size=(64, 48)):
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3)).double()
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("fields", WAYS, ids=str)
-@pytest.mark.parametrize("grid", [PVT, SWIN], ids=["pvt_v2", "swin_v2"])
-def test_every_way_of_computing_agrees(grid, fields, training):
-    net = network(grid, skipped="mlp" if training else "linear", **fields).train(training)
+@pytest.mark.parametrize(*thinned(2, family=list(GRIDS), fields=WAYS, training=[False, True]), ids=str)
+def test_every_way_of_computing_agrees(family, fields, training):
+    net = network(GRIDS[family], skipped="mlp" if training else "linear", **fields).train(training)
     assert_modes_agree(net, pictures(), None)
     assert_same_usage(net, pictures(), None)
     routes = net(pictures()).routes.detach()
@@ -109,9 +109,9 @@ def test_tokens_that_nobody_sent_stay_nothing_and_stopped_ones_pass():
     assert any(not route.asked.all() for route in used.values())
 
 
-@pytest.mark.parametrize("fields", WAYS, ids=str)
-@pytest.mark.parametrize("grid", [PVT, SWIN], ids=["pvt_v2", "swin_v2"])
-def test_the_price_is_what_torch_counts(grid, fields):
+@pytest.mark.parametrize(*thinned(2, family=list(GRIDS), fields=WAYS), ids=str)
+def test_the_price_is_what_torch_counts(family, fields):
+    grid = GRIDS[family]
     gates = GateSpec(skipped="mlp" if "rows" in fields else "linear", **fields)
     architecture = Architecture.routed(grid, "both")
     net = TaskNet.classifier(architecture, gates)

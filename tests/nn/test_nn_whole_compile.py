@@ -49,7 +49,9 @@ def test_the_whole_supernet_is_one_graph(family):
     assert_same(net, torch.compile(net, backend="eager", fullgraph=True), torch.randn(3, 3, 32, 32))
 
 
-@pytest.mark.parametrize(("training", "scout"), [(True, 2), (False, 2), (False, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("training", "scout"), [(True, 2), pytest.param(False, 2, marks=pytest.mark.slow), (False, 0)]
+)
 def test_one_map_for_all_rows_is_one_graph(training, scout):
     torch.manual_seed(0)
     seeing = {"source": "map", "opening": "share", "scout": scout, "skipped": "mlp" if scout else "identity"}
