@@ -105,10 +105,10 @@ print([name for name in ("torch", "timm", "optuna", "typer", "rich", "matplotlib
     assert in_fresh_python(code) == "[]"
 
 
-def test_the_core_trains_without_optuna_typer_or_rich():
+def test_the_core_trains_without_optuna_typer_or_rich_and_loads_decoders_when_they_are_made():
     code = """
 import sys, routespace
 routespace.train_recipe, routespace.evaluate, routespace.extract, routespace.verify, routespace.save_bundle
-print([name for name in ("optuna", "typer", "rich") if name in sys.modules])
+print([name for name in ("optuna", "typer", "rich", "segmentation_models_pytorch") if name in sys.modules])
 """
     assert in_fresh_python(code) == "[]"

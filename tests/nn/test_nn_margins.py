@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from modes import assert_modes_agree, assert_same_usage, with_lively_gates
+from thinning import thinned
 from torch.nn import functional as F
 
 from routespace.deploy.counters import torch_macs
@@ -90,23 +91,20 @@ def test_a_cut_keeps_a_running_mean_and_holds_it_at_inference():
     assert torch.isfinite(torch.tensor(OPENS_ALL).half())
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"opening": "share", "teach": "dense"},
-        {"capacity": True, "keep": 0.4},
-        {"early_stop": True},
-        {"context": 1},
-        {"rows": "window", "window": 3, "opening": "share"},
-        {"rows": "window", "window": 2, "context": 1, "early_stop": True},
-        {"scout": 2, "opening": "share", "teach": "dense"},
-        {"scout": 1, "scout_square": 4, "capacity": True, "keep": 0.4},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("routing", ["depth", "both"])
+SEEING = [
+    {},
+    {"opening": "share", "teach": "dense"},
+    {"capacity": True, "keep": 0.4},
+    {"early_stop": True},
+    {"context": 1},
+    {"rows": "window", "window": 3, "opening": "share"},
+    {"rows": "window", "window": 2, "context": 1, "early_stop": True},
+    {"scout": 2, "opening": "share", "teach": "dense"},
+    {"scout": 1, "scout_square": 4, "capacity": True, "keep": 0.4},
+]
+
+
+@pytest.mark.parametrize(*thinned(2, routing=["depth", "both"], fields=SEEING, training=[False, True]), ids=str)
 def test_every_way_of_computing_agrees(routing, fields, training):
     if routing == "both" and training:
         fields = fields | {"noise": 0.0}
