@@ -43,8 +43,10 @@ def run(
         require_place(folder / f"model{EXPORTERS[name].suffix}")
     with loading():
         from routespace.workflow.artifacts import load_artifact
-        from routespace.workflow.exporting import export_artifact
+        from routespace.workflow.exporting import export_artifact, export_notes
     artifact = load_artifact(source, device=device)
+    for note in export_notes(artifact, size):
+        typer.echo(f"note: {note}", err=True)
     with busy("exporting") as say:
         reports = export_artifact(artifact, folder, formats, image_size=size, say=say)
     for report in chain.from_iterable(found.all for found in reports):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from routespace.deploy.export.formats import EXPORTERS
-from routespace.deploy.export.write import ExportReport, Say, export
+from routespace.deploy.export.write import ExportReport, Say, export, least_side
 from routespace.files import json_text
 from routespace.preprocess import preprocess_to_json, save_preprocess
 from routespace.workflow.artifacts import Artifact
@@ -50,3 +50,21 @@ def export_artifact(
     if preprocess is not None:
         save_preprocess(folder, preprocess, artifact.classes or ())
     return reports
+
+
+def export_notes(artifact: Artifact, image_size: tuple[int, int] | None = None) -> tuple[str, ...]:
+    """What files will not do that the network itself does, a line each: it takes smaller images than they do.
+
+    Args:
+        artifact, image_size: as for `export_artifact`.
+    """
+    least, preprocess = least_side(artifact.net), artifact.preprocess
+    if least is None or preprocess is None or preprocess.fit != "inside":
+        return ()
+    side = min(image_size or preprocess.size)
+    if side >= least:
+        return ()
+    return (
+        f"files take sides of {least} px or more, and a side of the pictures is fed with {side} px at most; "
+        f"predict with the run or bundle, or train with a larger grid.image_size or data.eval_size",
+    )

@@ -21,6 +21,8 @@ from routespace.grid.architecture import Architecture
 from routespace.nn.heads.kinds import decoder_of
 from routespace.nn.heads.regions import OutsideRegions
 from routespace.preprocess import Preprocess, preprocess_to_json, save_preprocess
+from routespace.workflow.artifacts import load_artifact
+from routespace.workflow.exporting import export_notes
 
 NAMES = "ant", "bee", "cat"
 FED = Preprocess(size=(48, 64)).inside(multiple=8)
@@ -222,3 +224,15 @@ def test_a_picture_that_is_fed_too_small_is_one_line(place, tmp_path):
         logits(place / "pictures" / "0.png")
     assert list(logits.stream(place / "pictures", unreadable=told.append)) == []
     assert len(told) == 2
+
+
+def test_files_that_take_no_picture_as_it_is_fed_are_told_of_before(place):
+    artifact = load_artifact(place / "bundle")
+    fed = artifact.preprocess
+    least = int(load_exported(place / "files" / "model.pt2").metadata["least_side"])
+    for size, told in ((least - 8, 1), (least, 0)):
+        artifact = replace(artifact, preprocess=fed.model_copy(update={"size": (size, 200)}))
+        notes = export_notes(artifact)
+        assert len(notes) == told
+        assert all(f"sides of {least} px or more" in note and f"{size} px at most" in note for note in notes)
+    assert export_notes(artifact, (8, 8))

@@ -249,6 +249,12 @@ def _least(net: TaskNet) -> int:
     return net.head.coarsest(net.spec) // net.spec.max_down + 1
 
 
+def least_side(net: TaskNet) -> int | None:
+    """Pixels that a side of an exported network's images has at least; None where files take one size."""
+    step = _step(net)
+    return None if step is None else _least(net) * step
+
+
 def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple[int, int]]:
     """Of the checked images; where it is free, the size that is asked for as whole steps, and a larger one."""
     _, *asked = image_shape(net, image_size)
@@ -262,7 +268,7 @@ def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple
 def _about(net: TaskNet, size: tuple[int, int], regions: Mapping[str, _Graph]) -> dict[str, str]:
     """What every first file tells."""
     step = _step(net)
-    more = {} if step is None else {"side_step": str(step), "least_side": str(_least(net) * step)}
+    more = {} if step is None else {"side_step": str(step), "least_side": str(least_side(net))}
     if regions:
         files = {name: graph.path.name for name, graph in regions.items()}
         digest = next(iter(regions.values())).prepared.metadata[NETWORK]
