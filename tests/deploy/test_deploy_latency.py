@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from thinning import thinned
 
 from routespace.deploy.latency.fit import fit_factors
 from routespace.deploy.latency.parts import edge_key, part_keys
@@ -199,9 +200,9 @@ def test_measuring_counts_calls_and_cancels_a_slow_round():
 SWIN = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "sr_ratios": None, "window": (8, 4, 2)}))
 
 
-@pytest.mark.parametrize("grid", [GRID, SWIN], ids=["pvt_v2", "swin_v2"])
-@pytest.mark.parametrize(("dtype", "batch"), [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)])
-def test_profile_of_every_kind_is_a_table_that_predicts(grid, dtype, batch, tmp_path):
+@pytest.mark.parametrize(*thinned(2, family=["pvt_v2", "swin_v2"], dtype=["float32", "bfloat16"], batch=[1, 2]))
+def test_profile_of_every_kind_is_a_table_that_predicts(family, dtype, batch, tmp_path):
+    grid = GRID if family == "pvt_v2" else SWIN
     keeps = (0.25, 0.5, 1.0)
     table = profile(grid, dtype=dtype, batch=batch, keeps=keeps, rounds=3, subnets=4, clock="cpu")
     assert (table.dtype, table.batch, table.device.threads, len(table.subnets)) == (dtype, batch, 1, 4)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from thinning import thinned
 
 from routespace.deploy.latency.parts import GATES, PartKey, part_keys
 from routespace.deploy.latency.profiling import ROUTED_KEEPS, profile
@@ -40,19 +41,18 @@ def test_each_gate_is_measured_once_and_edges_at_more_shares(table):
     assert GATES not in table.factors  # static subnets tell nothing about gates
 
 
-@pytest.mark.parametrize(
-    "gates",
-    [
-        {"rows": "layer", "columns": "layer", "kind": "sigmoid"},
-        {"rows": "window", "columns": "token", "kind": "tanh"},
-        {"capacity": True, "keys": "kept"},
-        {"selection": "random", "rows": "image"},
-        {"selection": "attention", "early_stop": True},
-        {"source": "map", "opening": "share", "skipped": "mlp"},
-        {"source": "map", "opening": "share", "scout": 2},
-    ],
-)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+KINDS = [
+    {"rows": "layer", "columns": "layer", "kind": "sigmoid"},
+    {"rows": "window", "columns": "token", "kind": "tanh"},
+    {"capacity": True, "keys": "kept"},
+    {"selection": "random", "rows": "image"},
+    {"selection": "attention", "early_stop": True},
+    {"source": "map", "opening": "share", "skipped": "mlp"},
+    {"source": "map", "opening": "share", "scout": 2},
+]
+
+
+@pytest.mark.parametrize(*thinned(2, dtype=["float32", "bfloat16"], gates=KINDS), ids=str)
 def test_gates_of_every_kind_are_measured(gates, dtype):
     spec = GateSpec(**gates)
     table = profile(GRID, gates=spec, dtype=dtype, **QUICK)

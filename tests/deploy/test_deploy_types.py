@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from thinning import thinned
 
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
 from routespace.deploy.extract import extract
@@ -40,9 +41,7 @@ def batches():
     ]
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("kind", ["full", "staircase"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(*thinned(2, family=list(FAMILIES), kind=["full", "staircase"], dtype=TYPES), ids=str)
 def test_every_type_is_evaluated_and_verified(family, kind, dtype, device):
     net = make_net(family, kind).to(device, dtype)
     result = evaluate(net, batches())

@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from thinning import thinned
 from timm.models import adapt_input_conv, pvt_v2, swin_transformer_v2
 from torch import nn
 
@@ -114,8 +115,7 @@ def test_networks_of_features_alone_have_all_but_a_head(family, kept):
         assert torch.allclose(found, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize(*thinned(2, family=list(MODELS), channels=[1, 2, 4, 6]))
 def test_other_channels_are_adapted_as_timm_does(family, channels):
     model, net = oracle(family, num_classes=10), ours(family, in_channels=channels)
     load_timm_weights(net, model)

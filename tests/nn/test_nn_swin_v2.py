@@ -49,9 +49,7 @@ def staircase(preset: str, **fields) -> TaskNet:
 @pytest.mark.parametrize(
     ("size", "image"),
     [
-        ("t", (256, 256)),
-        pytest.param("s", (256, 256), marks=pytest.mark.slow),
-        pytest.param("b", (256, 256), marks=pytest.mark.slow),
+        *(pytest.param(size, (256, 256), marks=pytest.mark.slow) for size in "tsb"),
         ("t", (224, 288)),
         ("t", (100, 132)),
         ("t", (32, 96)),
@@ -116,7 +114,7 @@ def test_supernet_warm_start_contains_timm():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("image", [(128, 128), (100, 132)])
+@pytest.mark.parametrize("image", [pytest.param((128, 128), marks=pytest.mark.slow), (100, 132)])
 def test_a_window_for_each_rate(image):
     """Each rate computes what it computes in a grid that has its window everywhere."""
     windows = (16, 8, 4, 2)

@@ -125,7 +125,13 @@ def test_every_kind_of_gate_can_be_told(gates):
     )  # the training that follows draws what it would have drawn
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("digits")])
+QUICK = ("digits_tiny", "digits_map", "digits_detect")  # the others take as much time and differ less
+DIGITS = [name for name in recipe_names() if name.startswith("digits")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in DIGITS]
+)
 def test_every_recipe_of_digits_can_be_told(name):
     recipe = load_recipe(name)
     assert recipe_need(recipe, recipe.architecture()).activations_per_image > 0

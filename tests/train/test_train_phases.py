@@ -102,8 +102,8 @@ FREE = {"epochs": 1, "gates": "free", "image_size": 32, "data": {"digit_px": [16
 @pytest.mark.parametrize(
     ("phases", "changes"),
     [
-        ((SMALL,), {"train.ema_decay": 0.9}),
-        ((SMALL, {"epochs": 1, "gates": "taught", "image_size": 32}), {}),
+        pytest.param((SMALL,), {}, marks=pytest.mark.slow),
+        ((SMALL, {"epochs": 1, "gates": "taught", "image_size": 32}), {"train.ema_decay": 0.9}),
         pytest.param(
             ({**SMALL, "epochs": 1}, FREE),
             {"gates": {"noise": 0.3}, "budget.control": 0.5},
