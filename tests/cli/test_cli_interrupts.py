@@ -1,5 +1,6 @@
 """Ctrl-C at any moment: one line, exit code 130, no traceback, nothing left behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -144,3 +145,15 @@ def test_libraries_keep_their_warnings_to_themselves(tmp_path):
     _, err = process.communicate(timeout=60)
     assert err == "warning: ours in two lines\n"
     assert process.returncode == 0
+
+
+def test_processes_that_read_pictures_leave_ctrl_c_to_their_command(tmp_path):
+    (tmp_path / "photos/ant").mkdir(parents=True)
+    os.mkfifo(tmp_path / "photos/ant/0.png")  # read until somebody writes
+    command = [sys.executable, "-m", "routespace.cli", "data", "check", "photos", "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
+    with open(tmp_path / "photos/ant/0.png", "wb"):  # once a process has opened it
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(SOON_S)
+    assert_interrupted(process)

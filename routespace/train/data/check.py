@@ -14,9 +14,11 @@ import hashlib
 import io
 import multiprocessing
 import random
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -172,8 +174,15 @@ def _examined(places: Sequence[str], workers: int) -> Iterator[CheckedFile]:
         yield from map(examine, places)
         return
     # Fresh processes: a copy of one with threads may wait for ever for a lock that was held while it was copied.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(examine, places, chunksize=CHUNK)
+    # Ctrl-C reaches them too, and is this one's to tell: they leave it alone before they import anything.
+    deaf: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), **deaf) as pool:
+        try:
+            yield from pool.map(examine, places, chunksize=CHUNK)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that reads pictures was ended from outside; give fewer --workers"
+            ) from error
 
 
 def examine(path: str) -> CheckedFile:
