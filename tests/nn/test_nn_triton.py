@@ -1,10 +1,6 @@
 """The Triton kernels against plain operations: in Triton's interpreter on a CPU, for real on CUDA."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,7 @@ from depthwise_checks import (
     assert_programs_share_the_work,
 )
 from torch.nn import functional as F
-from triton_compiling import compile_only
+from triton_elsewhere import compile_only, run_in_interpreter
 
 from routespace.nn.kernels.depthwise import taps_of
 from routespace.nn.packing.keep import KeptTokens
@@ -160,16 +156,9 @@ def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
     ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("bfloat16", 2e-2, marks=pytest.mark.slow)]
 )
 def test_kernels_in_the_interpreter(dtype, tolerance):
-    """In a process of its own: once loaded, triton does not become an interpreter any more."""
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_triton as test;"
-        f"test.assert_all_kernels_are_right('cpu', torch.{dtype}, {tolerance})"
+    run_in_interpreter(
+        f"import test_nn_triton as test;test.assert_all_kernels_are_right('cpu', torch.{dtype}, {tolerance})"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    if "InterpreterError" in done.stderr or "ImportError" in done.stderr:
-        pytest.skip(f"triton cannot interpret here: {done.stderr.splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

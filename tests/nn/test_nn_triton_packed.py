@@ -1,10 +1,6 @@
 """The Triton kernels of packed inference: in Triton's interpreter, compiled, for real on CUDA."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,7 @@ from packed_checks import (
     assert_row_kernels_are_right,
 )
 from torch.nn import functional as F
-from triton_compiling import compile_only
+from triton_elsewhere import compile_only, run_in_interpreter
 
 from routespace.nn.packing.keep import KeptTokens
 
@@ -60,18 +56,12 @@ def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
 
 
 def test_kernels_in_the_interpreter():
-    """In a process of its own: once loaded, triton does not become an interpreter any more."""
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_nn_triton_packed as test;"
+    run_in_interpreter(
+        "import test_nn_triton_packed as test;"
         "import routespace.nn.packing.triton_here as here; here.DEVICES = ('cpu',);"
         "test.assert_all_kernels_are_right('cpu', torch.float32, 1e-5);"
         "test.assert_all_kernels_are_right('cpu', torch.bfloat16, 2e-2)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    if "InterpreterError" in done.stderr or "ImportError" in done.stderr:
-        pytest.skip(f"triton cannot interpret here: {done.stderr.splitlines()[-1]}")
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

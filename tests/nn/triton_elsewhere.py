@@ -1,6 +1,10 @@
-"""Triton kernels compiled for a GPU that is not here."""
+"""Triton kernels where there is no GPU: compiled for one that is not here, and run in the interpreter."""
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,3 +39,16 @@ def compile_only(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     triton_compile = importlib.import_module("triton").compile
     monkeypatch.setattr(JITFunction, "run", compiled)
     return made
+
+
+def run_in_interpreter(code: str) -> None:
+    """Python code, which finds the tests' modules, in a process of its own with Triton's interpreter.
+
+    Once loaded, triton does not become an interpreter any more. Where it cannot interpret, the test is skipped.
+    """
+    code = f"import sys, torch; sys.path.insert(0, sys.argv[1])\n{code}"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    if "InterpreterError" in done.stderr or "ImportError" in done.stderr:
+        pytest.skip(f"triton cannot interpret here: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
