@@ -254,7 +254,8 @@ def test_quick_demo(cli, tmp_path):
     assert rows["plain PVTv2"]["macs"] == pytest.approx(told["counted_macs"], rel=0.1)  # those of validation
     plain = load_recipe(tmp_path / "demo" / "plain").train  # it has the supernet's time, phase by phase
     given = [*(phase.seconds for phase in plain.phases), plain.seconds]
-    assert given == [phase["seconds"] for phase in told["phases"]]
+    wanted = [phase["seconds"] for phase in told["phases"]]
+    assert given == [wanted[0], max(wanted[1], 1.0)]  # a second at least, however short the demo is
     assert plain.clock == told["clock"]
     again = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
     assert "plain PVTv2" in again
