@@ -76,11 +76,8 @@ class Answers:
     def detections(self, fed, sizes):
         return self.found
 
-    def image(self, place):
-        return self
-
-    def losses(self, targets):
-        return {"none": torch.zeros(())}
+    def image_losses(self, targets):
+        return torch.zeros(len(targets))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,7 +9,7 @@ Shape legend: B images · N tokens · n kept tokens of the batch · C channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,37 @@ from routespace.nn.packing.compiler import is_plain_run
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.triton_here import runs_triton
 
-if TYPE_CHECKING:
-    from routespace.nn.families.pvt_v2_block import PvtBlock
+
+class _Attention(Protocol):
+    def packed(self, rows: Tensor, seen: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor: ...
 
 
-def may_fuse(block: PvtBlock, x: Tensor, keep: KeptTokens) -> bool:
+class _Mlp(Protocol):
+    fc1: nn.Linear
+    dwconv: nn.Conv2d
+    fc2: nn.Linear
+
+    @property
+    def is_plain(self) -> bool: ...
+
+
+class Layers(Protocol):
+    """What a PvtBlock has (its own file imports this one)."""
+
+    @property
+    def norm1(self) -> LayerNorm: ...
+
+    @property
+    def norm2(self) -> LayerNorm: ...
+
+    @property
+    def attn(self) -> _Attention: ...
+
+    @property
+    def mlp(self) -> _Mlp: ...
+
+
+def may_fuse(block: Layers, x: Tensor, keep: KeptTokens) -> bool:
     """Whether a block's layers are as they were made, and (B, N, C) x is on CUDA, of their type, in inference."""
     if torch.is_grad_enabled() or not runs_triton(x) or not is_plain_run(x):
         return False
@@ -38,7 +64,7 @@ def may_fuse(block: PvtBlock, x: Tensor, keep: KeptTokens) -> bool:
     return keep.framed is not None and keep.framed.rows.shape[0] > 0
 
 
-def run_fused(block: PvtBlock, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
+def run_fused(block: Layers, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -> Tensor:
     """(B, N, C) → x itself, in which the kept tokens have their new values; `may_fuse` allows it."""
     from routespace.nn.kernels.packed_triton import framed_gelu
     from routespace.nn.kernels.rows_triton import enter, join
