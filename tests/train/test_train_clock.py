@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from lasting import lasting
 from train_tiny import tiny
 
 from routespace.errors import SpecError
@@ -22,7 +23,6 @@ from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.stopping import TrainingStoppedError
 
-CHANGING = ("seconds", "images_per_s", "eval_images_per_s", "date")
 SMALL = {"seconds": 4, "image_size": 32, "data": {"digit_px": [20, 32], "train_size": 48}, "gates": "held"}
 
 
@@ -116,10 +116,6 @@ def test_what_is_no_step_does_not_count(tmp_path, monkeypatch):
     assert (result.metrics["steps"], result.metrics["step_seconds"]) == (10, 10.0)
 
 
-def without_times(lines):
-    return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
-
-
 def stopped_at(step, recipe, folder):
     """Train until so many steps were done in all phases, and be told to stop there."""
     done = [0]
@@ -156,7 +152,7 @@ def test_a_run_that_goes_on_has_the_time_that_is_left_and_gives_the_same(tmp_pat
         again = train_recipe(recipe, tmp_path / f"part{at}", resume=True)
         ours, theirs = again.net.state_dict(), whole.net.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), at
-        assert without_times(lines_of(again)) == without_times(lines_of(whole)), at
+        assert lasting(lines_of(again)) == lasting(lines_of(whole)), at
         assert again.metrics["phases"] == told
 
 

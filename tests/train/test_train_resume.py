@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from lasting import lasting
 from train_tiny import tiny
 
 from routespace.errors import BundleError, RoutespaceError, SpecError
@@ -27,8 +28,6 @@ from routespace.train.run import RunResult, train_recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.stopping import DivergedError, TrainingStoppedError
 from routespace.train.tasks.classify import Classify
-
-CHANGING = ("seconds", "step_seconds", "images_per_s", "eval_images_per_s", "date")
 
 
 class Watch:
@@ -61,14 +60,9 @@ def watch(tmp_path) -> Iterator[Watch]:
 
 
 def outcome(result: RunResult) -> dict:
-    def lasting(told: dict) -> dict:
-        return {name: value for name, value in told.items() if name not in CHANGING}
-
-    lines = RunFolder(result.folder).read_metrics()
-    phases = [lasting(phase) for phase in result.metrics["phases"]]
     return {
-        "result": lasting(result.metrics) | {"phases": phases},
-        "lines": [lasting(line) for line in lines],
+        "result": lasting(result.metrics),
+        "lines": lasting(RunFolder(result.folder).read_metrics()),
         "usage": json.loads(RunFolder(result.folder).usage_path.read_text()),
     }
 
