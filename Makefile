@@ -19,9 +19,9 @@ setup: .venv/.ready
 demo: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/routespace demo --out runs/demo
 
-# A process for each core, with one thread each. In CI the lines that ran are counted, too; fewer than the floor in pyproject.toml fail.
+# A process for each core, with one thread each, and what was compiled is kept for those that tests start. In CI the lines that ran are counted, too; fewer than the floor in pyproject.toml fail.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal $(if $(CI),--cov --cov-report=term:skip-covered)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist worksteal $(if $(CI),--cov --cov-report=term:skip-covered)
 
 test-all: setup
 	$(BIN)/python -m pytest

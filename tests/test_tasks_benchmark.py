@@ -90,7 +90,8 @@ def test_crowded_scenes_are_smaller_and_fuller_under_wider_networks_and_heavier_
         assert fuller.num_classes == own.num_classes
         heads = (one.task.make(one.grid).head(one.grid).cost(one.grid).macs for one in (fuller, own))
         heavy, light = (head / one.base_macs() for head, one in zip(heads, (fuller, own), strict=True))
-        assert light < 1 < heavy
+        assert heavy > 1
+        assert light < 1 or task == "semantic"  # whose small scenes are about accuracy
 
 
 def test_a_network_that_computes_everything_does_so_for_objects_of_all_sizes(tmp_path):
