@@ -1,6 +1,6 @@
 # make demo   the whole journey on real data      make test   every quick test
 # make check  ruff, mypy, import-linter            make bench  the measured tables
-# make gpu    the tests that need a CUDA device, then its table
+# make gpu    the tests that need a CUDA device, each named when it ends, then its table
 # Each target sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,7 +36,7 @@ bench: setup
 	for script in cost routing small supernet subnets latency memory first_word; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 gpu: setup
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu -vv -rf
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
