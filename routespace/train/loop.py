@@ -17,30 +17,30 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
 
-from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.course import Course, StepClock
 from routespace.train.data.skipping import Group
-from routespace.train.evaluate import Sampling, evaluate, further
+from routespace.train.evaluate import Sampling, evaluate
+from routespace.train.holding import Holding
 from routespace.train.modes import make_passes
-from routespace.train.optim import clipped_together, make_optimizer, make_schedule
+from routespace.train.optim import Stepper
 from routespace.train.passes import Runner
 from routespace.train.phases import Phase
-from routespace.train.processes import matching_layouts, together
+from routespace.train.processes import any_process, matching_layouts, together
 from routespace.train.progress import Progress
+from routespace.train.readings import Reading, StepReadings
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.remarks import Validation, remarks_on
 from routespace.train.spending import Spending
 from routespace.train.step_loss import StepLoss
-from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, calmer
+from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, diverged
 from routespace.train.sums import EpochSums
 from routespace.train.teaching import GateTeacher
+from routespace.train.telling import epoch_line, progress_of
 
 AGREE_STEPS = 16  # steps between two votes of several processes on whether one of them was told to stop
-READ_STEPS = 16  # steps whose numbers are read from a GPU at once: each reading waits until it has caught up
 
 
 class Trainer:
@@ -71,14 +71,13 @@ class Trainer:
         self.recipe, self.net, self.course = recipe, net, Course(phases)
         self.accelerator, self.report = accelerator, report
         self.clock = StepClock(recipe.train.clock)
-        self.gate_teacher = GateTeacher(net)
+        self.gate_teacher, self.holding = GateTeacher(net), Holding(net)
         self.ema = ModelEmaV3(net, decay=recipe.train.ema_decay) if recipe.train.ema_decay else None
         net.backbone.stem.requires_grad_(not recipe.train.freeze_stem)  # before a wrapper counts what learns
         self._losses = StepLoss(net, self.course.phase.task, None, recipe.train)
         self.step_loss = accelerator.prepare(self._losses)
         self.records: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._start: Architecture | None = None
         self._begin(0)
 
     def _begin(self, number: int, former: Spending | None = None) -> None:
@@ -96,16 +95,14 @@ class Trainer:
         if former is not None:
             self.spending.follow(self._nets, former)
         self._losses.task, self._losses.budget, self._losses.spec = phase.task, self.spending.loss, self.spec
-        self.optimizer = make_optimizer(self.net, self.spec)
-        self.clipped = clipped_together(self.optimizer)
-        self.stepper = self.accelerator.prepare(self.optimizer)
-        self.schedule = make_schedule(self.optimizer, self.spec, self.course.schedule_steps)
+        self.stepper = Stepper(self.net, self.spec, self.accelerator, self.course.schedule_steps)
         for net in self._nets:
             net.decide(execution=self.spec.execution)
         runner = Runner(self.step_loss, self.accelerator, phase.teacher)
         self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
         self.sums = EpochSums(self.task.metric.name)
-        self._unread: list[Tensor] = []
+        needed = self.spending.loss is not None or self.spec.seconds is not None
+        self.readings = StepReadings(self.accelerator, needed=needed)
 
     @property
     def base_macs(self) -> int:
@@ -166,7 +163,7 @@ class Trainer:
         for batch in self._batches():
             self._step([self._prepared(group) for group in batch])
             course.stepped()
-            if len(self._unread) >= READ_STEPS or course.step == course.steps:
+            if self.readings.are_many or course.step == course.steps:
                 self._read()
             self.sums.images_per_s = (course.step - first) * self.spec.batch / (time.perf_counter() - start)
             self.report(self.progress())
@@ -195,27 +192,21 @@ class Trainer:
         """One optimiser step; its numbers are read at once where the next step needs them, or later."""
         course, progress = self.course, self.course.progress()
         self.net.decide(**Sampling.at(self.recipe.gates, progress)._asdict())
-        self.schedule.step_update(course.schedule_at)
-        held, shares = self._held(progress), self.spending.opened(progress)
+        self.stepper.turn_to(course.schedule_at)
+        held, shares = self.holding.at(course.phase, progress), self.spending.opened(progress)
         taught = held is not None and not course.phase.clock.held
         with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=taught):
             losses = self.passes(batch, progress, course.epochs_done * course.steps + course.step)
         if not course.phase.clock.held:
             self.gate_teacher.teach(self.accelerator)
-        if self.spec.clip_grad is not None:
-            for parameters in self.clipped:
-                self.accelerator.clip_grad_norm_(parameters, self.spec.clip_grad)
         self.stepper.step()
-        self.stepper.zero_grad()
         self.net.update_gate_ema()
         if self.ema is not None:
             self.ema.update(self.net)
         self.spending.agree(self._nets, self.accelerator)
-        numbers = [value.detach().double() for value in losses]
-        numbers.append(torch.full_like(numbers[0], self._lap()))  # the mean of all processes: they end together
-        self._unread.append(self.accelerator.reduce(torch.stack(numbers), "mean"))
-        if self.reads_each_step:
-            self.spending.update(self._nets, self._read(step=course.step)[-1], progress)
+        self.readings.add(losses, self._lap())
+        if self.readings.each_step:
+            self.spending.update(self._nets, self._read(step=course.step)[-1].losses[-1], progress)
 
     def _lap(self) -> float:
         """Seconds since the step before; where steps are not waited for, up to the last of an epoch."""
@@ -224,48 +215,24 @@ class Trainer:
             torch.cuda.synchronize(self.accelerator.device)
         return self.clock.lap()
 
-    @property
-    def reads_each_step(self) -> bool:
-        """Whether nothing is gained by reading later, or the budget's loss or the clock needs all numbers."""
-        needed = self.spending.loss is not None or self.spec.seconds is not None
-        return needed or self.accelerator.device.type == "cpu"
-
-    def _read(self, step: int | None = None) -> list[float]:
-        """Add the numbers of Losses of the steps since the last reading, and give those of the last one.
+    def _read(self, step: int | None = None) -> list[Reading]:
+        """Add up the numbers of the steps since the last reading, and give them.
 
         Args:
             step: of the epoch, from 0, the last one that is read; None for the one before the course's.
         """
-        last = self.course.step - 1 if step is None else step
-        found: list[list[float]] = torch.stack(self._unread).tolist() if self._unread else []
-        self._unread.clear()
+        last, found = self.course.step - 1 if step is None else step, self.readings.take()
         with together():  # all of them see it; one tells
-            for number, losses in enumerate(found, last - len(found) + 1):
-                if not math.isfinite(losses[0]):
-                    raise self._diverged(f"the loss became {losses[0]}", number)
-        for *losses, seconds in found:
-            self.sums.add(losses)
-            self.course.spend(seconds)
-        return found[-1][:-1] if found else []
+            for number, reading in enumerate(found, last - len(found) + 1):
+                if not math.isfinite(reading.losses[0]):
+                    raise self._diverged(f"the loss became {reading.losses[0]}", number)
+        for reading in found:
+            self.sums.add(reading.losses)
+            self.course.spend(reading.seconds)
+        return found
 
     def _diverged(self, what: str, step: int) -> DivergedError:
-        steps = self.course.steps
-        where = "after its last step" if step == steps else f"step {step + 1} of {steps}"
-        lower = ", ".join(calmer(self.recipe))
-        return DivergedError(
-            f"train: {what} in epoch {self.course.epochs_done + 1}, {where}: the training diverged; lower {lower}"
-        )
-
-    def _held(self, progress: float) -> Architecture | None:
-        """What decides instead of the gates while the blocks learn: everything, or the staircase."""
-        phase = self.course.phase
-        if not phase.clock.held and progress >= phase.recipe.budget.open_frac:
-            return None
-        if self._start is None:
-            whole = self.net.architecture
-            stairs = self.spec.start == "staircase"
-            self._start = Architecture.staircase(whole.grid) if stairs else whole.opened()
-        return self._start
+        return diverged(what, self.recipe, epoch=self.course.epochs_done, step=step, steps=self.course.steps)
 
     def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
         save()
@@ -278,10 +245,7 @@ class Trainer:
         """Whether any process was told to; several ask each other now and then."""
         if self.accelerator.num_processes == 1:
             return stop.caught is not None
-        if self.course.step % AGREE_STEPS:
-            return False
-        told = torch.tensor(float(stop.caught is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(told, "sum").item() > 0)
+        return self.course.step % AGREE_STEPS == 0 and any_process(stop.caught is not None, self.accelerator)
 
     def _record(self) -> dict[str, Any]:
         """Validate, and sum the epoch up: expected and counted MACs of the same validation images."""
@@ -296,31 +260,19 @@ class Trainer:
         except DivergedError as error:
             raise self._diverged("the validation loss is not finite", course.steps) from error
         self.seconds += time.perf_counter() - start
-        means = {name: total / max(1, self.sums.steps) for name, total in self.sums.values.items()}
-        metric = self.task.metric.name
-        target = self._target_ratio()
+        line = epoch_line(
+            course,
+            self.sums,
+            self.spending,
+            found=found,
+            sampling=last,
+            teaches=self.passes.teaches,
+            lr=self.stepper.lr,
+            seconds=self.seconds,
+        )
+        means = self.sums.means
         self.spending.correct(means["macs"], found["counted_macs"], course.progress_at_epoch())
-        return {
-            "epoch": course.epochs_done + 1,
-            "phase": course.number + 1,
-            "loss": means["loss"],
-            "task_loss": means["task_loss"],
-            "soft_loss": means["soft_loss"] if self.passes.teaches else None,
-            "budget_loss": means["budget_loss"],
-            f"train_{metric}": means[metric] if math.isfinite(means[metric]) else None,
-            metric: found[metric],
-            **further(found, metric),
-            "val_loss": found["loss"],
-            "train_expected_ratio": means["macs"] / self.base_macs,
-            "expected_ratio": found["expected_macs"] / self.base_macs,
-            "counted_ratio": found["counted_macs"] / self.base_macs,
-            "target_ratio": target,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "temperature": last.temperature,
-            "images_per_s": round(self.sums.images_per_s, 1),
-            "seconds": round(self.seconds, 2),
-            "remarks": self.remarks(found, means["task_loss"], course.judged()),
-        }
+        return line | {"remarks": self.remarks(found, means["task_loss"], course.judged())}
 
     def remarks(self, found: Mapping[str, Any], task_loss: float | None, progress: float) -> list[str]:
         """What looks wrong in a validation; arguments as in `remarks_on`."""
@@ -331,43 +283,18 @@ class Trainer:
 
     @property
     def _validated(self) -> TaskNet:
-        """The network as the phase means it: one that is held whole is validated as a plain one."""
-        net = self.final_net
-        held = self._held(0.0) if self.course.phase.clock.held and not net.architecture.is_static else None
-        return net if held is None else net.restrict(held)
-
-    def _target_ratio(self) -> float | None:
-        return self.spending.target_ratio(self.course.progress())
+        return self.holding.as_meant(self.final_net, self.course.phase)
 
     def progress(self, stage: str = "train") -> Progress:
         """How far training is."""
-        course, epoch = self.course, self.course.epochs_done + 1
-        macs = self.sums.mean("macs")
-        return Progress(
-            stage=stage,
-            epoch=epoch if course.epochs is None else min(epoch, course.epochs),
-            epochs=course.epochs,
-            phase=course.number + 1,
-            phases=len(course.phases),
-            step=course.step,
-            steps=course.steps,
-            loss=self.sums.mean("loss"),
-            budget_loss=self.sums.mean("budget_loss") if self.spending.loss is not None else None,
-            score=self.sums.score,
-            metric=self.task.metric,
-            macs_ratio=None if macs is None else macs / self.base_macs,
-            target_ratio=self._target_ratio(),
-            images_per_s=self.sums.images_per_s,
-            eta_s=course.eta_s(self.sums.images_per_s),
-            metrics=self.records[-1] if self.records else {},
-        )
+        return progress_of(self.course, self.sums, self.spending, stage=stage, lines=self.records)
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; every process must call it."""
         return {
             "net": self.net.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.stepper.state(),
             **self.spending.state(),
             **self.course.state(),
             "sums": self.sums.values,
@@ -382,7 +309,7 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.load_state(state["optimizer"])
         self.spending.load_state(self._nets, state)
         self.course.load_state(state)
         self.sums.load(state["sums"], state["step"])

@@ -1,4 +1,4 @@
-"""AdamW over three kinds of parameters (matrices, norms and biases, gates); timm's schedules with warm-up.
+"""How weights move: AdamW over three kinds of parameters (matrices, norms and biases, gates), timm's schedules.
 
 Where rates of learning fall from the head to the stem (`train.layer_decay`), each kind has a group for each layer.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
@@ -23,6 +24,50 @@ POLY_POWER = 0.9  # of mmsegmentation and the papers that train with it
 DECAY_RATE = 0.1
 STEM, EDGES, GATES, SKIPS = "backbone.stem.", "backbone.edges.", "backbone.gates.", "backbone.skips."
 KINDS = ("matrices", "vectors", "gates")
+
+
+class Stepper:
+    """The optimiser steps of a phase, on gradients that are there.
+
+    Args:
+        net: whose weights are moved.
+        spec: rates of learning, their schedule, and clipping.
+        accelerator: that scales and clips the gradients of all processes.
+        steps: updates of the rates in an epoch.
+    """
+
+    def __init__(self, net: TaskNet, spec: TrainSpec, accelerator: Accelerator, steps: float) -> None:
+        self._accelerator, self._most_norm = accelerator, spec.clip_grad
+        self._optimizer = make_optimizer(net, spec)
+        self._clipped = clipped_together(self._optimizer)
+        self._prepared = accelerator.prepare(self._optimizer)
+        self._schedule = make_schedule(self._optimizer, spec, steps)
+
+    def turn_to(self, update: int) -> None:
+        """Learn at the rates of the schedule's update of that number, from 0."""
+        self._schedule.step_update(update)
+
+    def step(self) -> None:
+        """Clip the gradients, move the weights by them, and forget them."""
+        if self._most_norm is not None:
+            for parameters in self._clipped:
+                self._accelerator.clip_grad_norm_(parameters, self._most_norm)
+        self._prepared.step()
+        self._prepared.zero_grad()
+
+    @property
+    def lr(self) -> float:
+        """The rate of the first group."""
+        rate: float = self._optimizer.param_groups[0]["lr"]
+        return rate
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return self._optimizer.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._optimizer.load_state_dict(state)
 
 
 def make_optimizer(net: TaskNet, spec: TrainSpec) -> torch.optim.AdamW:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from routespace.errors import SpecError
@@ -52,6 +53,12 @@ def agree(error: Exception | None) -> None:
     teller = next(rank for rank, text in enumerate(said) if text is not None)
     if teller != dist.get_rank():
         raise PeerError(f"process {teller} of this training ended it: {said[teller]}")
+
+
+def any_process(said: bool, accelerator: Accelerator) -> bool:
+    """Whether any of several processes says so; every one must call it."""
+    told = torch.tensor(float(said), device=accelerator.device)
+    return bool(accelerator.reduce(told, "sum").item() > 0)
 
 
 @contextmanager

@@ -45,6 +45,20 @@ def calmer(recipe: Recipe) -> list[str]:
     return found if train.clip_grad is not None else [*found, "or set train.clip_grad"]
 
 
+def diverged(what: str, recipe: Recipe, *, epoch: int, step: int, steps: int) -> DivergedError:
+    """An error that tells what became of a training, where, and what would calm it.
+
+    Args:
+        what: the network gives in place of numbers.
+        recipe: of the training.
+        epoch, step: from 0; as many steps as an epoch has mean its end.
+        steps: of an epoch.
+    """
+    where = "after its last step" if step == steps else f"step {step + 1} of {steps}"
+    lower = ", ".join(calmer(recipe))
+    return DivergedError(f"train: {what} in epoch {epoch + 1}, {where}: the training diverged; lower {lower}")
+
+
 def is_first_process() -> bool:
     """Whether this process speaks for all that train together; asked before torch is there."""
     return os.environ.get("RANK", "0") == "0"

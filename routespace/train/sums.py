@@ -45,6 +45,11 @@ class EpochSums:
         return self.values[name] / self.steps if self.steps else None
 
     @property
+    def means(self) -> dict[str, float]:
+        """Name → mean over the steps that were added; 0 where there was none."""
+        return {name: total / max(1, self.steps) for name, total in self.values.items()}
+
+    @property
     def score(self) -> float | None:
         """The metric on training images; None where batches do not tell it."""
         score = self.mean(self._metric)

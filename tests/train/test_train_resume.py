@@ -22,7 +22,7 @@ from train_tiny import tiny
 
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.nn.task_net import TaskNet
-from routespace.train import loop
+from routespace.train import readings
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint
 from routespace.train.run import RunResult, train_recipe
 from routespace.train.run_folder import RunFolder
@@ -183,14 +183,14 @@ def test_a_run_that_diverges_later_keeps_its_last_good_checkpoint(tmp_path, monk
 @pytest.fixture
 def reads_later(monkeypatch):
     """As on a GPU, where steps do not wait for their numbers."""
-    monkeypatch.setattr(loop.Trainer, "reads_each_step", False)
-    monkeypatch.setattr(loop, "READ_STEPS", 3)
+    monkeypatch.setattr(readings.StepReadings, "each_step", False)
+    monkeypatch.setattr(readings, "READ_STEPS", 3)
 
 
 def test_numbers_that_are_read_later_are_the_same(given, tmp_path, reads_later, monkeypatch):
     plain = tiny(routing="static", gates={}, budget={"ratio": None})
     later = outcome(train_recipe(plain, tmp_path / "later"))
-    monkeypatch.setattr(loop.Trainer, "reads_each_step", True)
+    monkeypatch.setattr(readings.StepReadings, "each_step", True)
     assert outcome(train_recipe(plain, tmp_path / "at once")) == later
 
 
