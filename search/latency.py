@@ -74,7 +74,7 @@ def _gate_problem(table: LatencyTable, trials: Recipe, varied: Collection[str]) 
     """What the table cannot tell of the trials' gates, in one line."""
     from routespace.deploy.latency.table import TIMED, gate_problem
 
-    if trials.routing in ("static", "none") and "routing" not in varied:
+    if not trials.is_gated and "routing" not in varied:
         return None
     several = [field for field in varied if field in {f"gates.{name}" for name in TIMED}]
     if several and table.gates is not None:

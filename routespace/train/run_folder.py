@@ -27,7 +27,8 @@ from routespace.files import read_json, read_text, require_place
 from routespace.grid.architecture import Architecture
 from routespace.grid.usage import EdgeUsage, usage_from_json
 from routespace.train.recipe.data_kinds import LOCATIONS
-from routespace.train.recipe.recipe import Recipe, without_train_places
+from routespace.train.recipe.identity import without_train_places
+from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet

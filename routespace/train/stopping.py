@@ -33,7 +33,7 @@ class PeerError(RoutespaceError):
 
 def calmer(recipe: Recipe) -> list[str]:
     """The fields that calm a training that diverges when they are lowered, with what they are now."""
-    train, gated = recipe.train, recipe.routing not in ("static", "none")
+    train, gated = recipe.train, recipe.is_gated
     fields = {"train.lr": train.lr}
     if gated:
         fields["train.gate_lr"] = train.lr if train.gate_lr is None else train.gate_lr

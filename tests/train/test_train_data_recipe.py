@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from train_tiny import TINY, tiny
 
 from routespace.errors import SpecError
 from routespace.preprocess import Preprocess
 from routespace.recipes import load_recipe, recipe_names
 from routespace.search.space import Space
+from routespace.train.data.augment import augmentation
 from routespace.train.recipe.augment import check_augment
 from routespace.train.recipe.data import CsvSpec, DigitsSpec, FolderSpec
 from routespace.train.recipe.data_kinds import SPECS
@@ -143,14 +143,14 @@ sections = st.lists(st.tuples(keys, values).map("".join), max_size=3)
 
 @settings(max_examples=300, deadline=None)
 @given(names, sections)
-def test_what_passes_makes_a_transform_in_timm(name, parts):
+def test_what_passes_varies_a_picture(name, parts):
     policy = "-".join([name, *parts])
     try:
         check_augment(policy)
     except ValueError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return
-    transform = create_transform((3, 16, 16), is_training=True, auto_augment=policy)
+    transform = augmentation(FolderSpec(auto_augment=policy), Preprocess(size=(16, 16)))
     image = Image.fromarray(np.full((20, 20, 3), 90, np.uint8))
     assert transform(image).shape == (3, 16, 16)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from routespace.grid.gate_spec import GateSpec
 from routespace.train.recipe.data_kinds import LOCATIONS
+from routespace.train.recipe.gating import NO_CHOICE
 from routespace.train.recipe.parts import BudgetSpec, PhaseSpec, TrainSpec
-from routespace.train.recipe.teaching import NO_CHOICE
 
 ORDER = ("held", "taught", "free")
 GATES_TEXT = {"held": "everything computed", "taught": "gates held open and taught", "free": "gates decide"}

@@ -18,20 +18,22 @@ from pydantic import Discriminator, Field, field_validator, model_validator
 
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import read_text
-from routespace.grid.architecture import Architecture
-from routespace.grid.cost import architecture_cost
+from routespace.grid.architecture import Architecture, Routing
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import allow_families
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.resources import RESOURCES
-from routespace.grid.spec import GridSpec, content_hash
+from routespace.grid.spec import GridSpec
 from routespace.preprocess import Preprocess
 from routespace.train.recipe.annotated import AnnotatedSpec
+from routespace.train.recipe.base import base_macs, plain_spec
 from routespace.train.recipe.changes import changed_data
 from routespace.train.recipe.data import DigitsSpec
-from routespace.train.recipe.data_kinds import LOCATIONS, DataSpec, of_other_kind, settled
-from routespace.train.recipe.parts import LATER, BudgetSpec, TrainSpec
+from routespace.train.recipe.data_kinds import DataSpec, of_other_kind, settled
+from routespace.train.recipe.gating import NO_CHOICE, check_gating
+from routespace.train.recipe.identity import recipe_hash
+from routespace.train.recipe.parts import BudgetSpec, TrainSpec
 from routespace.train.recipe.phases import check_clock, check_phases, phase_changes
 from routespace.train.recipe.searching import SearchSpec
 from routespace.train.recipe.teaching import check_teacher
@@ -64,7 +66,7 @@ class Recipe(Value):
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     task: AnyTask = ClassifySpec()
     grid: GridSpec
-    routing: Literal["both", "depth", "scale", "none", "static"] = "both"
+    routing: Literal[Routing, "static"] = "both"
     split: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     gates: GateSpec = GateSpec()
     budget: BudgetSpec = BudgetSpec()
@@ -108,27 +110,8 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.split is not None and self.routing != "static":
-            raise ValueError(f"split: it needs routing 'static' (given: {self.routing!r})")
-        if self.train.start == "staircase" and not self.gates.can_start_shut:
-            raise ValueError("train.start: 'staircase' needs gates that can be nearly closed; kind 'tanh' cannot")
-        if self.budget.control and not self.gates.has_threshold:
-            raise ValueError(
-                f"budget.control: {self.budget.control} moves a threshold; gates of kind 'tanh', with capacity or "
-                f"without a learned selection have none, leave control at 0"
-            )
-        if self.budget.control and self.gates.opening == "share":
-            raise ValueError("budget.control: gates that open a share meet the budget by it; leave control at 0")
-        if (
-            self.train.start == "staircase"
-            and self.gates.source == "map"
-            and self.routing not in ("depth", "static")
-        ):
-            raise ValueError(
-                "train.start: 'staircase' shuts rows by their biases, but with gates.source 'map' one row's "
-                "weights decide for all; set train.start to open"
-            )
         grid = self.grid
+        check_gating(self.train, self.gates, self.budget, routing=self.routing, split=self.split)
         self.task.check(grid)
         self.data.check(
             grid.image_size, channels=grid.in_channels, classes=self.num_classes, target=self.task.target
@@ -137,7 +120,7 @@ class Recipe(Value):
             self.data.check_sides(grid.least_image_px)
         check_teacher(self.train, self.gates, self.task, routing=self.routing)
         if self.budget.wanted and self.budget.macs is None and self.budget.of == "base":
-            _ = _base_spec(self.grid)
+            _ = plain_spec(self.grid)
         check_clock(self.train, self.data.workers)
         check_phases(self.train, self.gates, self.routing)
         for number in range(len(self.train.phases)):
@@ -232,24 +215,25 @@ class Recipe(Value):
         return Architecture.routed(grid, self.routing)
 
     @property
+    def is_gated(self) -> bool:
+        """Whether the routing leaves anything to decide."""
+        return self.routing not in NO_CHOICE
+
+    @property
     def num_classes(self) -> int:
         """Classes that the task tells apart."""
         return self.task.classes_in(self.grid)
 
     def base_macs(self) -> int:
         """MACs of one image through what `budget.of` names: the 1 of every reported ratio."""
-        if self.budget.of == "base":
-            return int(architecture_cost(Architecture.staircase(RoutingGrid(_base_spec(self.grid)))).macs)
-        grid = RoutingGrid(self.grid)
-        whole = Architecture.full if self.budget.of == "full" else Architecture.staircase
-        return int(architecture_cost(whole(grid)).macs)
+        return base_macs(self.grid, self.budget.of)
 
     def budget_macs(self) -> int | None:
         """The target in MACs of one image; None without one, or where nothing is gated.
 
         After a sandwich training it is what is extracted.
         """
-        if not self.budget.wanted or self.routing in ("static", "none"):
+        if not self.budget.wanted or not self.is_gated:
             return None
         if self.budget.macs is not None:
             return self.budget.macs
@@ -274,48 +258,7 @@ class Recipe(Value):
     @cached_property
     def hash(self) -> str:
         """Twelve hex digits, equal for equal recipes on every machine: where the data lies does not count."""
-        data = without_train_places(self.to_data())
-        if data["train"]["weights"] is None:  # recipes of before there were any keep their hash
-            data["train"].pop("weights")
-        return content_hash(data | {"data": {**data["data"], **dict.fromkeys(LOCATIONS)}})
-
-
-def without_train_places(data: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's data with the names of weights and teacher for their paths, and no later field unset."""
-    kept: dict[str, dict[str, Any]] = {}
-    for section, spec in (("train", TrainSpec()), ("gates", GateSpec())):
-        fresh, later = spec.model_dump(mode="json"), LATER[section]
-        given = data[section].items()
-        kept[section] = {name: value for name, value in given if name not in later or value != fresh[name]}
-    if "phases" in kept["train"]:
-        kept["train"]["phases"] = [
-            {name: value for name, value in phase.items() if name not in LATER["phases"] or value is not None}
-            for phase in kept["train"]["phases"]
-        ]
-    for name in ("weights", "teacher"):
-        if kept["train"].get(name) is not None:
-            kept["train"][name] = Path(kept["train"][name]).name
-    return data | kept
-
-
-def _base_spec(grid: GridSpec) -> GridSpec:
-    """The family's plain network of the grid's size, at the grid's image size."""
-    if grid.size is None:
-        raise SpecError(
-            "budget.of: 'base' needs grid.size, the family's named network; give it or use 'staircase'"
-        )
-    depths = grid.family.depths[grid.size]
-    shared = grid.model_dump(include={"family", "size", "image_size", "in_channels", "num_classes"})
-    # What may be one number for all rates (a window) is the plain network's, too; a list of the grid's rates only
-    # where these are the plain network's.
-    parameters = grid.family.parameters
-    own = {
-        name: value
-        for name, value in grid.given.items()
-        if parameters[name].one_for_all and (isinstance(value, int) or len(value) == len(depths))
-    }
-    shape = {"layers": len(depths), "depths": depths, "max_down": grid.stem_down << (len(depths) - 1)}
-    return GridSpec.parse(shared | own | shape)
+        return recipe_hash(self.to_data())
 
 
 def _check_field(where: str, dotted: str) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from routespace.grid.gate_spec import GateSpec
+from routespace.train.recipe.gating import NO_CHOICE
 from routespace.train.recipe.parts import SELF, TrainSpec
 from routespace.train.tasks.base import TaskSpec
-
-NO_CHOICE = ("static", "none")  # routings without gates
 
 
 def check_teacher(train: TrainSpec, gates: GateSpec, task: TaskSpec, *, routing: str) -> None:
