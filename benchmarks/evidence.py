@@ -1,6 +1,7 @@
 """Where routing wins and where it does not: networks of equal MACs, equal steps and equal time, on small objects.
 
     python benchmarks/evidence.py digits [--seeds 0 1 2] [--ratios .3 .5 .7] [--lines dense routed …] [--out DIR]
+    python benchmarks/evidence.py crops          small digits on large images, everybody by the same clock
     python benchmarks/evidence.py stamps --data runs/stamps_data          about half an hour each on one core
     python benchmarks/evidence.py b0 --data runs/stamps_data --seeds 0 --ratios .5     on a GPU; b1 likewise
     python benchmarks/evidence.py sparse --ratios .4 --jobs 11 --fit 150     on a GPU; digits_gpu likewise
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_lines.arenas import Arena, digits, digits_gpu, rehearsal, sparse, stamps, stamps_gpu
+from evidence_lines.arenas import Arena, crops, digits, digits_gpu, rehearsal, sparse, stamps, stamps_gpu
 from evidence_lines.crew import Crew, Task
 from evidence_lines.lines import LINES, NEEDS, ONCE, WORTH, Setting, accuracy_on
 from evidence_lines.measure import paces, speed_of, step_ms
@@ -49,6 +50,7 @@ from routespace.memory import keep_freed_memory
 
 ARENAS: Mapping[str, Callable[[Path | None], Arena]] = {
     "digits": lambda data: digits(),
+    "crops": lambda data: crops(),
     "stamps": stamps,
     "digits_gpu": lambda data: digits_gpu(),
     "sparse": lambda data: sparse(),

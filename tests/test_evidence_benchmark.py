@@ -72,6 +72,20 @@ def test_rivals_have_the_macs_and_smaller_images_shrink_with_all_that_is_on_them
     assert smaller.train.epochs == setting.recipe.train.epochs
 
 
+def test_by_the_clock_everybody_has_the_same_time_and_the_same_crops(tmp_path):
+    from evidence_lines.arenas import crops
+    from evidence_lines.lines import RIVALS, Setting, trained_recipe
+
+    setting = Setting(crops(), 0, 0.5, tmp_path)
+    for line in ("dense", "routed", *RIVALS):
+        recipe = trained_recipe(setting, line)
+        (first,) = recipe.train.phases
+        assert (first.seconds, recipe.train.seconds) == crops().seconds
+        assert recipe.train.clock == "processor"
+        assert (first.image_size, first.data["digit_px"]) == (32, [10, 32])
+    assert trained_recipe(setting, "smaller").data.digit_px == (9, 18)
+
+
 def test_pairs_of_nearly_equal_macs_are_ranked_apart():
     from ranking import near_tau
 

@@ -22,7 +22,7 @@ class Arena:
     Attributes:
         name: of its results.
         device: `cpu` or `cuda`.
-        changes: of the recipe `digits_map`, as dotted fields.
+        changes: of the recipe, as dotted fields.
         supernet: more blocks in narrower widths, for the network that parts are extracted from.
         objects: the data's field of object sizes.
         first_px, own_px: sizes of objects on the small and on the large canvas.
@@ -30,6 +30,11 @@ class Arena:
         tune_epochs: of what is extracted.
         composed: whether scenes are composed where the network is.
         length: times the steps that the fields above say, for machines that are faster or slower.
+        based_on: the recipe.
+        crops: whether the small canvas is a crop on which objects are learned, and so the same for everybody, and
+            not a smaller image, which is smaller still where images are.
+        seconds: of the small and of the large canvas, by the processor's clock, in place of the epochs above:
+            everybody then has the same time, whatever a step takes.
     """
 
     name: str
@@ -43,18 +48,26 @@ class Arena:
     tune_epochs: int = 2
     composed: bool = False
     length: float = 1.0
+    based_on: str = "digits_map"
+    crops: bool = False
+    seconds: tuple[float, float] | None = None
 
     def recipe(self, seed: int) -> Recipe:
         """That of the routed network, at the recipe's own budget."""
-        given = load_recipe("digits_map")
+        given = load_recipe(self.based_on)
         epochs, size, scenes = self.first
         start = given.train.phases[0].model_dump(mode="json")
         start |= {"epochs": epochs, "image_size": size, "data": {self.objects: self.first_px}}
+        timed: dict[str, Any] = {}
+        if self.seconds is not None:
+            start["seconds"], timed["train.seconds"] = self.seconds
+            timed["train.clock"] = "processor"
         own = given.override(
             {"name": f"evidence_{self.name}", "seed": seed, "train.device": self.device}
             | {"train.phases": []}
             | dict(self.changes)
             | {f"data.{self.objects}": self.own_px}
+            | timed
         )
         told, batch = own.data.model_dump(), own.train.batch
         start["data"]["train_size"] = self._scenes(scenes, batch)
@@ -133,7 +146,7 @@ def digits_gpu() -> Arena:
 
 
 def sparse() -> Arena:
-    """Digits of 12 to 36 px on 128 px, a twentieth of it; three quarters of the MACs are in rows that can skip."""
+    """Digits of 12 to 24 px on 128 px, learned on crops; three quarters of the MACs are in rows that can skip."""
     changes = {"grid.image_size": 128, "grid.depths": [2, 2, 1, 1], **_composed(ratio=0.4)}
     supernet = {"grid.layers": 6, "grid.depths": 1, "grid.widths": [6, 12, 24, 36]}
     return Arena(
@@ -142,10 +155,31 @@ def sparse() -> Arena:
         changes,
         supernet,
         "object_px",
-        (16, 56),
-        (12, 36),
-        (4, 64, FIRST_SCENES),
+        (10, 32),
+        (12, 24),
+        (8, 32, FIRST_SCENES),
         composed=True,
+        based_on="digits_sparse",
+        crops=True,
+    )
+
+
+def crops() -> Arena:
+    """Digits of 12 to 24 px on 128 px, learned on crops of 32 px first: `digits_sparse`, by the clock."""
+    supernet = {"grid.layers": 6, "grid.widths": [6, 12, 24, 36]}
+    first, own, canvas = (10, 32), (12, 24), (24, 32, 6400)
+    return Arena(
+        "crops_cpu",
+        "cpu",
+        {},
+        supernet,
+        "digit_px",
+        first,
+        own,
+        canvas,
+        based_on="digits_sparse",
+        crops=True,
+        seconds=(120.0, 90.0),
     )
 
 

@@ -115,9 +115,7 @@ class Setting:
         """Train a recipe, or go on with it; its numbers, with the seconds of its first and its last phase."""
         clock, resume = Clock(self.arena.device), (folder / file_names.RECIPE).exists()
         found = train_recipe(recipe, folder, resume=resume, progress=clock, loaders=self.loaders).metrics
-        steps = found["epochs"] and recipe.train.epochs * (
-            recipe.data.model_dump()["train_size"] // recipe.train.batch
-        )
+        steps = found["phases"][-1]["steps"] if found["epochs"] else 0
         begun = [line["accuracy"] for line in RunFolder(folder).read_metrics() if line["phase"] == 1]
         return {
             "macs": found["counted_macs"],
@@ -175,7 +173,10 @@ def shallower(setting: Setting) -> dict[str, Any]:
 
 
 def smaller_recipe(setting: Setting) -> Recipe:
-    """The dense network on images of the size whose MACs come closest; objects and first canvas shrink along."""
+    """The dense network on images of the size whose MACs come closest; objects shrink along.
+
+    So does the first canvas, but not crops: half as many pixels of an object are too few to learn it from.
+    """
     plain, arena = setting.plain, setting.arena
     side = plain.grid.image_size[0]
 
@@ -191,7 +192,8 @@ def smaller_recipe(setting: Setting) -> Recipe:
 
     first = plain.train.phases[0].model_dump(mode="json")
     canvas = max(least, round(arena.first[1] * px / side))
-    first |= {"image_size": canvas, "data": {**first["data"], arena.objects: shrunk(arena.first_px, canvas)}}
+    if not arena.crops:
+        first |= {"image_size": canvas, "data": {**first["data"], arena.objects: shrunk(arena.first_px, canvas)}}
     own = {f"data.{arena.objects}": shrunk(arena.own_px, px), "grid.image_size": px, "train.phases": [first]}
     return plain.override(own)
 

@@ -15,7 +15,7 @@ Shape legend: B images · N tokens of a map · P = N, or 1 where a mask is about
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Self, Unpack
 
@@ -37,7 +37,7 @@ from routespace.nn.routing.deciding import Changes, Deciding, Execution
 from routespace.nn.routing.execution import make_compute
 from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.places import GatePlaces, places_of
-from routespace.nn.routing.routes import Routes
+from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.routing.skipped import SkippedPath
 from routespace.nn.routing.state import NodeState
 from routespace.nn.routing.steps import ForwardState, run_embed, run_row
@@ -53,11 +53,14 @@ class RouteOutput(NamedTuple):
             arrived.
         routes: every decision that was taken; cost is computed from it.
         there: rate → (B, N) bool of the tokens that arrived; None when images are there whole or not at all.
+        computed: rate → (B, N) float of the tokens that its last row computed, as 0 or 1 with the gate's gradient;
+            None where no gate chose among tokens.
     """
 
     maps: dict[int, Tensor]
     routes: Routes
     there: dict[int, Tensor | None]
+    computed: dict[int, Tensor | None]
 
 
 register_namedtuple(RouteOutput, "routespace.RouteOutput")
@@ -253,7 +256,16 @@ class RouteNet(nn.Module):
         for rate, end in ends.items():
             x = self.outputs[f"r{rate:02d}"](end.x) * end.mask(end.x.dtype)
             maps[rate] = x.transpose(1, 2).unflatten(2, sizes[rate])
-        return RouteOutput(maps, Routes(run.taken), {rate: end.arrived() for rate, end in ends.items()})
+        there = {rate: end.arrived() for rate, end in ends.items()}
+        computed = {rate: self._computed_last(rate, run.taken) for rate in ends}
+        return RouteOutput(maps, Routes(run.taken), there, computed)
+
+    def _computed_last(self, rate: int, taken: Mapping[str, EdgeRoute]) -> Tensor | None:
+        """What the last row at a rate computed of (B, N) tokens; None where it computed images whole, or all."""
+        rows = (step for step in self.plan if isinstance(step, Row) and step.source[1] == rate)
+        last = [step.transformer for step in rows if step.transformer is not None][-1:]
+        route = taken.get(last[0]) if last else None
+        return None if route is None or route.counted.shape[1] == 1 else route.counted
 
     def _rates(self, routes: Routes | None) -> list[int]:
         """Rates of the outputs: those that are reached, also by the gates that are held."""

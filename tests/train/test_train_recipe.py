@@ -42,6 +42,7 @@ def test_the_recipes_that_the_docs_name_are_there():
         "digits_small",
         "digits_routed",
         "digits_map",
+        "digits_sparse",
         "digits_detect",
         "digits_instance",
         "digits_semantic",

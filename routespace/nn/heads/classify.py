@@ -1,4 +1,8 @@
-"""The classifier: the mean of what is there on the coarsest map, then one linear layer.
+"""The classifier: the mean of the coarsest map's tokens, then one linear layer.
+
+On a large image a small object is a few tokens among many that say nothing, and in a mean over all of them it is
+hardly heard. A routed network knows which tokens it found worth computing: with `pool: computed` the mean is over
+these alone.
 
 Shape legend: B images · N tokens of the coarsest map · C its channels · K classes.
 """
@@ -6,8 +10,9 @@ Shape legend: B images · N tokens of the coarsest map · C its channels · K cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from routespace.errors import SpecError
@@ -19,6 +24,8 @@ from routespace.nn.route_net import RouteOutput
 
 INIT_STD = 0.02
 
+Pool = Literal["all", "computed"]
+
 
 class Classifier(Head):
     """A linear classifier on the pooled coarsest map; the norm before it is the backbone's.
@@ -29,6 +36,8 @@ class Classifier(Head):
         width: C.
         classes: K.
         rate: of the map that is pooled.
+        pool: which tokens the mean is over: `all` that are there, or those that the map's last row `computed`,
+            where its gate chooses among tokens and computed any.
 
     Raises:
         SpecError: no classes.
@@ -38,20 +47,24 @@ class Classifier(Head):
     budgeted = True
     names = ("logits",)
 
-    def __init__(self, width: int, classes: int, rate: int) -> None:
+    def __init__(self, width: int, classes: int, rate: int, pool: Pool = "all") -> None:
         super().__init__()
         if classes < 1:
             raise SpecError(f"num_classes: {classes} classes cannot be told apart; give grid.num_classes")
         linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(linear.weight, std=INIT_STD)
         nn.init.zeros_(linear.bias)
-        self.rate = rate
+        self.rate, self.pool = rate, pool
         self.weight, self.bias = linear.weight, linear.bias
 
     @classmethod
     def build(cls, spec: GridSpec, settings: Mapping[str, Any]) -> Self:
         """The classifier of a grid's `num_classes` on its coarsest map."""
-        return cls(spec.width(spec.max_down), spec.num_classes, spec.max_down)
+        return cls(spec.width(spec.max_down), spec.num_classes, spec.max_down, **settings)
+
+    def settings(self) -> dict[str, Any]:
+        """What the mean is over, where it is not all tokens: heads of before there was a choice stay equal."""
+        return {} if self.pool == "all" else {"pool": self.pool}
 
     def reads(self, spec: GridSpec) -> tuple[int, ...]:
         """The coarsest."""
@@ -70,11 +83,20 @@ class Classifier(Head):
     def forward(self, output: RouteOutput) -> Tensor:
         """Logits (B, K): tokens that nobody sent are left out of the mean; an image without any has the bias."""
         x = output.maps[self.rate].flatten(2).transpose(1, 2)
-        there = output.there[self.rate]
-        if there is None:
+        weights = self._weights(output)
+        if weights is None:
             return nn.functional.linear(x.mean(1), self.weight, self.bias)
-        count = there.sum(1, keepdim=True).clamp(min=1)
-        return nn.functional.linear(x.sum(1) / count.to(x.dtype), self.weight, self.bias)
+        weights = weights.to(x.dtype)
+        pooled = (x * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+        return nn.functional.linear(pooled, self.weight, self.bias)
+
+    def _weights(self, output: RouteOutput) -> Tensor | None:
+        """What each token (B, N) weighs in the mean, 0 or 1; None for all alike."""
+        there, computed = output.there[self.rate], output.computed[self.rate]
+        if self.pool == "all" or computed is None:
+            return there
+        rest = torch.ones_like(computed) if there is None else there.to(computed.dtype)
+        return torch.where(computed.detach().any(1, keepdim=True), computed, rest)
 
     def tensors(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """The logits."""

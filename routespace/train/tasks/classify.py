@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from routespace.errors import SpecError
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
-from routespace.nn.heads.classify import Classifier
+from routespace.nn.heads.classify import Classifier, Pool
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import ACCURACY
 
@@ -28,13 +28,14 @@ class Classify:
     Args:
         classes: K.
         train: label smoothing, mixup and cutmix; None for none of them.
+        pool: see `Classifier`.
     """
 
     name = "classify"
     metric = ACCURACY
 
-    def __init__(self, classes: int, train: TrainSpec | None = None) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, train: TrainSpec | None = None, *, pool: Pool = "all") -> None:
+        self.classes, self.pool = classes, pool
         self.smoothing = train.label_smoothing if train is not None else 0.0
         self.mixup = None
         if train is not None and (train.mixup or train.cutmix):
@@ -44,7 +45,7 @@ class Classify:
 
     def head(self, spec: GridSpec) -> Head:
         """A linear classifier."""
-        return Classifier.build(spec, {})
+        return Classifier.build(spec, {"pool": self.pool})
 
     def prepare(
         self, batch: tuple[Tensor, Tensor], device: torch.device, *, training: bool

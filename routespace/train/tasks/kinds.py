@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 
 
 class ClassifySpec(TaskSpec):
-    """Image classification: the grid's `num_classes`, top-1 accuracy."""
+    """Image classification: the grid's `num_classes`, top-1 accuracy.
+
+    Args:
+        pool: which tokens of the coarsest map the classifier takes the mean of: `all`, or those that were
+            `computed` by the map's last row, where its gate chooses among tokens (all, where it computed none).
+            What is small on a large image is heard better so.
+    """
 
     metric = ACCURACY
     teachable = True
 
     kind: Literal["classify"] = "classify"
+    pool: Literal["all", "computed"] = "all"
 
     def check(self, grid: GridSpec) -> None:
         """A classifier needs classes."""
@@ -34,7 +41,7 @@ class ClassifySpec(TaskSpec):
         """`Classify` with the training's smoothing, mixup and cutmix."""
         from routespace.train.tasks.classify import Classify
 
-        return Classify(grid.num_classes, train)
+        return Classify(grid.num_classes, train, pool=self.pool)
 
 
 class SemanticSpec(DenseSpec):
