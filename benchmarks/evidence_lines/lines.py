@@ -42,7 +42,7 @@ from routespace.workflow.artifacts import load_run
 from routespace.workflow.extraction import extract_bundle
 from routespace.workflow.fine_tuning import FineTuning
 
-PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
+PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}, "task": "classify"}
 SANDWICH = {
     "gates": {"noise": 0.0},
     "budget": {"ratio": None},

@@ -175,7 +175,10 @@ class SharedParts:
                 for old in dropped:
                     del maps[old]
             ends = {rate: maps[number] for rate, number in self.ends[turn.place].items()}
-            yield turn.place, self._head(tuple(ends))(RouteOutput(ends, Routes({}), dict.fromkeys(ends), dict.fromkeys(ends)))
+            yield (
+                turn.place,
+                self._head(tuple(ends))(RouteOutput(ends, Routes({}), dict.fromkeys(ends), dict.fromkeys(ends))),
+            )
             for old in turn.dropped[-1]:
                 del maps[old]
 

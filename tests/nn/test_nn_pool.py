@@ -20,6 +20,7 @@ from routespace.errors import SpecError
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.recipes import load_recipe
+from routespace.train.plain import plain_recipe, smaller_recipe
 from tests.nn.modes import assert_modes_agree
 
 GRID = {
@@ -109,14 +110,16 @@ def test_what_is_computed_is_taught_by_what_the_classifier_hears():
     out = net.backbone(torch.randn(4, 3, 64, 64))
     computed = out.computed[16]
     grad = torch.autograd.grad(net.head(out).square().sum(), computed)[0]
-    assert grad.abs().sum() > 0 and computed.requires_grad
+    assert grad.abs().sum() > 0
+    assert computed.requires_grad
 
 
 def test_a_bundle_knows_what_its_mean_is_over(tmp_path):
     net, images = routed().eval(), torch.randn(2, 3, 64, 64)
     save_bundle(net, tmp_path / "net", Card.of(net))
     again = load_bundle(tmp_path / "net").net.eval()
-    assert again.head.pool == "computed" and torch.equal(again(images).logits, net(images).logits)
+    assert again.head.pool == "computed"
+    assert torch.equal(again(images).logits, net(images).logits)
     assert Classifier(8, 5, 16).settings() == {}  # files of before there was a choice stay as they are
 
 
@@ -124,5 +127,15 @@ def test_recipes_say_it_and_refuse_what_it_is_not():
     recipe = load_recipe("digits_map", ["task={kind: classify, pool: computed}"])
     assert recipe.task.make(recipe.grid).head(recipe.grid).pool == "computed"
     assert load_recipe("digits_map", ["task=classify"]).task.make(recipe.grid).head(recipe.grid).pool == "all"
+    plain = smaller_recipe(load_recipe("digits_sparse"), 3.6e6)
+    assert plain.task.make(plain.grid).head(plain.grid).pool == "all"
+    assert plain_recipe(load_recipe("digits_sparse"), 3.6e6).task == plain.task
+    for changes, said in (
+        (["routing=static"], "needs rows that are gated; routing 'static' has none, give task.pool=all"),
+        (["routing=scale", "gates={}"], "routing 'scale' has none"),
+        (["gates={rows: image}"], "rows 'image' do not"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            load_recipe("digits_sparse", changes)
     with pytest.raises(SpecError, match=r"task\.classify\.pool|task\.pool"):
         load_recipe("digits_map", ["task={kind: classify, pool: kept}"])
