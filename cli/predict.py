@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from routespace.cli.options import AsJson, Device
-from routespace.cli.predict_dense import printable
+from routespace.cli.predict_classes import as_data, classes_csv, show_classes, summary_of_classes
+from routespace.cli.printing import csv_bytes, csv_text, printable
 from routespace.files import json_text, require_place, write_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ NAME = "predict"
 EXAMPLE = "routespace predict small/ photos/ --top 3"
 STDIN = STDOUT = "-"
 SOME_LEFT_OUT = 1  # exit code, as of `data check`: the command went well, some of the pictures did not
-SHOWN = 20  # unreadable pictures, and classes of the summary, that are named
+SHOWN = 20  # unreadable pictures that are named
 
 Source = Annotated[
     Path,
@@ -221,24 +220,24 @@ def _tell_classes(found: Sequence[Prediction], to_csv: str | None, *, as_json: b
     """Print and write what a classifier named."""
     table_file = None if to_csv in (None, STDOUT) else Path(to_csv or "")
     if table_file is not None:
-        write_bytes(table_file, csv_text(found).encode("utf-8", "surrogateescape"))
+        write_bytes(table_file, csv_bytes(classes_csv(found)))
     if as_json:
         print(json_text([as_data(prediction) for prediction in found]))
     elif to_csv == STDOUT:
-        print(printable(csv_text(found)), end="")
+        print(printable(classes_csv(found)), end="")
     elif table_file is not None:
-        print(printable(f"{table_file}  {summary(found)}"))
+        print(printable(f"{table_file}  {summary_of_classes(found)}"))
     else:
-        show(found, single=single)
+        show_classes(found, single=single)
 
 
 def _tell_dense(told: Sequence[Told], answers: str, to_csv: str | None, *, as_json: bool, single: bool) -> None:
     """Print and write objects or pixels."""
     from routespace.cli.predict_dense import columns_of, show_told, summary_of
 
-    text = _table([columns_of(answers), *(row for one in told for row in one.rows)])
+    text = csv_text([columns_of(answers), *(row for one in told for row in one.rows)])
     if to_csv not in (None, STDOUT):
-        write_bytes(Path(to_csv or ""), text.encode("utf-8", "surrogateescape"))
+        write_bytes(Path(to_csv or ""), csv_bytes(text))
     if as_json:
         print(json_text([result for one in told for result in one.results]))
     elif to_csv == STDOUT:
@@ -251,55 +250,3 @@ def _tell_dense(told: Sequence[Told], answers: str, to_csv: str | None, *, as_js
 
 def _tell(line: str) -> None:
     typer.echo(printable(line), err=True)
-
-
-def show(found: Sequence[Prediction], *, single: bool) -> None:
-    """Print predictions: an image's classes below each other, those of several in a row each."""
-    from routespace.cli.render import percent, table
-
-    if single:
-        table(("class", "score"), [(printable(name), percent(score)) for name, score in _ranked(found[0])])
-        return
-    rows = []
-    for prediction in found:
-        others = ", ".join(f"{name} {percent(score)}" for name, score in _ranked(prediction)[1:])
-        row = (prediction.path or "", prediction.label, percent(prediction.score), others)
-        rows.append([printable(cell) for cell in row])
-    columns = ("image", "class", "score", "then")
-    table(columns, rows, left=("class", "then"))
-    if len(found) > 1:
-        print(printable(summary(found)))
-
-
-def summary(found: Iterable[Prediction]) -> str:
-    """How many images there were, and of which classes: `14 images: ant 9, cat 5`."""
-    counts = Counter(prediction.label for prediction in found).most_common()
-    named = ", ".join(f"{name} {count}" for name, count in counts[:SHOWN])
-    total = sum(count for _, count in counts)
-    return f"{total} {'image' if total == 1 else 'images'}: {named}{', …' if len(counts) > SHOWN else ''}"
-
-
-def as_data(prediction: Prediction) -> dict[str, object]:
-    """A prediction as JSON data."""
-    top = [{"label": name, "score": score} for name, score in _ranked(prediction)]
-    return {"path": prediction.path, "label": prediction.label, "score": prediction.score, "top": top}
-
-
-def csv_text(found: Sequence[Prediction]) -> str:
-    """A table with a header: path, label, score, and label_2, score_2 and so on."""
-    more = range(2, len(found[0].labels) + 1)
-    rows = [["path", "label", "score", *(f"{name}_{i}" for i in more for name in ("label", "score"))]]
-    for prediction in found:
-        ranked = [cell for name, score in _ranked(prediction) for cell in (name, f"{score:.6f}")]
-        rows.append([prediction.path or "", *ranked])
-    return _table(rows)
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _ranked(prediction: Prediction) -> list[tuple[str, float]]:
-    return list(zip(prediction.labels, prediction.scores, strict=True))

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from routespace.cli.printing import printable
+
 if TYPE_CHECKING:
     from routespace.deploy.predict.answers import Prediction
     from routespace.deploy.predict.coco_ids import CocoIds
@@ -124,8 +126,3 @@ def summary_of(told: Sequence[Told], answers: str) -> str:
         return f"{images}, with {named}"
     total = sum(len(one.rows) for one in told)
     return f"{images}, {total} {'object' if total == 1 else 'objects'}" + (f": {named}" if named else "")
-
-
-def printable(text: str) -> str:
-    """A text whose bytes that are no UTF-8, as in old file names, are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

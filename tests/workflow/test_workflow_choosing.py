@@ -14,8 +14,9 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 from routespace.train.data.loaders import make_loaders
 from routespace.workflow.artifacts import Artifact
-from routespace.workflow.choosing import candidates_within, choose, choose_best, choose_part, edge_scores
+from routespace.workflow.choosing import choose, choose_best, choose_part, edge_scores
 from routespace.workflow.neighbours import Neighbours
+from routespace.workflow.proposing import candidates_within
 
 TINY = [
     *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
