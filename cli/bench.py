@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace.cli.options import AsJson, Device, ImageSize
+from routespace.cli.options import CLOCKS, DTYPES, AsJson, ClockName, Device, ImageSize, Threads, Type
 from routespace.files import json_text
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 EXAMPLE = "routespace bench pvt_v2_b2 --batch 8 --keep 0.5,0.25"
-DTYPES = ("float32", "bfloat16", "float16")
-CLOCKS = ("wall", "cpu")
 YAML = (".yaml", ".yml")
 
 Source = Annotated[
@@ -27,11 +25,8 @@ Source = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
 Keeps = Annotated[str, typer.Option("--keep", help="Shares of tokens that rows compute.")]
-Type = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled blocks too: minutes more.")]
 Rounds = Annotated[int, typer.Option(help="Turns behind each median.")]
-Threads = Annotated[int, typer.Option(help="Threads of torch on a CPU.")]
-ClockName = Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")]
 
 
 def run(

@@ -9,6 +9,9 @@ import typer
 
 DEVICES = "auto (a GPU where there is one), cpu, cuda or cuda:1"
 
+DTYPES = ("float32", "bfloat16", "float16")  # that networks are timed with
+CLOCKS = ("wall", "cpu")
+
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="Change a field of the recipe. Repeatable."),
@@ -27,6 +30,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ImageSize = Annotated[str | None, typer.Option(help="Side in pixels, or HxW; else the grid's own.")]
 Latency = Annotated[Path | None, typer.Option(help="A table of `profile`, for this grid: predicts milliseconds.")]
 Device = Annotated[str, typer.Option(help=f"Where to run: {DEVICES}.")]
+
+Type = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Threads = Annotated[int, typer.Option(help="Threads of torch on a CPU.")]
+ClockName = Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")]
 
 
 def out(what: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from routespace.cli.options import Device, out
+from routespace.cli.options import CLOCKS, DTYPES, ClockName, Device, Threads, Type, out
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
 
 NAME = "profile"
 EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
-DTYPES = ("float32", "bfloat16", "float16")
-CLOCKS = ("wall", "cpu")
 
 
 GridName = Annotated[str, typer.Argument(metavar="GRID|RUN|BUNDLE", help="A preset or grid file, or a folder.")]
 Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
-Type = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="With compiled blocks.")]
 Routed = Annotated[
     bool, typer.Option("--routed", help="Default gates for a GRID; a run or bundle brings its own.")
@@ -33,8 +30,6 @@ Keeps = Annotated[
 ]
 Rounds = Annotated[int | None, typer.Option(help="Measurements behind each median.")]
 Subnets = Annotated[int | None, typer.Option(help="Whole subnets to calibrate with; 0 for none.")]
-Threads = Annotated[int, typer.Option(help="Threads of torch on a CPU.")]
-ClockName = Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")]
 
 
 def run(

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from routespace.deploy.latency.bench import Bench, Work
 from routespace.deploy.latency.device import this_device
 from routespace.deploy.latency.fit import fit_factors
 from routespace.deploy.latency.parts import PartTime
-from routespace.deploy.latency.table import LatencyTable
+from routespace.deploy.latency.table import Clock, DType, LatencyTable
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -37,9 +36,6 @@ ROUNDS = 9
 ROUTED_KEEPS = (0.25, 0.5, 0.75, 1.0)  # packed, the time is no straight line in the share of tokens
 LEAST_MS = 2.0  # a measurement repeats its work until it takes about this long
 SUBNETS = 24
-
-Clock = Literal["wall", "cpu"]
-DType = Literal["float32", "bfloat16", "float16"]
 
 
 def profile(

@@ -45,6 +45,8 @@ from routespace.grid.spec import GridSpec
 from routespace.grid.usage import ALL_USED, Usage, check_usage_names
 from routespace.values import Value
 
+Clock = Literal["wall", "cpu"]  # the time that passes, or the processor's of the process, on a busy machine
+DType = Literal["float32", "bfloat16", "float16"]
 # What a gated edge's time depends on.
 TIMED = (*SHAPING, "window", "capacity", "keys", "smooth_side")
 
@@ -84,9 +86,9 @@ class LatencyTable(Value):
     spec: GridSpec
     device: MeasuredDevice
     batch: Annotated[int, Field(ge=1)]
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DType = "float32"
     compiled: bool = False
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
     rounds: Annotated[int, Field(ge=1)]
     date: str
     gates: GateSpec | None = None
