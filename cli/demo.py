@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
-RECIPE = "digits_map"
+RECIPE = "digits_sparse"
 TRIALS = 3
-SUPERNET_S = (45.0, 70.0)  # of its phases
+SUPERNET_S = (60.0, 55.0)  # of its phases
 TRIAL = {"train.phases": [], "train.epochs": 1, "train.seconds": 10.0, "data.val_size": 500}  # from its weights
 EXTRACTED_RATIO = 0.8  # of the dense MACs: with one block a rate, less leaves too few of them to look with
-FINE_TUNING = {"name": "digits_map_finetuned", "train.phases": [], "train.epochs": 3, "train.seconds": 30.0}
+FINE_TUNING = {"name": "digits_sparse_finetuned", "train.phases": [], "train.epochs": 3, "train.seconds": 30.0}
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1, "train.seconds": None} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
 QUICK_TRIALS = 2
@@ -148,7 +148,7 @@ def train_or_load(recipe: Recipe, folder: Path, *, given: Bundle | None = None, 
 
 
 def _train_supernet(journey: Journey) -> RunResult:
-    heading(2, "the supernet: plain on small images first, then gates that are taught where to look")
+    heading(2, "the supernet: plain on crops first, then large images, with gates that are taught where to look")
     return train_or_load(journey.recipe, journey.out / "supernet")
 
 
