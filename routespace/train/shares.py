@@ -30,6 +30,7 @@ from routespace.train.recipe.parts import BudgetSpec
 from routespace.train.recipe.recipe import Recipe
 
 HALVINGS = 50  # of the interval of areas: beyond what a float tells
+FEW = 0.03  # of a row's tokens: what is small on an image fills about as much, with all that is around it
 
 
 class RowShares:
@@ -105,6 +106,16 @@ class RowShares:
         if self.target is None:
             return dict.fromkeys(self.routed, self.keep)
         return solved(self.sides, self.routed, self.target - self.excess - self.fixed)
+
+    def lines(self) -> tuple[str, ...]:
+        """What to tell before hours are spent on a budget that leaves next to nothing to choose."""
+        name, share = min(self.final.items(), key=lambda one: one[1])
+        if self.target is None or share >= FEW:
+            return ()
+        return (
+            f"budget: {self.target / 1e6:.4g} MMACs lets {name} compute {share:.1%} of its tokens, as an image "
+            f"takes {self.fixed / 1e6:.4g} MMACs before one is chosen; a larger budget would leave more",
+        )
 
     @property
     def settled(self) -> float:

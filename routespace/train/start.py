@@ -18,6 +18,7 @@ from routespace.grid.spec import content_hash
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
 from routespace.nn.task_net import HEAD, TaskNet
+from routespace.train.budget import check_budget
 from routespace.train.checkpoint import save_checkpoint
 from routespace.train.data.kept import keep
 from routespace.train.data.source import Source, count_classes
@@ -26,6 +27,7 @@ from routespace.train.pretrained import load_pretrained
 from routespace.train.recipe.parts import AUTO
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import GIVEN, WANTED, RunFolder, without_places
+from routespace.train.shares import RowShares
 from routespace.train.tasks.base import Task
 
 MOST_SHOWN = 3  # differing fields in one message
@@ -175,10 +177,15 @@ def make_net(start: Start, task: Task, init: TaskNet | None, *, tell: Callable[[
     backbone = RouteNet(start.architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
     net = TaskNet(backbone, task.head(recipe.grid))
     if not start.goes_on:
-        for line in (*start.lines, *net.head.lines(), *_first_weights(net, recipe, init)):
+        for line in (*start.lines, *net.head.lines(), *_few_tokens(start), *_first_weights(net, recipe, init)):
             tell(line)
     net.set_grad_checkpointing(train.grad_checkpointing)
     return net.compile_blocks(train.compile)
+
+
+def _few_tokens(start: Start) -> tuple[str, ...]:
+    shares = RowShares.of(start.recipe, start.architecture, check_budget(start.recipe, start.architecture))
+    return () if shares is None else shares.lines()
 
 
 def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None) -> tuple[str, ...]:

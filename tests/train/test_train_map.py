@@ -85,6 +85,10 @@ def test_shares_without_a_budget_and_where_they_mean_nothing():
     low = recipe()
     with pytest.raises(BudgetError, match="leaves no tokens to gates that open a share"):
         RowShares.of(low, low.architecture(), RowShares.of(low, low.architecture(), None).fixed)
+    floor = RowShares.of(low, low.architecture(), None).fixed
+    (line,) = RowShares.of(low, low.architecture(), 1.001 * floor).lines()
+    assert "lets l00_r04_transformer compute 0." in line
+    assert RowShares.of(low, low.architecture(), 2 * floor).lines() == ()
     with pytest.raises(SpecError, match=r"budget\.control: gates that open a share"):
         recipe(budget__control=0.5)
 
