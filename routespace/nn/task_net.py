@@ -29,7 +29,7 @@ from routespace.grid.spec import GridSpec
 from routespace.grid.usage import Usage
 from routespace.nn.heads.base import NO_COST, Head, Maps
 from routespace.nn.heads.classify import Classifier
-from routespace.nn.module import PlainModule
+from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet, RouteOutput
 from routespace.nn.routing.deciding import Changes, Deciding, Execution
 from routespace.nn.routing.places import GatePlaces
@@ -266,13 +266,14 @@ def network_cost(
     """What one image costs in a network as it is: its gates, and the head that it really has.
 
     Args:
-        net: with or without a head.
+        net: with or without a head, in a wrapper such as torch.compile's or not.
         usage: measured shares; everything computed without it.
         image_size: height and width in pixels, or one number, when not the spec's own.
 
     Raises:
         SpecError: an image size that the grid cannot take.
     """
+    net = unwrap(net, wanted=(TaskNet, RouteNet))
     cost = architecture_cost(net.architecture, gates=net.gate_spec, usage=usage, image_size=image_size)
     return cost.with_head(head_cost_of(net, image_size=image_size))
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
+from routespace.nn.module import unwrap
+from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
-from routespace.nn.task_net import AnyNet
+from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.train.macs import closed_macs, expected_macs, open_macs
 from routespace.train.recipe.parts import BudgetSpec
 from routespace.train.recipe.recipe import Recipe
@@ -86,7 +88,7 @@ def budget_loss(
     calibration of it afterwards (`calibrate_threshold`).
 
     Args:
-        net: the network that took the decisions.
+        net: the network that took the decisions; in a wrapper such as DistributedDataParallel or not.
         routes: those of a batch, with the gates' gradients.
         macs: wanted of one image.
         weight: of the squared distance; beyond one base the loss grows linearly.
@@ -100,6 +102,7 @@ def budget_loss(
         BudgetError: the gates cannot reach `macs`.
         GridError: the grid has no plain staircase; give a base.
     """
+    net = unwrap(net, wanted=(TaskNet, RouteNet))
     least = closed_macs(net.architecture, net.gate_spec)
     if macs < least:
         raise BudgetError(

@@ -22,6 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from routespace.grid.leading import gated_rows
 from routespace.grid.spec import map_size
+from routespace.nn.module import unwrap
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.running import as_input, evaluating
 from routespace.nn.task_net import TaskNet
@@ -71,12 +72,12 @@ def oracle_routes(
     Other tokens take the cheap path where the network's gates have one.
 
     Args:
-        net: whose gates are replaced.
+        net: whose gates are replaced; in a wrapper such as torch.compile's or not.
         images: (B, C, H, W), for their size and device.
         objects: what is known of each.
         by, around_px: as in `touched_tokens`.
     """
-    size = (images.shape[-2], images.shape[-1])
+    net, size = unwrap(net, wanted=TaskNet), (images.shape[-2], images.shape[-1])
     routes = dict(Routes.full(net, images))
     made: dict[int, Tensor] = {}
     for row in gated_rows(net.architecture):
@@ -98,10 +99,11 @@ def object_auc(
     or none.
 
     Args:
-        net: on whatever device; it is left in the mode in which it came.
+        net: in a wrapper or not, on whatever device; it is left in the mode in which it came.
         scenes: images (B, C, H, W) and what is known of each.
         by: `boxes` or `masks`.
     """
+    net = unwrap(net, wanted=TaskNet)
     rows = gated_rows(net.architecture)
     said: dict[str, list[Tensor]] = {row.name: [] for row in rows}
     true: dict[str, list[Tensor]] = {row.name: [] for row in rows}

@@ -22,6 +22,7 @@ from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, undone, write_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.lookup import allow_families
+from routespace.nn.module import unwrap
 from routespace.nn.task_net import TaskNet
 from routespace.train.batch import settled_batch
 from routespace.train.budget import check_budget
@@ -80,10 +81,10 @@ def train_recipe(
     Args:
         recipe: what to train.
         out: the folder; it must be empty or not exist, unless `resume`.
-        init: a network to fine-tune. It keeps its architecture and its gates' threshold. The recipe's grid must be
-            the network's but for the image size, which holds, and the number of classes, for another of which the
-            head is new. The recipe's gates hold as far as the network's weights allow. `budget.open_frac` and
-            `train.start`, which are of new gates, do not count.
+        init: a network to fine-tune, in a wrapper such as torch.compile's or not. It keeps its architecture and
+            its gates' threshold. The recipe's grid must be the network's but for the image size, which holds, and
+            the number of classes, for another of which the head is new. The recipe's gates hold as far as the
+            network's weights allow. `budget.open_frac` and `train.start`, which are of new gates, do not count.
         resume: go on with the run in `out`, exactly where its checkpoint stands; a finished run is returned as
             it is.
         progress: called with a Progress after each step.
@@ -104,6 +105,7 @@ def train_recipe(
         PeerError: another process of the training raised one of these.
     """
     run, recipe = RunFolder(Path(out)), located(recipe)
+    init = None if init is None else unwrap(init, wanted=TaskNet)
     with _as_before(), allow_families(recipe.grid.family, *([] if init is None else [init.spec.family])):
         accelerator = _accelerator(recipe.train)
         with together():

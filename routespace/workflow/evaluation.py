@@ -16,6 +16,7 @@ from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
 from routespace.nn.heads.classify import Classifier
+from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating
 from routespace.nn.task_net import TaskNet, network_cost
 from routespace.train.controls import annotated_scenes, knows_objects, object_auc, scenes_with_objects
@@ -44,7 +45,7 @@ def evaluate_network(
     """Evaluate a network on held-out images; JSON data.
 
     Args:
-        net: on the device that it shall run on.
+        net: on the device that it shall run on, in a wrapper such as torch.compile's or not.
         data: the recipe of the images, or its loaders.
         split: `test`, or `val`: what training and search looked at.
         speed: also time a routed network against all of it computed.
@@ -62,6 +63,7 @@ def evaluate_network(
         DataError: there are no such images, or one of them cannot be read.
         SpecError: another split, or a recipe whose task gives other targets than the network's.
     """
+    net = unwrap(net, wanted=TaskNet)
     _require_targets(net, data if isinstance(data, Recipe) else data.recipe)
     data = make_loaders(data) if isinstance(data, Recipe) else data
     loader = split_loader(data, split)

@@ -134,3 +134,18 @@ def test_class_gradients_reach_a_map_by_hooks(net):
 def test_a_bare_backbone_is_one_too():
     backbone = RouteNet(make().architecture).eval()
     assert len(backbone.as_module()(torch.randn(1, 3, 32, 32))) == 2
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("above", ["open", "gated"])
+def test_a_gated_way_down_beside_an_open_one_is_traced(above):
+    """Every image arrives below another way, which is known without a tensor that would say so."""
+    edges = {"l00_r04_patch_embed": "open", "l01_r04_patch_embed": "gated", "l00_r08_identity": "open"}
+    edges |= {"l01_r08_transformer": "open", "l00_r04_identity": above}
+    edges |= {"l00_r04_transformer": "gated"} if above == "gated" else {}
+    grid = GridSpec.parse(TINY_GRID | {"layers": 2, "max_down": 8, "widths": (8, 16), "heads": (1, 2)}
+                          | {"mlp_ratios": (2, 2), "sr_ratios": (2, 1)})  # fmt: skip
+    net = TaskNet.classifier(Architecture(grid, edges)).eval()
+    images = torch.randn(2, 3, *grid.image_size)
+    with torch.no_grad():
+        assert_same(torch.jit.trace(net.as_module(), (images,))(images), net(images).logits)

@@ -14,10 +14,13 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.module import unwrap
-from routespace.nn.task_net import TaskNet
+from routespace.nn.routing.routes import Routes
+from routespace.nn.task_net import TaskNet, network_cost
 from routespace.nn.usage import measure_usage
 from routespace.nn.weights import load_net, save_net
+from routespace.train.budget import budget_loss
 from routespace.train.calibrate import calibrate_threshold
+from routespace.train.controls import object_auc, oracle_routes
 from routespace.train.evaluate import evaluate
 
 WRAPPERS = {
@@ -75,3 +78,27 @@ def test_a_wrapped_network_is_counted_evaluated_and_calibrated(wrapped):
     found = evaluate(wrapped, batches, expected=False)
     assert found["images"] == 4
     assert calibrate_threshold(wrapped, batches, found["counted_macs"]).met
+
+
+def test_a_wrapped_network_is_priced_and_compared_with_objects(wrapped):
+    net, images = unwrap(wrapped), torch.randn(2, 3, 32, 32)
+    objects = [{"boxes": torch.tensor([[2.0, 3.0, 14.0, 20.0]])}] * 2
+    assert network_cost(wrapped) == network_cost(net)
+    assert budget_loss(wrapped, net(images).routes, macs=1e6) == budget_loss(net, net(images).routes, macs=1e6)
+    assert object_auc(wrapped, [(images, objects)]) == object_auc(net, [(images, objects)])
+    for given, own in (
+        (Routes.random(wrapped, images, keep=0.5), Routes.random(net, images, keep=0.5)),
+        (oracle_routes(wrapped, images, objects), oracle_routes(net, images, objects)),
+    ):
+        assert all(torch.equal(given[name].kept, route.kept) for name, route in own.items())
+
+
+def test_another_module_has_no_budget_and_no_objects():
+    images = torch.randn(1, 3, 32, 32)
+    for call in (
+        lambda other: budget_loss(other, Routes({}), macs=1e6),
+        lambda other: object_auc(other, []),
+        lambda other: oracle_routes(other, images, []),
+    ):
+        with pytest.raises(SpecError, match="a Linear was given; give a TaskNet"):
+            call(nn.Linear(1, 1))

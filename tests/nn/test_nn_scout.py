@@ -205,3 +205,28 @@ def test_a_made_scout_keeps_its_size():
         scouted().decide(gates=GateSpec(source="map", scout=4))
     with pytest.raises(SpecError, match=r"gates\.scout_square: 4 does not fit"):
         scouted().decide(gates=GateSpec(source="map", scout=2, scout_square=4))
+
+
+@pytest.mark.parametrize("mode", ["dense", "packed"])
+def test_it_can_be_laid_out_moved_and_cast_with_its_network(mode):
+    """torch lays out what has four or five dimensions, and asks of `channels_last` that it has four."""
+    net, images = scouted(), torch.randn(2, 3, 64, 64)
+    expected = net(images).logits
+    moved = copy.deepcopy(net).to(memory_format=torch.channels_last).decide(execution=mode)
+    assert torch.allclose(moved(images.to(memory_format=torch.channels_last)).logits, expected, atol=1e-5)
+    assert {name: weight.shape for name, weight in moved.state_dict().items()} == {
+        name: weight.shape for name, weight in net.state_dict().items()
+    }
+    double = moved.double()
+    assert double.gates[LEADER].scout.around_weight.dtype == torch.float64
+    assert double.to("meta").gates[LEADER].scout.around_weight.is_meta
+
+
+def test_its_weights_stay_parameters_that_learn_when_it_is_laid_out():
+    scout = Scout(ScoutShape(8, 4, 2, 2))
+    optimizer = torch.optim.SGD(scout.parameters(), lr=0.1)
+    scout.to(memory_format=torch.channels_last)
+    before = scout.around_weight.detach().clone()
+    scout(torch.randn(1, 16, 8), (4, 4)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(scout.around_weight, before)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.module import unwrap
 from routespace.nn.routing.gates import share_count, top_share
 from routespace.nn.routing.places import GatePlaces, HasGates
 from routespace.nn.trees import register_dataclass, register_mapping
@@ -178,7 +180,7 @@ class Routes(Mapping[str, EdgeRoute]):
         """Random decisions at a known keep ratio, to compare execution modes and to measure speed.
 
         Args:
-            net: the network whose gates are replaced.
+            net: the network whose gates are replaced, in a wrapper such as torch.compile's or not.
             images: (B, C, H, W), for batch size and map sizes.
             keep: share of tokens (or windows, images) that each row computes.
             columns: likewise for patch embeddings.
@@ -187,8 +189,8 @@ class Routes(Mapping[str, EdgeRoute]):
         if not (0 <= keep <= 1 and 0 <= columns <= 1):
             raise GridError(f"keep: {keep} and columns {columns} must be shares between 0 and 1")
         generator = torch.Generator().manual_seed(seed)
-        edges = {}
-        for name, places in net.gate_places(images.shape[-2:]).items():
+        edges, gated = {}, cast(HasGates, unwrap(net)) if isinstance(net, nn.Module) else net
+        for name, places in gated.gate_places(images.shape[-2:]).items():
             share = columns if places.down else keep
             draw = torch.rand((images.shape[0], places.decisions), generator=generator)
             per_image = None

@@ -11,6 +11,8 @@ Shape legend: B images · N tokens of a map of H×W · S squares of tokens · C 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from routespace.grid.spec import map_size
 from routespace.nn.packing.maps import as_map, as_tokens
 from routespace.nn.routing.margins import LEAST_VARIANCE, without_autocast
 
+IMAGE_NDIM = 4  # of images and of a convolution's kernels
 AVERAGED = "ema_"  # before the name of a weight: its moving average, for inference
 
 
@@ -50,6 +53,14 @@ class Scout(nn.Module):
         """A weight and its moving average."""
         self.register_parameter(name, nn.Parameter(weight))
         self.register_buffer(AVERAGED + name, weight.clone())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to` and its like do to each weight: kernels of all blocks are one tensor of five dimensions, which
+        torch would take for a video's and refuse to lay out as `channels_last`.
+        """
+        return super()._apply(
+            lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.ndim > IMAGE_NDIM else fn(t), recurse
+        )
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, S, D), in at least 32 bits."""

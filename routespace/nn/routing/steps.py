@@ -271,7 +271,8 @@ def _stranded(step: Embed, counted: Tensor, run: ForwardState) -> Tensor:
     for node in step.spared_by:
         below = run.nodes.get(node)
         if below is not None:
-            arrived = arrived | (True if below.reach is None else (below.reach > 0).any(1, keepdim=True))
+            some = torch.ones_like(arrived) if below.reach is None else (below.reach > 0).any(1, keepdim=True)
+            arrived = arrived | some  # of tensors both, or it could not be traced
     if run.gate(step.name).capacity:
         arrived = arrived | (counted > 0).any(1, keepdim=True)
     return ~arrived
