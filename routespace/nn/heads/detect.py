@@ -20,7 +20,6 @@ from routespace.nn.heads.detector import Detected, Detector, Found, Size, fed_si
 from routespace.nn.heads.pyramid import Pyramid, RateAnchors, cost_of, places_of
 from routespace.nn.heads.retinanet import image_losses
 from routespace.nn.heads.settings import TOWER_CONVS, DetectSettings
-from routespace.nn.route_net import RouteOutput
 
 OCTAVES = 3  # anchor sizes of a map
 
@@ -105,10 +104,10 @@ class DetectHead(Detector):
         places = sum(places_of(spec, self.pyramid_rates))
         return cost_of(self, [*self.pyramid.work(spec), (self.detector.head, places)])
 
-    def forward(self, output: RouteOutput) -> Detected:
-        """The raw tensors: logits (B, M, K), box deltas (B, M, 4), of FCOS also centreness (B, M, 1)."""
-        found = self.detector.head(self.detector.backbone(output.maps))
-        return Detected(self, tuple(found[name] for name in self.names))
+    def raw_of(self, maps: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """See Detector: logits (B, M, K), box deltas (B, M, 4), of FCOS also centreness (B, M, 1)."""
+        found = self.detector.head(self.detector.backbone(maps))
+        return tuple(found[name] for name in self.names)
 
     def rest(self, outputs: Detected) -> Any:
         """In training what the loss of the classes keeps; else nothing."""

@@ -24,6 +24,8 @@ from routespace.errors import SpecError
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head, listed, missing_maps
 from routespace.nn.heads.pyramid import Pyramid
+from routespace.nn.packing.compiler import is_plain_run
+from routespace.nn.route_net import RouteOutput
 from routespace.nn.trees import register_value
 from routespace.nn.views import view_of
 
@@ -88,6 +90,20 @@ class Detector(Head):
         of = "the last" if built == self.grid_rates else "them"
         return (f"task: {why}; the detector reads {listed(self.grid_rates)} and makes {listed(made)} of {of}",)
 
+    @abstractmethod
+    def raw_of(self, maps: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """The raw tensors, one for each of `names`, of rate → (B, C, H, W) maps of one image or more."""
+
+    def forward(self, output: RouteOutput) -> Detected:
+        """What it gives for the maps of B images; filters and cascades also make batches of none."""
+        maps = output.maps
+        some = next(iter(maps.values()))
+        if len(some) or not is_plain_run(some):
+            return Detected(self, self.raw_of(maps))
+        # torchvision cannot tell the shapes of nothing: those of one image, cut, have them.
+        raw = self.raw_of({rate: x.new_zeros(1, *x.shape[1:]) + x.sum() for rate, x in maps.items()})
+        return Detected(self, tuple(part[:0] for part in raw))
+
     def over(self, rates: Sequence[int]) -> Self:
         """A detector whose pyramid does without the maps of the other rates: see `Pyramid.drop_to`."""
         kept = tuple(rate for rate in self.grid_rates if rate in rates)
@@ -149,6 +165,8 @@ class Detector(Head):
             boxes (N, 4) x1 y1 x2 y2, scores (N,) 0…1 from the best down, labels (N,) from 0; and where the
             detector finds masks, masks (N, H, W) bool.
         """
+        if not len(sizes):
+            return []
         with torch.no_grad():
             found = self.found_in([part.float() for part in raw], sizes)
             wanted = sizes if shown is None else shown

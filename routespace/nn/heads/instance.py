@@ -32,7 +32,6 @@ from routespace.nn.heads.matching import anchor_labels
 from routespace.nn.heads.pyramid import Pyramid, RateAnchors, Work, cost_of, places_of
 from routespace.nn.heads.regions import ComputeRegions, OutsideRegions, RegionGraph
 from routespace.nn.heads.settings import InstanceSettings
-from routespace.nn.route_net import RouteOutput
 from routespace.nn.running import in_mode
 
 BOXES, MASKS = "boxes", "masks"  # what is computed of proposals
@@ -158,13 +157,13 @@ class InstanceHead(Detector):
         yield heads.mask_predictor.conv5_mask, masks
         yield heads.mask_predictor.mask_fcn_logits, 4 * masks  # on maps of twice the side
 
-    def forward(self, output: RouteOutput) -> Detected:
-        """The raw tensors: objectness (B, M), deltas (B, M, 4), and the pyramid's maps (B, D, H, W)."""
-        maps = self.detector.backbone(output.maps)
-        objectness, deltas = concat_box_prediction_layers(*self.detector.rpn.head(maps))
-        images = maps[0].shape[0]
-        raw = objectness.reshape(images, -1), deltas.reshape(images, -1, 4), *maps[: len(self.pyramid.levels)]
-        return Detected(self, raw)
+    def raw_of(self, maps: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """See Detector: objectness (B, M), deltas (B, M, 4), and the pyramid's maps (B, D, H, W)."""
+        levels = self.detector.backbone(maps)
+        objectness, deltas = concat_box_prediction_layers(*self.detector.rpn.head(levels))
+        images = levels[0].shape[0]
+        read = levels[: len(self.pyramid.levels)]
+        return objectness.reshape(images, -1), deltas.reshape(images, -1, 4), *read
 
     def rest(self, outputs: Detected) -> Any:
         """Box and mask heads on as many proposals as training samples, or as there can be at most in an image."""

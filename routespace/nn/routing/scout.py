@@ -58,9 +58,12 @@ class Scout(nn.Module):
         """What `to` and its like do to each weight: kernels of all blocks are one tensor of five dimensions, which
         torch would take for a video's and refuse to lay out as `channels_last`.
         """
-        return super()._apply(
-            lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.ndim > IMAGE_NDIM else fn(t), recurse
-        )
+
+        def each(t: Tensor) -> Tensor:
+            return fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.ndim > IMAGE_NDIM else fn(t)
+
+        super()._apply(each, recurse)  # type: ignore[no-untyped-call]  # torch's
+        return self
 
     def forward(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, S, D), in at least 32 bits."""
