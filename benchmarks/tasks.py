@@ -13,10 +13,11 @@ Each task is that of its recipe: digits_detect, digits_instance, digits_semantic
 objects cover a few percent, so that width is worth something; on `--scenes crowded` it is not. What the lines are
 says `task_lines/lines.py`. The stamps come from `data_stamps.py`.
 
-Everybody starts on the recipe's small canvas and takes the same number of steps, but for `smaller+`. MACs are
-those of the backbone, and of the whole network in brackets. `time` is that of a batch of validation images over
-the dense network's, medians of both in turns, one thread; the head is in it. The metric is on validation scenes,
-mean and standard deviation over seeds; the test split is never read.
+Everybody starts on the recipe's small canvas and takes the same number of steps; lines with a plus take the routed
+one's seconds (the processor's, on a CPU), and so can only be trained after it. MACs are those of the backbone, and
+of the whole network in brackets. `time` is that of a batch of validation images over the dense network's, medians
+of both in turns, one thread; the head is in it. The metric is on validation scenes, mean and standard deviation
+over seeds; the test split is never read.
 
 Then, for the routed network, the paper's claim is put to the test: the share of tokens that each rate computes of
 the largest, middle and smallest third of the objects, and of what is no object; and how well the map finds them.
@@ -46,6 +47,7 @@ from task_lines.jobs import Job, side_by_side
 from task_lines.large import large, light
 from task_lines.lines import LINES, SCENES, TASKS, Setting, one, so_far
 
+from routespace.errors import RoutespaceError
 from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
 
@@ -156,7 +158,11 @@ def train(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
         if time.monotonic() - start > arguments.seconds:
             print(f"{setting.task} {line} {setting.seed}: skipped, the time is up")
             continue
-        rows.append(one(setting, line))
+        try:
+            rows.append(one(setting, line))
+        except RoutespaceError as error:
+            print(f"{setting.task} {line} {setting.seed}: {error}")
+            continue
         show(rows)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from routespace.errors import RoutespaceError
 from routespace.grid.cost import architecture_cost
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
@@ -40,25 +41,43 @@ def steps(recipe):
 
 @pytest.mark.parametrize(("task", "scenes"), [("detect", "crowded"), ("semantic", "recipe")])
 def test_rivals_have_the_macs_and_the_steps_of_the_routed_network(task, scenes, tmp_path):
-    from task_lines.lines import LONGER, Setting, recipe_of
+    from task_lines.lines import Setting, recipe_of
 
     setting = Setting(task, 3, tmp_path, scenes)
     routed = recipe_of(setting, "routed")
     wanted = routed.budget_macs()
     assert 0 < wanted < routed.base_macs() == recipe_of(setting, "dense").base_macs()
-    for line, off in (("narrower", 0.02), ("shallower", 0.02), ("smaller", 0.1), ("smaller+", 0.1)):
+    for line, off in (("narrower", 0.02), ("shallower", 0.02), ("smaller", 0.1)):
         rival = recipe_of(setting, line)
         assert rival.seed == 3
         assert rival.routing == "static"
         assert architecture_cost(rival.architecture()).macs == pytest.approx(wanted, rel=off)
-        first, last = steps(rival)
-        assert (first, last) == (
-            steps(routed)[0],
-            pytest.approx(steps(routed)[1] * (LONGER if "+" in line else 1), abs=3),
-        )
+        assert steps(rival) == steps(routed)
+        assert rival.train.clock == routed.train.clock == "processor"
     side = recipe_of(setting, "smaller").grid.image_size[0] / routed.grid.image_size[0]
     for small, large in zip(recipe_of(setting, "smaller").data.digit_px, routed.data.digit_px, strict=True):
         assert small / large == pytest.approx(side, rel=0.05)
+    if task == "detect":
+        anchors = [recipe_of(setting, line).task.anchor_scale for line in ("smaller", "routed")]
+        assert anchors[0] / anchors[1] == pytest.approx(side, rel=0.05)
+
+
+def test_lines_with_a_plus_train_for_the_seconds_of_the_routed_one(tmp_path):
+    from task_lines.lines import Setting, recipe_of
+
+    setting = Setting("detect", 0, tmp_path)
+    with pytest.raises(RoutespaceError, match="detect_routed_0 is not finished"):
+        recipe_of(setting, "smaller+")
+    run = setting.folder("routed")
+    run.mkdir()
+    (run / "recipe.yaml").write_text("")
+    (run / "result.json").write_text(json.dumps({"phases": [{"seconds": 7.5}, {"seconds": 11.0}]}))
+    for line in ("narrower", "smaller"):
+        longer, plain = recipe_of(setting, f"{line}+"), recipe_of(setting, line)
+        assert [phase.seconds for phase in longer.train.phases] == [7.5]
+        assert longer.train.seconds == 11
+        assert longer.grid == plain.grid
+        assert longer.task == plain.task
 
 
 @pytest.mark.parametrize(("task", "background"), [("detect", 0), ("semantic", 1)])

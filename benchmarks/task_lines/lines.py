@@ -3,8 +3,9 @@
 routed      the recipe as it is
 narrower    as many blocks at each rate, in widths that take the routed backbone's MACs
 shallower   no blocks at the finest rate, and wider: the same MACs
+narrower+   the same, each phase for as many seconds as the routed one took
 smaller     the recipe's own blocks on smaller images, within a tenth of these MACs
-smaller+    the same with 1.8 times the steps of the last phase
+smaller+    the same, each phase for as many seconds as the routed one took
 dense       the recipe's own blocks on all tokens: what is to be saved, no rival
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from evidence_lines.arenas import classes_of, scenes_of
 
+from routespace.errors import RoutespaceError
 from routespace.files import read_json, write_json
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import now
@@ -51,12 +53,12 @@ HEAVY = {  # heads
 }
 SCENES = ("recipe", "crowded")
 TASKS = ("detect", "instance", "semantic")
-LINES = ("routed", "narrower", "shallower", "smaller", "smaller+", "dense")
+LINES = ("routed", "narrower", "shallower", "smaller", "narrower+", "smaller+", "dense")
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
-LONGER = 1.8  # times the steps of the last phase
 ROUNDS, TIMED_IMAGES = 9, 32
 ON_CUDA = {  # many scenes a step: a step of small networks takes as long as its kernels' calls
     "train.device": "cuda",
+    "train.clock": "wall",
     "train.execution": "dense",
     "data.workers": 1,
 }
@@ -94,7 +96,7 @@ class Setting:
     @property
     def recipe(self) -> Recipe:
         """That of the routed network."""
-        own = load_recipe(f"digits_{self.task}").override({"seed": self.seed})
+        own = load_recipe(f"digits_{self.task}").override({"seed": self.seed, "train.clock": "processor"})
         if self.scenes == "crowded":
             own = crowded(own)
         if self.stamps is not None:
@@ -162,10 +164,16 @@ def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def recipe_of(setting: Setting, line: str) -> Recipe:
-    """A line's recipe."""
+    """A line's recipe.
+
+    Raises:
+        RoutespaceError: a line with a plus before the routed one is finished.
+    """
     own = setting.recipe
     macs = own.budget_macs()
     assert macs is not None
+    if line.endswith("+"):
+        return for_as_long(recipe_of(setting, line.removesuffix("+")), setting)
     if line == "routed":
         return own
     if line == "dense":
@@ -174,9 +182,30 @@ def recipe_of(setting: Setting, line: str) -> Recipe:
         return plain_recipe(own, macs)
     if line == "shallower":
         return plain_recipe(own, macs, blocks=(0, *[1] * (len(own.grid.rates) - 1)))
-    smaller = smaller_recipe(own, macs)
-    count = smaller.data.model_dump()["train_size"]
-    return smaller if line == "smaller" else smaller.override({"data.train_size": round(LONGER * count)})
+    return with_smaller_anchors(smaller_recipe(own, macs), own)
+
+
+def for_as_long(recipe: Recipe, setting: Setting) -> Recipe:
+    """A recipe whose phases take as many seconds as those of the setting's routed network did."""
+    run = RunFolder(setting.folder("routed"))
+    if not run.is_finished:
+        raise RoutespaceError(
+            f"{run.path} is not finished, and tells how long to train; train the line `routed` first"
+        )
+    *first, last = [phase["seconds"] for phase in run.read_result()["phases"]]
+    phases = [
+        phase.model_dump(mode="json") | {"seconds": seconds}
+        for phase, seconds in zip(recipe.train.phases, first, strict=True)
+    ]
+    return recipe.override({"train.phases": phases, "train.seconds": last})
+
+
+def with_smaller_anchors(smaller: Recipe, own: Recipe) -> Recipe:
+    """A recipe on smaller images, whose detector looks for boxes that shrank along."""
+    if "anchor_scale" not in (told := smaller.task.model_dump(exclude_defaults=True)):
+        return smaller
+    shrunk = smaller.grid.image_size[0] / own.grid.image_size[0]
+    return smaller.override({"task.anchor_scale": round(shrunk * told["anchor_scale"], 2)})
 
 
 def one(setting: Setting, line: str) -> dict[str, Any]:
@@ -201,6 +230,8 @@ def one(setting: Setting, line: str) -> dict[str, Any]:
         "image_px": recipe.grid.image_size[0],
         "widths": list(recipe.grid.shape.widths),
         "seconds": result["seconds"],
+        "phase_seconds": [phase["seconds"] for phase in result["phases"]],
+        "steps": [phase["steps"] for phase in result["phases"]],
         "epochs": result["epochs"],
         "of_epochs": result["epochs"],
         "time": time_of(setting, net, recipe) if setting.device == "cpu" else None,
