@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from routespace.nn.kernels.taps_triton import store_sums
+
 TAPS = 9
 ROWS, CHANNELS, WARPS = 8, 64, 4  # four numbers a thread: 36 registers of weights, 36 of their gradients
 PROGRAMS = 2048  # in all; each leaves nine sums of its channels
@@ -110,15 +112,7 @@ def _gather_backward_kernel(  # noqa: PLR0915 — nine taps, each a name, as a k
             w8 += own * p0
     if INTO_TAPS:
         sums = partial + program.to(tl.int64) * 9 * r + channel
-        tl.store(sums, tl.sum(w0, axis=0), mask=channel_ok)
-        tl.store(sums + r, tl.sum(w1, axis=0), mask=channel_ok)
-        tl.store(sums + 2 * r, tl.sum(w2, axis=0), mask=channel_ok)
-        tl.store(sums + 3 * r, tl.sum(w3, axis=0), mask=channel_ok)
-        tl.store(sums + 4 * r, tl.sum(w4, axis=0), mask=channel_ok)
-        tl.store(sums + 5 * r, tl.sum(w5, axis=0), mask=channel_ok)
-        tl.store(sums + 6 * r, tl.sum(w6, axis=0), mask=channel_ok)
-        tl.store(sums + 7 * r, tl.sum(w7, axis=0), mask=channel_ok)
-        tl.store(sums + 8 * r, tl.sum(w8, axis=0), mask=channel_ok)
+        store_sums(sums, r, channel_ok, w0, w1, w2, w3, w4, w5, w6, w7, w8)
 
 
 def _shares(n: int, rows: int, programs: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from routespace.nn.kernels.map_triton import strip_rows
+from routespace.nn.kernels.taps_triton import load_taps, store_sums
 
 TAPS = 9
 COLUMNS, CHANNELS, WARPS = 8, 64, 4  # four numbers a thread: 36 registers of weights, 40 of their gradients
@@ -39,16 +40,7 @@ def _map_backward_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kern
     channel_ok = channel < r
     step = width * r
     if INTO_HIDDEN:
-        tap = kernel + channel * 9
-        k0 = tl.load(tap, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k1 = tl.load(tap + 1, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k2 = tl.load(tap + 2, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k3 = tl.load(tap + 3, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k4 = tl.load(tap + 4, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k5 = tl.load(tap + 5, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k6 = tl.load(tap + 6, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k7 = tl.load(tap + 7, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-        k8 = tl.load(tap + 8, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
+        k0, k1, k2, k3, k4, k5, k6, k7, k8 = load_taps(kernel, channel, channel_ok)
     zero = tl.zeros((COLUMNS, CHANNELS), dtype=tl.float32)
     w0, w1, w2, w3, w4, w5, w6, w7, w8, shift = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     for task in range(program * group, tl.minimum((program + 1) * group, tasks)):
@@ -115,15 +107,7 @@ def _map_backward_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kern
                 tl.store(target, total.to(grad_hidden.dtype.element_ty), mask=here & (y > first))
     if INTO_WEIGHTS:
         sums = partial + program.to(tl.int64) * 10 * r + channel
-        tl.store(sums, tl.sum(w0, axis=0), mask=channel_ok)
-        tl.store(sums + r, tl.sum(w1, axis=0), mask=channel_ok)
-        tl.store(sums + 2 * r, tl.sum(w2, axis=0), mask=channel_ok)
-        tl.store(sums + 3 * r, tl.sum(w3, axis=0), mask=channel_ok)
-        tl.store(sums + 4 * r, tl.sum(w4, axis=0), mask=channel_ok)
-        tl.store(sums + 5 * r, tl.sum(w5, axis=0), mask=channel_ok)
-        tl.store(sums + 6 * r, tl.sum(w6, axis=0), mask=channel_ok)
-        tl.store(sums + 7 * r, tl.sum(w7, axis=0), mask=channel_ok)
-        tl.store(sums + 8 * r, tl.sum(w8, axis=0), mask=channel_ok)
+        store_sums(sums, r, channel_ok, w0, w1, w2, w3, w4, w5, w6, w7, w8)
         tl.store(sums + 9 * r, tl.sum(shift, axis=0), mask=channel_ok)
 
 

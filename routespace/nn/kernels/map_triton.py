@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from routespace.nn.kernels.gelu_triton import gelu, gelu_and_slope
+from routespace.nn.kernels.taps_triton import load_taps
 
 COLUMNS, CHANNELS, WARPS = 16, 64, 4  # the fastest of six shapes on an H200
 PROGRAMS = 2048  # that keep a GPU busy: with fewer, strips are made shorter
@@ -42,16 +43,7 @@ def _map_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows 
     # Positions in the row above the strip; each pass of the loop goes one row down.
     place = ((image.to(tl.int64) * height + first - 1) * width + x)[:, None] * r + channel[None, :]
 
-    tap = kernel + channel * 9
-    k0 = tl.load(tap, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k1 = tl.load(tap + 1, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k2 = tl.load(tap + 2, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k3 = tl.load(tap + 3, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k4 = tl.load(tap + 4, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k5 = tl.load(tap + 5, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k6 = tl.load(tap + 6, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k7 = tl.load(tap + 7, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-    k8 = tl.load(tap + 8, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
+    k0, k1, k2, k3, k4, k5, k6, k7, k8 = load_taps(kernel, channel, channel_ok)
     shift = tl.load(offset + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
 
     # The row above counts towards the strip's first row alone, and that one towards itself and the next.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from routespace.nn.kernels.gelu_triton import gelu
 from routespace.nn.kernels.map_triton import strip_rows
+from routespace.nn.kernels.taps_triton import load_taps
 
 PICK_ROWS, PICK_STEPS, PICK_CHANNELS, PICK_WARPS = 16, 8, 64, 4
 COLUMNS, CHANNELS, WARPS = 16, 64, 4
@@ -54,13 +55,8 @@ def _place(index: tl.tensor, channel: tl.tensor, r: tl.tensor, WIDE: tl.constexp
     return index[:, None] * r + channel[None, :]
 
 
-@triton.jit
-def _tap(kernel: tl.tensor, channel: tl.tensor, channel_ok: tl.tensor, K: tl.constexpr) -> tl.tensor:
-    return tl.load(kernel + channel * 9 + K, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
-
-
 @triton.jit(do_not_specialize=NEW_EACH_TIME)
-def _pick_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows no lists
+def _pick_kernel(
     hidden: tl.tensor, kernel: tl.tensor, offset: tl.tensor, framed: tl.tensor, cells: tl.tensor,
     activated: tl.tensor, n: tl.tensor, width: tl.tensor, r: tl.tensor,
     WIDE: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -70,15 +66,7 @@ def _pick_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows
     row = tl.program_id(0) // blocks * (ROWS * STEPS) + tl.arange(0, ROWS)
     channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     channel_ok, down = channel < r, width + 2
-    k0 = _tap(kernel, channel, channel_ok, 0)
-    k1 = _tap(kernel, channel, channel_ok, 1)
-    k2 = _tap(kernel, channel, channel_ok, 2)
-    k3 = _tap(kernel, channel, channel_ok, 3)
-    k4 = _tap(kernel, channel, channel_ok, 4)
-    k5 = _tap(kernel, channel, channel_ok, 5)
-    k6 = _tap(kernel, channel, channel_ok, 6)
-    k7 = _tap(kernel, channel, channel_ok, 7)
-    k8 = _tap(kernel, channel, channel_ok, 8)
+    k0, k1, k2, k3, k4, k5, k6, k7, k8 = load_taps(kernel, channel, channel_ok)
     shift = tl.load(offset + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
     # Where the next step's tokens stand is read two steps ahead, and their neighbours' places one step ahead.
     ok = row < n
@@ -124,15 +112,7 @@ def _walk_kernel(  # noqa: PLR0915 — nine taps, each a name, as a kernel knows
     column_ok, channel_ok, down = column < columns, channel < r, width + 2
     # Cells in the row above the strip; the frame is one more row above and below.
     cell = (column // width * (height + 2) + first) * down + column % width + 1
-    k0 = _tap(kernel, channel, channel_ok, 0)
-    k1 = _tap(kernel, channel, channel_ok, 1)
-    k2 = _tap(kernel, channel, channel_ok, 2)
-    k3 = _tap(kernel, channel, channel_ok, 3)
-    k4 = _tap(kernel, channel, channel_ok, 4)
-    k5 = _tap(kernel, channel, channel_ok, 5)
-    k6 = _tap(kernel, channel, channel_ok, 6)
-    k7 = _tap(kernel, channel, channel_ok, 7)
-    k8 = _tap(kernel, channel, channel_ok, 8)
+    k0, k1, k2, k3, k4, k5, k6, k7, k8 = load_taps(kernel, channel, channel_ok)
     shift = tl.load(offset + channel, mask=channel_ok, other=0.0).to(tl.float32)[None, :]
 
     # The row above counts towards the strip's first row alone, and that one towards itself and the next. Where
