@@ -266,7 +266,7 @@ def show(
     from routespace.cli.watch import clock
     from routespace.deploy.latency.table import predict
     from routespace.grid.resources import RESOURCES
-    from routespace.nn.task_net import network_cost
+    from routespace.nn.cost import network_cost
     from routespace.train.macs import counted_macs
     from routespace.train.tasks.kinds import task_of_head
 

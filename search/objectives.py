@@ -66,7 +66,7 @@ def _resource(name: str) -> Callable[[TrainedRun], float]:
     """What one validation image takes of a resource, by the measured usage."""
 
     def amount(run: TrainedRun) -> float:
-        from routespace.nn.task_net import network_cost
+        from routespace.nn.cost import network_cost
 
         net = run.result.net
         usage = read_usage(run.result.folder, net.architecture.grid)

@@ -21,9 +21,10 @@ from evidence_lines.arenas import classes_of, scenes_of
 
 from routespace.errors import RoutespaceError
 from routespace.files import read_json, write_json
+from routespace.nn.cost import network_cost
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import now
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.recipes import load_recipe
 from routespace.train.data.loaders import make_loaders

@@ -24,10 +24,11 @@ from routespace.deploy.scores import Score, older_scores
 from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.families.base import Family
+from routespace.nn.cost import network_cost
 from routespace.nn.heads.base import Head, listed
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
-from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, network_cost
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
 from routespace.nn.weights import check_loads, load_net, save_net
 from routespace.values import Value
 from routespace.versions import versions_of

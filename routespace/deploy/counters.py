@@ -30,11 +30,12 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.leading import gated_rows
 from routespace.grid.usage import EdgeUsage
+from routespace.nn.cost import network_cost
 from routespace.nn.heads.base import Head
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
-from routespace.nn.task_net import TaskNet, WithRest, network_cost
+from routespace.nn.task_net import TaskNet, WithRest
 
 FLOPS_PER_MAC = 2
 OTHERS_IMAGE_PX = 224  # the usual side where a module does not tell

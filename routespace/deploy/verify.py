@@ -20,11 +20,12 @@ from routespace.deploy.tolerance import CONVERTED, VERIFIED, coarsest_type, diff
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Node
+from routespace.nn.cost import network_cost
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
 from routespace.nn.running import as_input, evaluating, place_of, placed
-from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, backbone_of, network_cost
+from routespace.nn.task_net import AnyNet, TaskNet, as_task_net, backbone_of
 
 BATCH = 2
 

@@ -25,20 +25,19 @@ from torch import Tensor, nn
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
-from routespace.grid.graph import Node
 from routespace.grid.leading import check_map, leading_row
 from routespace.grid.spec import map_size
-from routespace.nn.families.base import Block, FamilyModules, PatchEmbed, Stage, Stem, modules_of
+from routespace.nn.assembly import assemble
+from routespace.nn.families.base import Block, Stage, Stem
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.module import PlainModule
 from routespace.nn.packing.compiler import is_plain_run
-from routespace.nn.plan import Embed, Row, compile_plan
+from routespace.nn.plan import Row, compile_plan
 from routespace.nn.routing.deciding import Changes, Deciding, Execution
 from routespace.nn.routing.execution import make_compute
 from routespace.nn.routing.gates import Gate
 from routespace.nn.routing.places import GatePlaces, places_of
 from routespace.nn.routing.routes import EdgeRoute, Routes
-from routespace.nn.routing.skipped import SkippedPath
 from routespace.nn.routing.state import NodeState
 from routespace.nn.routing.steps import ForwardState, run_embed, run_row
 from routespace.nn.trees import register_namedtuple
@@ -105,44 +104,8 @@ class RouteNet(nn.Module):
         self._deciding = deciding
         self.plan = compile_plan(architecture)
         check_map(architecture, self.gate_spec)
-        leader = leading_row(architecture)
-        parts = modules_of(spec.family)
-        self.stem = source.stem if source else parts.stem(spec)
-        self.edges = nn.ModuleDict()
-        self.gates = nn.ModuleDict()
-        self.skips = nn.ModuleDict()
-        for step in self.plan:
-            name = step.transformer if isinstance(step, Row) else step.name
-            if name is None:
-                continue
-            self.edges[name] = source.edges[name] if source else self._make_edge(step, parts, drop_path)
-            if step.gated:
-                self.gates[name] = source.gates[name] if source else self._make_gate(step, leads=name == leader)
-                if isinstance(step, Row) and self.gate_spec.skipped != "identity":
-                    self.skips[name] = source.skips[name] if source else self._make_path(step.source)
-        self.outputs = nn.ModuleDict(
-            {
-                f"r{rate:02d}": source.outputs[f"r{rate:02d}"] if source else parts.output(spec, rate)
-                for rate in architecture.output_rates
-            }
-        )
-
-    def _make_edge(self, step: Row | Embed, parts: FamilyModules, drop_path: float) -> Stage | PatchEmbed:
-        layer, rate = step.source
-        if isinstance(step, Embed):
-            return parts.patch_embed(self.spec, rate)
-        share = layer / max(1, self.spec.layers - 1)
-        first = self.spec.blocks_before(layer)
-        return parts.stage(self.spec, rate, self.spec.depth(layer), drop_path * share, first=first)
-
-    def _make_gate(self, step: Row | Embed, *, leads: bool) -> Gate:
-        rows = isinstance(step, Row)
-        granularity = self.gate_spec.rows if rows else self.gate_spec.columns
-        follows = rows and self.gate_spec.source == "map" and not leads
-        return Gate(self.gate_spec, granularity, self.spec.width(step.source[1]), rows=rows, follows=follows)
-
-    def _make_path(self, source: Node) -> SkippedPath:
-        return SkippedPath(self.gate_spec, self.spec.width(source[1]))
+        parts = assemble(architecture, self.plan, self.gate_spec, drop_path=drop_path, source=source)
+        self.stem, self.edges, self.gates, self.skips, self.outputs = parts
 
     @property
     def deciding(self) -> Deciding:

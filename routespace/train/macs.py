@@ -31,10 +31,11 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node
 from routespace.grid.resources import NO_GATE, RESOURCES, Terms
 from routespace.grid.usage import ALL_USED, EdgeUsage, Usage
+from routespace.nn.cost import head_cost_of
 from routespace.nn.heads.base import NO_COST
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.routing.routes import Routes
-from routespace.nn.task_net import AnyNet, TaskNet, head_cost_of
+from routespace.nn.task_net import AnyNet, TaskNet
 from routespace.nn.usage import SAME_SIZE, UsageMeter
 
 UNUSED = EdgeUsage(tokens=0, images=0, asked=0)

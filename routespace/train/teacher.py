@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from routespace.errors import DataError, RoutespaceError, SpecError
-from routespace.nn.task_net import TaskNet, TaskOutput, network_cost
+from routespace.nn.cost import network_cost
+from routespace.nn.task_net import TaskNet, TaskOutput
 from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.data.source import Source

@@ -15,10 +15,11 @@ from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
+from routespace.nn.cost import network_cost
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 from routespace.train.controls import annotated_scenes, knows_objects, object_auc, scenes_with_objects
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.skipping import Batches

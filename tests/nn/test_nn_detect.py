@@ -12,10 +12,10 @@ from torchvision.models.detection.retinanet import RetinaNet
 
 from routespace.deploy.counters import torch_macs
 from routespace.errors import SpecError
+from routespace.nn.cost import network_cost
 from routespace.nn.heads import matching
 from routespace.nn.heads.detector import Detected
 from routespace.nn.heads.pyramid import RateAnchors
-from routespace.nn.task_net import network_cost
 from routespace.nn.weights import load_net, save_net
 
 SIZE = 64, 96

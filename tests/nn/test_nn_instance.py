@@ -13,7 +13,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, Mask
 from torchvision.ops import MultiScaleRoIAlign
 
 from routespace.deploy.counters import torch_macs
-from routespace.nn.task_net import network_cost
+from routespace.nn.cost import network_cost
 from routespace.nn.weights import load_net, save_net
 
 SIZE = 64, 96

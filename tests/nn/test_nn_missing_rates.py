@@ -12,9 +12,10 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.sample import architectures_of, sample_static_bits
 from routespace.nn.candidates import SharedParts
+from routespace.nn.cost import network_cost
 from routespace.nn.heads.kinds import make_head
 from routespace.nn.route_net import RouteNet
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 
 RATES = {"max_down": 32, "widths": [8, 16, 16, 24], "heads": [1, 2, 2, 2], "mlp_ratios": [2] * 4}
 GRID = pyramid_grid(layers=2, sr_ratios=[2, 1, 1, 1], image_size=64, **RATES)

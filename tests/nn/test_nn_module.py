@@ -13,9 +13,10 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.cost import network_cost
 from routespace.nn.module import unwrap
 from routespace.nn.routing.routes import Routes
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import measure_usage
 from routespace.nn.weights import load_net, save_net
 from routespace.train.budget import budget_loss

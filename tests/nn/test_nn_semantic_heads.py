@@ -10,11 +10,12 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.cost import network_cost
 from routespace.nn.heads.kinds import head_data, make_head
 from routespace.nn.heads.pixel_decoders import SemanticFpn, UperNet
 from routespace.nn.heads.semantic import PixelClassifier
 from routespace.nn.route_net import RouteNet
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net, save_net
 
 WIDTHS = 8, 16, 24, 32

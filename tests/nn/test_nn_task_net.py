@@ -17,10 +17,11 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.cost import network_cost
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import EdgeRoute, Routes
-from routespace.nn.task_net import TaskNet, network_cost
+from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import measure_usage
 from routespace.nn.weights import load_net, save_net
 

@@ -20,7 +20,7 @@ from routespace.errors import GridError, SpecError
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.usage import usage_from_json
-from routespace.nn.task_net import network_cost
+from routespace.nn.cost import network_cost
 from routespace.nn.weights import load_net
 from routespace.search import load_study, run_study, trial_folder
 from routespace.search.candidate import RecipeCandidate

@@ -7,7 +7,7 @@ from train_tiny import tiny
 from routespace import extract_bundle, load_bundle, load_run, train_recipe
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
-from routespace.nn.task_net import network_cost
+from routespace.nn.cost import network_cost
 from routespace.workflow.cutting import cut_down, cut_limits, with_choices
 from routespace.workflow.fine_tuning import FineTuning
 
