@@ -19,9 +19,10 @@ from routespace.errors import DataError, RoutespaceError
 from routespace.search.problem import Problem
 from routespace.search.records import TrialRecord, TrialStatus, pareto, records
 from routespace.search.rescue import queue_again, recover, retry_failed
-from routespace.search.sampler import Points, Sampler, make_sampler, retried
+from routespace.search.sampler import Points, make_sampler, retried
 from routespace.search.storage import Turn, Worker
 from routespace.search.trial import TrialRunner
+from routespace.train.recipe.searching import Sampler
 
 FAILURES_TO_STOP = 3  # trials that all fail from the first on: the recipe or its data is at fault
 

@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from routespace.errors import RoutespaceError
 from routespace.search.problem import Problem
 from routespace.search.space import rounded
+from routespace.train.recipe.searching import Sampler
 
-Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's, as a recipe names them
 DRAWS = 32  # of Optuna's sampler for one trial; each takes a few milliseconds for each field
 LISTED = 512  # points of a space that is small enough to be searched through for what is left …
 FEW_DRAWS = 8  # … after so many draws

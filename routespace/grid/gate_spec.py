@@ -34,7 +34,6 @@ SHAPING = (
 )
 MAP_CONTEXT, MAP_SMOOTH = 5, 3  # sides with `source: map` where none are given
 Open01 = Annotated[float, Field(gt=0, lt=1)]
-Closed01 = Annotated[float, Field(ge=0, le=1)]
 
 
 class GateSpec(Value):

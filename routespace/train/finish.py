@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from routespace.files import replaced_folder, write_json
-from routespace.grid.usage import USAGE_FORMAT
+from routespace.grid.usage import EdgeUsage, usage_to_json
 from routespace.nn.routing.gates import Gate
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import save_net
@@ -54,7 +54,8 @@ def _save_final(run: RunFolder, net: TaskNet, usage: dict[str, Any], result: dic
     """net/, usage.json and, last, result.json: the folder is finished when that is there."""
     with replaced_folder(run.net_path) as partial:
         save_net(net, partial)
-    write_json(run.usage_path, {"format": USAGE_FORMAT, "grid": net.architecture.grid.hash, "edges": usage})
+    used = {name: EdgeUsage(**shares) for name, shares in usage.items()}
+    write_json(run.usage_path, usage_to_json(used, net.architecture.grid))
     write_json(run.result_path, result)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from routespace.cli.app import app
@@ -110,3 +111,17 @@ def alone(tmp_path_factory) -> Iterator[Callable[..., Ended]]:
             return Ended(code, out.read_text(), err.read_text(), bool(torch))
 
         yield run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of images of two classes, one of which cannot be read."""
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for number in range(20):
+                Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    broken = tmp_path / "data" / "train" / "cat" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    return tmp_path / "data"

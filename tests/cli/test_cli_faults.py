@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from PIL import Image
 from tiny_grid import TINY_GRID
 
 from routespace import Architecture, RoutingGrid, TaskNet, load_recipe, save_bundle
@@ -25,20 +24,6 @@ def bundle(tmp_path):
     net = TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.parse(TINY_GRID))))
     save_bundle(net, tmp_path / "bundle", Card.of(net))
     return tmp_path / "bundle"
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder of images of two classes, one of which cannot be read."""
-    for split in ("train", "test"):
-        for label in ("cat", "dog"):
-            folder = tmp_path / "data" / split / label
-            folder.mkdir(parents=True)
-            for number in range(20):
-                Image.new("RGB", (64, 64), (number, 0, 0)).save(folder / f"{number:02d}.png")
-    broken = tmp_path / "data" / "train" / "cat" / "03.png"
-    broken.write_bytes(broken.read_bytes()[:40])
-    return tmp_path / "data"
 
 
 @pytest.mark.parametrize(

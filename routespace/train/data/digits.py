@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from routespace.errors import DataError, SpecError
 from routespace.files import replaced_folder
 from routespace.preprocess import Preprocess
+from routespace.train.data.catalogue import Split
 from routespace.train.data.digits_render import (
     CLASSES,
     MIN_DIGIT_PX,
@@ -34,7 +35,6 @@ from routespace.train.data.digits_render import (
     STROKE_LEVELS,
     Digit,
     RenderedScenes,
-    Split,
     outline,
     paint,
     split_digits,

@@ -15,14 +15,14 @@ its softened surround fades · R = 3 S, a row of RGB pixels as it lies in memory
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from routespace.train.data.catalogue import Split
 from routespace.train.data.objects import Objects
 
-Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLASSES = 10
 

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from routespace.grid.resources import RESOURCES
 from routespace.train.recipe.parts import Natural, Section, parse_count
 
+Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's
 Scalar = bool | int | float | str | None
 
 
@@ -90,7 +91,7 @@ class SearchSpec(Section):
     objectives: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     limits: dict[str, int | float] = {}
     trials: Natural = 20
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    sampler: Sampler = "tpe"
     overrides: dict[str, Any] = {}
     latency_table: str | None = None
 
