@@ -3,9 +3,8 @@
 routed      the recipe as it is
 narrower    as many blocks at each rate, in widths that take the routed backbone's MACs
 shallower   no blocks at the finest rate, and wider: the same MACs
-narrower+   the same, each phase for as many seconds as the routed one took
 smaller     the recipe's own blocks on smaller images, within a tenth of these MACs
-smaller+    the same, each phase for as many seconds as the routed one took
+narrower+, shallower+, smaller+   the same, each phase for as many seconds as the routed one took
 dense       the recipe's own blocks on all tokens: what is to be saved, no rival
 """
 
@@ -54,7 +53,7 @@ HEAVY = {  # heads
 }
 SCENES = ("recipe", "crowded")
 TASKS = ("detect", "instance", "semantic")
-LINES = ("routed", "narrower", "shallower", "smaller", "narrower+", "smaller+", "dense")
+LINES = ("routed", "narrower", "shallower", "smaller", "narrower+", "shallower+", "smaller+", "dense")
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
 ROUNDS, TIMED_IMAGES = 9, 32
 ON_CUDA = {  # many scenes a step: a step of small networks takes as long as its kernels' calls
@@ -183,7 +182,7 @@ def recipe_of(setting: Setting, line: str) -> Recipe:
         return plain_recipe(own, macs)
     if line == "shallower":
         return plain_recipe(own, macs, blocks=(0, *[1] * (len(own.grid.rates) - 1)))
-    return with_smaller_anchors(smaller_recipe(own, macs), own)
+    return smaller_recipe(own, macs)
 
 
 def for_as_long(recipe: Recipe, setting: Setting) -> Recipe:
@@ -199,14 +198,6 @@ def for_as_long(recipe: Recipe, setting: Setting) -> Recipe:
         for phase, seconds in zip(recipe.train.phases, first, strict=True)
     ]
     return recipe.override({"train.phases": phases, "train.seconds": last})
-
-
-def with_smaller_anchors(smaller: Recipe, own: Recipe) -> Recipe:
-    """A recipe on smaller images, whose detector looks for boxes that shrank along."""
-    if "anchor_scale" not in (told := smaller.task.model_dump(exclude_defaults=True)):
-        return smaller
-    shrunk = smaller.grid.image_size[0] / own.grid.image_size[0]
-    return smaller.override({"task.anchor_scale": round(shrunk * told["anchor_scale"], 2)})
 
 
 def one(setting: Setting, line: str) -> dict[str, Any]:
