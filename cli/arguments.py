@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from routespace.errors import SpecError
@@ -97,6 +97,34 @@ def one_of(field: str, given: str, allowed: Iterable[str]) -> str:
     if given not in words:
         raise SpecError(f"{field}: {given!r:.40} is not allowed; give {' or '.join(words)}")
     return given
+
+
+def said_once(
+    field: str, option: str, value: Any, given: Mapping[str, Any], *, way: str = "--set", read: Any = None
+) -> None:
+    """Raise SpecError where an option of its own and assignments say two things of one field.
+
+    Args:
+        field: such as "train.device".
+        option, value: what the option is called, and what it says; None says nothing.
+        given: dotted field → value, as assignments give them; a whole section may be one of them.
+        way: what assignments are called.
+        read: makes values comparable, such as paths.
+    """
+    other = _assigned(field, given)
+    same = read or (lambda found: found)
+    if value is None or other is None or same(value) == same(other):
+        return
+    raise SpecError(f"{field}: {option} says {value!s:.80}, {way} says {other!s:.80}; give one of them")
+
+
+def _assigned(field: str, given: Mapping[str, Any]) -> Any:
+    """What assignments say of a dotted field, by its own name or within a section; None for nothing."""
+    if field in given:
+        return given[field]
+    section, dot, rest = field.partition(".")
+    inside = given.get(section)
+    return _assigned(rest, inside) if dot and isinstance(inside, Mapping) else None
 
 
 def several_of(field: str, given: str, allowed: Iterable[str]) -> list[str]:

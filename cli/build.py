@@ -39,13 +39,16 @@ def run(
     Nothing is trained: the numbers are analytic. One multiply-add is one MAC. All MACs are without gates; what the
     gates of the full grid add is told apart, and `cost` prints both together.
     """
-    from routespace.cli.arguments import parse_macs
+    from routespace.cli.arguments import parse_macs, said_once
     from routespace.files import json_text, require_place, write_json
     from routespace.grid.graph import RoutingGrid
     from routespace.grid.spec import GridSpec
     from routespace.train.recipe.yaml import parse_assignments
 
-    grid = RoutingGrid(GridSpec.parse(grid_fields(fields) | parse_assignments(changes or [])))
+    options, more = grid_fields(fields), parse_assignments(changes or [])
+    for name, value in options.items():
+        said_once(name, f"--{name.replace('_', '-')}", value, more)
+    grid = RoutingGrid(GridSpec.parse(options | more))
     budget = None if macs is None else parse_macs(macs)
     if out is not None:
         require_place(out)

@@ -73,7 +73,7 @@ def check(
         else:
             from routespace.train.data.check import check_pictures
 
-            report = check_pictures(spec.root, **how)
+            report = check_pictures(spec, **how)
     if as_json:
         found = [finding._asdict() for finding in report.findings]
         data = {"ok": report.ok, "counts": report.counts, "left_out": report.left_out, "findings": found}
@@ -113,12 +113,14 @@ def _data_of(root: Path | None, name: str | None, changes: list[str], task: str 
 
 def _changed(spec: FilesSpec, changes: list[str]) -> FilesSpec:
     """What a folder looks like, with what --set says of it; raises SpecError for fields of other sections."""
+    from routespace.cli.arguments import said_once
     from routespace.errors import DataError, SpecError
     from routespace.train.recipe.data import FilesSpec
-    from routespace.train.recipe.data_kinds import SPECS, of_kind, settled
+    from routespace.train.recipe.data_kinds import SPECS, absolute, of_kind, settled
     from routespace.train.recipe.recipe import parse_assignments
 
     given = parse_assignments(changes)
+    said_once("data.root", "the folder or file", spec.root, given, read=absolute)
     other = next((field for field in given if not field.startswith("data.")), None)
     if other is not None:
         raise SpecError(f"{other}: is no field of the data; give --recipe, which it changes, or leave it out")

@@ -43,10 +43,13 @@ def run(
     from routespace.cli.arguments import named_recipe, one_of
     from routespace.cli.status import busy, loading
     from routespace.deploy.folder import net_folder
+    from routespace.errors import SpecError
     from routespace.files import require_place
     from routespace.train.data.lookup import require_at
 
     one_of("split", split, SPLITS)
+    if compiled and not speed:
+        raise SpecError("compile: what is compiled is timed, and --no-speed times nothing; give one of them")
     net_folder(source)
     if data is not None:
         require_at(data)
@@ -61,6 +64,10 @@ def run(
     chosen = found.images_recipe(named=data is not None)
     if picture is not None:
         evaluation.require_paintable(found.net, picture)
+    if compiled and found.net.architecture.is_static:
+        raise SpecError(
+            "compile: a static network is not timed here; leave it out, or time it with `routespace bench`"
+        )
     found.net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
     loaders = evaluation_loaders(
         chosen, found.net.spec, preprocess=found.preprocess, classes=found.classes, data=data

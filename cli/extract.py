@@ -78,14 +78,13 @@ def run(
     Without a limit it is the recipe's own budget. A static network is then taken whole. With --finetune the part
     is trained on before it is saved, by the recipe of its run.
     """
-    from routespace.cli.arguments import named_recipe, one_of, parse_limits, parse_macs
+    from routespace.cli.arguments import named_recipe, parse_limits, parse_macs
     from routespace.cli.render import draw, legend
     from routespace.cli.status import loading
     from routespace.deploy.folder import net_folder, require_bundle_place
     from routespace.grid.resources import joined_limits
 
-    one_of("method", method, METHODS)
-    _check_choice(choose)
+    _check_choice(choose, method)
     given = named_recipe(recipe)
     limits = parse_limits(limit or [])
     if macs is not None:
@@ -98,13 +97,14 @@ def run(
     with loading():
         from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
+        from routespace.workflow.extraction import require_effect
     tuning = _tuning(finetune, teacher, cut)
     found = load_artifact(run_folder, recipe=given, device=device)
+    _require_images(found, wanted=given is not None and (evaluate or tuning is not None))
     table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
-    limits |= {} if ms is None else {"latency_ms": ms}
-    own = None if limits and ratio is None else _own_limit(found, ratio)
-    limits |= {} if own is None else {"macs": own}
+    limits = _all_limits(found, limits, ratio, ms)
     every = not drop_rates
+    require_effect(found, limits, by=choose, method=method, every_rate=every)
     stage = _cut_down(found, limits, choose, tuning, every_rate=every)
     chosen = _choose(stage, found, limits, choose, table=table, method=method, every_rate=every)
     print(draw(chosen.grid, chosen))
@@ -113,6 +113,12 @@ def run(
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     _what_next(found, folder)
+
+
+def _require_images(found: Artifact, *, wanted: bool) -> None:
+    """Raise DataError, before the work, where a recipe that was given is about images of other classes."""
+    if wanted:
+        _ = found.held_out().val
 
 
 def _cut_down(
@@ -166,9 +172,19 @@ def _choose(
     return best.architecture
 
 
-def _check_choice(choose: str | None) -> None:
+def _all_limits(
+    found: Artifact, limits: Mapping[str, float], ratio: float | None, ms: float | None
+) -> dict[str, float]:
+    """The limits that were given, or the network's own where there is none."""
+    given = {**limits, **({} if ms is None else {"latency_ms": ms})}
+    own = None if given and ratio is None else _own_limit(found, ratio)
+    return given if own is None else given | {"macs": own}
+
+
+def _check_choice(choose: str | None, method: str) -> None:
     from routespace.cli.arguments import one_of
 
+    one_of("method", method, METHODS)
     if choose is not None:
         one_of("choose", choose, CHOICES)
 

@@ -18,7 +18,9 @@ FEEDS = ("grid.num_classes", "grid.in_channels", "grid.image_size")  # of the gr
 EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
 
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe's name or YAML file, with a `search` section.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's name or YAML file, with a `search` section.")
+]
 Trials = Annotated[int | None, typer.Option(help="Trials wanted in all; else the recipe's number.")]
 Storage = Annotated[str | None, typer.Option(help="Database URL or journal file; else study.db in --out.")]
 StudyName = Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")]
@@ -45,14 +47,20 @@ def run(
     The task's metric is measured on validation; the test split is for `evaluate` alone. Times are measured, or
     predicted by the --latency table, which also checks their limit.
     """
+    from routespace.cli.arguments import said_once
     from routespace.cli.status import loading
     from routespace.cli.study_view import TrialWatch
     from routespace.cli.train import require_images, with_changes
     from routespace.cli.typed import same_command
     from routespace.cli.watch import watching
+    from routespace.train.recipe.data_kinds import absolute
+    from routespace.train.recipe.yaml import parse_assignments
 
     chosen = with_changes(recipe, changes or [], data=data)
     chosen.require_search()
+    if latency is not None:
+        given = parse_assignments(changes or [])
+        said_once("search.latency_table", "--latency", latency, given, read=absolute)
     seen = _data_of_trials(chosen)
     if seen is not None:
         require_images(seen)

@@ -18,7 +18,9 @@ EXAMPLE = "routespace train digits_tiny --set train.epochs=5 --out runs/first"
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, a YAML file, or a run folder.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE|RUN", help="A recipe's name, a YAML file, or a run folder.")
+    ],
     data: Data = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The run's folder; else runs/RECIPE.")] = None,
     changes: Changes = None,
@@ -116,16 +118,20 @@ def with_changes(
     """The recipe of that name with what the command line changes.
 
     Raises:
-        SpecError: no such recipe, or a field that is not allowed.
+        SpecError: no such recipe, a field that is not allowed, or two values for one.
     """
+    from routespace.cli.arguments import said_once
     from routespace.recipes import load_recipe
-    from routespace.train.recipe.data_kinds import data_at
+    from routespace.train.recipe.data_kinds import absolute, data_at
     from routespace.train.recipe.recipe import parse_assignments
 
     recipe, more = load_recipe(name), parse_assignments(changes)
     if data is not None:
+        said_once("data.root", "--data", data, more, read=absolute)
         more = _at(data_at(data, recipe.data), more)
-    more |= {field: value for field, value in (("seed", seed), ("train.device", device)) if value is not None}
+    for option, field, value in (("--seed", "seed", seed), ("--device", "train.device", device)):
+        said_once(field, option, value, more)
+        more |= {} if value is None else {field: value}
     return recipe.override(more) if more else recipe
 
 

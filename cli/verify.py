@@ -16,7 +16,7 @@ DIFFERENT = 1
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="The extracted network.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The extracted network.")],
     against: Annotated[Path, typer.Option(help="The run or bundle that it was taken from.")],
     image_size: ImageSize = None,
     tolerance: Annotated[

@@ -6,6 +6,7 @@ No torch here.
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from routespace.errors import DataError
 from routespace.pictures import picture_suffixes
 
-__all__ = ["hidden", "pictures_below", "plain_name", "visible"]
+__all__ = ["hidden", "is_folder", "pictures_below", "plain_name", "visible"]
 
 # What macOS, Windows and network drives leave behind, in lower case; names with a dot in front are hidden.
 LEFT_BEHIND = frozenset(
@@ -46,6 +47,23 @@ def visible(folder: Path | str) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda item: plain_name(item.name))
 
 
+def is_folder(item: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads round in a circle is none."""
+    try:
+        return item.is_dir()
+    except OSError:  # Pillow says later why it cannot be read
+        return False
+
+
+def _special(item: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe, a socket or a device."""
+    try:
+        mode = item.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def pictures_below(folder: str, others: Counter[str], inside: tuple[str, ...] = ()) -> Iterator[str]:
     """Every picture below a folder, by name; linked folders are followed.
 
@@ -62,7 +80,9 @@ def pictures_below(folder: str, others: Counter[str], inside: tuple[str, ...] = 
         raise DataError(f"{folder}: is a link to a folder around it; remove the link")
     for item in visible(folder):
         ending = os.path.splitext(item.name)[1].lower()
-        if item.is_dir():
+        if _special(item):  # reading a pipe would wait for ever
+            others["special files"] += 1
+        elif is_folder(item):
             yield from pictures_below(item.path, others, (*inside, real))
         elif ending in picture_suffixes():
             yield item.path

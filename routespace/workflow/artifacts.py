@@ -19,6 +19,8 @@ from routespace.nn.running import pick_device
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
+from routespace.train.data.evaluation import evaluation_loaders
+from routespace.train.data.loaders import Loaders
 from routespace.train.recipe.data_kinds import kind_of
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import RunFolder
@@ -57,6 +59,18 @@ class Artifact:
                 f"{self.folder}: has no {file_names.RECIPE}; name the recipe of its data with --recipe"
             )
         return self.recipe
+
+    def held_out(self) -> Loaders:
+        """The recipe's images for this network, labelled by the names of its classes.
+
+        Raises:
+            BundleError: there is no recipe.
+            DataError: no such images, classes that are none of the network's, or another number of them.
+            SpecError: data that the network cannot read.
+        """
+        return evaluation_loaders(
+            self.require_recipe(), self.net.spec, preprocess=self.preprocess, classes=self.classes
+        )
 
     def images_recipe(self, *, named: bool) -> Recipe:
         """The recipe of the images to evaluate on.

@@ -21,7 +21,6 @@ from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.train.candidates import evaluate_candidates
-from routespace.train.data.loaders import make_loaders
 from routespace.train.data.skipping import Batches
 from routespace.train.tasks.base import Metric
 from routespace.train.tasks.kinds import task_of_head
@@ -85,7 +84,7 @@ def choose_best(
     """
     if not limits:
         raise SpecError("limits: there is none to choose under; give one, such as macs")
-    images = make_loaders(artifact.require_recipe()).val
+    images = artifact.held_out().val
     found = candidates_within(
         artifact,
         limits,
@@ -131,7 +130,7 @@ def choose_part(
     if way == "candidates":
         best = choose_best(artifact, limits, table=table, least_macs=least_macs, every_rate=every_rate)
         return best.architecture
-    scores = edge_scores(artifact, make_loaders(artifact.require_recipe()).val)
+    scores = edge_scores(artifact, artifact.held_out().val)
     whole, usage = artifact.net.architecture, artifact.usage or {}
     return derive(whole, usage, limits=limits, table=table, scores=scores, every_rate=every_rate)
 

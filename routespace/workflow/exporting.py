@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from routespace import file_names
 from routespace.deploy.export.formats import EXPORTERS
 from routespace.deploy.export.write import ExportReport, Say, export, least_side
+from routespace.errors import BundleError
 from routespace.files import json_text
-from routespace.preprocess import preprocess_to_json, save_preprocess
+from routespace.preprocess import Preprocess, load_preprocess, preprocess_to_json, save_preprocess
 from routespace.workflow.artifacts import Artifact
 
 
@@ -35,7 +37,7 @@ def export_artifact(
     Raises:
         SpecError: an image size that the network does not take.
         MissingDependencyError: a package that a format needs is not installed.
-        BundleError: a file cannot be written.
+        BundleError: a file cannot be written, or others in the folder take pictures in another way.
         RoutespaceError: an exported network does not give the network's numbers.
     """
     told: dict[str, str] = {}
@@ -45,11 +47,38 @@ def export_artifact(
             preprocess = preprocess.model_copy(update={"size": image_size})
         data = preprocess_to_json(preprocess, artifact.classes or ())
         told = {"preprocess": json_text(data, indent=None)}
-    files = [Path(folder) / f"model{EXPORTERS[name].suffix}" for name in formats]
+    suffixes = tuple(EXPORTERS[name].suffix for name in formats)
+    _require_same_pictures(Path(folder), preprocess, artifact.classes, suffixes)
+    files = [Path(folder) / f"model{suffix}" for suffix in suffixes]
     reports = [export(artifact.net, file, image_size=image_size, metadata=told, say=say) for file in files]
     if preprocess is not None:
         save_preprocess(folder, preprocess, artifact.classes or ())
     return reports
+
+
+def _require_same_pictures(
+    folder: Path, preprocess: Preprocess | None, classes: Sequence[str] | None, suffixes: Sequence[str]
+) -> None:
+    """Raise BundleError where files that stay in a folder take pictures otherwise: one file tells of them all.
+
+    Args:
+        folder: where to write.
+        preprocess, classes: what its preprocess.json will say.
+        suffixes: of the files that are written anew.
+    """
+    before = load_preprocess(folder)
+    stay = sorted(file for file in folder.glob("model*") if file.suffix not in suffixes)
+    stay += [net for net in (folder / file_names.NET,) if net.exists()]
+    if before is None or preprocess is None or not stay or before == (preprocess, tuple(classes or ())):
+        return
+    raise BundleError(
+        f"{stay[0]}: goes with a preprocess.json that would change ({_sides(before[0])} there, "
+        f"{_sides(preprocess)} px now); choose another folder for these files"
+    )
+
+
+def _sides(preprocess: Preprocess) -> str:
+    return "×".join(map(str, preprocess.size))
 
 
 def export_notes(artifact: Artifact, image_size: tuple[int, int] | None = None) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.resources import joined_limits
 from routespace.nn.task_net import TaskNet
 from routespace.preprocess import preprocess_to_json
-from routespace.train.data.loaders import make_loaders
 from routespace.train.evaluate import evaluate
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
@@ -33,6 +32,8 @@ from routespace.workflow.choosing import WAYS, choose_part
 from routespace.workflow.cutting import cut_down
 from routespace.workflow.fine_tuning import FineTuning, fine_tune
 from routespace.workflow.history import images_of, with_score
+
+USUAL_METHOD = "milp"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def extract_bundle(
     macs: float | None = None,
     limits: Mapping[str, float] | None = None,
     table: LatencyTable | None = None,
-    method: str = "milp",
+    method: str = USUAL_METHOD,
     by: str | None = None,
     every_rate: bool = True,
     evaluated: bool = True,
@@ -96,6 +97,7 @@ def extract_bundle(
     Raises:
         BudgetError: a limit is below the least possible, which the message names.
         BundleError: no such run, usage that was not measured, or `out` cannot be written.
+        SpecError: a wish that would have no effect.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
     if by not in (None, *WAYS):
@@ -106,6 +108,7 @@ def extract_bundle(
     own = None if wanted else own_limit(artifact)
     limits = wanted if own is None else {"macs": own}
     way = by or usual_choice(artifact)
+    require_effect(artifact, limits, by=by, method=method, every_rate=every_rate)
     stage = cut_down(artifact, limits, tuning, by=way, every_rate=every_rate)
     chosen = choose_part(stage.artifact, limits, stage.way(way), table=table, method=method, every_rate=every_rate)
     return extract_chosen(
@@ -123,6 +126,22 @@ def usual_choice(artifact: Artifact) -> str:
     """By what a part is chosen where nobody says: `candidates` after a sandwich training, else `usage`."""
     recipe = artifact.recipe
     return "candidates" if recipe is not None and recipe.train.mode == "sandwich" else "usage"
+
+
+def require_effect(
+    artifact: Artifact, limits: Mapping[str, float], *, by: str | None, method: str, every_rate: bool
+) -> None:
+    """Raise SpecError for a wish that would have no effect; arguments as in `extract_bundle`, with all limits."""
+    wishes = {"choose": by is not None, "method": method != USUAL_METHOD, "drop_rates": not every_rate}
+    wish = next((name for name, asked in wishes.items() if asked), None)
+    if wish is not None and not limits:
+        raise SpecError(
+            f"{wish}: a static network is taken whole where nothing limits it; give a limit such as --ratio 0.5 "
+            f"(macs=…), or leave it out"
+        )
+    way = by or usual_choice(artifact)
+    if method != USUAL_METHOD and way != "usage":
+        raise SpecError(f"method: {method!r} derives a part from usage, not from {way}; leave one of them out")
 
 
 def own_limit(artifact: Artifact) -> int | None:
@@ -216,7 +235,7 @@ def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyRepor
 
 def _measured(artifact: Artifact, small: TaskNet, metric: str) -> tuple[Score, Score]:
     """The task's metric of a network and of its part on validation images."""
-    loaders = make_loaders(artifact.require_recipe())
+    loaders = artifact.held_out()
     whole = evaluate(artifact.net, loaders.val, expected=False)
     same = small.architecture == artifact.net.architecture
     part = whole if same else evaluate(small, loaders.val, expected=False)

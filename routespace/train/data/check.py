@@ -109,12 +109,16 @@ class CheckedFile(NamedTuple):
 
 
 def check_pictures(
-    root: Path | str, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+    root: Path | str | CsvSpec | FolderSpec,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Read every picture of a folder or table.
 
     Args:
-        root: a folder with train/<class>/ (and val/, test/) or <class>/, or a table (.csv, .tsv).
+        root: a folder with train/<class>/ (and val/, test/) or <class>/, or a table (.csv, .tsv); or the data
+            section that names one, with the columns of a table and so on.
         workers: processes; 1 reads in this one.
         progress: called with how many of how many are done.
 
@@ -159,12 +163,11 @@ def file_findings(files: Mapping[str, CheckedFile]) -> Iterator[Finding]:
     return (Finding(path, file.problem, file.detail) for path, file in files.items() if file.problem)
 
 
-def _parts(root: Path | str) -> dict[str, Listed]:
-    catalogue: Catalogue
-    if Path(root).suffix.lower() in TABLES:
-        catalogue = TableCatalogue(CsvSpec(root=absolute(root)))
-    else:
-        catalogue = FolderCatalogue(FolderSpec(root=absolute(root)))
+def _parts(root: Path | str | CsvSpec | FolderSpec) -> dict[str, Listed]:
+    if isinstance(root, Path | str):
+        kind = CsvSpec if Path(root).suffix.lower() in TABLES else FolderSpec
+        root = kind(root=absolute(root))
+    catalogue: Catalogue = TableCatalogue(root) if isinstance(root, CsvSpec) else FolderCatalogue(root)
     splits: tuple[Split, ...] = ("train", "val", "test")
     return {split: listed for split in splits if (listed := catalogue.part(split)) is not None}
 

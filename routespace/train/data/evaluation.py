@@ -50,7 +50,7 @@ def evaluation_loaders(
     if "grid.num_classes" in changes and data is None:
         raise DataError(
             f"recipe: {recipe.name} is about {recipe.grid.num_classes} classes, the network has "
-            f"{spec.num_classes} outputs; give the recipe that it was trained with, or its images with --data"
+            f"{spec.num_classes} outputs; give the recipe it was trained with, or evaluate images by --data"
         )
     chosen = recipe.override(changes) if changes else recipe
     return Loaders(chosen, make_source(chosen, preprocess=preprocess, classes=classes, whole=whole))

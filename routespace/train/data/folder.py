@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from routespace.errors import DataError
-from routespace.picture_files import pictures_below, plain_name, visible
+from routespace.picture_files import is_folder, pictures_below, plain_name, visible
 from routespace.train.data.catalogue import (
     Entry,
     FileReader,
@@ -109,7 +109,7 @@ def list_folder(folder: Path) -> Listed:
             raise DataError(f"{path}: the class folder holds no pictures{told}; put some in, or remove it")
         entries += found
         left_out += others
-    loose = sum(1 for item in visible(folder) if not item.is_dir())
+    loose = sum(1 for item in visible(folder) if not is_folder(item))
     if loose:
         left_out[LOOSE] += loose
     if not entries:
@@ -125,7 +125,7 @@ def told_left_out(left_out: Counter[str] | dict[str, int]) -> str:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    return (Path(item.path) for item in visible(folder) if item.is_dir())
+    return (Path(item.path) for item in visible(folder) if is_folder(item))
 
 
 def key_below(file: str, folder: Path) -> str:

@@ -205,12 +205,17 @@ class PictureSource:
             seed=self.seed,
         )
 
+    def _whole(self) -> str:
+        """Which folder `--data` takes as a whole, where there are training images; for a message."""
+        layout = getattr(self.catalogue, "layout", None)
+        return f" (such as {layout.train})" if layout is not None and layout.train is not None else ""
+
     def _no(self, split: Split) -> DataError:
         where = self.spec.root or "data"
         how = {
             "train": "put them into train/<class>/, or all of them into <class>/",
             "val": "put them into val/<class>/",
-            "test": "put them into test/<class>/, name a folder with --data, or take the validation part",
+            "test": f"put them into test/<class>/, or evaluate others with --data{self._whole()} or --split val",
         }
         called = {"train": "training", "val": "validation", "test": "test"}[split]
         return DataError(f"{where}: no {called} images; {how[split]}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from routespace.errors import DataError
 from routespace.files import read_text
-from routespace.picture_files import pictures_below, plain_name, visible
+from routespace.picture_files import is_folder, pictures_below, plain_name, visible
 from routespace.pictures import header, quiet_pillow, upright_size, why_unreadable
 from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Truth, picture_trouble
 from routespace.train.data.catalogue import Split, examples, require_root
@@ -145,7 +145,7 @@ class FolderAnnotations:
     def part(self, split: Split, *, whole: bool = False) -> AnnotatedPart | None:
         """What a part holds; see `Annotations`."""
         pictures, maps = self.root / self.spec.image_folder, self.root / self.spec.label_folder
-        below = {item.name.lower(): item.name for item in visible(pictures) if item.is_dir()}
+        below = {item.name.lower(): item.name for item in visible(pictures) if is_folder(item)}
         if any(name in below for names in NAMES.values() for name in names):
             own = next((below[name] for name in NAMES[split] if name in below), None)
             if own is None:
