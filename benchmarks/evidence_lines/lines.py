@@ -190,11 +190,11 @@ def smaller_recipe(setting: Setting) -> Recipe:
         low, high = (min(max(LEAST_PX, round(size * px / side)), most) for size in sizes)
         return [low, high]
 
-    first = plain.train.phases[0].model_dump(mode="json")
+    first, *between = (phase.model_dump(mode="json") for phase in plain.train.phases)
     canvas = max(least, round(arena.first[1] * px / side))
     if not arena.crops:
         first |= {"image_size": canvas, "data": {**first["data"], arena.objects: shrunk(arena.first_px, canvas)}}
-    own = {f"data.{arena.objects}": shrunk(arena.own_px, px), "grid.image_size": px, "train.phases": [first]}
+    own = {f"data.{arena.objects}": shrunk(arena.own_px, px), "grid.image_size": px, "train.phases": [first, *between]}
     return plain.override(own)
 
 
