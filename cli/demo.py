@@ -26,8 +26,15 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
-SUPERNET_S = (60.0, 55.0)  # of its phases
-TRIAL = {"train.phases": [], "train.epochs": 1, "train.seconds": 10.0, "data.val_size": 500}  # from its weights
+SUPERNET_S = (55.0, 15.0, 50.0)  # of its phases
+TRIAL = {  # from its weights, which gates do not take part in: they are taught again
+    "train.phases": [],
+    "train.epochs": 1,
+    "train.seconds": 10.0,
+    "data.val_size": 500,
+    "budget.open_frac": 0.2,
+    "budget.settle_frac": 0.25,
+}
 EXTRACTED_RATIO = 0.8  # of the dense MACs: with one block a rate, less leaves too few of them to look with
 FINE_TUNING = {"name": "digits_sparse_finetuned", "train.phases": [], "train.epochs": 3, "train.seconds": 30.0}
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
