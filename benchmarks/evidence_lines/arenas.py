@@ -73,7 +73,8 @@ class Arena:
         )
         told, batch = own.data.model_dump(), own.train.batch
         start["data"]["train_size"] = self._scenes(scenes, batch)
-        return own.override({"data.train_size": self._scenes(told["train_size"], batch), "train.phases": [start, *between]})
+        size = self._scenes(told["train_size"], batch)
+        return own.override({"data.train_size": size, "train.phases": [start, *between]})
 
     def _scenes(self, count: int, batch: int) -> int:
         """Of an epoch: whole batches where the length is not that of the arena."""
@@ -181,7 +182,7 @@ def crops() -> Arena:
         canvas,
         based_on="digits_sparse",
         crops=True,
-        seconds=(100.0, 25.0, 85.0),
+        seconds=(150.0, 25.0, 95.0),
     )
 
 

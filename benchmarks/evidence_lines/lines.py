@@ -194,8 +194,8 @@ def smaller_recipe(setting: Setting) -> Recipe:
     canvas = max(least, round(arena.first[1] * px / side))
     if not arena.crops:
         first |= {"image_size": canvas, "data": {**first["data"], arena.objects: shrunk(arena.first_px, canvas)}}
-    own = {f"data.{arena.objects}": shrunk(arena.own_px, px), "grid.image_size": px, "train.phases": [first, *between]}
-    return plain.override(own)
+    own = {f"data.{arena.objects}": shrunk(arena.own_px, px), "grid.image_size": px}
+    return plain.override(own | {"train.phases": [first, *between]})
 
 
 def smaller(setting: Setting) -> dict[str, Any]:
