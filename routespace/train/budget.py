@@ -7,6 +7,7 @@ check_budget(recipe, architecture)   whether the gates can reach it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,12 +100,12 @@ def budget_loss(
         0-d tensor.
 
     Raises:
-        BudgetError: the gates cannot reach `macs`.
+        BudgetError: the gates cannot reach `macs`, or it is no number.
         GridError: the grid has no plain staircase; give a base.
     """
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     least = closed_macs(net.architecture, net.gate_spec)
-    if macs < least:
+    if not least <= macs < math.inf:
         raise BudgetError(
             f"macs: {macs / 1e6:.4g} MMACs is impossible; with every gate closed the network takes "
             f"{least / 1e6:.4g}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from routespace.errors import SpecError
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
@@ -63,7 +64,13 @@ def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Ca
         loader: batches that training has not seen, the same in every pass, a pass for each of about six trials.
             Labels are not used.
         target: MACs of one image.
+
+    Raises:
+        SpecError: a target that is no number above 0, or a module that is no network of ours.
+        DataError: the loader holds no images.
     """
+    if not 0 < target < math.inf:
+        raise SpecError(f"target: {target!r:.40} is not allowed; give the MACs of one image, a number above 0")
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     start, batches = _logit(net.gate_spec.open_above), _held(loader)
     with evaluating(net):

@@ -7,6 +7,7 @@ import torch
 from grid.grid_strategies import mixed_architectures
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_grid import TINY_GRID
 from train_tiny import tiny
 
 from routespace.deploy.counters import torch_macs
@@ -15,6 +16,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
+from routespace.grid.spec import GridSpec
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter
@@ -370,3 +372,15 @@ def test_a_deep_grid_starts_with_its_task(layers):
         return torch.stack([gradient.norm() for gradient in found if gradient is not None]).norm()
 
     assert slope(budget) < slope(task)
+
+
+@pytest.mark.parametrize("target", [math.nan, math.inf, 0.0, -1.0])
+def test_a_target_that_is_no_number_of_macs_is_refused(target):
+    grid = RoutingGrid(GridSpec(**TINY_GRID))
+    net = TaskNet.classifier(Architecture.full(grid))
+    images = torch.randn(2, 3, *grid.spec.image_size)
+    with pytest.raises(SpecError, match="give the MACs of one image"):
+        calibrate_threshold(net, [images], target)
+    assert net.gate_spec.threshold is None
+    with pytest.raises(BudgetError, match="is impossible"):
+        budget_loss(net, net(images).routes, macs=target)

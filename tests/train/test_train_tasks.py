@@ -22,6 +22,7 @@ from routespace.nn.heads.base import Head
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import UsageMeter, measure_usage
 from routespace.train import run
+from routespace.train.candidates import evaluate_candidates
 from routespace.train.evaluate import evaluate
 from routespace.train.macs import counted_macs, expected_macs, metered_macs, size_factor
 from routespace.train.recipe.recipe import Recipe
@@ -209,3 +210,29 @@ def test_a_task_without_soft_labels_refuses_a_teacher_in_one_line(changes):
     recipe = tiny(**changes)
     with pytest.raises(ValueError, match="task 'brightness' knows no soft labels; "):
         check_teacher(recipe.train, recipe.gates, RegressSpec(), routing=recipe.routing)
+
+
+def test_the_loss_is_the_mean_of_all_images_however_they_come():
+    """The last batch is smaller, and so is a batch of which some pictures could not be read."""
+    torch.manual_seed(0)
+    net = TaskNet.classifier(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID)))).eval()
+    images, labels = torch.randn(7, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    with torch.no_grad():
+        net.head.weight.normal_(std=3)
+        wanted = float(torch.nn.functional.cross_entropy(net(images).logits, labels))
+    for sizes in ([7], [4, 3], [6, 1], [1, 5, 0, 1]):
+        batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+        assert evaluate(net, batches, expected=False)["loss"] == pytest.approx(wanted, rel=1e-5), sizes
+    part = Architecture.staircase(net.architecture.grid)
+    losses = [
+        evaluate_candidates(net, [part], list(zip(images.split(n), labels.split(n), strict=True)))[0]["loss"]
+        for n in (7, 4, 1)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_one_class_has_no_accuracy():
+    net = TaskNet.classifier(Architecture.full(RoutingGrid(GridSpec(**TINY_GRID | {"num_classes": 1}))))
+    batches = [(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.long))]
+    with pytest.raises(SpecError, match=r"num_classes: 1 class .* two classes or more"):
+        evaluate(net, batches)

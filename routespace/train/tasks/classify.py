@@ -21,6 +21,8 @@ from routespace.nn.heads.classify import Classifier, Pool
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import ACCURACY
 
+LEAST_CLASSES = 2  # that can be told apart
+
 
 class Classify:
     """Classification of images.
@@ -79,7 +81,12 @@ class Classify:
         return (outputs.argmax(1) == wanted).float().mean()
 
     def meter(self, device: torch.device) -> ClassifyMeter:
-        """Accuracy and loss."""
+        """Accuracy and loss; raises SpecError where there is one class, which is always right."""
+        if self.classes < LEAST_CLASSES:
+            raise SpecError(
+                f"num_classes: {self.classes} class tells nothing apart, so that there is no accuracy to measure; "
+                f"give a network of two classes or more"
+            )
         return ClassifyMeter(self.classes, device)
 
 
@@ -89,13 +96,14 @@ class ClassifyMeter:
     def __init__(self, classes: int, device: torch.device) -> None:
         self.metrics: dict[str, Metric] = {
             "accuracy": MulticlassAccuracy(num_classes=classes, average="micro").to(device),
-            "loss": MeanMetric(nan_strategy="disable").to(device),  # else it would leave out what is NaN
+            # Else it would leave out what is NaN; so told, it heeds no weights, and is given each image's loss.
+            "loss": MeanMetric(nan_strategy="disable").to(device).set_dtype(torch.float64),
         }
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch of logits (B, K) with labels (B,)."""
         self.metrics["accuracy"].update(outputs, targets)
-        self.metrics["loss"].update(F.cross_entropy(outputs.float(), targets), len(targets))
+        self.metrics["loss"].update(F.cross_entropy(outputs.float(), targets, reduction="none"))
 
     def compute(self) -> dict[str, float]:
         """`accuracy` in 0…1 and `loss`."""
