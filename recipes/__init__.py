@@ -7,6 +7,7 @@ if __name__ != "routespace.recipes":
     raise ImportError("import routespace.recipes, not recipes: the top-level folder is mapped into the package")
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -57,7 +58,14 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
             path = path / file_names.RECIPE
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
+        given = str(name_or_path)
+        if Path(given).is_dir():
+            told = (
+                f"is a folder without {file_names.RECIPE}; give a recipe, and a folder of images as --data {given}"
+            )
+            raise SpecError(f"recipe: {given!r:.100} {told:.300}") from error
+        close = " or ".join(get_close_matches(given, recipe_names(), n=3))
         raise SpecError(
-            f"recipe: {str(name_or_path)!r:.100} is neither a recipe's name nor a readable YAML file; "
-            f"names: {', '.join(recipe_names())}"
+            f"recipe: {given!r:.100} is neither a recipe's name nor a readable YAML file; "
+            f"{f'perhaps {close}; ' if close else ''}names: {', '.join(recipe_names())}"
         ) from error

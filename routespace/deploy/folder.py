@@ -54,5 +54,8 @@ def net_folder(folder: Path) -> Path:
     if (folder / file_names.RECIPE).exists():
         again = command_line("train", folder, "--resume")
         raise BundleError(f"{folder}: the run is not finished; it goes on with: {again}")
+    if (folder / file_names.STUDY).exists():
+        trial = folder / "trials" / "0000"
+        raise BundleError(f"{folder}: is a study; give one of its trials' folders, such as {trial}")
     state = "is a file" if folder.is_file() else "has no network" if folder.exists() else "does not exist"
     raise BundleError(f"{folder}: {state}; give the folder of a finished run or of a bundle")

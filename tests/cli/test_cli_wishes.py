@@ -139,3 +139,21 @@ def test_what_would_wait_for_ever_or_leads_round_is_told(tmp_path):
     assert result.exit_code == 1, result.output
     assert "left out: special files 1" in result.output
     assert str(Path("cat/round.png")) in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "photos"], ["'photos' is a folder without recipe.yaml", "--data photos"]),
+        (["train", "digit_tiny"], ["perhaps digits_tiny", "names: "]),
+        (["evaluate", "study"], ["study: is a study", "study/trials/0000"]),
+        (["predict", "study", "photos/x.png"], ["study: is a study", "study/trials/0000"]),
+    ],
+)
+def test_a_newcomer_is_told_what_was_meant(args, words, tmp_path, alone):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.json").write_text("{}")
+    ended = alone(tmp_path, *args)
+    assert (ended.code, ended.torch, len(ended.err.splitlines())) == (2, False, 1), ended
+    assert all(word in ended.err for word in words), ended.err
