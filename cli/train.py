@@ -11,6 +11,8 @@ import typer
 from routespace.cli.options import Changes, Data
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from routespace.train.recipe.recipe import Recipe
 
 NAME = "train"
@@ -58,7 +60,10 @@ def run(
         shown = chosen
         if init is not None and chosen.budget.macs is not None and not resume:  # a share of that network's base
             shown = fine_tuning(chosen, init, asked).recipe
+        renamed = None if given is None or resume else other_classes(chosen, given.classes)
         with watching(budget=budget_ratio(shown)) as progress:
+            if renamed is not None and is_first_process():
+                progress.say(renamed)
             told: dict[str, Any] = {"progress": progress if is_first_process() else None, "tell": progress.say}
             result = train_recipe(chosen, folder, init=init, resume=resume, asked=asked, earlier=earlier, **told)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
@@ -99,6 +104,27 @@ def require_images(recipe: Recipe) -> None:
         from routespace.train.data.lookup import require_pictures
 
         require_pictures(recipe.data)
+
+
+def other_classes(recipe: Recipe, given: Sequence[str] | None) -> str | None:
+    """What to say where a given network's outputs are as many as the data's classes, and of other names.
+
+    Args:
+        recipe: of the data.
+        given: the network's class names in output order; None where they are not known.
+    """
+    from routespace.train.data.catalogue import examples
+    from routespace.train.data.source import class_names
+
+    if recipe.task.target != "label" or not given:
+        return None
+    names = class_names(recipe)
+    if len(names) != len(given) or names == tuple(given):
+        return None  # another number of classes gives a new head, which is told
+    return (
+        f"classes: the network's outputs were {examples(given)}, and are now to be {examples(names)}; its head is "
+        f"trained on as it is"
+    )
 
 
 def budget_ratio(recipe: Recipe) -> float | None:

@@ -157,3 +157,14 @@ def test_a_newcomer_is_told_what_was_meant(args, words, tmp_path, alone):
     ended = alone(tmp_path, *args)
     assert (ended.code, ended.torch, len(ended.err.splitlines())) == (2, False, 1), ended
     assert all(word in ended.err for word in words), ended.err
+
+
+def test_classes_of_other_names_are_told_where_a_head_goes_on(cli, bundle, tmp_path):
+    spanish = {"hormiga": (40, 200, 40), "gato": (200, 40, 40), "perro": (40, 40, 200)}
+    photos(tmp_path / "spanish", spanish, count=3)
+    small = ["--set", "train.epochs=0", "--set", "train.warmup_epochs=0", "--set", "train.batch_size=2"]
+    told = "the network's outputs were ant, cat, dog, and are now to be gato, hormiga, perro"
+    other = cli("train", bundle, "--from", bundle, "--data", tmp_path / "spanish", "--out", tmp_path / "a", *small)
+    assert told in " ".join((other.assert_fine().out + other.err).split())
+    same = cli("train", bundle, "--from", bundle, "--out", tmp_path / "b", *small).assert_fine()
+    assert "outputs were" not in same.out + same.err

@@ -208,9 +208,18 @@ def count_classes(recipe: Recipe) -> int:
     Raises:
         DataError: the data is missing or damaged.
     """
+    return len(class_names(recipe))
+
+
+def class_names(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the classes of a recipe's data, whatever its grid says, in the order of a new network's outputs.
+
+    Raises:
+        DataError: the data is missing or damaged.
+    """
     target, size = recipe.task.target, recipe.grid.image_size
     wanted = Wanted(recipe.data, recipe.preprocess, recipe.seed, None, whole=False, target=target, size=size)
-    return len(SOURCES[type(recipe.data)](wanted).classes)
+    return tuple(SOURCES[type(recipe.data)](wanted).classes)
 
 
 def scenes_of(recipe: Recipe, target: Target) -> Source:
