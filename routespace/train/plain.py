@@ -26,6 +26,7 @@ from routespace.train.recipe.recipe import Recipe
 NEAR = 3  # how far each rate's channels per head may lie from the common number
 CLOSE_FRAC = 0.005
 NEAR_FRAC = 0.1  # of the wanted MACs, by which smaller images may be off: their sizes come in steps
+LEAST_PX = 8  # of an object that shrinks: of fewer nobody could tell what it is
 IN_PIXELS = ("digit_px", "object_px")  # of scenes that are made here: objects shrink with their images
 
 
@@ -134,7 +135,8 @@ def smaller_recipe(recipe: Recipe, macs: float) -> Recipe:
     changes["grid.image_size"] = list(size)
     for name in IN_PIXELS:
         if (pixels := getattr(recipe.data, name, None)) is not None:
-            low, high = (round(each * min(size) / min(height, width)) for each in pixels)
+            shrunk = (round(each * min(size) / min(height, width)) for each in pixels)
+            low, high = (max(min(LEAST_PX, each), new) for each, new in zip(pixels, shrunk, strict=True))
             changes[f"data.{name}"] = [low, min(high, min(size))]
     return recipe.override(changes | _without_routing(recipe))
 

@@ -47,6 +47,8 @@ def test_smaller_images_have_smaller_objects():
     assert small.grid.image_size == (72, 72)
     assert small.data.digit_px == (10, 33)
     assert small.grid.shape == recipe.grid.shape
+    tiny_digits = smaller_recipe(recipe.override({"data.digit_px": [9, 30]}), 1.92e6)
+    assert tiny_digits.data.digit_px == (8, 22)  # as small as can be read
     with pytest.raises(BudgetError, match="no smaller image"):
         smaller_recipe(recipe, 3.9e6)
     with pytest.raises(BudgetError, match="no smaller image"):
