@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_grid import TINY_GRID
 
 from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, save_bundle
@@ -14,6 +16,7 @@ from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, save_
 INTERRUPTED = 130
 FIRST = "routespace.cli.interrupts"  # before it, Python itself is starting
 SOON_S = 0.02
+READING_S = 3.0  # after which processes have been started, and read
 
 
 def assert_interrupted(process, *, words=""):
@@ -149,11 +152,15 @@ def test_libraries_keep_their_warnings_to_themselves(tmp_path):
 
 def test_processes_that_read_pictures_leave_ctrl_c_to_their_command(tmp_path):
     (tmp_path / "photos/ant").mkdir(parents=True)
-    os.mkfifo(tmp_path / "photos/ant/0.png")  # read until somebody writes
+    first = tmp_path / "photos/ant/0.png"
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(first, compress_level=1)
+    for number in range(1, 600):  # a tenth of a second each: they are read until somebody interrupts
+        os.link(first, first.with_name(f"{number}.png"))
     command = [sys.executable, "-m", "routespace.cli", "data", "check", "photos", "--workers", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     process = subprocess.Popen(command, **pipes, start_new_session=True)
-    with open(tmp_path / "photos/ant/0.png", "wb"):  # once a process has opened it
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        time.sleep(SOON_S)
+    time.sleep(READING_S)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert_interrupted(process)
