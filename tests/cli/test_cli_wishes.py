@@ -159,6 +159,7 @@ def test_a_newcomer_is_told_what_was_meant(args, words, tmp_path, alone):
     assert all(word in ended.err for word in words), ended.err
 
 
+@pytest.mark.filterwarnings("ignore:fewer than 5 validation images")
 def test_classes_of_other_names_are_told_where_a_head_goes_on(cli, bundle, tmp_path):
     spanish = {"hormiga": (40, 200, 40), "gato": (200, 40, 40), "perro": (40, 40, 200)}
     photos(tmp_path / "spanish", spanish, count=3)
