@@ -88,18 +88,14 @@ def test_areas_are_those_of_scikit_learn_and_one_for_who_knows():
         true = torch.stack([touched_tokens(known, (32, 32), row.rate) for known in objects])
         assert found[row.name] == pytest.approx(roc_auc_score(true.flatten(), routes[row.name].chance.flatten()))
 
-    class Knowing:
-        """The network, if its gates knew."""
+    def knowing(images):
+        """The network's forward pass, if its gates knew."""
+        true = oracle_routes(net, images, objects[: len(images)])
+        edges = {name: EdgeRoute(r.kept, r.counted, r.kept.float()) for name, r in true.items()}
+        return type("Output", (), {"routes": Routes(edges)})
 
-        def __call__(self, images):
-            true = oracle_routes(net, images, objects[: len(images)])
-            edges = {name: EdgeRoute(r.kept, r.counted, r.kept.float()) for name, r in true.items()}
-            return type("Output", (), {"routes": Routes(edges)})
-
-        def __getattr__(self, name):
-            return getattr(net, name)
-
-    assert set(object_auc(Knowing(), scenes[:1]).values()) == {1.0}
+    net.forward = knowing
+    assert set(object_auc(net, scenes[:1]).values()) == {1.0}
 
 
 def test_a_report_tells_the_areas_where_objects_are_known():

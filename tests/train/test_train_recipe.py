@@ -147,9 +147,11 @@ def test_what_is_no_recipe_is_refused(text):
 
 def test_unknown_recipes_and_files_name_the_known(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    for name in ("nosuch", tmp_path, tmp_path / "bad.yaml", "a\0b"):
+    for name in ("nosuch", tmp_path / "bad.yaml", "a\0b"):
         with pytest.raises(SpecError, match="digits_tiny"):
             load_recipe(name)
+    with pytest.raises(SpecError, match="is a folder without"):
+        load_recipe(tmp_path)
 
 
 def test_overrides_reach_recipes_by_name_path_and_run_folder(tmp_path):

@@ -98,7 +98,7 @@ class Detector(Head):
         """What it gives for the maps of B images; filters and cascades also make batches of none."""
         maps = output.maps
         some = next(iter(maps.values()))
-        if len(some) or not is_plain_run(some):
+        if not is_plain_run(some) or len(some):  # a length that is asked for would be fixed in an export
             return Detected(self, self.raw_of(maps))
         # torchvision cannot tell the shapes of nothing: those of one image, cut, have them.
         raw = self.raw_of({rate: x.new_zeros(1, *x.shape[1:]) + x.sum() for rate, x in maps.items()})
