@@ -104,8 +104,7 @@ def _without_routing(recipe: Recipe) -> dict[str, Any]:
     """Changes that leave out what is of routed networks alone."""
     changes: dict[str, Any] = {"gates": GateSpec().model_dump(mode="json"), "budget.ratio": None}
     changes |= {"budget.macs": None, "budget.control": 0.0, "train.mode": "plain", "train.start": "open"}
-    if getattr(recipe.task, "pool", "all") != "all":
-        changes["task.pool"] = "all"
+    changes["task"] = recipe.task.without_gates().model_dump(mode="json")
     return changes | ({"train.teacher": None} if recipe.train.teacher == SELF else {})
 
 

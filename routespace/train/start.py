@@ -184,6 +184,7 @@ def make_net(start: Start, task: Task, init: TaskNet | None, *, tell: Callable[[
 
 
 def _few_tokens(start: Start) -> tuple[str, ...]:
+    """What to tell of a budget that leaves next to no tokens to gates that open a share."""
     shares = RowShares.of(start.recipe, start.architecture, check_budget(start.recipe, start.architecture))
     return () if shares is None else shares.lines()
 

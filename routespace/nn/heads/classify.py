@@ -10,7 +10,7 @@ Shape legend: B images · N tokens of the coarsest map · C its channels · K cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,10 @@ from routespace.grid.families.base import EdgeCost
 from routespace.grid.prices import head_cost
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
+from routespace.nn.heads.settings import Pool
 from routespace.nn.route_net import RouteOutput
 
 INIT_STD = 0.02
-
-Pool = Literal["all", "computed"]
 
 
 class Classifier(Head):

@@ -1,4 +1,4 @@
-"""What heads of dense tasks can be told, as recipes and saved networks write it. Nothing here imports torch."""
+"""What heads can be told, as recipes and saved networks write it. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TOWER_CONVS = 4  # as in the papers
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=8, le=2048)]
+Pool = Literal["all", "computed"]  # of tokens that a classifier takes the mean of
 Ratios = Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1)]
 
 

@@ -29,6 +29,8 @@ def changed_data(
     if "grid.preset" in changes:
         kept = {key: data["grid"][key] for key in PRESET_KEEPS}
         data["grid"] = kept | {"preset": changes["grid.preset"]}
+    if isinstance(data.get("task"), str):  # a kind alone means its defaults, which a change may be about
+        data["task"] = {"kind": data["task"]}
     if "data.kind" in changes and isinstance(data["data"], dict):
         _change_kind(data, changes["data.kind"])
     for field, value in changes.items():

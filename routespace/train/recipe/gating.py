@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from routespace.grid.gate_spec import GateSpec
 from routespace.train.recipe.parts import BudgetSpec, TrainSpec
-from routespace.train.tasks.base import TaskSpec
 
 NO_CHOICE = ("static", "none")  # routings without gates
 
@@ -30,19 +29,4 @@ def check_gating(
         raise ValueError(
             "train.start: 'staircase' shuts rows by their biases, but with gates.source 'map' one row's "
             "weights decide for all; set train.start to open"
-        )
-
-
-def check_pool(task: TaskSpec, gates: GateSpec, *, routing: str) -> None:
-    """Raise ValueError for a mean over computed tokens where no gate ever chooses among tokens."""
-    if getattr(task, "pool", "all") == "all":
-        return
-    if routing not in ("both", "depth"):
-        raise ValueError(
-            f"task.pool: 'computed' needs rows that are gated; routing {routing!r} has none, give task.pool=all"
-        )
-    if gates.rows not in ("token", "window"):
-        raise ValueError(
-            f"task.pool: 'computed' needs gates that choose among tokens; rows {gates.rows!r} do not, give "
-            f"task.pool=all, or gates.rows token or window"
         )

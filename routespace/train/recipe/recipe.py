@@ -31,7 +31,7 @@ from routespace.train.recipe.base import base_macs, plain_spec
 from routespace.train.recipe.changes import changed_data
 from routespace.train.recipe.data import DigitsSpec
 from routespace.train.recipe.data_kinds import DataSpec, of_other_kind, settled
-from routespace.train.recipe.gating import NO_CHOICE, check_gating, check_pool
+from routespace.train.recipe.gating import NO_CHOICE, check_gating
 from routespace.train.recipe.identity import recipe_hash
 from routespace.train.recipe.parts import BudgetSpec, TrainSpec
 from routespace.train.recipe.phases import check_clock, check_phases, phase_changes
@@ -112,8 +112,8 @@ class Recipe(Value):
     def _check(self) -> Self:
         grid = self.grid
         check_gating(self.train, self.gates, self.budget, routing=self.routing, split=self.split)
-        check_pool(self.task, self.gates, routing=self.routing)
         self.task.check(grid)
+        self.task.check_gates(self.gates, routing=self.routing)
         self.data.check(
             grid.image_size, channels=grid.in_channels, classes=self.num_classes, target=self.task.target
         )

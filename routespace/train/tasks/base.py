@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import Natural, TrainSpec
 from routespace.train.recipe.targets import Target
@@ -122,6 +123,14 @@ class TaskSpec(Value, ABC):
     def check(self, grid: GridSpec) -> None:
         """Raise ValueError, naming the recipe's field, when the grid does not fit the task."""
         return
+
+    def check_gates(self, gates: GateSpec, *, routing: str) -> None:
+        """Raise ValueError, naming the recipe's field, when gates do not tell what the task asks of them."""
+        return
+
+    def without_gates(self) -> Self:
+        """The same task for a network that has no gates."""
+        return self
 
     def classes_in(self, grid: GridSpec) -> int:
         """Classes that the network tells apart."""

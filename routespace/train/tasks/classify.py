@@ -17,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from routespace.errors import SpecError
 from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
-from routespace.nn.heads.classify import Classifier, Pool
+from routespace.nn.heads.classify import Classifier
+from routespace.nn.heads.settings import Pool
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import ACCURACY
 

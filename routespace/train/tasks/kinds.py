@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
+from routespace.nn.heads.settings import Pool
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.targets import IGNORE
 from routespace.train.tasks.base import ACCURACY, MEAN_IOU, DenseSpec, Task, TaskSpec
@@ -30,12 +32,31 @@ class ClassifySpec(TaskSpec):
     teachable = True
 
     kind: Literal["classify"] = "classify"
-    pool: Literal["all", "computed"] = "all"
+    pool: Pool = "all"
 
     def check(self, grid: GridSpec) -> None:
         """A classifier needs classes."""
         if not grid.num_classes:
             raise ValueError("grid.num_classes: 0 leaves nothing to tell apart; give the number of classes")
+
+    def check_gates(self, gates: GateSpec, *, routing: str) -> None:
+        """A mean over computed tokens needs gates that choose among tokens."""
+        if self.pool == "all":
+            return
+        if routing not in ("both", "depth"):
+            raise ValueError(
+                f"task.pool: 'computed' needs rows that are gated; routing {routing!r} has none, give "
+                f"task.pool=all"
+            )
+        if gates.rows not in ("token", "window"):
+            raise ValueError(
+                f"task.pool: 'computed' needs gates that choose among tokens; rows {gates.rows!r} do not, give "
+                f"task.pool=all, or gates.rows token or window"
+            )
+
+    def without_gates(self) -> Self:
+        """With the mean over all tokens."""
+        return self.model_copy(update={"pool": "all"})
 
     def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
         """`Classify` with the training's smoothing, mixup and cutmix."""
