@@ -72,6 +72,24 @@ def test_rivals_have_the_macs_and_smaller_images_shrink_with_all_that_is_on_them
     assert smaller.train.epochs == setting.recipe.train.epochs
 
 
+@pytest.mark.parametrize("name", ["digits", "crops", "sparse", "digits_gpu"])
+def test_every_arena_has_a_start_for_the_oracle_and_a_supernet(name, tmp_path):
+    from evidence import ARENAS
+    from evidence_lines.lines import Setting, start_recipe, supernet_recipe
+
+    setting = Setting(ARENAS[name](None), 0, 0.5, tmp_path)
+    start, plain = start_recipe(setting), setting.plain
+    assert start.routing == "static"
+    numbers = range(len(plain.train.phases))
+    for number in numbers:  # the same phases, at the same rates, but for the last
+        own, whole = start.phase(number), plain.phase(number)
+        assert (own.grid, own.data) == (whole.grid, whole.data)
+        assert (own.train.seconds, own.train.epochs) == (whole.train.seconds, whole.train.epochs)
+        assert own.train.lr == pytest.approx(whole.train.lr)
+    assert len(start.train.phases) == len(numbers) - 1
+    assert supernet_recipe(setting).train.mode == "sandwich"
+
+
 def test_by_the_clock_everybody_has_the_same_time_and_the_same_crops(tmp_path):
     from evidence_lines.arenas import crops
     from evidence_lines.lines import RIVALS, Setting, trained_recipe

@@ -215,5 +215,14 @@ def rehearsal() -> Arena:
     }
     supernet = {"grid.layers": 5}
     return Arena(
-        "rehearsal", "cpu", changes, supernet, "object_px", (16, 30), (16, 40), (1, 48, 32), tune_epochs=1
+        "rehearsal",
+        "cpu",
+        changes,
+        supernet,
+        "object_px",
+        (16, 30),
+        (16, 40),
+        (1, 48, 32),
+        tune_epochs=1,
+        based_on="digits_sparse",
     )

@@ -138,15 +138,24 @@ def routed(setting: Setting) -> dict[str, Any]:
     return setting.kept("routed", lambda folder: setting.trained(setting.recipe, folder))
 
 
+def start_recipe(setting: Setting) -> Recipe:
+    """All that the dense network trains before its last phase, as a training of its own."""
+    plain = setting.plain
+    *before, last = plain.train.phases
+    phases = [phase.model_dump(mode="json") | {"lr_factor": phase.lr_factor / last.lr_factor} for phase in before]
+    return plain.phase(len(before)).override({"train.phases": phases})
+
+
 def oracle(setting: Setting) -> dict[str, Any]:
-    """Gates that know; the first phase is that of the dense network, trained once."""
+    """Gates that know; what comes before the last phase is the dense network's, trained once."""
 
     def work(folder: Path) -> dict[str, Any]:
         first = replace(setting, ratio=1)
-        begun = first.kept("start", lambda place: first.trained(first.plain.phase(0), place))
+        begun = first.kept("start", lambda place: first.trained(start_recipe(first), place))
         start = {"train.phases": [], "train.weights": str(first.folder("start")), "train.start": "open"}
         found = train_oracle(setting.recipe.override(start), folder, setting.macs)
-        return {**found, "macs": found["counted_macs"], "first_s": begun["own_s"], "start": begun["accuracy"]}
+        first_s = begun["first_s"] + begun["own_s"]
+        return {**found, "macs": found["counted_macs"], "first_s": first_s, "start": begun["accuracy"]}
 
     return setting.kept("oracle", work)
 
@@ -224,13 +233,19 @@ def longer(setting: Setting) -> dict[str, Any]:
     return setting.kept("longer", work)
 
 
+def supernet_recipe(setting: Setting) -> Recipe:
+    """Of the network that parts are extracted from; nothing teaches its gates, so they are held in all phases."""
+    recipe = setting.arena.recipe(setting.seed)
+    phases = [phase.model_dump(mode="json") | {"gates": "held"} for phase in recipe.train.phases]
+    return recipe.override({"train.phases": phases, **SANDWICH, **setting.arena.supernet})
+
+
 def extracted(setting: Setting) -> dict[str, Any]:
     """The best part of a supernet within the MACs, and some epochs more."""
 
     def work(folder: Path) -> dict[str, Any]:
         first, arena = replace(setting, ratio=1), setting.arena
-        whole = first.arena.recipe(setting.seed).override({**SANDWICH, **arena.supernet})
-        begun = first.kept("supernet", lambda place: first.trained(whole, place))
+        begun = first.kept("supernet", lambda place: first.trained(supernet_recipe(first), place))
         now = clock_of(arena.device)
         start, run = now(), load_run(first.folder("supernet"), device=arena.device)
         taken = extract_bundle(
