@@ -22,12 +22,11 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import SELF
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.resizing import size_changes
 
 NEAR = 3  # how far each rate's channels per head may lie from the common number
 CLOSE_FRAC = 0.005
 NEAR_FRAC = 0.1  # of the wanted MACs, by which smaller images may be off: their sizes come in steps
-LEAST_PX = 8  # of an object that shrinks: of fewer nobody could tell what it is
-IN_PIXELS = ("digit_px", "object_px")  # of scenes that are made here: objects shrink with their images
 
 
 class PlainShape(NamedTuple):
@@ -131,13 +130,7 @@ def smaller_recipe(recipe: Recipe, macs: float) -> Recipe:
         raise BudgetError(f"macs: {macs / 1e6:.4g} MMACs is what no smaller image of this grid's staircase takes")
     size = fitting[-1]
     changes: dict[str, Any] = {"name": f"{recipe.name}_smaller", "routing": "static", "split": None}
-    changes["grid.image_size"] = list(size)
-    for name in IN_PIXELS:
-        if (pixels := getattr(recipe.data, name, None)) is not None:
-            shrunk = (round(each * min(size) / min(height, width)) for each in pixels)
-            low, high = (max(min(LEAST_PX, each), new) for each, new in zip(pixels, shrunk, strict=True))
-            changes[f"data.{name}"] = [low, min(high, min(size))]
-    return recipe.override(changes | _without_routing(recipe))
+    return recipe.override(changes | size_changes(recipe, size) | _without_routing(recipe))
 
 
 def plain_recipes(recipe: Recipe, macs: float) -> dict[PlainShape, Recipe]:

@@ -2,15 +2,17 @@
 
 artifact = load_artifact(Path("runs/first"))       or a bundle's folder
 artifact.net, artifact.recipe, artifact.usage
+artifact.resized(96)                               the same for smaller images
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from routespace import file_names
 from routespace.deploy.bundle import Card, load_bundle
+from routespace.deploy.extract import resized, resized_spec
 from routespace.deploy.folder import is_bundle, net_folder
 from routespace.deploy.scores import Score
 from routespace.errors import BundleError
@@ -23,6 +25,7 @@ from routespace.train.data.evaluation import evaluation_loaders
 from routespace.train.data.loaders import Loaders
 from routespace.train.recipe.data_kinds import kind_of
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.resizing import resized_recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.tasks.kinds import task_spec_of
 from routespace.workflow.history import run_scores
@@ -71,6 +74,38 @@ class Artifact:
         return evaluation_loaders(
             self.require_recipe(), self.net.spec, preprocess=self.preprocess, classes=self.classes
         )
+
+    def resized(self, image_size: tuple[int, int] | int) -> Artifact:
+        """The same network for images of another size: its weights as they are, images fed at that size.
+
+        The recipe becomes one of that size, where what it gives in pixels of scenes that are made here goes along
+        (`digit_px`, `object_px`). Scores stay: each tells the size that it was measured at.
+
+        Args:
+            image_size: height and width in pixels, or one number for a square. Its own gives the artifact itself.
+
+        Raises:
+            SpecError: a size that the grid or the data does not take, or data whose own fields say how large
+                pictures go in.
+            BundleError: pictures go in as a whole, and there is no recipe to say how large.
+        """
+        own, size = self.net.spec.image_size, resized_spec(self.net.spec, image_size).image_size
+        if size == own:
+            return self
+        recipe = self.recipe
+        if recipe is not None:
+            if recipe.grid.image_size != own:  # a recipe that was given for the data alone
+                recipe = recipe.override({"grid.image_size": list(own)})
+            recipe = resized_recipe(recipe, size)
+        fed = self.preprocess
+        if fed is not None:
+            sides = size if fed.fit == "crop" else (recipe or self.require_recipe()).preprocess.size
+            fed = fed.model_copy(update={"size": sides})
+        # Usage is shares of tokens, and what objects take of an image is the same share at any size. So measured
+        # shares still rank the edges, and they are no more than an estimate in any case: nothing is promised by
+        # them, and whatever is chosen is evaluated at its own size. Coarser tokens cover an object less closely,
+        # so that the true shares are somewhat larger on smaller images.
+        return replace(self, net=resized(self.net, size), recipe=recipe, card=None, preprocess=fed)
 
     def images_recipe(self, *, named: bool) -> Recipe:
         """The recipe of the images to evaluate on.
