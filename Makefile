@@ -15,9 +15,8 @@ setup: .venv/.ready
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
-# Maps this small are faster with one thread; a second one renders.
 demo: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/routespace demo --out runs/demo
+	$(BIN)/routespace demo --out runs/demo
 
 # A process for each core, with one thread each, and what was compiled is kept for those that tests start. In CI the lines that ran are counted, too; fewer than the floor in pyproject.toml fail.
 test: setup

@@ -1,19 +1,19 @@
 """`routespace demo`: the whole journey on real handwritten digits, in six minutes on two CPU cores.
 
 Every step is an ordinary command's, with its folder in --out, and is skipped when it is there already: an
-interrupted demo goes on where it stood.
+interrupted demo goes on where it stood. What nobody has to watch trains beside the rest, in a process of its own.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace import file_names
+from routespace.cli.beside import ONE_THREAD, Beside
 from routespace.cli.demo_journey import Journey, heading
 from routespace.cli.options import out
 
@@ -26,7 +26,7 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
-SUPERNET_S = (55.0, 15.0, 50.0)  # of its phases
+PHASES_S = (130.0, 22.0, 78.0)  # of the supernet and of the plain network, which train side by side
 TRIAL = {  # from its weights, which gates do not take part in: they are taught again
     "train.phases": [],
     "train.epochs": 1,
@@ -35,8 +35,13 @@ TRIAL = {  # from its weights, which gates do not take part in: they are taught 
     "budget.open_frac": 0.2,
     "budget.settle_frac": 0.25,
 }
-EXTRACTED_RATIO = 0.8  # of the dense MACs: with one block a rate, less leaves too few of them to look with
-FINE_TUNING = {"name": "digits_sparse_finetuned", "train.phases": [], "train.epochs": 3, "train.seconds": 30.0}
+FINE_TUNING = {
+    "name": "digits_sparse_finetuned",
+    "train.phases": [],
+    "train.epochs": 3,
+    "train.seconds": 45.0,
+    "train.lr": 2.0e-3,
+}
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1, "train.seconds": None} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
 QUICK_TRIALS = 2
@@ -55,11 +60,16 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Build a grid, train its supernet under a budget, search, extract, verify, fine-tune, evaluate, export.
+    """Build a grid, train its supernet under a budget, extract, verify, search, fine-tune, evaluate, export.
 
     Real digits on real photographs, nothing is downloaded. The best plain network of the same MACs that is known,
     trained for exactly the same time, stands beside the routed one.
     """
+    for (
+        name,
+        value,
+    ) in ONE_THREAD.items():  # maps this small are faster with one; the other cores are for the others
+        os.environ.setdefault(name, value)
     from routespace.cli.demo_report import conclude
     from routespace.cli.status import loading
     from routespace.cli.typed import same_command
@@ -68,18 +78,16 @@ def run(
     start = time.perf_counter()
     require_own_folder(folder)
     recipe = load_recipe(RECIPE)
-    recipe = recipe.override(_quick(recipe) if quick else _lasting(recipe, SUPERNET_S))
+    recipe = recipe.override(_quick(recipe) if quick else _lasting(recipe))
     try:
         _build(recipe, folder)
         with loading():
             from routespace.workflow import evaluation, extraction  # noqa: F401 (loaded once, here)
         journey = _journey(recipe.override({"train.clock": _clock()}), folder, quick=quick, best=best)
-        supernet = _train_supernet(journey)
-        _search(journey)
+        supernet, plain = _train(journey)
         small = _extract(journey)
-        tuned = _fine_tune(journey, small)
-        plain = _train_plain(journey, supernet)
-        conclude(journey, supernet=supernet, small=small.net, tuned=tuned, plain=plain)
+        tuned = _search(journey)
+        conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=plain)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {folder}")
@@ -87,9 +95,8 @@ def run(
 
 def _journey(recipe: Recipe, folder: Path, *, quick: bool, best: bool) -> Journey:
     """All that the demo does after the grid, in the seconds that it has, or quickly."""
-    supernet = str(folder / "supernet")
-    tuning = recipe.override(FINE_TUNING | {"train.teacher": supernet} | (QUICK if quick else {}))
-    trial = TRIAL | {"train.weights": supernet, "train.start": "open"} | (QUICK if quick else {})
+    trial = TRIAL | {"train.weights": str(folder / "supernet"), "train.start": "open"} | (QUICK if quick else {})
+    tuning = FINE_TUNING | (QUICK if quick else {})
     return Journey(folder, recipe, trial, tuning, QUICK_TRIALS if quick else TRIALS, best)
 
 
@@ -129,7 +136,7 @@ def _build(recipe: Recipe, folder: Path) -> None:
     write_json(folder / GRID_FILE, grid.to_json())
 
 
-def train_or_load(recipe: Recipe, folder: Path, *, given: Bundle | None = None, label: str = "") -> RunResult:
+def train_or_load(recipe: Recipe, folder: Path) -> RunResult:
     """Train into a folder; what is finished there is loaded, what was interrupted goes on.
 
     Raises:
@@ -138,56 +145,71 @@ def train_or_load(recipe: Recipe, folder: Path, *, given: Bundle | None = None, 
     from routespace.cli.train import budget_ratio, show_result
     from routespace.cli.watch import watching
     from routespace.train.run import train_recipe
+    from routespace.train.run_folder import RunFolder
     from routespace.train.stopping import TrainingStoppedError
 
-    resume = (folder / file_names.RECIPE).exists()
-    start: dict[str, Any] = {}
-    if given is not None:
-        earlier = [score.model_dump(mode="json") for score in given.card.scores]
-        start = {"init": given.net, "earlier": earlier}
     try:
-        with watching(label, budget_ratio(recipe)) as progress:
-            result = train_recipe(recipe, folder, resume=resume, progress=progress, **start)
+        with watching(budget=budget_ratio(recipe)) as progress:
+            result = train_recipe(recipe, folder, resume=RunFolder(folder).is_run, progress=progress)
     except TrainingStoppedError as error:
         raise KeyboardInterrupt from error
     show_result(result.metrics, folder)
     return result
 
 
-def _train_supernet(journey: Journey) -> RunResult:
-    heading(2, "the supernet: plain on crops first, then large images, with gates that are taught where to look")
-    return train_or_load(journey.recipe, journey.out / "supernet")
+def training_beside(recipe: Recipe, folder: Path, *, start: Path | None = None) -> Beside:
+    """The command that trains into a folder, or goes on there, beside this process.
+
+    Args:
+        recipe: of the training; it is written next to the folder.
+        folder: of the run; what the command says is in a file next to it.
+        start: a bundle to fine-tune.
+    """
+    from routespace.files import write_text
+    from routespace.train.run_folder import RunFolder
+
+    log, file = folder.with_suffix(".log"), folder.with_suffix(".yaml")
+    if RunFolder(folder).is_run:
+        return Beside(["train", folder, "--resume"], log=log)
+    write_text(file, recipe.to_yaml())
+    given = [] if start is None else ["--from", start]
+    return Beside(["train", file, *given, "--out", folder], log=log)
 
 
-def _search(journey: Journey) -> None:
-    from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
-    from routespace.cli.watch import watching
-    from routespace.search import run_study
+def _train(journey: Journey) -> tuple[RunResult, RunResult]:
+    """The supernet, and beside it a plain network of the MACs that its budget allows, for exactly as long."""
+    heading(2, "two trainings: a supernet with gates that are taught where to look, and a plain network beside it")
+    plain_folder = journey.out / "plain"
+    with training_beside(_plain_recipe(journey), plain_folder) as plain:
+        print(f"plain, of the same MACs and for the same time: {plain.text}\n", flush=True)
+        supernet = train_or_load(journey.recipe, journey.out / "supernet")
+        plain.wait()
+    return supernet, _trained(plain_folder)
 
-    heading(3, f"the search: {journey.trials} short trainings with other budgets, from the supernet's weights")
-    recipe = journey.recipe.override(journey.search)
-    with watching() as watcher:
-        watch = TrialWatch(watcher)
-        record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=watch)
-    show_study(record)
-    draw_study(record, journey.out / FRONT_FILE)
+
+def _trained(folder: Path) -> RunResult:
+    """What was trained beside this process."""
+    from routespace.recipes import load_recipe
+
+    return train_or_load(load_recipe(folder), folder)
 
 
 def _extract(journey: Journey) -> Bundle:
-    """The static part of the supernet that its tokens used most, within a limit."""
+    """All blocks as a static network of the budget's MACs: on images that are as small as that asks for."""
     from routespace.cli.extract import show
     from routespace.cli.render import draw, legend
     from routespace.deploy.bundle import load_bundle
     from routespace.deploy.folder import is_bundle
+    from routespace.train.plain import smaller_recipe
     from routespace.workflow.artifacts import load_run
     from routespace.workflow.choosing import choose
     from routespace.workflow.extraction import extract_chosen
 
-    heading(4, "extract and verify: the most used part within 0.8 of the MACs, as a static network of its own")
+    heading(3, "extract and verify: a static network of its own, for the image size that these MACs allow")
     folder = journey.out / "extracted"
     if not is_bundle(folder):
-        found = load_run(journey.out / "supernet")
-        limits = {"macs": round(EXTRACTED_RATIO * journey.recipe.base_macs())}
+        whole, smaller = load_run(journey.out / "supernet"), smaller_recipe(journey.recipe, journey.macs)
+        found, limits = whole.resized(smaller.grid.image_size), {"macs": float(journey.macs)}
         show(found, extract_chosen(found, choose(found, limits), folder), limits)
     small = load_bundle(folder)
     part = small.net.architecture
@@ -195,40 +217,48 @@ def _extract(journey: Journey) -> Bundle:
     return small
 
 
-def _fine_tune(journey: Journey, small: Bundle) -> RunResult:
-    heading(5, "fine-tune it")
-    return train_or_load(journey.fine_tuning, journey.out / "finetuned", given=small)
-
-
-def _train_plain(journey: Journey, supernet: RunResult) -> RunResult:
-    """A plain network of the MACs that the supernet takes, trained for exactly as long: phase by phase."""
+def _search(journey: Journey) -> RunResult:
+    """The search, and the fine-tuning beside it."""
+    from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
+    from routespace.cli.watch import watching
     from routespace.recipes import load_recipe
+    from routespace.search import run_study
 
-    heading(6, "for comparison: a plain network of the same MACs, trained for the same time")
-    folder = journey.out / "plain"
-    if (folder / file_names.RECIPE).exists():
-        return train_or_load(load_recipe(folder), folder)
-    recipe, spent = _plain_recipe(journey, supernet.metrics["counted_macs"])
-    *before, last = (phase["seconds"] for phase in supernet.metrics["phases"])
-    return train_or_load(recipe.override(_lasting(recipe, [*before, max(LEAST_S, last - spent)])), folder)
+    heading(
+        4, f"a search: {journey.trials} short trainings with other budgets; beside it, what was extracted is tuned"
+    )
+    extracted, tuned = journey.out / "extracted", journey.out / "finetuned"
+    with training_beside(load_recipe(extracted).override(journey.fine_tuning), tuned, start=extracted) as tuning:
+        print(f"fine-tuning: {tuning.text}\n", flush=True)
+        with watching() as watcher:
+            recipe = journey.recipe.override(journey.search)
+            record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=TrialWatch(watcher))
+        show_study(record)
+        draw_study(record, journey.out / FRONT_FILE)
+        tuning.wait()
+    return _trained(tuned)
 
 
-def _lasting(recipe: Recipe, seconds: Sequence[float]) -> dict[str, Any]:
-    """Changes that give each phase of a recipe, its own training last, so many seconds."""
+def _lasting(recipe: Recipe) -> dict[str, Any]:
+    """Changes that give each phase of a recipe, its own training last, the seconds of the demo."""
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
-    for phase, length in zip(phases, seconds, strict=False):
+    for phase, length in zip(phases, PHASES_S, strict=False):
         phase["seconds"] = length
-    return {"train.phases": phases, "train.seconds": seconds[-1]}
+    return {"train.phases": phases, "train.seconds": PHASES_S[-1]}
 
 
-def _plain_recipe(journey: Journey, macs: float) -> tuple[Recipe, float]:
-    """The plain network's recipe, and the seconds that finding it took."""
+def _plain_recipe(journey: Journey) -> Recipe:
+    """The plain network's: of the budget's MACs, less the seconds that finding it took."""
     from routespace.cli.watch import clock, watching
     from routespace.train.plain import smaller_recipe
     from routespace.train.plain_search import best_plain
+    from routespace.train.run_folder import RunFolder
 
+    folder, macs = RunFolder(journey.out / "plain"), journey.macs
+    if folder.is_run:
+        return folder.read_recipe()
     if not journey.best_plain:
-        return smaller_recipe(journey.recipe, macs), 0.0
+        return smaller_recipe(journey.recipe, macs)
     text = journey.recipe.task.metric.text
     with watching("trying ") as news:
         found = best_plain(journey.recipe, macs, progress=news)
@@ -236,4 +266,7 @@ def _plain_recipe(journey: Journey, macs: float) -> tuple[Recipe, float]:
         chosen = ", chosen" if shape == found.shape else ""
         print(f"{shape}: {text(score)} on validation after a short training{chosen}")
     print(f"this took {clock(found.seconds)} of its time\n", flush=True)
-    return found.recipe, found.seconds
+    seconds = found.recipe.train.seconds
+    if seconds is None:
+        return found.recipe
+    return found.recipe.override({"train.seconds": max(LEAST_S, seconds - found.seconds)})

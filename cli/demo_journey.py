@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from routespace.train.recipe.recipe import Recipe
 
-STEPS = 8
+STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Journey:
         out: folder of everything.
         recipe: of the routed supernet.
         search: changes of the recipe for the search's trials.
-        fine_tuning: of what is extracted.
+        fine_tuning: changes of the recipe of what is extracted.
         trials: of the search.
         best_plain: whether splits, widths and image sizes of the plain network are tried first.
     """
@@ -29,9 +29,16 @@ class Journey:
     out: Path
     recipe: Recipe
     search: Mapping[str, Any]
-    fine_tuning: Recipe
+    fine_tuning: Mapping[str, Any]
     trials: int
     best_plain: bool = False
+
+    @property
+    def macs(self) -> int:
+        """The budget: the most MACs of an image."""
+        macs = self.recipe.budget_macs()
+        assert macs is not None  # the demo's recipe has one
+        return macs
 
 
 def heading(number: int, text: str) -> None:

@@ -10,6 +10,7 @@ from routespace.cli.demo_journey import heading
 
 if TYPE_CHECKING:
     from routespace.cli.demo_journey import Journey
+    from routespace.deploy.bundle import Bundle
     from routespace.nn.task_net import TaskNet
     from routespace.train.run import RunResult
 
@@ -28,29 +29,30 @@ class TableRow:
     note: str = ""
 
 
-def conclude(journey: Journey, *, supernet: RunResult, small: TaskNet, tuned: RunResult, plain: RunResult) -> None:
+def conclude(journey: Journey, *, supernet: RunResult, small: Bundle, tuned: RunResult, plain: RunResult) -> None:
     """Evaluate everything on the test split, export, draw, and write `demo.json`."""
     from routespace.files import write_json
     from routespace.train.data.loaders import make_loaders
     from routespace.train.run_folder import RunFolder
     from routespace.workflow.evaluation import evaluate_network, paint_tokens
 
-    heading(7, "evaluate on the test split, which nothing has looked at so far")
-    loaders = make_loaders(journey.recipe)
-    smaller = make_loaders(RunFolder(plain.folder).read_recipe())  # the same kind of scenes on smaller images
+    heading(5, "evaluate on the test split, which nothing has looked at so far")
+    loaders, tuned_loaders, plain_loaders = (  # the same kind of scenes, at each network's image size
+        make_loaders(RunFolder(run.folder).read_recipe()) for run in (supernet, tuned, plain)
+    )
     nets = {
         ROUTED: (supernet.net, loaders, supernet.metrics["step_seconds"]),
-        PLAIN: (plain.net, smaller, plain.metrics["step_seconds"]),
-        "extracted": (small, loaders, None),
-        "extracted, fine-tuned": (tuned.net, loaders, tuned.metrics["step_seconds"]),
+        PLAIN: (plain.net, plain_loaders, plain.metrics["step_seconds"]),
+        "extracted": (small.net, tuned_loaders, None),
+        "extracted, fine-tuned": (tuned.net, tuned_loaders, tuned.metrics["step_seconds"]),
     }
     reports = {name: evaluate_network(net, data) for name, (net, data, _) in nets.items()}
     rows = [_row(name, reports[name], seconds) for name, (_, _, seconds) in nets.items()]
     _print(rows)
-    heading(8, "export, and draw what was learned")
+    heading(6, "export, and draw what was learned")
     exported = _export(journey, supernet.net)
     pictures = [paint_tokens(supernet.net, loaders, journey.out / "tokens.png")]
-    pictures += _pictures(journey, supernet, small)
+    pictures += _pictures(journey, supernet, small.net)
     for line in (*exported, *map(str, pictures)):
         print(line)
     write_json(journey.out / "demo.json", {"rows": [vars(row) for row in rows], "reports": reports})

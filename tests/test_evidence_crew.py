@@ -61,10 +61,10 @@ def test_a_training_that_was_stopped_has_a_line_of_its_own(tmp_path, capsys):
     with pytest.raises(TrainingStoppedError):
         train_recipe(setting.recipe, setting.folder("routed"), progress=stop)
     row = unfinished(setting, "routed")
-    assert row["unfinished"] == [6, 10]
+    assert row["unfinished"] == [6, 22]
     assert row["macs"] > 0
     show([row])
-    assert "routed 0.6, seed 0: unfinished, step 6 of 10" in capsys.readouterr().out
+    assert "routed 0.6, seed 0: unfinished, step 6 of 22" in capsys.readouterr().out
 
 
 def test_a_longer_arena_has_more_of_the_same_steps():

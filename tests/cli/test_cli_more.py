@@ -250,12 +250,11 @@ def test_quick_demo(cli, tmp_path):
     assert {"grid.json", "supernet", "search", "extracted", "finetuned", "plain", "demo.json"} <= made
     assert {"supernet.png", "extracted.png", "front.png", "model.onnx"} <= made
     rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
-    told = json.loads((tmp_path / "demo" / "supernet" / "result.json").read_text())
-    assert rows["plain PVTv2"]["macs"] == pytest.approx(told["counted_macs"], rel=0.1)  # those of validation
-    plain = load_recipe(tmp_path / "demo" / "plain").train  # it has the supernet's time, phase by phase
-    given = [*(phase.seconds for phase in plain.phases), plain.seconds]
-    wanted = [phase["seconds"] for phase in told["phases"]]
-    assert given == [wanted[0], max(wanted[1], 1.0)]  # a second at least, however short the demo is
-    assert plain.clock == told["clock"]
+    assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["supernet, routed"]["macs"], rel=0.15)
+    plain, routed = (load_recipe(tmp_path / "demo" / name).train for name in ("plain", "supernet"))
+    assert [phase.model_dump() | {"gates": None} for phase in plain.phases] == [
+        phase.model_dump() | {"gates": None} for phase in routed.phases
+    ]
+    assert (plain.seconds, plain.epochs, plain.clock) == (routed.seconds, routed.epochs, routed.clock)
     again = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
     assert "plain PVTv2" in again
