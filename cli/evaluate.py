@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from routespace.cli.options import AsJson, Data, DataRecipe, Device
 from routespace.files import json_text
+
+if TYPE_CHECKING:
+    from routespace.nn.task_net import TaskNet
 
 NAME = "evaluate"
 EXAMPLE = "routespace evaluate runs/digits_tiny --json"
@@ -21,6 +24,10 @@ SubjectArgument = Annotated[
 SplitName = Annotated[str, typer.Option(help="test, or val: what training and search looked at.")]
 Speed = Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")]
+ByClass = Annotated[bool, typer.Option("--by-class", help="Also print a row for each class.")]
+Confusion = Annotated[
+    Path | None, typer.Option(help="Write how many images of each class were taken for which, as a table (.csv).")
+]
 Picture = Annotated[Path | None, typer.Option(help="Draw which tokens of the first images were computed.")]
 
 
@@ -31,6 +38,8 @@ def run(
     data: Data = None,
     speed: Speed = True,
     compiled: Compiled = False,
+    by_class: ByClass = False,
+    confusion: Confusion = None,
     picture: Picture = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -54,8 +63,9 @@ def run(
     if data is not None:
         require_at(data)
     given = named_recipe(recipe)
-    if picture is not None:
-        require_place(picture)
+    for path in (picture, confusion):
+        if path is not None:
+            require_place(path)
     with loading():
         from routespace.train.data.evaluation import evaluation_loaders
         from routespace.workflow import evaluation
@@ -64,11 +74,7 @@ def run(
     chosen = found.images_recipe(named=data is not None)
     if picture is not None:
         evaluation.require_paintable(found.net, picture)
-    if compiled and found.net.architecture.is_static:
-        raise SpecError(
-            "compile: a static network is not timed here; leave it out, or time it with `routespace bench`"
-        )
-    found.net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
+    _check_wishes(found.net, compiled=compiled, confusion=confusion)
     loaders = evaluation_loaders(
         chosen, found.net.spec, preprocess=found.preprocess, classes=found.classes, data=data
     )
@@ -77,11 +83,45 @@ def run(
         report = evaluation.evaluate_network(found.net, loaders, split=part, speed=speed, compiled=compiled)
         if picture is not None:
             evaluation.paint_tokens(found.net, loaders, picture, split=part)
-    print(json_text(report)) if as_json else show(report)
+    _tell(report, as_json=as_json, by_class=by_class, confusion=confusion)
+
+
+def _check_wishes(net: TaskNet, *, compiled: bool, confusion: Path | None) -> None:
+    """Raise SpecError for what such a network cannot be asked."""
+    from routespace.errors import SpecError
+    from routespace.nn.heads.classify import Classifier
+
+    if confusion is not None and net.head.kind != Classifier.kind:
+        raise SpecError(
+            "confusion: is of images that have one class each; leave it out, --by-class tells of the classes"
+        )
+    if compiled and net.architecture.is_static:
+        raise SpecError(
+            "compile: a static network is not timed here; leave it out, or time it with `routespace bench`"
+        )
+    net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
+
+
+def _tell(report: dict[str, Any], *, as_json: bool, by_class: bool, confusion: Path | None) -> None:
+    """Write and print an evaluation."""
+    from routespace.cli.evaluate_classes import confusion_csv, show_classes
+    from routespace.cli.printing import csv_bytes
+    from routespace.files import write_bytes
+
+    if confusion is not None:
+        write_bytes(confusion, csv_bytes(confusion_csv(report)))
+    if as_json:
+        print(json_text(report))
+        return
+    show(report)
+    if by_class:
+        print()
+        show_classes(report)
 
 
 def show(report: dict[str, Any]) -> None:
     """Print an evaluation."""
+    from routespace.cli.evaluate_classes import worst_classes
     from routespace.cli.render import giga, mega, pairs, percent
     from routespace.train.tasks.kinds import TASKS
 
@@ -91,6 +131,7 @@ def show(report: dict[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         (metric.name, f"{metric.text(report[metric.name])} of {report['images']} {report['split']} images"),
         ("also", ", ".join(f"{name} {metric.text(report[name])}" for name in report["also"]) or None),
+        ("by class", worst_classes(report)),
         ("loss", f"{report['loss']:.4f}"),
         ("parameters", mega(report["params"])),
         ("MACs", giga(macs) + (" with everything computed" if routed else "")),

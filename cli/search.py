@@ -48,6 +48,7 @@ def run(
     predicted by the --latency table, which also checks their limit.
     """
     from routespace.cli.arguments import said_once
+    from routespace.cli.own_classes import with_own_classes
     from routespace.cli.status import loading
     from routespace.cli.study_view import TrialWatch
     from routespace.cli.train import require_images, with_changes
@@ -56,25 +57,27 @@ def run(
     from routespace.train.recipe.data_kinds import absolute
     from routespace.train.recipe.yaml import parse_assignments
 
+    asked = parse_assignments(changes or [])
     chosen = with_changes(recipe, changes or [], data=data)
     chosen.require_search()
     if latency is not None:
-        given = parse_assignments(changes or [])
-        said_once("search.latency_table", "--latency", latency, given, read=absolute)
+        said_once("search.latency_table", "--latency", latency, asked, read=absolute)
+        chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     seen = _data_of_trials(chosen)
     if seen is not None:
         require_images(seen)
-    if latency is not None:
-        chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     folder = out or Path("runs") / f"{chosen.name}-search"
     with loading("loading torch and optuna"):
         from routespace.search import run_study
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
-        from routespace.train.data.source import make_source
+    lines: list[str] = []
+    if data is not None and seen is not None:
+        chosen, *lines = with_own_classes(chosen, recipe, {*asked, *chosen.require_search().overrides})
+        seen = _data_of_trials(chosen)
     try:
         with watching() as watcher:
-            if seen is not None:
-                watcher.say(make_source(seen).summary.text)  # the trials warn of what is dubious
+            for line in (*lines, *_told_of(seen)):  # the trials warn of what is dubious
+                watcher.say(line)
             record = run_study(
                 chosen,
                 folder,
@@ -88,6 +91,15 @@ def run(
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     conclude(record, folder)
+
+
+def _told_of(seen: Recipe | None) -> tuple[str, ...]:
+    """A line on the classes and images that all trials see."""
+    if seen is None:
+        return ()
+    from routespace.train.data.source import make_source
+
+    return (make_source(seen).summary.text,)
 
 
 def _data_of_trials(recipe: Recipe) -> Recipe | None:

@@ -38,11 +38,10 @@ def run(
 
     Stopped by Ctrl-C or SIGTERM it saves a checkpoint; --resume then gives what it would have given.
     """
+    from routespace.cli.own_classes import with_own_classes
     from routespace.cli.status import loading
     from routespace.cli.watch import watching
-    from routespace.errors import command_line
     from routespace.train.recipe.recipe import parse_assignments
-    from routespace.train.run_folder import RunFolder
 
     chosen = with_changes(recipe, changes or [], data=data, seed=seed, device=device)
     asked = frozenset(parse_assignments(changes or []))
@@ -53,6 +52,9 @@ def run(
         from routespace.train.start import fine_tuning
         from routespace.train.stopping import TrainingStoppedError, is_first_process
         from routespace.workflow.artifacts import load_artifact
+    lines: list[str] = []
+    if data is not None and start is None:
+        chosen, *lines = with_own_classes(chosen, recipe, asked)
     given = None if start is None else load_artifact(start)
     init = None if given is None else given.net
     earlier = () if given is None else [score.model_dump(mode="json") for score in given.scores]
@@ -60,19 +62,26 @@ def run(
         shown = chosen
         if init is not None and chosen.budget.macs is not None and not resume:  # a share of that network's base
             shown = fine_tuning(chosen, init, asked).recipe
-        renamed = None if given is None or resume else other_classes(chosen, given.classes)
+        lines += () if given is None or resume else other_classes(chosen, given.classes)
         with watching(budget=budget_ratio(shown)) as progress:
-            if renamed is not None and is_first_process():
-                progress.say(renamed)
+            for line in lines if is_first_process() else ():
+                progress.say(line)
             told: dict[str, Any] = {"progress": progress if is_first_process() else None, "tell": progress.say}
             result = train_recipe(chosen, folder, init=init, resume=resume, asked=asked, earlier=earlier, **told)
     except (TrainingStoppedError, KeyboardInterrupt) as error:
-        if not RunFolder(folder).is_run:
-            raise KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left") from error
-        again = command_line("train", folder, "--resume")
-        raise KeyboardInterrupt(f"interrupted; it goes on with: {again}") from error
+        raise _interrupted(folder) from error
     if is_first_process():
         show_result(result.metrics, folder)
+
+
+def _interrupted(folder: Path) -> KeyboardInterrupt:
+    """What to say of a training that was stopped: how it goes on, where it had begun."""
+    from routespace.errors import command_line
+    from routespace.train.run_folder import RunFolder
+
+    if not RunFolder(folder).is_run:
+        return KeyboardInterrupt("interrupted; nothing was trained yet, and nothing is left")
+    return KeyboardInterrupt(f"interrupted; it goes on with: {command_line('train', folder, '--resume')}")
 
 
 def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) -> None:
@@ -106,8 +115,8 @@ def require_images(recipe: Recipe) -> None:
         require_pictures(recipe.data)
 
 
-def other_classes(recipe: Recipe, given: Sequence[str] | None) -> str | None:
-    """What to say where a given network's outputs are as many as the data's classes, and of other names.
+def other_classes(recipe: Recipe, given: Sequence[str] | None) -> tuple[str, ...]:
+    """A line where a given network's outputs are as many as the data's classes, and of other names.
 
     Args:
         recipe: of the data.
@@ -117,14 +126,15 @@ def other_classes(recipe: Recipe, given: Sequence[str] | None) -> str | None:
     from routespace.train.data.source import class_names
 
     if recipe.task.target != "label" or not given:
-        return None
+        return ()
     names = class_names(recipe)
     if len(names) != len(given) or names == tuple(given):
-        return None  # another number of classes gives a new head, which is told
-    return (
+        return ()  # another number of classes gives a new head, which is told
+    line = (
         f"classes: the network's outputs were {examples(given)}, and are now to be {examples(names)}; its head is "
         f"trained on as it is"
     )
+    return (line,)
 
 
 def budget_ratio(recipe: Recipe) -> float | None:

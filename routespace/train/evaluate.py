@@ -34,7 +34,8 @@ from routespace.train.stopping import DivergedError
 from routespace.train.tasks.base import Meter, Task
 from routespace.train.tasks.kinds import task_of_head
 
-COUNTED = ("images", "images_per_s", "counted_macs", "expected_macs", "usage")  # what is told of every task
+# What is told of every task.
+COUNTED = ("images", "images_per_s", "counted_macs", "expected_macs", "usage", "by_class")
 NOISE_SEED = 0  # of the sampling gates: the same numbers for the same network
 
 
@@ -59,6 +60,7 @@ def evaluate(
     task: Task | None = None,
     expected: bool = True,
     sampling: Sampling | None = None,
+    by_class: bool = False,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
     """Measure a network.
@@ -70,12 +72,14 @@ def evaluate(
         task: how it is measured; None for that of the network's head, a classifier's accuracy.
         expected: also run each batch with sampling gates, for the expected MACs; without it they are None.
         sampling: how they sample; None as at the end of training.
+        by_class: also tell what was found of each class.
         device: where to run; None where the network is.
 
     Returns:
         The task's metric by its name (`accuracy`, 0…1), what else its meter tells, loss, images, images_per_s
         (this process's, data included, sampling left out), counted_macs, expected_macs (MACs of one image, both on
-        all images of the loader) and usage (edge name → {tokens, images, asked}).
+        all images of the loader), usage (edge name → {tokens, images, asked}), and with `by_class` a `ByClass`, or
+        None where the task has no classes.
 
     Raises:
         DataError: the loader holds no images, nothing that the metric is about, or one that cannot be read.
@@ -102,10 +106,12 @@ def evaluate(
                 f"net: its loss on held-out images is {found['loss']}, so its weights are of no use; its training "
                 f"diverged, train again with a lower train.lr"
             )
+    of_classes = {"by_class": seen.meter.by_class()} if by_class else {}
     counted = metered_macs(net, total)
     sampled = metered_macs(net, seen.sampled.gathered()) if expected and net.gates else counted
     return {
         **found,
+        **of_classes,
         "images": total.images,
         "images_per_s": seen.usage.images / seen.seconds,
         "counted_macs": counted,

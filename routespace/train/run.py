@@ -24,6 +24,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.families.lookup import allow_families
 from routespace.nn.module import unwrap
 from routespace.nn.task_net import TaskNet
+from routespace.train.balance import balanced
 from routespace.train.batch import settled_batch
 from routespace.train.budget import check_budget
 from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -181,6 +182,7 @@ def _trainer(
     if first:
         look_at(loaders[-1].source, run, tell or (lambda _: None))
     say = tell if first else None
+    recipe = balanced(recipe, loaders[-1].source)
     teachers = phase_teachers(recipe, loaders, accelerator.device)  # before the free memory is looked at
     recipe = _settled(recipe, start.architecture, accelerator, loaders=loaders, tell=say)
     check_processes(recipe, accelerator.num_processes)

@@ -18,6 +18,7 @@ from routespace.grid.spec import content_hash
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.gates import Gate, initial_bias
 from routespace.nn.task_net import HEAD, TaskNet
+from routespace.train.balance import as_balanced
 from routespace.train.budget import check_budget
 from routespace.train.checkpoint import save_checkpoint
 from routespace.train.data.kept import keep
@@ -74,6 +75,7 @@ class Start:
         saved = _saved_recipe(run)
         if recipe.train.batch_size == AUTO:  # chosen once, whatever this machine would take
             recipe = recipe.override({"train.batch_size": saved.train.batch_size})
+        recipe = as_balanced(recipe, saved)
         data = read_json(run.architecture_path, wanted=WANTED)
         trained, given = Architecture.from_json(data), data.get(GIVEN) or None
         wanted = cls(keep_fitted(recipe, saved, asked), trained) if given else cls(recipe, recipe.architecture())

@@ -5,6 +5,7 @@ Shapes: B images · C channels · H, W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -26,6 +27,7 @@ from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate, further
 from routespace.train.macs import counted_macs
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.tasks.by_class import ByClass
 from routespace.train.tasks.kinds import task_of_head, task_spec_of
 from routespace.workflow.timing import routed_times
 
@@ -56,9 +58,11 @@ def evaluate_network(
         task; metric: the name of the task's, and under that name its value (accuracy 0…1);
         what else the task's meter tells, and `also` with its names; loss, images and images_per_s; params; macs
         (everything computed), counted_macs and expected_macs of one image, all of what a budget counts, and
-        network_macs with the head of a dense task; usage; for a routed network also speed, with the measured and
-        counted ratio, and object_auc where it is known where the objects are: gated row → how well it tells their
-        tokens.
+        network_macs with the head of a dense task; usage; classes, where the task has any: name → what was found
+        of it (images, accuracy and precision; objects and AP; pixels, accuracy and iou), and which other one it
+        was most often taken_for; for images with one class each also confusion, class → answer → how many; for a
+        routed network also speed, with the measured and counted ratio, and object_auc where it is known where the
+        objects are: gated row → how well it tells their tokens.
 
     Raises:
         DataError: there are no such images, or one of them cannot be read.
@@ -70,7 +74,7 @@ def evaluate_network(
     loader = split_loader(data, split)
     task = task_of_head(net.head, net.spec)
     metric = task.metric.name
-    result = evaluate(net, loader, task=task)
+    result = evaluate(net, loader, task=task, by_class=True)
     more = further(result, metric)
     cost = network_cost(net)
     whole = counted_macs(net, {})
@@ -91,6 +95,7 @@ def evaluate_network(
         "expected_macs": result["expected_macs"],
         "images_per_s": result["images_per_s"],
         "usage": result["usage"],
+        **_classes(result["by_class"], data.source.classes),
     }
     areas = _object_areas(net, data, require_split(split), count=min(OBJECT_IMAGES, result["images"]))
     if areas is not None:
@@ -102,6 +107,14 @@ def evaluate_network(
             "counted_speedup": (whole + timed) / (result["counted_macs"] + timed),
         }
     return report
+
+
+def _classes(found: ByClass | None, names: Sequence[str]) -> dict[str, Any]:
+    """What is reported of each class, as far as the task has any."""
+    if found is None:
+        return {}
+    confusion = found.named_confusion(names)
+    return {"classes": found.named(names)} | ({} if confusion is None else {"confusion": confusion})
 
 
 def _object_areas(net: TaskNet, data: Loaders, split: Split, *, count: int) -> dict[str, float] | None:

@@ -88,7 +88,7 @@ def test_ap_is_that_of_cocoeval_on_the_file(tmp_path, seed):
     file = write_coco(tmp_path, coco_data(SIZES, annotations, CATEGORIES))
     spec = CocoSpec(root=str(file), eval_size=(160, 256))
     loaders = Loaders(tiny(train__batch_size=3), source_of(spec, "masks", whole=True))
-    meter = CocoMeter(Metric("mask_ap", "%", "maximise"))
+    meter = CocoMeter(Metric("mask_ap", "%", "maximise"), 3)
     for group in loaders.test:
         meter.update(Answers(group.targets, results), group.targets)
     found = meter.compute()

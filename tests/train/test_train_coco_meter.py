@@ -61,14 +61,14 @@ def output(found: list[dict], loss: float = 1.0):
 
 
 def metered(pictures, metric=BOX_AP) -> dict[str, float]:
-    meter = CocoMeter(metric)
+    meter = CocoMeter(metric, CLASSES)
     for target, found in pictures:
         meter.update(output([found], float(target["image_id"])), [target])
     return meter.compute()
 
 
-def oracle(pictures) -> dict[str, float]:
-    """The same by pycocotools, from COCO's own files."""
+def judged(pictures) -> tuple[COCO, list[dict]]:
+    """The pictures and what was found in them, as COCO's own files have them."""
     known, told = [], []
     for target, found in pictures:
         number = int(target["image_id"])
@@ -94,12 +94,19 @@ def oracle(pictures) -> dict[str, float]:
             "categories": [{"id": n} for n in range(CLASSES)],
         }
         truth.createIndex()
-        judged = COCOeval(truth, truth.loadRes(told), "bbox")
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
+    return truth, told
+
+
+def oracle(pictures) -> dict[str, float]:
+    """The same by pycocotools."""
+    truth, told = judged(pictures)
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = COCOeval(truth, truth.loadRes(told), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
     names = "box_ap", "box_ap50", "box_ap75", "box_ap_s", "box_ap_m", "box_ap_l"
-    return {name: value for name, value in zip(names, judged.stats[:6], strict=True) if value >= 0}
+    return {name: value for name, value in zip(names, judge.stats[:6], strict=True) if value >= 0}
 
 
 def test_ap_is_pycocotools_in_original_pixels_with_crowds_and_empty_pictures():

@@ -17,6 +17,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import Natural, TrainSpec
 from routespace.train.recipe.targets import Target
+from routespace.train.tasks.by_class import ByClass
 from routespace.values import Value
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Meter(Protocol):
         measure it by.
         """
 
+    def by_class(self) -> ByClass | None:
+        """What was found of each class, over all processes, all of which have to ask; None without classes."""
+
 
 class Task(Protocol):
     """What is learned.
@@ -112,6 +116,7 @@ class TaskSpec(Value, ABC):
     teachable: ClassVar[bool] = False  # whether the task has a `soft_loss`, to learn from a teacher by
     classes_field: ClassVar[str] = "grid.num_classes"  # where a recipe says how many classes there are
     grid_defaults: ClassVar[Mapping[str, Any]] = {}  # fields of a recipe's grid where they are not given
+    later: ClassVar[tuple[str, ...]] = ()  # fields it once had not: hashes are those of before
 
     kind: str
 

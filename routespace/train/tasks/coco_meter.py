@@ -13,6 +13,7 @@ Shape legend: N objects · H, W pixels of an original picture · h, w of the ima
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,11 +25,14 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from routespace.nn.heads.detector import Detected, Found, Size, fed_size
 from routespace.train.tasks.base import Metric
+from routespace.train.tasks.by_class import ByClass
 
 # COCO's own numbers: torchmetrics has them rounded to float32, and misses recalls that are just reached.
 IOUS: list[float] = np.linspace(0.5, 0.95, 10).tolist()
 RECALLS: list[float] = np.linspace(0.0, 1.0, 101).tolist()
 PARTS = {"map": "", "map_50": "50", "map_75": "75", "map_small": "_s", "map_medium": "_m", "map_large": "_l"}
+IOU_50, IOU_75 = 0, 5  # places among IOUS
+ALL_SIZES, MOST_FOUND = 0, -1  # among areas, and among numbers of detections: as COCO's AP has them
 KINDS = {"bbox": "box_ap", "segm": "mask_ap"}
 
 
@@ -37,16 +41,18 @@ class CocoMeter:
 
     Args:
         metric: the one that matters, `box_ap` or `mask_ap`; masks are only looked at for the latter.
+        classes: of objects.
     """
 
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
+    def __init__(self, metric: Metric, classes: int) -> None:
+        self.metric, self.classes = metric, classes
         self.kinds: tuple[Literal["bbox", "segm"], ...] = (
             ("bbox", "segm") if metric.name == "mask_ap" else ("bbox",)
         )
         self._precision = self._fresh()
         self._numbers: list[int] = []  # of the images, in the order in which they came
         self._loss = 0.0
+        self._told: Mapping[str, Any] | None = None  # torchmetrics' answer about all images, once it was asked
 
     def _fresh(self) -> MeanAveragePrecision:
         made = MeanAveragePrecision(
@@ -56,6 +62,7 @@ class CocoMeter:
             backend="faster_coco_eval",
             sync_on_compute=False,
             compute_with_cache=False,
+            extended_summary=True,  # precision of each class, which costs nothing more
         )
         made.warn_on_many_detections = False
         return made
@@ -89,6 +96,31 @@ class CocoMeter:
         Those of sizes that no object has are left out, and all of them where there is no object.
         """
         seen = self._gathered()
+        self._told = told = self._ask(seen)
+        numbers = sum(len(part["numbers"]) for part in seen)
+        return self._named(told) | {"loss": sum(part["loss"] for part in seen) / numbers}
+
+    def by_class(self) -> ByClass:
+        """`objects` of each class, crowds left out, and AP of those that there are (`box_ap`, `box_ap50`, …)."""
+        told = self._ask(self._gathered()) if self._told is None else self._told
+        rows: list[dict[str, float]] = [{} for _ in range(self.classes)]
+        for label, count in told["objects"].items():
+            rows[label]["objects"] = count
+        for kind in self.kinds:
+            precision = told.get(f"{kind}_precision" if len(self.kinds) > 1 else "precision")
+            if precision is None:  # no image had an object
+                continue
+            for place, label in enumerate(told["classes"].reshape(-1).tolist()):
+                of_class = precision[
+                    :, :, place, ALL_SIZES, MOST_FOUND
+                ]  # (IoUs, recalls); -1 where it has no objects
+                if (of_class > -1).any():
+                    parts = (("", of_class), ("50", of_class[IOU_50]), ("75", of_class[IOU_75]))
+                    rows[label] |= {KINDS[kind] + name: float(part.mean()) for name, part in parts}
+        return ByClass(tuple(rows))
+
+    def _ask(self, seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """torchmetrics' numbers, and `objects` (class → how many), of what all processes saw."""
         precision = self._fresh()
         numbers = [number for part in seen for number in part["numbers"]]
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
@@ -97,8 +129,11 @@ class CocoMeter:
             setattr(precision, name, [merged[place] for place in order] if merged else [])
         with warnings.catch_warnings():  # what it was given it was given as a whole
             warnings.filterwarnings("ignore", message=".*compute.*before the .*update")
-            told = precision.compute()
-        return self._named(told) | {"loss": sum(part["loss"] for part in seen) / len(numbers)}
+            told: dict[str, Any] = precision.compute()
+        pairs = zip(precision.groundtruth_labels, precision.groundtruth_crowds, strict=True)
+        return told | {
+            "objects": Counter(label for labels, crowd in pairs for label in labels[crowd == 0].tolist())
+        }
 
     def _named(self, told: Mapping[str, Tensor]) -> dict[str, float]:
         """torchmetrics' numbers by our names, without those of nothing."""

@@ -68,7 +68,7 @@ class Detect:
 
     def meter(self, device: torch.device) -> CocoMeter:
         """COCO's AP of boxes, and of masks where the metric is about them."""
-        return CocoMeter(self.metric)
+        return CocoMeter(self.metric, self._settings["classes"])
 
 
 def together_on(targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> Targets:

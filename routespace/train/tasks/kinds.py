@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from routespace.nn.heads.base import Head
 
 
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _not_for_all(weights: Sequence[float], classes: int) -> str:
+    return f"class_weights: {len(weights)} numbers for {classes} classes; give one for each"
+
+
 class ClassifySpec(TaskSpec):
     """Image classification: the grid's `num_classes`, top-1 accuracy.
 
@@ -26,18 +33,25 @@ class ClassifySpec(TaskSpec):
         pool: which tokens of the coarsest map the classifier takes the mean of: `all`, or those that were
             `computed` by the map's last row, where its gate chooses among tokens (all, where it computed none).
             What is small on a large image is heard better so.
+        class_weights: of each class's images in the loss, where there are many of some and few of others; None for
+            all alike. `balanced` gives each class the same weight as a whole, by the numbers of training images,
+            and a training puts the weights in its place before its first step.
     """
 
     metric = ACCURACY
     teachable = True
+    later = ("class_weights",)
 
     kind: Literal["classify"] = "classify"
     pool: Pool = "all"
+    class_weights: Literal["balanced"] | tuple[Weight, ...] | None = None
 
     def check(self, grid: GridSpec) -> None:
-        """A classifier needs classes."""
+        """A classifier needs classes, and a weight for each where there are any."""
         if not grid.num_classes:
             raise ValueError("grid.num_classes: 0 leaves nothing to tell apart; give the number of classes")
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != grid.num_classes:
+            raise ValueError(f"task.{_not_for_all(self.class_weights, grid.num_classes)}, or balanced")
 
     def check_gates(self, gates: GateSpec, *, routing: str) -> None:
         """A mean over computed tokens needs gates that choose among tokens."""
@@ -62,7 +76,8 @@ class ClassifySpec(TaskSpec):
         """`Classify` with the training's smoothing, mixup and cutmix."""
         from routespace.train.tasks.classify import Classify
 
-        return Classify(grid.num_classes, train, pool=self.pool)
+        weights = self.class_weights if isinstance(self.class_weights, tuple) else None
+        return Classify(grid.num_classes, train, pool=self.pool, class_weights=weights)
 
 
 class SemanticSpec(DenseSpec):
@@ -84,14 +99,12 @@ class SemanticSpec(DenseSpec):
     classes: Annotated[int, Field(ge=1, le=IGNORE)]
     decoder: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
     channels: Annotated[int, Field(ge=16, multiple_of=16)] = 256
-    class_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = None
+    class_weights: tuple[Weight, ...] | None = None
 
     @model_validator(mode="after")
     def _weigh_all(self) -> Self:
         if self.class_weights is not None and len(self.class_weights) != self.classes:
-            raise ValueError(
-                f"class_weights: {len(self.class_weights)} numbers for {self.classes} classes; give one for each"
-            )
+            raise ValueError(_not_for_all(self.class_weights, self.classes))
         return self
 
     def make(self, grid: GridSpec, train: TrainSpec | None = None) -> Task:
@@ -127,8 +140,9 @@ def _read(value: Any) -> Any:
 def _shown(spec: TaskSpec) -> Any:
     """The kind alone where everything else is as it comes: recipes of before there were several stay equal."""
     fields = type(spec).model_fields.items()
-    plain = all(getattr(spec, name) == field.default for name, field in fields if name != "kind")
-    return spec.kind if plain else spec.model_dump(mode="json")
+    usual = {name for name, field in fields if getattr(spec, name) == field.default}
+    plain = usual >= set(type(spec).model_fields) - {"kind"}
+    return spec.kind if plain else spec.model_dump(mode="json", exclude=usual & set(spec.later))
 
 
 if TYPE_CHECKING:

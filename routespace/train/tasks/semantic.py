@@ -9,7 +9,6 @@ Shape legend: B images · K classes · h, w of the logits · H, W of the targets
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,8 @@ from routespace.nn.heads.semantic import PixelClassifier
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.targets import IGNORE
 from routespace.train.tasks.base import MEAN_IOU
+from routespace.train.tasks.by_class import ByClass
+from routespace.train.tasks.classify import computed
 
 LEAST_WEIGHT = 1e-12  # of a batch in which no pixel has a class
 AT_ONCE = 1 << 24  # numbers of interpolated logits in a meter: large pictures come one by one
@@ -134,10 +135,8 @@ class SemanticMeter:
 
         Where no pixel has one, there is a loss of 0 alone.
         """
-        with warnings.catch_warnings():  # of a process that had no images, though others had
-            warnings.filterwarnings("ignore", message=".*compute.*before the .*update")
-            counts, loss = self.counts.compute().double(), self.loss.compute()
-        pixels = counts.sum()
+        counts, loss = (computed(metric) for metric in (self.counts, self.loss))
+        counts, pixels = counts.double(), counts.sum()
         if not pixels:
             return {"loss": 0.0}
         found = {
@@ -146,6 +145,20 @@ class SemanticMeter:
             "loss": loss / pixels,
         }
         return {name: float(value) for name, value in found.items()}
+
+    def by_class(self) -> ByClass:
+        """`pixels` of each class, the share of them that was found (`accuracy`), and `iou`, as in `miou`."""
+        counts = computed(self.counts).long().cpu()
+        right, there, named = (part.tolist() for part in (counts.diagonal(), counts.sum(1), counts.sum(0)))
+        rows: list[dict[str, float]] = [{} for _ in right]
+        for label, row in enumerate(rows):
+            if there[label]:
+                row |= {"pixels": there[label], "accuracy": right[label] / there[label]}
+            if there[label] or named[label]:
+                row["iou"] = right[label] / (there[label] + named[label] - right[label])
+        wrong, others = (counts - counts.diag().diag()).max(1)
+        taken_for = {n: other for n, (most, other) in enumerate(zip(wrong, others.tolist(), strict=True)) if most}
+        return ByClass(tuple(rows), taken_for=taken_for)
 
 
 def mean_iou(counts: Tensor) -> Tensor:
