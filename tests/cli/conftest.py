@@ -71,8 +71,9 @@ for words in (["recipes", "show", "digits_tiny"], ["build", "--preset", "dit_b0"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         app(words)
 
-def run(words, folder):
+def run(words, folder, *modules):
     os.chdir(folder)
+    sys.path[:0] = modules
     for number, (name, flags) in enumerate(FILES):
         os.dup2(os.open(name, flags), number)
     try:
@@ -99,13 +100,17 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory) -> Iterator[Callable[..., Ended]]:
-    """`alone(folder, "evaluate", "nosuch")` runs a command in a folder, in a process that has not loaded torch."""
+    """`alone(folder, "evaluate", "nosuch")` runs a command in a folder, in a process that has not loaded torch.
+
+    With `modules=path` it finds modules there.
+    """
     out, err = (tmp_path_factory.mktemp("alone") / name for name in ("out", "err"))
     command = [sys.executable, "-c", FORKS, str(out), str(err)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
 
-        def run(folder: Path, *words: str) -> Ended:
-            server.stdin.write(json.dumps([words, str(folder)]) + "\n")
+        def run(folder: Path, *words: object, modules: Path | None = None) -> Ended:
+            folders = [str(path) for path in (folder, modules) if path is not None]
+            server.stdin.write(json.dumps([[str(word) for word in words], *folders]) + "\n")
             server.stdin.flush()
             torch, code = divmod(int(server.stdout.readline()), 100)
             return Ended(code, out.read_text(), err.read_text(), bool(torch))

@@ -1,9 +1,8 @@
 """Families on the command line: allowed by --family-module, never imported because a file names them."""
 
 import json
-import os
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,12 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 ZEN = "The Zen of Python"  # what importing `this` prints
 
 
-def run(*args: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    folders = [str(path)] if path else []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "routespace.cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, (result.stdout, result.stderr)
-    assert ZEN not in result.stdout + result.stderr
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert all(word in result.stderr for word in words), result.stderr
+def assert_refused(ended, *words: str) -> None:
+    assert ended.code == 2, (ended.out, ended.err)
+    assert ZEN not in ended.out + ended.err
+    assert ended.err.startswith("error: ")
+    assert len(ended.err.strip().splitlines()) == 1
+    assert all(word in ended.err for word in words), ended.err
 
 
 def files_that_name(family: str, folder: Path) -> dict[str, Path]:
@@ -81,22 +72,23 @@ def test_no_file_imports_what_it_names(tmp_path, cli):
 
 
 @pytest.mark.parametrize("command", ["cost", pytest.param("evaluate", marks=pytest.mark.slow)])
-def test_no_file_imports_in_a_process_of_its_own(tmp_path, command):
+def test_no_file_imports_in_a_process_of_its_own(tmp_path, command, alone):
     files = files_that_name("this:s", tmp_path)
-    assert_refused(run(command, files["grid.json"] if command == "cost" else tmp_path / "run"), "--family-module")
+    of = files["grid.json"] if command == "cost" else tmp_path / "run"
+    assert_refused(alone(tmp_path, command, of), "--family-module")
 
 
-def test_a_family_module_is_allowed(tmp_path):
-    out = tmp_path / "grid.json"
+def test_a_family_module_is_allowed(tmp_path, alone):
+    run, out = partial(alone, tmp_path, modules=EXAMPLES), tmp_path / "grid.json"
     made = ("build", "--layers", 4, "--family", "vit", "--image-size", 64, "--num-classes", 10, "-o", out)
-    assert_refused(run(*made, path=EXAMPLES), "family: 'vit' is not known", "--family-module")
-    result = run(*made, "--family-module", "vit_family:VIT", path=EXAMPLES)
-    assert result.returncode == 0, result.stderr
+    assert_refused(run(*made), "family: 'vit' is not known", "--family-module")
+    ended = run(*made, "--family-module", "vit_family:VIT")
+    assert ended.code == 0, ended.err
     assert json.loads(out.read_text())["spec"]["family"] == "vit"
-    assert_refused(run("cost", out, path=EXAMPLES), "family: 'vit' is not known")
-    result = run("cost", out, "--json", "--family-module", "vit_family:VIT", path=EXAMPLES)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)
+    assert_refused(run("cost", out), "family: 'vit' is not known")
+    ended = run("cost", out, "--json", "--family-module", "vit_family:VIT")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +100,10 @@ def test_a_family_module_is_allowed(tmp_path):
         ("VIT = 3", "is a int, not a Family"),
     ],
 )
-def test_a_module_that_fails_is_one_line(tmp_path, source, reason):
+def test_a_module_that_fails_is_one_line(tmp_path, source, reason, alone):
     (tmp_path / "broken.py").write_text(source)
-    result = run("build", "--layers", 4, "--family-module", "broken:VIT", path=tmp_path)
-    assert_refused(result, "family-module", "broken", reason)
+    ended = alone(tmp_path, "build", "--layers", 4, "--family-module", "broken:VIT", modules=tmp_path)
+    assert_refused(ended, "family-module", "broken", reason)
 
 
 def test_every_command_that_reads_has_the_option(cli):

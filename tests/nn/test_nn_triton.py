@@ -12,7 +12,7 @@ from depthwise_checks import (
     assert_programs_share_the_work,
 )
 from torch.nn import functional as F
-from triton_elsewhere import compile_only, run_in_interpreter
+from triton_elsewhere import compile_only
 
 from routespace.nn.kernels.depthwise import taps_of
 from routespace.nn.packing.keep import KeptTokens
@@ -150,15 +150,6 @@ def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
         with pytest.MonkeyPatch.context() as monkeypatch:
             assert_programs_share_the_work(device, monkeypatch)
         assert_tables_are_right(device)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("bfloat16", 2e-2, marks=pytest.mark.slow)]
-)
-def test_kernels_in_the_interpreter(dtype, tolerance):
-    run_in_interpreter(
-        f"import test_nn_triton as test;test.assert_all_kernels_are_right('cpu', torch.{dtype}, {tolerance})"
-    )
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from triton_elsewhere import compile_only, run_in_interpreter
+from triton_elsewhere import compile_only
 
 from routespace.nn.families.swin_windows import unit
 
@@ -39,13 +39,9 @@ def assert_sums_behind_norms_are_right(device: str, dtype: torch.dtype, toleranc
     assert (got - want).abs().max() <= tolerance * want.abs().max()
 
 
-def test_in_the_interpreter():
-    run_in_interpreter(
-        "import test_nn_triton_heads as test\n"
-        "for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):\n"
-        "    test.assert_heads_are_right('cpu', dtype, tolerance)\n"
-        "    test.assert_sums_behind_norms_are_right('cpu', dtype, tolerance)"
-    )
+def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
+    assert_heads_are_right(device, dtype, tolerance)
+    assert_sums_behind_norms_are_right(device, dtype, tolerance)
 
 
 def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
@@ -63,5 +59,4 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(monkeypatch):
 def test_on_cuda(dtype, tolerance):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    assert_heads_are_right("cuda", dtype, tolerance)
-    assert_sums_behind_norms_are_right("cuda", dtype, tolerance)
+    assert_all_kernels_are_right("cuda", dtype, tolerance)

@@ -1,4 +1,4 @@
-"""The Triton kernels of packed inference: in Triton's interpreter, compiled, for real on CUDA."""
+"""The Triton kernels of packed inference: interpreted (test_nn_triton_interpreted), compiled, on CUDA."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from packed_checks import (
     assert_row_kernels_are_right,
 )
 from torch.nn import functional as F
-from triton_elsewhere import compile_only, run_in_interpreter
+from triton_elsewhere import compile_only
 
 from routespace.nn.packing.keep import KeptTokens
 
@@ -53,15 +53,6 @@ def assert_all_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
     assert_fused_block_is_right(device, dtype, tolerance)
     if dtype == torch.float32:
         assert_framed_tables_are_right(device)
-
-
-def test_kernels_in_the_interpreter():
-    run_in_interpreter(
-        "import test_nn_triton_packed as test;"
-        "import routespace.nn.packing.triton_here as here; here.DEVICES = ('cpu',);"
-        "test.assert_all_kernels_are_right('cpu', torch.float32, 1e-5);"
-        "test.assert_all_kernels_are_right('cpu', torch.bfloat16, 2e-2)"
-    )
 
 
 @pytest.mark.gpu
