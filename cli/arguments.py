@@ -91,6 +91,12 @@ def size_pair(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
+def parse_sizes(text: str | None) -> list[tuple[int, int]]:
+    """Height and width of each size from "96,112x128"; none where it is not given. Raises SpecError."""
+    pairs = (size_pair(part) for part in ([] if text is None else text.split(",")))
+    return [pair for pair in pairs if pair is not None]
+
+
 def one_of(field: str, given: str, allowed: Iterable[str]) -> str:
     """A word that is one of several; raises SpecError naming the field and the others."""
     words = tuple(allowed)

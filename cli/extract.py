@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from routespace.deploy.latency.table import LatencyTable
-    from routespace.grid.architecture import Architecture
     from routespace.workflow.artifacts import Artifact
-    from routespace.workflow.cutting import Stage
     from routespace.workflow.extraction import Extraction
     from routespace.workflow.fine_tuning import FineTuning
 
@@ -63,6 +61,14 @@ def run(
             help="The most MACs that one cut takes away before a fine-tuning: 0.6; 1 is all at once.",
         ),
     ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE[,SIZE…]",
+            help="Move the network to images of this size first, a side in pixels or HxW; of several the best on "
+            "validation is taken. Limits count images of that size.",
+        ),
+    ] = None,
     evaluate: Annotated[
         bool, typer.Option(help="Measure the task's metric on validation, whole and extracted.")
     ] = True,
@@ -76,100 +82,66 @@ def run(
     """Choose the best part of a supernet under a limit, take it out, verify and save it.
 
     Without a limit it is the recipe's own budget. A static network is then taken whole. With --finetune the part
-    is trained on before it is saved, by the recipe of its run.
+    is trained on before it is saved, by the recipe of its run. Smaller images are often a cheaper way to save MACs
+    than fewer blocks: --image-size.
     """
-    from routespace.cli.arguments import named_recipe, parse_limits, parse_macs
+    from routespace.cli.arguments import named_recipe, parse_sizes
+    from routespace.cli.extract_steps import choose_part, take_out
     from routespace.cli.render import draw, legend
     from routespace.cli.status import loading
     from routespace.deploy.folder import net_folder, require_bundle_place
-    from routespace.grid.resources import joined_limits
 
     _check_choice(choose, method)
     given = named_recipe(recipe)
-    limits = parse_limits(limit or [])
-    if macs is not None:
-        limits = joined_limits(limits, parse_macs(macs))
+    limits = _given_limits(limit, macs)
     _check_limits(limits, ratio, ms=ms, latency=latency)
     _check_teacher(finetune, teacher, cut)
+    sizes = parse_sizes(image_size)
     require_bundle_place(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
     with loading():
-        from routespace.deploy.latency.table import load_table
         from routespace.workflow.artifacts import load_artifact
         from routespace.workflow.extraction import require_effect
     tuning = _tuning(finetune, teacher, cut)
     found = load_artifact(run_folder, recipe=given, device=device)
     _require_images(found, wanted=given is not None and (evaluate or tuning is not None))
-    table = None if latency is None else load_table(latency, grid=found.net.architecture.grid)
+    table = None if latency is None else _table(latency, found, sized=bool(sizes))
     limits = _all_limits(found, limits, ratio, ms)
     every = not drop_rates
     require_effect(found, limits, by=choose, method=method, every_rate=every)
-    stage = _cut_down(found, limits, choose, tuning, every_rate=every)
-    chosen = _choose(stage, found, limits, choose, table=table, method=method, every_rate=every)
+    stage, chosen = choose_part(
+        found, sizes, limits, choose, tuning=tuning, table=table, method=method, every_rate=every
+    )
     print(draw(chosen.grid, chosen))
     print(f"\n{legend(chosen)}\n", flush=True)
-    taken = _take(stage, chosen, folder, origin=found, evaluate=evaluate, overwrite=overwrite)
+    taken = take_out(stage, chosen, folder, origin=found, evaluate=evaluate, overwrite=overwrite)
     show(found, taken, limits, table)
     print(f"\nwritten to {folder}")
     _what_next(found, folder)
+
+
+def _given_limits(limit: list[str] | None, macs: str | None) -> dict[str, float]:
+    """Resource → the most allowed, by --limit and --macs."""
+    from routespace.cli.arguments import parse_limits, parse_macs
+    from routespace.grid.resources import joined_limits
+
+    limits = parse_limits(limit or [])
+    return limits if macs is None else joined_limits(limits, parse_macs(macs))
+
+
+def _table(path: Path, found: Artifact, *, sized: bool) -> LatencyTable:
+    """The table of --latency; of this grid, or of one of another image size, which is checked with the sizes."""
+    from routespace.deploy.latency.table import load_table
+
+    grid = found.net.architecture.grid
+    return load_table(path, grid=None if sized else grid, families=[grid.spec.family])
 
 
 def _require_images(found: Artifact, *, wanted: bool) -> None:
     """Raise DataError, before the work, where a recipe that was given is about images of other classes."""
     if wanted:
         _ = found.held_out().val
-
-
-def _cut_down(
-    found: Artifact,
-    limits: Mapping[str, float],
-    by: str | None,
-    tuning: FineTuning | None,
-    *,
-    every_rate: bool,
-) -> Stage:
-    """All cuts but the last, with progress."""
-    from routespace.cli.watch import watching
-    from routespace.train.stopping import TrainingStoppedError
-    from routespace.workflow.cutting import Stage, cut_down
-    from routespace.workflow.extraction import usual_choice
-
-    if tuning is None:
-        return Stage(found, None)
-    with watching("fine-tuning ") as news:
-        try:
-            by = by or usual_choice(found)
-            return cut_down(found, limits, tuning, by=by, every_rate=every_rate, progress=news, tell=news.say)
-        except TrainingStoppedError as error:
-            raise KeyboardInterrupt("interrupted; nothing was saved") from error
-
-
-def _choose(
-    stage: Stage,
-    found: Artifact,
-    limits: Mapping[str, float],
-    by: str | None,
-    *,
-    table: LatencyTable | None,
-    method: str,
-    every_rate: bool,
-) -> Architecture:
-    """The part to take; of candidates a line on how it was found."""
-    from routespace.cli.status import busy
-    from routespace.train.tasks.kinds import task_of_head
-    from routespace.workflow.choosing import choose_best, choose_part
-    from routespace.workflow.extraction import usual_choice
-
-    way = stage.way(by or usual_choice(found))
-    if way != "candidates" or not limits:
-        return choose_part(stage.artifact, limits, way, table=table, method=method, every_rate=every_rate)
-    with busy("evaluating candidates"):
-        best = choose_best(stage.artifact, limits, table=table, every_rate=every_rate)
-    text = task_of_head(found.net.head, found.net.spec).metric.text
-    each = ", ".join(f"{origin} {text(score)}" for origin, score in best.scores.items())
-    print(f"best of {best.candidates} candidates on validation: {text(best.score)} (best by origin: {each})\n")
-    return best.architecture
 
 
 def _all_limits(
@@ -201,35 +173,6 @@ def _tuning(epochs: int | None, teacher: str | None, cut: float | None) -> FineT
     from routespace.workflow.fine_tuning import AT_ONCE, FineTuning
 
     return None if epochs is None else FineTuning(epochs, teacher, AT_ONCE if cut is None else cut)
-
-
-def _take(
-    stage: Stage, chosen: Architecture, folder: Path, *, origin: Artifact, evaluate: bool, overwrite: bool
-) -> Extraction:
-    """Extract, verify, evaluate, fine-tune and save, with progress."""
-    from routespace.cli.status import busy
-    from routespace.cli.watch import watching
-    from routespace.train.stopping import TrainingStoppedError
-    from routespace.workflow.extraction import extract_chosen
-
-    if stage.tuning is None:
-        with busy("extracting, verifying and evaluating"):
-            return extract_chosen(stage.artifact, chosen, folder, evaluated=evaluate, overwrite=overwrite)
-    with watching("fine-tuning ") as news:
-        try:
-            return extract_chosen(
-                stage.artifact,
-                chosen,
-                folder,
-                evaluated=evaluate,
-                overwrite=overwrite,
-                tuning=stage.tuning,
-                progress=news,
-                tell=news.say,
-                origin=origin,
-            )
-        except TrainingStoppedError as error:
-            raise KeyboardInterrupt("interrupted; nothing was saved") from error
 
 
 def _what_next(found: Artifact, folder: Path) -> None:
@@ -279,18 +222,18 @@ def show(
 ) -> None:
     """Print what was taken, under which limits, and what was measured on the way."""
     from routespace.cli.render import amount, pairs
-    from routespace.cli.watch import clock
     from routespace.deploy.latency.table import predict
     from routespace.grid.resources import RESOURCES
     from routespace.nn.cost import network_cost
     from routespace.train.macs import counted_macs
-    from routespace.train.tasks.kinds import task_of_head
 
     macs = counted_macs(taken.net, {}), counted_macs(found.net, {})  # what limits are about
     network = taken.card.costs["macs"]
     small = {**taken.card.costs, "macs": macs[0]}
     whole = {**network_cost(found.net).totals, "macs": macs[1]}
     rows: list[tuple[str, object]] = []
+    if _px(found) != _px(taken):
+        rows.append(("images", f"{_px(taken)}; the whole was trained on {_px(found)}"))
     for name in dict.fromkeys(["macs", "params", *limits]):
         label = {"params": "parameters"}.get(name, RESOURCES[name].label)
         under = f" (limit {amount(name, limits[name])})" if name in limits else ""
@@ -301,14 +244,31 @@ def show(
         elif table is not None:
             rows.append((label, f"{predict(table, taken.net.architecture):.3g} ms predicted{under}"))
     rows.append(("verified", f"largest difference of outputs {taken.max_difference:.1e}"))
+    rows += _measured(found, taken)
+    rows += [("remark", line) for line in taken.card.remarks]
+    pairs([*rows, ("architecture", taken.card.architecture)])
+
+
+def _measured(found: Artifact, taken: Extraction) -> list[tuple[str, object]]:
+    """Rows on what was measured on validation; of which size images are where there are two."""
+    from routespace.cli.watch import clock
+    from routespace.train.tasks.kinds import task_of_head
+
+    metric = task_of_head(taken.net.head, taken.net.spec).metric
+    rows: list[tuple[str, object]] = []
     if taken.score is not None and taken.score_whole is not None:
-        metric = task_of_head(taken.net.head, taken.net.spec).metric
-        on = f" of {taken.images} validation images"
-        rows.append((metric.name, f"{metric.text(taken.score)}{on}; whole {metric.text(taken.score_whole)}"))
+        own, size = _px(found), _px(taken)
+        new, old = ("", "") if own == size else (f" of {size}", f" of {own}")
+        part, whole = metric.text(taken.score), metric.text(taken.score_whole)
+        rows.append((metric.name, f"{part} of {taken.images} validation images{new}; whole{old} {whole}"))
     if taken.tuned is not None:
-        metric = task_of_head(taken.net.head, taken.net.spec).metric
         after, spent = metric.text(taken.tuned[metric.name]), clock(taken.tuned["seconds"])
         epochs = taken.tuned["epochs"]
         rows.append(("fine-tuned", f"{after} after {epochs} {'epoch' if epochs == 1 else 'epochs'}, {spent}"))
-    rows += [("remark", line) for line in taken.card.remarks]
-    pairs([*rows, ("architecture", taken.card.architecture)])
+    return rows
+
+
+def _px(owner: Artifact | Extraction) -> str:
+    """Height and width of the images that a network is for."""
+    height, width = owner.net.spec.image_size
+    return f"{height}x{width} px"

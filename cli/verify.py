@@ -43,6 +43,9 @@ def run(
     small, whole = (load_artifact(folder, device=device).net for folder in (bundle, against))
     with busy("comparing"):
         report = verify(whole, small.architecture, small, image_size=size, tolerance=tolerance)
+    if whole.spec.image_size != small.spec.image_size:
+        of_small, of_whole = (f"{net.spec.image_size[0]}x{net.spec.image_size[1]} px" for net in (small, whole))
+        print(f"image size   {of_small}, to which the other network was moved from {of_whole}")
     print("\n".join(report.lines()))
     print("the same network" if report.ok else "NOT the same network")
     if not report.ok:

@@ -23,6 +23,8 @@ class Score(Value):
         split: `val` or `test`.
         data: which images: their kind and the name of their folder.
         digest: of the list of these images and those trained on; None for rendered ones, which the recipe tells.
+        image_size: (H, W) in pixels that they went in at; where pictures keep their shape, the greatest shorter
+            and longer side. None where nobody kept that.
     """
 
     stage: ScoreStage
@@ -32,6 +34,7 @@ class Score(Value):
     split: str | None = None
     data: str | None = None
     digest: str | None = None
+    image_size: tuple[int, int] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -41,9 +44,10 @@ class Score(Value):
 
     @property
     def on(self) -> str:
-        """The images in words, such as `40 val images of folder photos, list 1a2b…`."""
+        """The images in words, such as `40 val images of folder photos at 96x96 px, list 1a2b…`."""
         count = "" if self.images is None else f"{self.images} {self.split or ''} images of ".replace("  ", " ")
-        return f"{count}{self.data or 'unknown data'}" + (f", list {self.digest}" if self.digest else "")
+        size = "" if self.image_size is None else f" at {self.image_size[0]}x{self.image_size[1]} px"
+        return f"{count}{self.data or 'unknown data'}{size}" + (f", list {self.digest}" if self.digest else "")
 
 
 def older_scores(card: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from routespace.deploy.counters import dense_usage, torch_macs
 from routespace.deploy.examples import example_images, image_shape
+from routespace.deploy.extract import resized
 from routespace.deploy.tolerance import CONVERTED, VERIFIED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -105,7 +106,8 @@ def verify(
     """Compare an extracted network with the network it came from, on random images.
 
     Args:
-        supernet: where the weights came from. Both networks are left as they came.
+        supernet: where the weights came from; for images of another size than the subnet's it is moved to that
+            size first. Both networks are left as they came.
         architecture: the part that was taken.
         subnet: what `extract` made of it; its weights may be of another element type since.
         image_size: height and width in pixels, or one number; the spec's own by default.
@@ -138,6 +140,7 @@ def verify(
     same_type = place_of(supernet)[1] == place_of(subnet)[1]  # else the two round differently all the way
     allowed = tolerance_for(dtype, VERIFIED if same_type else CONVERTED, tolerance)
     whole, part = supernet.state_dict(), subnet.state_dict()
+    supernet = _of_size(supernet, subnet)
     shared = tuple(key for key in part if key in whole and _same_memory(part[key], whole[key]))
     hw = image_shape(subnet, image_size)[1:]
     with placed(supernet, device), placed(subnet, device):
@@ -159,6 +162,16 @@ def verify(
         macs=(int(cost.macs), counted.macs),
         unknown=tuple(sorted(counted.unknown)),
     )
+
+
+def _of_size(supernet: AnyNet, subnet: AnyNet) -> AnyNet:
+    """The supernet for images of the subnet's size, where nothing but that tells their grids apart."""
+    ours, theirs = (net.spec.canonical() | {"image_size": None} for net in (supernet, subnet))
+    size = subnet.spec.image_size
+    if size == supernet.spec.image_size or ours != theirs:
+        return supernet
+    moved = resized(as_task_net(supernet), size)
+    return moved if isinstance(supernet, TaskNet) else moved.backbone
 
 
 def _require_same_head(supernet: AnyNet, subnet: AnyNet) -> None:

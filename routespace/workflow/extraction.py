@@ -1,11 +1,12 @@
 """From a trained supernet to a small network in a folder of its own: choose, extract, verify, evaluate, save.
 
 extract_bundle("runs/first", "small", macs=12_000_000)
+extract_bundle("runs/first", "small", macs=12_000_000, image_size=[96, 112, 128])    the best of these sizes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from routespace.deploy.bundle import Card, Provenance, save_bundle
 from routespace.deploy.extract import extract
 from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
-from routespace.deploy.scores import Score
 from routespace.deploy.verify import VerifyReport, verify
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import json_text
@@ -23,7 +23,6 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.resources import joined_limits
 from routespace.nn.task_net import TaskNet
 from routespace.preprocess import preprocess_to_json
-from routespace.train.evaluate import evaluate
 from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
@@ -31,7 +30,9 @@ from routespace.workflow.artifacts import Artifact, load_artifact
 from routespace.workflow.choosing import WAYS, choose_part
 from routespace.workflow.cutting import cut_down
 from routespace.workflow.fine_tuning import FineTuning, fine_tune
-from routespace.workflow.history import images_of, with_score
+from routespace.workflow.history import with_score
+from routespace.workflow.scoring import card_scores, measured, tuned_score
+from routespace.workflow.sizing import Size, SizeChoice, TriedSize, choose_size
 
 USUAL_METHOD = "milp"
 
@@ -46,9 +47,10 @@ class Extraction:
         max_difference: largest difference of outputs to the part that it was taken from.
         metric: name of the task's.
         score_whole, score: the metric on validation, of the network it came from and of itself as it was taken
-            out; None when not evaluated.
+            out, each on images of its own size; None when not evaluated.
         images: that were evaluated.
         tuned: the result of its fine-tuning, as in a run's result.json; None without one.
+        tried: the image sizes that were compared, where there were several.
     """
 
     net: TaskNet
@@ -59,6 +61,7 @@ class Extraction:
     score: float | None = None
     images: int = 0
     tuned: Mapping[str, Any] | None = None
+    tried: tuple[TriedSize, ...] = ()
 
 
 def extract_bundle(
@@ -74,6 +77,7 @@ def extract_bundle(
     evaluated: bool = True,
     overwrite: bool = False,
     tuning: FineTuning | None = None,
+    image_size: Size | Sequence[Size] | None = None,
 ) -> Extraction:
     """Take the best part under a limit out of a trained supernet, verify it, and save it as a bundle.
 
@@ -93,11 +97,16 @@ def extract_bundle(
         overwrite: replace a bundle that is there.
         tuning: how long to train it on before it is saved, by whom it is taught, and how much one cut may take
             away: more is cut in several steps, with a share of the epochs after each.
+        image_size: move the network to images of this size first, in pixels: the side of a square, (H, W), or a
+            list of several, of which the one is taken whose best part is best on validation. What limits count is
+            then of an image of that size; the recipe's own budget stays what it was. The bundle's recipe, and how
+            pictures go in, become those of that size; objects of scenes that are made here shrink along.
 
     Raises:
         BudgetError: a limit is below the least possible, which the message names.
+        GridError: the table was measured at another image size.
         BundleError: no such run, usage that was not measured, or `out` cannot be written.
-        SpecError: a wish that would have no effect.
+        SpecError: a wish that would have no effect, or an image size that the grid or the data does not take.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
     if by not in (None, *WAYS):
@@ -109,9 +118,18 @@ def extract_bundle(
     limits = wanted if own is None else {"macs": own}
     way = by or usual_choice(artifact)
     require_effect(artifact, limits, by=by, method=method, every_rate=every_rate)
-    stage = cut_down(artifact, limits, tuning, by=way, every_rate=every_rate)
-    chosen = choose_part(stage.artifact, limits, stage.way(way), table=table, method=method, every_rate=every_rate)
-    return extract_chosen(
+    sized = SizeChoice(artifact)
+    if image_size is not None:
+        sized = choose_size(
+            artifact, image_size, limits, way=way, table=table, method=method, every_rate=every_rate
+        )
+    stage = cut_down(sized.artifact, limits, tuning, by=way, every_rate=every_rate)
+    chosen = sized.part
+    if chosen is None or stage.cuts:
+        chosen = choose_part(
+            stage.artifact, limits, stage.way(way), table=table, method=method, every_rate=every_rate
+        )
+    taken = extract_chosen(
         stage.artifact,
         chosen,
         out,
@@ -120,6 +138,7 @@ def extract_bundle(
         tuning=stage.tuning,
         origin=artifact,
     )
+    return replace(taken, tried=sized.tried)
 
 
 def usual_choice(artifact: Artifact) -> str:
@@ -182,7 +201,8 @@ def extract_chosen(
         overwrite: replace a bundle that is there.
         tuning: how long to train it on, and by whom it is taught.
         progress, tell: of the fine-tuning, as in `train_recipe`.
-        origin: what the first of several cuts was made from; its metric is the whole's.
+        origin: what the first of several cuts was made from, or what was moved to another image size; its metric
+            is the whole's.
 
     Raises:
         BundleError: `out` holds something else, or cannot be written.
@@ -194,31 +214,18 @@ def extract_chosen(
     report = _verified(artifact.net, chosen, small)
     metric = task_of_head(small.head, small.spec).metric.name
     origin = artifact if origin is None else origin
-    whole, part = _measured(origin, small, metric) if evaluated else (None, None)
-    scores, tuned = _scores(origin, small, whole, part), None
+    whole, part = measured(origin, artifact, small, metric) if evaluated else (None, None)
+    scores, tuned = card_scores(origin, small, whole, part), None
     if tuning is not None:
         result = fine_tune(artifact, small, tuning, progress=progress, tell=tell)
         small, tuned = result.net, result.metrics
-        scores = with_score(scores, _tuned_score(artifact, tuned))
+        scores = with_score(scores, tuned_score(artifact, tuned))
     card = Card.of(small, scores=scores, provenance=_provenance(origin))
     card = save_bundle(small, out, card, overwrite=overwrite, texts=_papers(artifact))
     found = Extraction(small, card, report.max_difference, metric, tuned=tuned)
     if whole is None or part is None:
         return found
     return replace(found, score_whole=whole.value, score=part.value, images=part.images or 0)
-
-
-def _tuned_score(artifact: Artifact, result: Mapping[str, Any]) -> Score:
-    """What a fine-tuning's result says for the card."""
-    metric = result["metric"]
-    return Score(
-        stage="fine_tuned",
-        metric=metric,
-        value=result[metric],
-        images=result["images"],
-        split="val",
-        data=images_of(artifact.require_recipe()),
-    )
 
 
 def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
@@ -231,38 +238,6 @@ def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyRepor
     if not report.ok:
         raise RoutespaceError("verify: the extracted network differs: " + "; ".join(report.lines()))
     return report
-
-
-def _measured(artifact: Artifact, small: TaskNet, metric: str) -> tuple[Score, Score]:
-    """The task's metric of a network and of its part on validation images."""
-    loaders = artifact.held_out()
-    whole = evaluate(artifact.net, loaders.val, expected=False)
-    same = small.architecture == artifact.net.architecture
-    part = whole if same else evaluate(small, loaders.val, expected=False)
-    record = loaders.source.record
-    before, after = (
-        Score(
-            stage=stage,
-            metric=metric,
-            value=result[metric],
-            images=result["images"],
-            split="val",
-            data=images_of(loaders.recipe),
-            digest=None if record is None else record.digest,
-        )
-        for stage, result in (("before_extraction", whole), ("extracted", part))
-    )
-    return before, after
-
-
-def _scores(artifact: Artifact, small: TaskNet, whole: Score | None, part: Score | None) -> tuple[Score, ...]:
-    """What the card tells: of a part two new scores; a network that is taken as it is keeps its history."""
-    if small.architecture != artifact.net.architecture:
-        return () if whole is None or part is None else (whole, part)
-    if part is None:
-        return artifact.scores
-    stage = artifact.scores[-1].stage if artifact.scores else "trained"
-    return with_score(artifact.scores, part.model_copy(update={"stage": stage}))
 
 
 def _papers(artifact: Artifact) -> dict[str, str]:

@@ -56,6 +56,7 @@ def run_scores(run: RunFolder, recipe: Recipe | None) -> tuple[Score, ...]:
         split="val",
         data=None if recipe is None else images_of(recipe),
         digest=None if record is None else record.digest,
+        image_size=None if recipe is None else recipe.preprocess.size,
     )
     return with_score(earlier.scores, own)
 

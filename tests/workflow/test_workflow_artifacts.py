@@ -144,7 +144,7 @@ def test_a_card_tells_the_network_s_whole_life_and_on_which_images(run, tmp_path
         ("before_extraction", part.score_whole),
         ("extracted", part.score),
     ]
-    assert {score.on for score in part.card.scores} == {"40 val images of digits"}
+    assert {score.on for score in part.card.scores} == {"40 val images of digits at 64x64 px"}
     assert {score.metric for score in part.card.scores} == {part.metric} == {"accuracy"}
     given = load_artifact(tmp_path / "part")
     earlier = [score.model_dump(mode="json") for score in given.scores]

@@ -236,11 +236,20 @@ def table_prices(table: LatencyTable, grid: RoutingGrid) -> MeasuredPrices:
 
 def require_grid(table: LatencyTable, grid: RoutingGrid) -> None:
     """Raise GridError for a table of another grid."""
-    if table.grid != grid.hash:
+    if table.grid == grid.hash:
+        return
+    ours, theirs = grid.spec.canonical(), table.spec.canonical()
+    if ours == theirs | {"image_size": ours["image_size"]}:
+        sizes = table.spec.image_size, grid.spec.image_size
+        measured, wanted = (f"{height}x{width}" for height, width in sizes)
         raise GridError(
-            f"latency table: it is of grid {table.grid}, not of {grid.hash}; measure one for this grid with "
-            f"`routespace profile`"
+            f"latency table: it was measured on images of {measured} px, not of {wanted} px; measure one at that "
+            f"size with `routespace profile`"
         )
+    raise GridError(
+        f"latency table: it is of grid {table.grid}, not of {grid.hash}; measure one for this grid with "
+        f"`routespace profile`"
+    )
 
 
 def mismatches(table: LatencyTable) -> list[str]:

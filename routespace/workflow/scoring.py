@@ -1,0 +1,66 @@
+"""What an extraction measures on validation images, for its bundle's card: of the whole, and of the part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from routespace.deploy.scores import Score
+from routespace.nn.task_net import TaskNet
+from routespace.train.evaluate import evaluate
+from routespace.workflow.artifacts import Artifact
+from routespace.workflow.history import images_of, with_score
+
+
+def measured(origin: Artifact, artifact: Artifact, small: TaskNet, metric: str) -> tuple[Score, Score]:
+    """The task's metric of a network and of its part, each on validation images of its own size.
+
+    Args:
+        origin: the network as it was trained.
+        artifact: what the part was taken from: the same, cut already, or moved to another image size.
+        small: the part.
+        metric: its name.
+    """
+    loaders = origin.held_out()
+    sized = loaders if artifact.net.spec.hash == origin.net.spec.hash else artifact.held_out()
+    whole = evaluate(origin.net, loaders.val, expected=False)
+    same = small.architecture == origin.net.architecture
+    part = whole if same else evaluate(small, sized.val, expected=False)
+    before, after = (
+        Score(
+            stage=stage,
+            metric=metric,
+            value=result[metric],
+            images=result["images"],
+            split="val",
+            data=images_of(of.recipe),
+            digest=None if of.source.record is None else of.source.record.digest,
+            image_size=of.source.preprocess.size,
+        )
+        for stage, result, of in (("before_extraction", whole, loaders), ("extracted", part, sized))
+    )
+    return before, after
+
+
+def card_scores(origin: Artifact, small: TaskNet, whole: Score | None, part: Score | None) -> tuple[Score, ...]:
+    """What the card tells: of a part two new scores; a network that is taken as it is keeps its history."""
+    if small.architecture != origin.net.architecture:
+        return () if whole is None or part is None else (whole, part)
+    if part is None:
+        return origin.scores
+    stage = origin.scores[-1].stage if origin.scores else "trained"
+    return with_score(origin.scores, part.model_copy(update={"stage": stage}))
+
+
+def tuned_score(artifact: Artifact, result: Mapping[str, Any]) -> Score:
+    """What a fine-tuning's result says for the card."""
+    recipe, metric = artifact.require_recipe(), result["metric"]
+    return Score(
+        stage="fine_tuned",
+        metric=metric,
+        value=result[metric],
+        images=result["images"],
+        split="val",
+        data=images_of(recipe),
+        image_size=recipe.preprocess.size,
+    )

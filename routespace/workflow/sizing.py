@@ -1,0 +1,132 @@
+"""The image size to extract at: for each the best part within the limits, then the best of these on validation.
+
+    found = choose_size(artifact, [96, 112], {"macs": 3_600_000}, way="usage")
+    found.artifact, found.part, found.tried
+
+A smaller image is often the cheapest way to save MACs, and a trained network carries over to it. So a limit may be
+met by smaller images with all blocks as well as by fewer blocks on large ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from routespace.deploy.extract import resized_spec
+from routespace.deploy.latency.table import LatencyTable, require_grid
+from routespace.errors import BudgetError, SpecError
+from routespace.grid.architecture import Architecture
+from routespace.grid.graph import grid_of
+from routespace.train.evaluate import evaluate
+from routespace.train.macs import counted_macs
+from routespace.train.tasks.kinds import task_of_head
+from routespace.workflow.artifacts import Artifact
+from routespace.workflow.choosing import choose_part
+
+Size = int | tuple[int, int]
+PAIR = 2
+
+
+@dataclass(frozen=True)
+class TriedSize:
+    """What came of one image size.
+
+    Attributes:
+        image_size: (H, W) in pixels.
+        macs: of the best part there; None where nothing fits.
+        score: its metric on validation images of that size.
+        why_not: what does not fit.
+    """
+
+    image_size: tuple[int, int]
+    macs: float | None = None
+    score: float | None = None
+    why_not: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The size as people write it: 96x96 px."""
+        return f"{self.image_size[0]}x{self.image_size[1]} px"
+
+
+@dataclass(frozen=True)
+class SizeChoice:
+    """The image size to extract at.
+
+    Attributes:
+        artifact: moved to it.
+        part: the best there; None of a single size, for which nothing was evaluated.
+        tried: the sizes that were compared.
+    """
+
+    artifact: Artifact
+    part: Architecture | None = None
+    tried: tuple[TriedSize, ...] = ()
+
+
+def choose_size(
+    artifact: Artifact,
+    sizes: Size | Sequence[Size],
+    limits: Mapping[str, float],
+    *,
+    way: str,
+    table: LatencyTable | None = None,
+    method: str = "milp",
+    every_rate: bool = True,
+) -> SizeChoice:
+    """The size at which the best part within the limits is best on validation; of equals that of the fewest MACs.
+
+    Args:
+        artifact: a run or bundle.
+        sizes: the side of a square or (H, W), in pixels, or a list of several; a pair in a tuple is one size.
+        limits: resource → the most allowed for an image of each size; without any the network is taken whole.
+        way: by what parts are chosen, one of `choosing.WAYS`.
+        table, method, every_rate: as in `extract_bundle`.
+
+    Raises:
+        BudgetError: nothing fits at any of several sizes.
+        GridError: the table was measured at another size.
+        SpecError: a size that the grid or the data does not take.
+        BundleError: there is no recipe of images to compare sizes by.
+    """
+    wanted = _listed(artifact, sizes)
+    if table is not None:
+        for size in wanted:
+            require_grid(table, grid_of(resized_spec(artifact.net.spec, size)))
+    moved = artifact.resized(wanted[0])
+    if len(wanted) == 1:
+        return SizeChoice(moved)
+    for size in wanted[1:]:  # it tells what is not allowed before anything is evaluated
+        artifact.resized(size)
+    metric = task_of_head(artifact.net.head, artifact.net.spec).metric
+    sign = -1 if metric.direction == "maximise" else 1
+    tried, found = list[TriedSize](), list[tuple[tuple[float, float], int, Architecture]]()
+    for number, size in enumerate(wanted):
+        moved = artifact.resized(size)
+        try:
+            part = choose_part(moved, limits, way, table=table, method=method, every_rate=every_rate)
+        except BudgetError as error:
+            tried.append(TriedSize(size, why_not=str(error)))
+            continue
+        net = moved.net.restrict(part)
+        macs, score = counted_macs(net, {}), evaluate(net, moved.held_out().val, expected=False)[metric.name]
+        tried.append(TriedSize(size, macs, score))
+        found.append(((sign * score, macs), number, part))
+    if not found:
+        least = min(tried, key=lambda each: each.image_size[0] * each.image_size[1])
+        raise BudgetError(
+            f"image_size: nothing fits at any of {len(tried)} sizes; at {least.text}: {least.why_not}"
+        )
+    _, number, part = min(found, key=lambda each: each[:2])
+    return SizeChoice(artifact.resized(wanted[number]), part, tuple(tried))
+
+
+def _listed(artifact: Artifact, sizes: Size | Sequence[Size]) -> list[tuple[int, int]]:
+    """(H, W) of each size, once; raises SpecError for what is none."""
+    pair = isinstance(sizes, tuple) and len(sizes) == PAIR and all(isinstance(side, int) for side in sizes)
+    several = isinstance(sizes, Sequence) and not pair and not isinstance(sizes, str)
+    listed = cast(list[Size], list(cast(Sequence[Size], sizes)) if several else [sizes])
+    if not listed:
+        raise SpecError("image_size: none was given; give a side in pixels, (H, W), or a list of several")
+    return list(dict.fromkeys(artifact.net.spec.at(size).image_size for size in listed))
