@@ -26,7 +26,7 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
-PHASES_S = (130.0, 22.0, 78.0)  # of the supernet and of the plain network, which train side by side
+PHASES_S = (90.0, 55.0, 85.0)  # of the supernet and of the plain network, which train side by side
 TRIAL = {  # from its weights, which gates do not take part in: they are taught again
     "train.phases": [],
     "train.epochs": 1,
