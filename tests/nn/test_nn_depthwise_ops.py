@@ -7,7 +7,14 @@ import torch
 from depthwise_checks import derivatives
 from torch.nn import functional as F
 
-from routespace.nn.kernels.depthwise import Layout, scatter_depthwise, taps_of
+from routespace.nn.kernels.depthwise import (
+    ROWS_AT_ONCE,
+    Layout,
+    gather_gelu,
+    scatter_depthwise,
+    taps_of,
+    tell_compiler,
+)
 from routespace.nn.packing.keep import KeptTokens
 
 
@@ -50,6 +57,61 @@ def test_operators_are_what_plain_layers_compute():
         torch.library.opcheck(
             operators.gather_gelu_backward, (rows, *packed, rows, keep.neighbours, *both), test_utils=tests
         )
+
+
+def packed_inputs(rows: int, dtype=torch.double):
+    """So many kept tokens of two maps; hidden rows, kernel, and the two biases of a feed-forward layer."""
+    kept = torch.zeros(2 * 90, dtype=torch.bool)
+    kept[torch.randperm(2 * 90)[:rows]] = True
+    shapes = (rows, 6), (6, 1, 3, 3), (6,), (6,)
+    return KeptTokens(kept.view(2, 90), (9, 10)), [torch.randn(s, dtype=dtype, requires_grad=True) for s in shapes]
+
+
+@pytest.mark.parametrize("rows", [1, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 1, 2 * ROWS_AT_ONCE + 2, 3 * ROWS_AT_ONCE])
+def test_nine_gathers_have_the_gradients_of_a_convolution(rows):
+    """Also where rows are summed in blocks, of which the last may be a part, and where nobody adds the bias."""
+    torch.manual_seed(0)
+    keep, inputs = packed_inputs(rows)
+    hidden, kernel, bias, offset = inputs
+    conv = partial(F.conv2d, weight=kernel, bias=offset, padding=1, groups=6)
+    whole = scatter_depthwise(hidden + bias, conv, Layout(keep.rows, keep.order, (2, 9, 10)))
+    taps = taps_of(kernel)
+    grad = torch.randn(rows, 6, dtype=torch.double)
+    want = derivatives(F.gelu(whole), inputs, grad)
+    added = torch.cat((hidden + bias, hidden.new_zeros(1, 6)))
+    torch.testing.assert_close(derivatives(gather_gelu(added, taps, offset, keep.neighbours), inputs, grad), want)
+    behind = torch.cat((hidden, -bias[None]))
+    found = gather_gelu(behind, taps, offset + bias * taps.sum(0), keep.neighbours)
+    torch.testing.assert_close(derivatives(found, inputs, grad), want)
+    single = [part.detach().float().requires_grad_() for part in (behind, taps, offset + bias * taps.sum(0))]
+    exact = [part.detach().double().requires_grad_() for part in single]
+    fast, slow = (
+        derivatives(gather_gelu(*given, keep.neighbours), given, grad.to(given[0].dtype))
+        for given in (single, exact)
+    )
+    for got, right in zip(fast, slow, strict=True):
+        torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=2e-6)
+
+
+def test_few_graphs_serve_every_number_of_rows():
+    """Sums by blocks ask how many rows there are, whole blocks or not."""
+    from torch._dynamo.utils import counters
+
+    def step(padded, taps, offset, neighbours):
+        return gather_gelu(padded * 2, taps, offset, neighbours)
+
+    torch.compiler.reset()
+    counters.clear()
+    tell_compiler()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.manual_seed(0)
+    for rows in (100, 101, 128, 64, 160, 66, 65, 33, 2, 97):
+        keep, (hidden, kernel, _, offset) = packed_inputs(rows, torch.float)
+        given = [torch.cat((hidden, hidden.new_zeros(1, 6))), taps_of(kernel), offset]
+        inputs, grad = [part.detach().requires_grad_() for part in given], torch.randn(rows, 6)
+        found, want = (derivatives(run(*inputs, keep.neighbours), inputs, grad) for run in (compiled, step))
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 2  # many rows and few
 
 
 def test_operators_have_second_derivatives():

@@ -26,7 +26,7 @@ from routespace.nn.kernels.depthwise import (
     Expansion,
     Layout,
     expand,
-    gather_depthwise,
+    gather_gelu,
     scatter_depthwise,
     taps_of,
 )
@@ -166,11 +166,9 @@ class Mlp(nn.Module):
             # one is the row behind them, which takes its share back.
             padded = torch.cat((F.linear(rows, self.fc1.weight), -self.fc1.bias[None]))
             offset = self.dwconv.bias + self.fc1.bias * taps.sum(0)
-            hidden = gather_depthwise(padded, taps, offset, neighbours)
         else:
-            padded = padded_linear(rows, self.fc1.weight, self.fc1.bias)
-            hidden = gather_depthwise(padded, taps, self.dwconv.bias, neighbours)
-        return apply_linear(self.fc2, F.gelu(hidden))
+            padded, offset = padded_linear(rows, self.fc1.weight, self.fc1.bias), self.dwconv.bias
+        return apply_linear(self.fc2, gather_gelu(padded, taps, offset, neighbours))
 
 
 def group_width(channels: int, channel_bytes: int) -> int:

@@ -187,11 +187,11 @@ def _plain_gather_gelu_backward(
     into_hidden: bool, into_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     product = grad * slope
-    grad_hidden, grad_taps = gathered_grads(product, zero_behind(hidden), taps, neighbours)
+    found = gathered_grads(product, zero_behind(hidden), taps, neighbours)
     return (
-        grad_hidden.to(hidden.dtype) if into_hidden else hidden.new_empty(0),
-        grad_taps.to(taps.dtype) if into_weights else taps.new_empty(0),
-        product.sum(0).to(offset.dtype) if into_weights else offset.new_empty(0),
+        found.hidden.to(hidden.dtype) if into_hidden else hidden.new_empty(0),
+        found.taps.to(taps.dtype) if into_weights else taps.new_empty(0),
+        found.offset.to(offset.dtype) if into_weights else offset.new_empty(0),
     )
 
 

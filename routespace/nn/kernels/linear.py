@@ -114,7 +114,7 @@ def apply_linear(layer: nn.Module, x: Tensor, *, bias_apart: bool = True) -> Ten
 
 
 def adds_bias_apart(x: Tensor) -> bool:
-    """Whether a compiled step leaves the bias out of a product in inference, for the loop behind it to add.
+    """Whether a compiled step leaves the bias out of a product, for the loop behind it to add.
 
     Of a product with a bias, torch on a CPU first writes the bias into all of the result: a quarter of the time
     of a layer of 64 or 128 channels, a tenth of wider ones. (What is added is the bias's negative, subtracted,
@@ -122,7 +122,7 @@ def adds_bias_apart(x: Tensor) -> bool:
     """
     if x.device.type != "cpu" or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or onednn_is_used())
+    return not (torch.is_autocast_enabled("cpu") or onednn_is_used())
 
 
 def is_untouched(layer: nn.Module) -> bool:
