@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from routespace.cli.options import CLOCKS, DTYPES, AsJson, ClockName, Device, ImageSize, Threads, Type
+from routespace.cli.options import CLOCKS, DTYPES, AsJson, ClockName, Device, ImageSize, SubjectName, Threads, Type
 from routespace.files import json_text
 
 if TYPE_CHECKING:
@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 EXAMPLE = "routespace bench pvt_v2_b2 --batch 8 --keep 0.5,0.25"
-YAML = (".yaml", ".yml")
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="GRID|RECIPE|RUN|BUNDLE", help="A preset, a grid's or recipe's name or file, or a folder."
-    ),
-]
 Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
 Keeps = Annotated[str, typer.Option("--keep", help="Shares of tokens that rows compute.")]
 Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled blocks too: minutes more.")]
@@ -30,7 +23,7 @@ Rounds = Annotated[int, typer.Option(help="Turns behind each median.")]
 
 
 def run(
-    source: Source,
+    source: SubjectName,
     batch: Batch = 1,
     keeps: Keeps = "1,0.5,0.25",
     image_size: ImageSize = None,
@@ -44,8 +37,9 @@ def run(
 ) -> None:
     """Time a network in each mode, dense and routed, eager and compiled, and name the fastest.
 
-    A GRID is timed as its staircase with gated rows. Which tokens are kept is drawn at random. What counts is the
-    fastest way to run the routed network over the fastest way to run it with everything computed.
+    A GRID is timed as its staircase with gated rows, a RECIPE as what it trains, with first weights. Which tokens
+    are kept is drawn at random. What counts is the fastest way to run the routed network over the
+    fastest way to run it with everything computed.
     """
     from routespace.cli.arguments import one_of, parse_numbers, size_pair
     from routespace.cli.status import busy, loading
@@ -93,19 +87,14 @@ def load(source: str, device: str) -> TaskNet:
     from routespace.nn.route_net import RouteNet
     from routespace.nn.running import pick_device
     from routespace.nn.task_net import TaskNet
-    from routespace.recipes import load_recipe, recipe_names
     from routespace.workflow.artifacts import load_artifact
-    from routespace.workflow.subjects import load_grid
+    from routespace.workflow.subjects import load_subject
 
     if Path(source).is_dir():
         return load_artifact(source, device=device).net
-    if source in recipe_names() or source.endswith(YAML):
-        recipe = load_recipe(source)
-        head = recipe.task.make(recipe.grid).head(recipe.grid)
-        net = TaskNet(RouteNet(recipe.architecture(), recipe.gates), head)
-    else:
-        net = TaskNet.classifier(Architecture.routed(load_grid(source), "depth"))
-    return net.eval().to(pick_device(device))
+    found = load_subject(source)
+    backbone = RouteNet(found.architecture or Architecture.routed(found.grid, "depth"), found.gates)
+    return TaskNet(backbone, found.make_head(found.grid.spec)).eval().to(pick_device(device))
 
 
 def show(report: dict[str, Any]) -> None:

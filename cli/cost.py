@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from routespace.cli.options import SubjectName
 from routespace.errors import SpecError
 from routespace.files import json_text
 
@@ -29,11 +30,9 @@ EXAMPLE = "routespace cost dit_b2 --architecture staircase --by rate"
 
 
 def run(
-    subject: Annotated[
-        str, typer.Argument(metavar="GRID|BUNDLE|RUN", help="A preset, a grid's JSON file, or a folder.")
-    ],
+    source: SubjectName,
     architecture: Annotated[
-        str | None, typer.Option(help="full, staircase or a JSON file; else the folder's own, or full.")
+        str | None, typer.Option(help="full, staircase or a JSON file; else its own, or of a GRID full.")
     ] = None,
     usage: Annotated[Path | None, typer.Option(help="Measured usage (a run's usage.json) to apply.")] = None,
     by: Annotated[str | None, typer.Option(help="Also list the edges by edge, layer, rate or kind.")] = None,
@@ -43,7 +42,7 @@ def run(
     """What a network costs for one image: parameters, MACs, bytes moved, and where they go.
 
     One multiply-add is one MAC. Gated edges count as wholly computed, unless --usage tells what a run measured.
-    Their gates count too: the folder's own, or those of a default GateSpec for a grid. Of a detector or a network
+    Their gates count too: its own, or those of a default GateSpec for a GRID. Of a detector or a network
     that segments, backbone and whole network are told; budgets count the backbone.
     """
     from routespace.files import read_json
@@ -54,7 +53,7 @@ def run(
 
     if by is not None and by not in get_args(By):
         raise SpecError(f"by: {by!r:.40} is not allowed; give one of {', '.join(get_args(By))}")
-    found = load_subject(subject)
+    found = load_subject(source)
     part = found.architecture
     if architecture is not None or part is None:
         part = load_architecture(found.grid, architecture or "full")
@@ -121,16 +120,14 @@ def _sum(edges: Iterable[EdgeCost] = (), gates: Iterable[GateCost] = ()) -> dict
 
 def _dense_head(found: Subject, part: Architecture) -> Head | None:
     """The head of a dense task, of which the grid says nothing, without numbers; None for other networks."""
-    if found.head is None or found.head.get("kind") in ("classify", "maps"):
+    if not found.has_own_head:
         return None
     from routespace.cli.status import loading
 
     with loading():
         import torch
-
-        from routespace.nn.heads.kinds import make_head
     with torch.device("meta"):  # shapes alone
-        return make_head(part.spec, found.head).over(part.output_rates)
+        return found.make_head(part.spec).over(part.output_rates)
 
 
 def _measured(found: Subject, part: Architecture, head: EdgeCost | None) -> dict[str, Any]:

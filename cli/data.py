@@ -54,8 +54,8 @@ def check(
 ) -> None:
     """Find unreadable, truncated, huge, duplicate and misnamed pictures, and annotations that do not fit.
 
-    Exit code 0 when every picture can be read and 1 when not: training would stop at it, or leave it out where
-    data.skip_bad allows for it.
+    Exit code 0 when every picture can be read and its class trained, and 1 when not: training would refuse it, or
+    leave it out where data.skip_bad allows for it.
     """
     import os
 

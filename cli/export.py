@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from routespace.cli.options import Device, ImageSize, out
+from routespace.cli.options import Device, ImageSize, out, overwriting
 from routespace.deploy.export.formats import EXPORTERS
 
 NAME = "export"
@@ -23,6 +23,7 @@ def run(
     ] = "onnx",
     image_size: ImageSize = None,
     device: Device = "cpu",
+    overwrite: Annotated[bool, overwriting("files that are there")] = False,
 ) -> None:
     """Write a network as ONNX or as torch's .pt2, with a free batch size, and check it against the original.
 
@@ -34,13 +35,11 @@ def run(
     from routespace.cli.arguments import several_of, size_pair
     from routespace.cli.render import mega
     from routespace.cli.status import busy, loading
-    from routespace.deploy.folder import net_folder
-    from routespace.files import require_place
+    from routespace.deploy.folder import net_folder, require_export_place
 
     formats, size = several_of("format", form, tuple(EXPORTERS)), size_pair(image_size)
     net_folder(source)
-    for name in formats:
-        require_place(folder / f"model{EXPORTERS[name].suffix}")
+    require_export_place(folder, [EXPORTERS[name].suffix for name in formats], overwrite=overwrite)
     with loading():
         from routespace.workflow.artifacts import load_artifact
         from routespace.workflow.exporting import export_artifact, export_notes
@@ -48,7 +47,7 @@ def run(
     for note in export_notes(artifact, size):
         typer.echo(f"note: {note}", err=True)
     with busy("exporting") as say:
-        reports = export_artifact(artifact, folder, formats, image_size=size, say=say)
+        reports = export_artifact(artifact, folder, formats, image_size=size, overwrite=overwrite, say=say)
     for report in chain.from_iterable(found.all for found in reports):
         print(
             f"{report.path}  {mega(report.bytes)}B, {sum(report.operators.values())} operators, "

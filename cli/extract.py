@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from routespace import file_names
-from routespace.cli.options import Device, Latency, out
+from routespace.cli.options import Device, Latency, out, overwriting
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(
     drop_rates: Annotated[
         bool, typer.Option("--drop-rates", help="Let the part do without rates of a pyramid where that is best.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there.")] = False,
+    overwrite: Annotated[bool, overwriting("a bundle that is there")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
     device: Device = "auto",
 ) -> None:

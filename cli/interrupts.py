@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: one line, exit code 130, and nothing half-done.
+"""Ctrl-C at any moment, or SIGTERM: one line, exit code 130, and nothing half-done.
 
 start       from the program's first moment on: nothing is half-done yet, so it ends at once
 Interrupts  while a command runs: KeyboardInterrupt, so that files are tidied up; sure to arrive, and remembered
@@ -7,6 +7,10 @@ imports     while a command imports what it needs: at once again
 Raising KeyboardInterrupt is not enough. A library whose import is interrupted turns it into an error of its own,
 or hides it; so does Python in destructors. So an interrupt waits until no module is being imported, comes again
 when a destructor hid it, and whatever ends a command after it is told as the interrupt that it was.
+
+SIGTERM, by which batch systems end a job, does the same while a command runs; before that, there is nothing to
+tidy up. One of several processes that train together leaves it to the training: it may wait for the others, where
+no exception reaches it.
 """
 
 from __future__ import annotations
@@ -32,9 +36,15 @@ def start() -> Interrupts:
     signal.signal(signal.SIGINT, end_at_once)
     interrupts = Interrupts()
     sys.unraisablehook = interrupts.hidden
-    if hasattr(os, "register_at_fork"):  # workers that load data end with their parent, without words of their own
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_leave_to_parent)
     return interrupts
+
+
+def _leave_to_parent() -> None:
+    """Workers that load data end with their parent, or when it ends them, without words of their own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def end_at_once(number: int = signal.SIGINT, frame: FrameType | None = None) -> NoReturn:
@@ -48,7 +58,7 @@ def end_at_once(number: int = signal.SIGINT, frame: FrameType | None = None) -> 
 
 
 class Interrupts:
-    """The handler of SIGINT while a command runs; the second Ctrl-C ends at once.
+    """The handler of SIGINT and SIGTERM while a command runs; the second of them ends at once.
 
     Attributes:
         came: an interrupt came, whatever became of it.
@@ -71,14 +81,16 @@ class Interrupts:
 
     @contextmanager
     def handling(self, *, active: bool = True) -> Iterator[None]:
-        """Handle SIGINT while a command runs, and leave the end of the program in peace after it."""
-        if active:
-            signal.signal(signal.SIGINT, self)
+        """Handle signals while a command runs, and leave the end of the program in peace after it."""
+        numbers = _signals() if active else ()
+        for number in numbers:
+            signal.signal(number, self)
         try:
             yield
         finally:
             if active:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def hidden(self, unraisable: sys.UnraisableHookArgs) -> None:
         """What Python does with an exception that nobody can catch; an interrupt comes again."""
@@ -92,6 +104,12 @@ class Interrupts:
         timer = threading.Timer(AGAIN_S, _send)
         timer.daemon = True
         timer.start()
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """What interrupts a command."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
 
 
 def _send() -> None:

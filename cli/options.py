@@ -12,6 +12,13 @@ DEVICES = "auto (a GPU where there is one), cpu, cuda or cuda:1"
 DTYPES = ("float32", "bfloat16", "float16")  # that networks are timed with
 CLOCKS = ("wall", "cpu")
 
+SubjectName = Annotated[
+    str,
+    typer.Argument(
+        metavar="GRID|RECIPE|BUNDLE|RUN",
+        help="A preset, a recipe's name or file, a grid's JSON file, or a folder.",
+    ),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="Change a field of the recipe. Repeatable."),
@@ -34,6 +41,15 @@ Device = Annotated[str, typer.Option(help=f"Where to run: {DEVICES}.")]
 Type = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Threads = Annotated[int, typer.Option(help="Threads of torch on a CPU.")]
 ClockName = Annotated[str, typer.Option(help="wall, or cpu: processor time, for a busy machine.")]
+
+
+def overwriting(what: str) -> Any:
+    """The option `--overwrite`.
+
+    Args:
+        what: is replaced.
+    """
+    return typer.Option("--overwrite", help=f"Replace {what}.")
 
 
 def out(what: str) -> Any:

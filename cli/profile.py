@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from routespace.cli.options import CLOCKS, DTYPES, ClockName, Device, Threads, Type, out
+from routespace.cli.options import CLOCKS, DTYPES, ClockName, Device, SubjectName, Threads, Type, out
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 NAME = "profile"
 EXAMPLE = "routespace profile pvt_v2_b0 --device cpu -o table.json"
 
-
-GridName = Annotated[str, typer.Argument(metavar="GRID|RUN|BUNDLE", help="A preset or grid file, or a folder.")]
 Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="With compiled blocks.")]
-Routed = Annotated[
-    bool, typer.Option("--routed", help="Default gates for a GRID; a run or bundle brings its own.")
-]
+Routed = Annotated[bool, typer.Option("--routed", help="Default gates for a GRID; others bring their own.")]
 Keeps = Annotated[
     str | None, typer.Option(help="Shares of tokens to measure edges at; else 1, with gates 0.25,0.5,0.75,1.")
 ]
@@ -33,7 +29,7 @@ Subnets = Annotated[int | None, typer.Option(help="Whole subnets to calibrate wi
 
 
 def run(
-    grid: GridName,
+    source: SubjectName,
     table_file: Annotated[Path, out("The table.")],
     device: Device = "cpu",
     batch: Batch = 1,
@@ -59,7 +55,7 @@ def run(
     one_of("dtype", dtype, DTYPES)
     one_of("clock", clock, CLOCKS)
     kept = None if keeps is None else parse_numbers(keeps, "keeps", float)
-    subject = load_subject(grid)
+    subject = load_subject(source)
     require_place(table_file)
     with loading():
         from routespace.deploy.latency import profiling

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.errors import RoutespaceError, SpecError
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import allow_families
@@ -26,6 +27,7 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
+@checked
 def load_recipe(
     name_or_path: str | Path, overrides: Sequence[str] = (), *, families: Iterable[Family] = ()
 ) -> Recipe:

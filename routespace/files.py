@@ -160,6 +160,22 @@ def undone(folder: Path | str, *, unless: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """A block with a folder, made where it is not there; one that was made and stays empty goes again.
+
+    Raises:
+        BundleError: it cannot be made.
+    """
+    made = _missing_parents(folder / "file")
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        _remove_empty(made)
+
+
 def require_place(path: Path | str) -> None:
     """Raise BundleError when no file can be written at `path`: asked before the work whose result goes there."""
     path = Path(path)

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
 from routespace.search.objectives import objective, objectives_of
@@ -146,6 +147,7 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
+@checked
 def load_study(source: str | Path, name: str | None = None) -> StudyRecord:
     """Read a study.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.grid.families.lookup import allow_families
 from routespace.search.candidate import RecipeCandidate
@@ -30,6 +31,7 @@ from routespace.search.storage import Turn, Worker, absolute_storage, check_stor
 from routespace.train.recipe.recipe import Recipe
 
 
+@checked
 def run_study(
     recipe: Recipe,
     out: str | Path,

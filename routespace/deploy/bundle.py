@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.deploy.folder import is_bundle, require_bundle_place
 from routespace.deploy.scores import Score, older_scores
 from routespace.errors import BundleError, SpecError, command_line
@@ -118,6 +119,7 @@ class Card(Value):
         return int(self.costs["params"])
 
     @classmethod
+    @checked
     def of(
         cls,
         net: AnyNet,
@@ -156,6 +158,7 @@ class Bundle(NamedTuple):
     card: Card
 
 
+@checked
 def save_bundle(
     net: AnyNet,
     folder: Path | str,
@@ -225,6 +228,7 @@ def how_to_use(net: TaskNet, name: str, *, fed: bool) -> tuple[str, ...]:
     )
 
 
+@checked
 def load_bundle(folder: Path | str, *, families: Iterable[Family] = ()) -> Bundle:
     """The network, in evaluation mode on the CPU, and the card that `save_bundle` wrote.
 

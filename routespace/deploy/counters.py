@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from routespace.checked import checked
 from routespace.deploy.examples import image_shape
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -169,6 +170,7 @@ def _computing_all(net: nn.Module) -> Iterator[None]:
             yield
 
 
+@checked
 def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, *, meta: bool = True) -> MacCount:
     """MACs of one image through a module as it is, by torch's counter.
 

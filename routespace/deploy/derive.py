@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, get_args
 
+from routespace.checked import checked
 from routespace.deploy.latency.table import LatencyTable, table_prices
 from routespace.errors import BudgetError, GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -32,6 +33,7 @@ Method = Literal["milp", "threshold"]
 IDENTITY_WORTH = 1e-4
 
 
+@checked
 def derive(
     architecture: Architecture,
     usage: Usage,

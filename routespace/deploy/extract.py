@@ -10,6 +10,7 @@ import copy
 
 import torch
 
+from routespace.checked import checked
 from routespace.grid.architecture import Architecture
 from routespace.grid.spec import GridSpec
 from routespace.nn.module import unwrap
@@ -19,11 +20,13 @@ from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import Net, filled
 
 
+@checked
 def extract(net: Net, architecture: Architecture, *, device: str | torch.device | None = None) -> Net:
     """The network of `architecture` with its own copy of `net`'s weights, in the same types.
 
     It equals `net.restrict(architecture)` in every output, but shares nothing with `net`: keys of its state dict
-    are a subset of the net's, and whatever happens to one leaves the other alone. The random state is untouched.
+    are a subset of the net's, and whatever happens to one leaves the other alone. Its stochastic depth is the
+    net's, should it be trained. The random state is untouched.
 
     Args:
         net: the supernet, or any network that contains the architecture, or a wrapper such as torch.compile's; a
@@ -43,6 +46,7 @@ def extract(net: Net, architecture: Architecture, *, device: str | torch.device 
     return made.train(net.training)
 
 
+@checked
 def resized(net: Net, image_size: tuple[int, int] | int) -> Net:
     """The same network for images of another size, with its own copy of the weights, in the same types.
 
@@ -77,7 +81,7 @@ def _fresh(net: Net, spec: GridSpec | None = None) -> Net:
     if isinstance(net, TaskNet):
         return TaskNet(_fresh(net.backbone, spec), copy.deepcopy(net.head))
     deciding, held = net.deciding, net.deciding.held
-    made = RouteNet(_in_grid(net.architecture, spec), net.gate_spec)
+    made = RouteNet(_in_grid(net.architecture, spec), net.gate_spec, drop_path=net.drop_path)
     return made.decide(
         temperature=deciding.temperature,
         noise=deciding.noise,

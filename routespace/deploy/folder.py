@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from routespace import file_names
@@ -40,6 +41,24 @@ def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None
         raise BundleError(
             f"{folder}: holds a bundle already; give a new folder, or replace it with --overwrite (overwrite=True)"
         )
+
+
+def require_export_place(folder: Path | str, suffixes: Iterable[str], *, overwrite: bool = False) -> None:
+    """Raise BundleError when exported files cannot be written, or would replace others: asked before the work.
+
+    Args:
+        folder: where to.
+        suffixes: of the formats, such as `.onnx`.
+        overwrite: replace what is there.
+    """
+    for suffix in suffixes:
+        first = Path(folder) / f"model{suffix}"
+        there = sorted(first.parent.glob(f"model*{suffix}"))  # a file of a detector has others beside it
+        if there and not overwrite:
+            raise BundleError(
+                f"{there[0]}: exists; give another folder, or replace it with --overwrite (overwrite=True)"
+            )
+        require_place(first)
 
 
 def net_folder(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from routespace.checked import checked
 from routespace.deploy.derive import IDENTITY_WORTH
 from routespace.errors import DataError, GridError, SpecError
 from routespace.grid.architecture import Architecture
@@ -32,6 +33,7 @@ from routespace.nn.task_net import TaskNet
 TINY = 1e-12  # of outputs that are all zero
 
 
+@checked
 @torch.no_grad()
 def removal_scores(
     net: TaskNet,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.deploy.counters import dense_usage, torch_macs
 from routespace.deploy.examples import example_images, image_shape
 from routespace.deploy.extract import resized
@@ -93,6 +94,7 @@ class VerifyReport:
         return lines
 
 
+@checked
 def verify(
     supernet: AnyNet,
     architecture: Architecture,

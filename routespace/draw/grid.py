@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
+from routespace.checked import checked
 from routespace.draw.canvas import save_figure
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Edge, Node
@@ -33,6 +34,7 @@ IDENTITY_ARC = -0.28
 USED_COLOURS = LinearSegmentedColormap.from_list("used", ["#c9d6e8", "#4c8bc4", "#1b3a6b"])
 
 
+@checked
 def draw_grid(
     architecture: Architecture,
     usage: Usage | None = None,

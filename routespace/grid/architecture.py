@@ -12,6 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
+from routespace.checked import checked
 from routespace.errors import GridError
 from routespace.grid.families.base import Family
 from routespace.grid.graph import Edge, Node, RoutingGrid, grid_of, live_edges
@@ -40,6 +41,7 @@ class Architecture:
             that is reached, or a row whose two edges are not one choice (both open, or one gated alone).
     """
 
+    @checked
     def __init__(self, spec: GridSpec, edges: Mapping[str, State]) -> None:
         self.spec = spec
         self.grid = grid_of(spec)
@@ -79,11 +81,13 @@ class Architecture:
             )
 
     @classmethod
+    @checked
     def full(cls, grid: RoutingGrid) -> Architecture:
         """Every edge of the grid, every choice gated: the supernet."""
         return cls(grid.spec, dict.fromkeys(grid.edges, "gated"))
 
     @classmethod
+    @checked
     def staircase(cls, grid: RoutingGrid, split: Sequence[int] | None = None) -> Architecture:
         """The family's plain network as a path: `split[i]` transformer layers at rate i, then down.
 
@@ -117,6 +121,7 @@ class Architecture:
         return cls(spec, {edge.name: "open" for edge in edges})
 
     @classmethod
+    @checked
     def routed(cls, grid: RoutingGrid, routing: Routing) -> Architecture:
         """The supernet of one of the paper's ablations.
 
@@ -138,6 +143,7 @@ class Architecture:
         return cls(grid.spec, states | {edge.name: down for edge in grid.of_kind("patch_embed")})
 
     @classmethod
+    @checked
     def cleaned(cls, spec: GridSpec, edges: Mapping[str, State]) -> Architecture:
         """The architecture of `edges` without its dead ends (edges on no way from stem to an output).
 
@@ -150,6 +156,7 @@ class Architecture:
         return cls(spec, {edge.name: edges[edge.name] for edge in live})
 
     @classmethod
+    @checked
     def static(cls, spec: GridSpec, names: Iterable[str]) -> Architecture:
         """The static architecture of these open edges, dead ends removed."""
         return cls.cleaned(spec, dict.fromkeys(names, "open"))
@@ -185,6 +192,7 @@ class Architecture:
         passed = {edge.partner for edge in edges if edge.kind == "transformer"}
         return Architecture.static(self.spec, self.edges.keys() - passed)
 
+    @checked
     def contains(self, other: Architecture) -> bool:
         """True when `other` is a part of this one: same grid, and a choice only where this has it."""
         return self.spec.hash == other.spec.hash and all(

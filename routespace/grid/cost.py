@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from routespace.checked import checked
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
@@ -88,11 +89,13 @@ class ArchitectureCost:
         return groups
 
 
+@checked
 def batch_cost(grid: RoutingGrid, bits: np.ndarray, *, what: str = "macs") -> np.ndarray:
     """Cost of many static architectures of a grid at once; see `CostTable.totals` for shapes and errors."""
     return cost_table(grid).totals(bits, what)
 
 
+@checked
 def architecture_cost(
     architecture: Architecture,
     *,

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 import networkx as nx
 
+from routespace.checked import checked
 from routespace.errors import GridError
 from routespace.grid.families.base import Family
 from routespace.grid.spec import GridSpec
@@ -65,6 +66,7 @@ class Edge:
         return self.layer, self.rate, KINDS.index(self.kind)
 
     @classmethod
+    @checked
     def parse(cls, name: str) -> Edge:
         """The edge called `name`; raises GridError when the name is not an edge's."""
         match = _NAME.fullmatch(name)
@@ -108,6 +110,7 @@ class RoutingGrid:
         GridError: an output cannot be reached from the stem.
     """
 
+    @checked
     def __init__(self, spec: GridSpec) -> None:
         self.spec = spec
         every = list(_all_edges(spec))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from routespace.checked import checked
 from routespace.errors import BudgetError, GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Edge, Node, RoutingGrid
@@ -46,6 +47,7 @@ class Limit:
         return float(self.prices[kept].sum()) + self.constant
 
 
+@checked
 def select(
     space: RoutingGrid | Architecture,
     scores: Mapping[str, float],

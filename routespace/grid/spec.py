@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.grid.families.base import Family, PerRate, Shape
 from routespace.grid.families.lookup import allow_families, find_family, known_families
@@ -263,6 +264,7 @@ class GridSpec(Value):
             return super().parse(data, name=name)
 
     @classmethod
+    @checked
     def preset(cls, name: str, **overrides: Any) -> Self:
         """A named grid: see `routespace.grid.presets`; keyword arguments replace fields."""
         return cls.parse({"preset": name} | overrides)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from routespace.checked import checked
 from routespace.errors import GridError, SpecError
 from routespace.grid.graph import RoutingGrid
 
@@ -67,6 +68,7 @@ def shares_to_json(usage: Usage) -> dict[str, dict[str, float]]:
     }
 
 
+@checked
 def usage_from_json(data: Any, grid: RoutingGrid) -> dict[str, EdgeUsage]:
     """Read what `usage_to_json` wrote, or a hand-written one: shares that are left out count as in EdgeUsage.
 

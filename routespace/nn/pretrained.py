@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from routespace.checked import checked
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.spec import GridSpec
@@ -18,6 +19,7 @@ from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, backbone_of
 
 
+@checked
 def load_timm_weights(
     net: AnyNet, weights: nn.Module | Mapping[str, Any], *, path: Architecture | None = None
 ) -> list[str]:

@@ -22,6 +22,7 @@ from typing import NamedTuple, Self, Unpack
 import torch
 from torch import Tensor, nn
 
+from routespace.checked import checked
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -74,6 +75,9 @@ class RouteNet(nn.Module):
         execution: `dense` computes everything and masks (the reference); `packed` computes the kept tokens
             alone; `auto` chooses per edge by the share kept in the batch. Can be set later.
         drop_path: stochastic depth of the last layer; it grows linearly from 0 at the first.
+
+    Attributes:
+        drop_path: the same.
     """
 
     stem: Stem
@@ -82,6 +86,7 @@ class RouteNet(nn.Module):
     skips: nn.ModuleDict
     outputs: nn.ModuleDict
 
+    @checked
     def __init__(
         self,
         architecture: Architecture,
@@ -101,6 +106,7 @@ class RouteNet(nn.Module):
         spec = architecture.spec
         self.architecture = architecture
         self.spec = spec
+        self.drop_path = drop_path
         self._deciding = deciding
         self.plan = compile_plan(architecture)
         check_map(architecture, self.gate_spec)
@@ -264,6 +270,7 @@ class RouteNet(nn.Module):
             )
         return {rate: map_size((height, width), rate) for rate in self.spec.rates}
 
+    @checked
     def restrict(self, architecture: Architecture) -> RouteNet:
         """A RouteNet over the same weights for a part of this one's architecture.
 
@@ -282,7 +289,7 @@ class RouteNet(nn.Module):
         self._check_leader(architecture)
         part = RouteNet.__new__(RouteNet)
         nn.Module.__init__(part)
-        part._assemble(architecture, self._deciding, 0.0, source=view_of(self))
+        part._assemble(architecture, self._deciding, self.drop_path, source=view_of(self))
         part.training = self.training
         return part
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Self, Unpack
 import torch
 from torch import Tensor, nn
 
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -72,6 +73,7 @@ class TaskNet(nn.Module):
     backbone: RouteNet
     head: Head
 
+    @checked
     def __init__(self, backbone: RouteNet, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
@@ -81,6 +83,7 @@ class TaskNet(nn.Module):
         self.head.train(backbone.training)
 
     @classmethod
+    @checked
     def classifier(
         cls,
         architecture: Architecture,
@@ -206,6 +209,7 @@ class TaskNet(nn.Module):
         """`RouteNet.set_grad_checkpointing` of the backbone."""
         self.backbone.set_grad_checkpointing(enable)
 
+    @checked
     def restrict(self, architecture: Architecture) -> TaskNet:
         """A TaskNet over the same weights, head included, for a part of this one's architecture.
 

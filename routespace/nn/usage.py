@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.errors import DataError
 from routespace.grid.usage import ALL_USED, EdgeUsage
 from routespace.nn.module import unwrap
@@ -141,6 +142,7 @@ class UsageMeter:
         return found
 
 
+@checked
 def measure_usage(
     net: AnyNet, batches: Iterable[UsageBatch], *, device: str | torch.device | None = None
 ) -> dict[str, EdgeUsage]:

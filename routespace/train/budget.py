@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -67,6 +68,7 @@ def penalty(distance: Tensor) -> Tensor:
     return torch.where(size <= FAR, size.square(), FAR * (2 * size - FAR))
 
 
+@checked
 def budget_loss(
     net: AnyNet,
     routes: Routes,

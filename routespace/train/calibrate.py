@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.module import unwrap
@@ -56,6 +57,7 @@ class Trial(NamedTuple):
     macs: float
 
 
+@checked
 def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Calibration:
     """Set `net.gate_spec.threshold` so that the counted MACs meet `target`.
 

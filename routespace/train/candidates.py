@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.errors import DataError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -36,6 +37,7 @@ LEAST_BATCHES = 4  # before a part can be behind
 LEAST_ERROR = 1e-3  # of a score: batches that happen to agree prove nothing
 
 
+@checked
 @torch.no_grad()
 def evaluate_candidates(
     net: TaskNet,

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 
+from routespace.checked import checked
 from routespace.grid.leading import gated_rows
 from routespace.grid.spec import map_size
 from routespace.nn.module import unwrap
@@ -64,6 +65,7 @@ def touched_tokens(
     return (rows[:, :, None] & columns[:, None, :]).any(0).flatten()
 
 
+@checked
 def oracle_routes(
     net: TaskNet, images: Tensor, objects: Sequence[Known], *, by: str = "boxes", around_px: int = AROUND_PX
 ) -> Routes:
@@ -88,6 +90,7 @@ def oracle_routes(
     return Routes(routes)
 
 
+@checked
 @torch.no_grad()
 def object_auc(
     net: TaskNet, scenes: Iterable[tuple[Tensor, Sequence[Known]]], *, by: str = "boxes"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from routespace.checked import checked
 from routespace.errors import DataError
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import shares_to_json
@@ -52,6 +53,7 @@ class Sampling(NamedTuple):
         return cls(temperature, gates.noise + (gates.final_noise - gates.noise) * progress)
 
 
+@checked
 @torch.no_grad()
 def evaluate(
     net: TaskNet,

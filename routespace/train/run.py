@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+from routespace.checked import checked
 from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, undone, write_text
 from routespace.grid.architecture import Architecture
@@ -40,6 +41,7 @@ from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.phases import phase_text
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import RunFolder
+from routespace.train.run_lock import held
 from routespace.train.start import Start, make_net, run_key, start_folder
 from routespace.train.stopping import StopSignal
 from routespace.train.teaching import check_teaching
@@ -63,6 +65,7 @@ class RunResult:
     net: TaskNet
 
 
+@checked
 def train_recipe(
     recipe: Recipe,
     out: Path | str,
@@ -97,7 +100,8 @@ def train_recipe(
         loaders: the kind that makes batches of the images.
 
     Raises:
-        BundleError: `out` holds something else, cannot be written, or is a run of another recipe.
+        BundleError: `out` holds something else, cannot be written, is a run of another recipe, or another process
+            trains in it.
         BudgetError: a budget below the least possible.
         DataError, SpecError, GridError: the recipe's data, device or architecture; a field that does not go with
             `init`; pretrained weights that are not there.
@@ -122,13 +126,35 @@ def train_recipe(
             trainer = _trainer(
                 run, start, init=init, accelerator=accelerator, report=report, tell=tell, kind=loaders
             )
-        begins = accelerator.is_main_process and not resume
-        # Before the first checkpoint after the start's there is nothing worth keeping.
-        with undone(run.path, unless=run.metrics_path) if begins else contextlib.nullcontext():
+        with _alone(run, first=accelerator.is_main_process, resume=resume):
             _begin(trainer, run, replace(start, recipe=trainer.recipe), resume=resume)
             with StopSignal() as stop:
                 trainer.fit(stop, lambda: _save(trainer, run))
-        return RunResult(run.path, *finish(trainer, run))
+            return RunResult(run.path, *finish(trainer, run))
+
+
+@contextlib.contextmanager
+def _alone(run: RunFolder, *, first: bool, resume: bool) -> Iterator[None]:
+    """A block in which no other training writes the folder; failing before its first checkpoint, it leaves none.
+
+    Args:
+        run: the folder.
+        first: this process writes it, of those that train together.
+        resume: there is something in it already.
+
+    Raises:
+        BundleError: another training has begun there.
+        PeerError: the first process met that.
+    """
+    with contextlib.ExitStack() as stack:
+        with together():
+            if first:
+                stack.enter_context(held(run.path))
+            if first and not resume:
+                run.refuse_existing()
+                # Before the first checkpoint after the start's there is nothing worth keeping.
+                stack.enter_context(undone(run.path, unless=run.metrics_path))
+        yield
 
 
 @contextlib.contextmanager

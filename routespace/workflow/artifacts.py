@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.deploy.bundle import Card, load_bundle
 from routespace.deploy.extract import resized, resized_spec
 from routespace.deploy.folder import is_bundle, net_folder
@@ -136,6 +137,7 @@ class Artifact:
         )
 
 
+@checked
 def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: str = "cpu") -> Artifact:
     """The network of a finished run or of a bundle.
 
@@ -162,6 +164,7 @@ def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: s
     return Artifact(folder, net, recipe, None, usage, preprocess, classes, scores)
 
 
+@checked
 def load_run(folder: Path | str, *, device: str = "cpu") -> Artifact:
     """A finished run: its network, its recipe and its measured usage.
 

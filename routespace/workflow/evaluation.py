@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.draw.canvas import require_format
 from routespace.draw.tokens import draw_tokens
 from routespace.errors import SpecError
@@ -37,6 +38,7 @@ OBJECT_IMAGES = 200  # on which gates are compared with the objects
 PAINTED_IMAGES = 6
 
 
+@checked
 def evaluate_network(
     net: TaskNet,
     data: Recipe | Loaders,

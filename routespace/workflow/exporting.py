@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.deploy.export.formats import EXPORTERS
 from routespace.deploy.export.write import ExportReport, Say, export, least_side
+from routespace.deploy.folder import require_export_place
 from routespace.errors import BundleError
 from routespace.files import json_text
 from routespace.preprocess import Preprocess, load_preprocess, preprocess_to_json, save_preprocess
 from routespace.workflow.artifacts import Artifact
 
 
+@checked
 def export_artifact(
     artifact: Artifact,
     folder: Path | str,
     formats: Sequence[str],
     *,
     image_size: tuple[int, int] | None = None,
+    overwrite: bool = False,
     say: Say | None = None,
 ) -> list[ExportReport]:
     """Write a network as `model.<suffix>` of each format, and `preprocess.json` beside them where it is known.
@@ -32,22 +36,25 @@ def export_artifact(
         folder: where to.
         formats: names in EXPORTERS.
         image_size: (H, W) in pixels; None for the spec's own.
+        overwrite: replace files that are there.
         say: is told what is being done.
 
     Raises:
         SpecError: an image size that the network does not take.
         MissingDependencyError: a package that a format needs is not installed.
-        BundleError: a file cannot be written, or others in the folder take pictures in another way.
+        BundleError: a file is there already or cannot be written, or others in the folder take pictures in
+            another way.
         RoutespaceError: an exported network does not give the network's numbers.
     """
     told: dict[str, str] = {}
+    suffixes = tuple(EXPORTERS[name].suffix for name in formats)
+    require_export_place(folder, suffixes, overwrite=overwrite)
     preprocess = artifact.preprocess
     if preprocess is not None:
         if image_size is not None:
             preprocess = preprocess.model_copy(update={"size": image_size})
         data = preprocess_to_json(preprocess, artifact.classes or ())
         told = {"preprocess": json_text(data, indent=None)}
-    suffixes = tuple(EXPORTERS[name].suffix for name in formats)
     _require_same_pictures(Path(folder), preprocess, artifact.classes, suffixes)
     files = [Path(folder) / f"model{suffix}" for suffix in suffixes]
     reports = [export(artifact.net, file, image_size=image_size, metadata=told, say=say) for file in files]

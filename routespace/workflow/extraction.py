@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.deploy.bundle import Card, Provenance, save_bundle
 from routespace.deploy.extract import extract
 from routespace.deploy.folder import require_bundle_place
@@ -64,6 +65,7 @@ class Extraction:
     tried: tuple[TriedSize, ...] = ()
 
 
+@checked
 def extract_bundle(
     source: Artifact | Path | str,
     out: Path | str,

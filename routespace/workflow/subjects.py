@@ -1,14 +1,16 @@
-"""What an argument names, read without torch: a grid by its name or file, or the network of a run or bundle.
+"""What an argument names, read without torch: a grid, a recipe, or the network of a run or bundle.
 
-A folder's architecture and gates are read from its JSON, without its weights.
+A folder's architecture and gates are read from its JSON, without its weights. Every command that takes a GRID
+takes all of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from routespace import file_names
 from routespace.deploy.folder import net_folder
@@ -20,9 +22,16 @@ from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import preset_names
 from routespace.grid.spec import GridSpec
 from routespace.grid.usage import Usage, usage_from_json
+from routespace.recipes import load_recipe, recipe_names
+from routespace.train.tasks.base import TaskSpec
+
+if TYPE_CHECKING:
+    from routespace.nn.heads.base import Head
 
 GRID_FILE = "a grid file, as `routespace build … -o grid.json` writes it"
 ARCHITECTURE_FORMAT = "routespace.architecture/1"
+RECIPE_FILES = (".yaml", ".yml")
+PLAIN_HEADS = ("classify", "maps")  # whose price the grid knows
 
 
 def load_grid(text: str) -> RoutingGrid:
@@ -35,8 +44,11 @@ def load_grid(text: str) -> RoutingGrid:
         return RoutingGrid(GridSpec.preset(text))
     path = Path(text)
     if not path.exists():
-        names = ", ".join(preset_names())
-        raise SpecError(f"grid: {text!r:.80} is neither a preset nor a file; presets: {names}")
+        close = " or ".join(get_close_matches(text, [*preset_names(), *recipe_names()], n=3))
+        raise SpecError(
+            f"grid: {text!r:.80} is neither a preset, a recipe nor a file; {f'perhaps {close}; ' if close else ''}"
+            f"presets: {', '.join(preset_names())}; `routespace recipes` lists recipes"
+        )
     data = read_json(path, wanted=GRID_FILE, error=SpecError)
     form = data.get("format") if isinstance(data, dict) else None
     if form == ARCHITECTURE_FORMAT:
@@ -66,31 +78,51 @@ def load_architecture(grid: RoutingGrid, text: str) -> Architecture:
 
 @dataclass(frozen=True)
 class Subject:
-    """What GRID|BUNDLE|RUN names, read without torch.
+    """What GRID|RECIPE|BUNDLE|RUN names, read without torch.
 
     Attributes:
         grid: the routing grid.
-        architecture, gates: of a run's or bundle's network; None for a grid.
+        architecture, gates: what a recipe trains, or of a run's or bundle's network; None for a grid.
         usage: what the run measured, if it did.
-        head: kind and settings of that network's head, as the folder tells them; None for a grid.
+        head: kind and settings of that network's head, as the folder tells them, or the recipe's task; None for a
+            grid, whose networks classify.
     """
 
     grid: RoutingGrid
     architecture: Architecture | None = None
     gates: GateSpec | None = None
     usage: Usage | None = None
-    head: Mapping[str, Any] | None = None
+    head: Mapping[str, Any] | TaskSpec | None = None
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether its head is one of which the grid says nothing: a detector's, or that of pixels."""
+        if isinstance(self.head, TaskSpec):
+            return self.head.target != "label"
+        return self.head is not None and self.head.get("kind") not in PLAIN_HEADS
+
+    def make_head(self, spec: GridSpec) -> Head:
+        """A head like its own, with first weights.
+
+        Args:
+            spec: of the network that it stands on.
+        """
+        from routespace.nn.heads.kinds import make_head
+
+        head = {"kind": PLAIN_HEADS[0 if spec.num_classes else 1]} if self.head is None else self.head
+        return head.make(spec).head(spec) if isinstance(head, TaskSpec) else make_head(spec, head)
 
 
 def load_subject(text: str) -> Subject:
-    """A grid by name or file, or a run's or bundle's network by its folder.
+    """A grid or a recipe by name or file, or a run's or bundle's network by its folder.
 
     Raises:
-        SpecError, GridError, BundleError: see `load_grid`; or a folder without a network.
+        SpecError, GridError, BundleError: see `load_grid`; a recipe that is not allowed, or a folder without a
+            network.
     """
     folder = Path(text)
     if not folder.is_dir():
-        return Subject(load_grid(text))
+        return _of_recipe(text) if _is_recipe(text) else Subject(load_grid(text))
     data = read_json(net_folder(folder) / file_names.NETWORK, wanted="a run or bundle folder")
     if not isinstance(data, dict):
         raise BundleError(f"{folder}: network.json is damaged; give a run or bundle folder")
@@ -102,6 +134,16 @@ def load_subject(text: str) -> Subject:
         usage=load_usage(folder, architecture.grid),
         head=head if isinstance(head, dict) else None,
     )
+
+
+def _is_recipe(text: str) -> bool:
+    return text in recipe_names() or text.lower().endswith(RECIPE_FILES)
+
+
+def _of_recipe(text: str) -> Subject:
+    recipe = load_recipe(text)
+    architecture = recipe.architecture()
+    return Subject(architecture.grid, architecture, recipe.gates, head=recipe.task)
 
 
 def load_usage(folder: Path, grid: RoutingGrid) -> Usage | None:

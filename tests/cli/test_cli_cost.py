@@ -5,7 +5,17 @@ import json
 import pytest
 from dense_tiny import dense_net
 
-from routespace import Architecture, GateSpec, GridSpec, Recipe, RoutingGrid, architecture_cost
+from routespace import (
+    Architecture,
+    GateSpec,
+    GridSpec,
+    Recipe,
+    RouteNet,
+    RoutingGrid,
+    TaskNet,
+    architecture_cost,
+    load_recipe,
+)
 from routespace.deploy.bundle import Card, save_bundle
 from routespace.deploy.counters import torch_macs
 from routespace.deploy.extract import extract
@@ -63,6 +73,27 @@ def test_a_further_resource_is_listed_by_its_line_in_the_table_alone(cli, grid_f
 def test_b2_is_timms(cli):
     data = cost_json(cli, "pvt_v2_b2", "--architecture", "staircase")
     assert (data["macs"], data["params"]) == (4_026_734_592, 25_362_856)
+
+
+@pytest.mark.parametrize("name", ["digits_tiny", "digits_map", "digits_semantic", "digits_detect"])
+def test_a_recipe_costs_what_it_trains(cli, tmp_path, name):
+    recipe = load_recipe(name)
+    head = recipe.task.make(recipe.grid).head(recipe.grid)
+    net = TaskNet(RouteNet(recipe.architecture(), recipe.gates), head)
+    save_bundle(net, tmp_path / "net", Card.of(net))
+    file = tmp_path / "mine.yaml"
+    file.write_text(recipe.to_yaml())
+    found = cost_json(cli, name)
+    assert found == cost_json(cli, file) == cost_json(cli, tmp_path / "net")
+    assert found["params"] == sum(weight.numel() for weight in net.parameters())
+    staircase = cost_json(cli, name, "--architecture", "staircase")
+    assert staircase["architecture"]["gated"] == 0 < found["architecture"]["gated"]
+
+
+def test_a_misspelt_subject_is_told_what_is_near(cli):
+    cli("cost", "digit_tiny").assert_refused("perhaps digits_tiny", "presets: ", "routespace recipes")
+    cli("cost", "dit_b6").assert_refused("perhaps dit_b")
+    cli("cost", "nosuch.yaml").assert_refused("nosuch.yaml")
 
 
 def test_usage_scales_the_macs(cli, grid_file, tmp_path):
@@ -175,7 +206,7 @@ def test_files_that_are_no_json(cli, tmp_path):
     (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
     for file in ("a.json", "b.json"):
         cli("cost", tmp_path / file).assert_refused("is not JSON")
-    cli("cost", tmp_path / "none.json").assert_refused("neither a preset nor a file", "dit_b2")
+    cli("cost", tmp_path / "none.json").assert_refused("neither a preset, a recipe nor a file", "dit_b2")
     cli("cost", tmp_path).assert_refused("has no network")
 
 

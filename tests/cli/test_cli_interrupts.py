@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: one line, exit code 130, no traceback, nothing left behind."""
+"""Ctrl-C or SIGTERM at any moment: one line, exit code 130, no traceback, nothing left behind."""
 
 import os
 import signal
@@ -107,6 +107,27 @@ def test_while_a_command_works(tmp_path):
     out, _ = process.communicate(timeout=60)
     assert out == "tidied up\n"
     assert_interrupted(run_work(tmp_path, INTERRUPT))
+
+
+def test_batch_systems_end_it_in_the_same_way(tmp_path):
+    process = run_work(tmp_path, "signal.raise_signal(signal.SIGTERM)", "print('not reached')")
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("tidied up\n", "error: interrupted\n")
+    assert process.returncode == INTERRUPTED
+
+
+def test_a_process_that_reads_pictures_ends_at_once_when_it_is_told_to(tmp_path):
+    lines = [
+        "import multiprocessing",
+        "reader = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))",
+        "reader.start()",
+        "time.sleep(.5)",
+        "reader.terminate()",
+        "reader.join(30)",
+        "print('ended by', reader.exitcode)",
+    ]
+    out, err = run_work(tmp_path, *lines).communicate(timeout=60)
+    assert (out, err) == (f"ended by {-signal.SIGTERM}\ntidied up\n", "")
 
 
 def test_what_a_library_makes_of_it_is_still_the_interrupt(tmp_path):

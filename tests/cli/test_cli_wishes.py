@@ -11,9 +11,21 @@ from tiny_grid import TINY_GRID
 from train_photos import photos
 from typer.testing import CliRunner
 
-from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, load_recipe, save_bundle
+from routespace import (
+    Architecture,
+    BundleError,
+    Card,
+    GridSpec,
+    RoutingGrid,
+    TaskNet,
+    load_exported,
+    load_recipe,
+    save_bundle,
+)
 from routespace.cli.app import app
 from routespace.preprocess import Preprocess, save_preprocess
+from routespace.workflow.artifacts import load_artifact
+from routespace.workflow.exporting import export_artifact
 
 CLASSES = ("ant", "cat", "dog")
 
@@ -120,14 +132,27 @@ def test_exports_do_not_change_how_others_in_their_folder_are_fed(cli, bundle, t
     cli("export", bundle, "-o", tmp_path / "out", *larger).assert_refused("model.onnx", "another folder")
 
 
+def test_exports_replace_nothing_unasked(cli, bundle, tmp_path):
+    (tmp_path / "out").mkdir()
+    there = tmp_path / "out/model.pt2"
+    there.write_bytes(b"somebody else's")
+    wish = ["export", bundle, "-o", tmp_path / "out", "--format", "pt2"]
+    cli(*wish).assert_refused(str(there), "exists", "--overwrite")
+    with pytest.raises(BundleError, match=r"model\.pt2: exists; .*overwrite=True"):
+        export_artifact(load_artifact(bundle), tmp_path / "out", ["pt2"])
+    assert there.read_bytes() == b"somebody else's"
+    cli(*wish, "--overwrite").assert_fine()
+    assert load_exported(there).names == ("logits",)
+
+
 def test_a_table_is_checked_by_the_columns_that_are_named(tmp_path):
-    photos(tmp_path, count=1, split=".")
+    photos(tmp_path, count=2, split=".")
     table = tmp_path / "list.csv"
-    table.write_text("file,kind\n" + "".join(f"{name}/0.png,{name}\n" for name in CLASSES))
+    table.write_text("file,kind\n" + "".join(f"{name}/{i}.png,{name}\n" for name in CLASSES for i in range(2)))
     named = ["--set", "data.path_column=file", "--set", "data.label_column=kind", "--workers", "1"]
     result = CliRunner().invoke(app, ["data", "check", str(table), *named])
     assert result.exit_code == 0, result.output
-    assert "3 classes, 3 images" in result.output
+    assert "3 classes, 6 images" in result.output
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders here")

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from tiny_grid import TINY_GRID
 
 from routespace.deploy.extract import extract
 from routespace.deploy.verify import outputs, static_routes, verify
@@ -14,6 +15,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.sample import sample_static
 from routespace.grid.spec import GridSpec
+from routespace.nn.families.pvt_v2_block import PvtBlock
 from routespace.nn.task_net import TaskNet
 
 GRIDS, EACH = 20, 5
@@ -97,6 +99,19 @@ def test_extract_keeps_type_mode_and_random_state_and_owns_its_weights():
         for parameter in subnet.parameters():
             parameter.add_(1)
     assert all(torch.equal(tensor, before[key]) for key, tensor in supernet.state_dict().items())
+
+
+def test_a_part_is_trained_with_the_stochastic_depth_of_its_network():
+    grid = RoutingGrid(GridSpec.parse(TINY_GRID))
+    net = TaskNet.classifier(Architecture.full(grid), drop_path=0.4).train()
+    part = Architecture.staircase(grid)
+    rates = {name: one.drop_path for name, one in net.restrict(part).named_modules() if isinstance(one, PvtBlock)}
+    small = extract(net, part)
+    assert small.backbone.drop_path == 0.4 == max(rates.values())
+    found = {name: one.drop_path for name, one in small.named_modules() if isinstance(one, PvtBlock)}
+    assert found == rates
+    again = extract(net.restrict(part), part)
+    assert again.backbone.drop_path == 0.4
 
 
 def test_extract_of_a_routed_part_keeps_its_gates():

@@ -87,6 +87,39 @@ def test_formats_that_go_by_several_names_are_right(tmp_path):
     assert [finding for finding in report.findings if finding.problem != "duplicate"] == []
 
 
+def look_at_all(source):
+    """What training and then evaluation look at."""
+    return source.parts, source.test()
+
+
+@pytest.mark.parametrize(
+    ("folder", "count", "words"),
+    [
+        ({"train": ("ant",)}, 3, "1 class (ant); a classifier needs two or more"),
+        ({"train": ("ant", "cat")}, 1, "2 images are too few to train and validate with"),
+        ({"train": ("ant", "cat"), "test": ("ant", "dog")}, 3, "test: class 'dog' (such as "),
+        ({"train": ("ant", "cat"), "val": ("dog",)}, 3, "val: class 'dog' (such as "),
+    ],
+)
+def test_what_training_refuses_is_not_fine(tmp_path, folder, count, words):
+    for split, kinds in folder.items():
+        photos(tmp_path, kinds, count, split=split)
+        for i, path in enumerate(sorted((tmp_path / split).rglob("*.png"))):
+            picture(path, (20, 90, 160), seed=100 * i + len(split))
+    report = check_pictures(tmp_path)
+    (found,) = report.findings
+    assert not report.ok
+    assert words in found.detail
+    with pytest.raises(DataError) as caught:
+        look_at_all(photo_source(tmp_path, 2))
+    assert str(caught.value).removeprefix(f"{found.path}: ") in found.detail
+
+
+def test_pictures_to_test_on_may_be_of_one_class(tmp_path):
+    photos(tmp_path, ("ant",), 1, split="test")
+    assert check_pictures(tmp_path).ok
+
+
 def test_the_command_lists_and_exits(messy):
     result = CliRunner().invoke(app, ["data", "check", str(messy), "--workers", "1"])
     assert result.exit_code == 1

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from routespace.train import readings
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint
 from routespace.train.run import RunResult, train_recipe
 from routespace.train.run_folder import RunFolder
+from routespace.train.run_lock import held
 from routespace.train.stopping import DivergedError, TrainingStoppedError
 from routespace.train.tasks.classify import Classify
 
@@ -219,6 +221,35 @@ def test_a_loss_that_is_read_later_is_told_with_its_own_step(tmp_path, reads_lat
     monkeypatch.setattr(Classify, "loss", loss)
     with pytest.raises(DivergedError, match=r"the loss became nan in epoch 2, step 2 of 4"):
         train_recipe(tiny(routing="static", gates={}, budget={"ratio": None}), tmp_path / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from routespace.train.run_lock import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    folder = tmp_path / "runs/first"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BundleError, match="another process is training in it; wait for it to end"):
+            train_recipe(tiny(train__epochs=0), folder)
+        other.kill()  # it has no time to tidy up
+    assert train_recipe(tiny(train__epochs=0), folder).metrics["epochs"] == 0
+    assert not (folder / ".lock").exists()
+
+
+def test_a_folder_that_is_not_trained_in_does_not_stay(tmp_path):
+    with held(tmp_path / "runs/first"):
+        assert (tmp_path / "runs/first").is_dir()
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="file: cannot be written"), held(tmp_path / "file"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["../mine", "a/b", "a\\b", "..", ".hidden", " "])

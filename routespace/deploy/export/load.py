@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from routespace.checked import checked
 from routespace.deploy.export.base import LoadedNet
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
@@ -13,6 +14,7 @@ from routespace.deploy.export.region_files import load_regions
 from routespace.errors import BundleError, RoutespaceError
 
 
+@checked
 def load_exported(path: Path | str, *, device: str | None = None) -> LoadedNet:
     """An exported network, to be called with images: (N, C, H, W) → logits (N, classes).
 

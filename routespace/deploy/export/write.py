@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.deploy.examples import example_images, image_shape
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
@@ -89,6 +90,7 @@ class _Graph:
     tolerance: float
 
 
+@checked
 def export(
     net: AnyNet,
     path: Path | str,
@@ -107,6 +109,7 @@ def export(
     )
 
 
+@checked
 def export_as(
     exporter: Exporter,
     net: AnyNet,

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 
+from routespace.checked import checked
 from routespace.deploy.latency.bench import Bench, Work
 from routespace.deploy.latency.device import this_device
 from routespace.deploy.latency.fit import fit_factors
@@ -38,6 +39,7 @@ LEAST_MS = 2.0  # a measurement repeats its work until it takes about this long
 SUBNETS = 24
 
 
+@checked
 def profile(
     space: RoutingGrid | Architecture,
     *,

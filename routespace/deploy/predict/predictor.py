@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from routespace.checked import checked
 from routespace.deploy.predict.answers import Prediction, objects_from, pixels_from
 from routespace.deploy.predict.batches import FedGroup, ReadBatch, read_batches
 from routespace.deploy.predict.images import GivenImages, InputImages, Pixels, Several, gather
@@ -64,6 +65,7 @@ class Predictor:
         MissingDependencyError: the format needs a package that is not installed.
     """
 
+    @checked
     def __init__(
         self,
         path: Path | str,

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from routespace.checked import checked
 from routespace.errors import GridError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -145,6 +146,7 @@ class Routes(Mapping[str, EdgeRoute]):
         return Routes({name: route.detach() for name, route in self._edges.items()})
 
     @classmethod
+    @checked
     def following(
         cls,
         architecture: Architecture,
@@ -171,11 +173,13 @@ class Routes(Mapping[str, EdgeRoute]):
         return cls(edges)
 
     @classmethod
+    @checked
     def full(cls, net: HasGates, images: Tensor) -> Routes:
         """Decisions that keep everything: each gated transformer and patch_embed edge computes all."""
         return cls.random(net, images, keep=1.0)
 
     @classmethod
+    @checked
     def random(cls, net: HasGates, images: Tensor, *, keep: float, columns: float = 1.0, seed: int = 0) -> Routes:
         """Random decisions at a known keep ratio, to compare execution modes and to measure speed.
 

@@ -116,6 +116,32 @@ class FileReader:
             return f"{place}: {why_unreadable(error, place)}"
 
 
+def too_few_classes(listed: Listed) -> str | None:
+    """One line on why a classifier cannot be trained on some pictures, or None."""
+    if len(listed.classes) >= 2:
+        return None
+    return f"{listed.where}: 1 class ({listed.classes[0]}); a classifier needs two or more, a folder for each"
+
+
+def too_few_images(listed: Listed, *sides: Sequence[Entry]) -> str | None:
+    """One line on why some pictures cannot be divided, where one of the sides of them is empty, or None."""
+    if all(sides):
+        return None
+    return f"{listed.where}: {len(listed.entries)} images are too few to train and validate with"
+
+
+def why_unknown(entries: Sequence[Entry], classes: Sequence[str]) -> str | None:
+    """One line on the first class of some pictures that is none of a network's, or None."""
+    unknown = sorted({entry.name for entry in entries} - set(classes))
+    if not unknown:
+        return None
+    place = next(entry.place for entry in entries if entry.name == unknown[0])
+    return (
+        f"class {unknown[0]!r} (such as {place!s:.200}) is none of the network's {len(classes)} "
+        f"({examples(classes, most=10)}); rename it, or leave it out"
+    )
+
+
 def plain_key(path: PurePath) -> str:
     """A path as a key: forward slashes, accents written one way."""
     return plain_name(path.as_posix())

@@ -27,14 +27,27 @@ from PIL import Image
 
 from routespace.errors import DataError
 from routespace.pictures import header, quiet_pillow, why_unreadable
-from routespace.train.data.catalogue import Catalogue, Entry, Listed, Split, told_classes
+from routespace.train.data.catalogue import (
+    Catalogue,
+    Entry,
+    Listed,
+    Split,
+    hold_out,
+    told_classes,
+    too_few_classes,
+    too_few_images,
+    why_unknown,
+)
 from routespace.train.data.folder import FolderCatalogue, told_left_out
 from routespace.train.data.table import TableCatalogue
 from routespace.train.recipe.data import CsvSpec, FolderSpec
 from routespace.train.recipe.data_kinds import TABLES, absolute
 
-Problem = Literal["unreadable", "truncated", "annotation", "left out", "huge", "duplicate", "wrong ending"]
+Problem = Literal[
+    "classes", "unreadable", "truncated", "annotation", "left out", "huge", "duplicate", "wrong ending"
+]
 PROBLEMS: dict[Problem, str] = {
+    "classes": "with which no classifier can be trained, or judged",
     "unreadable": "cannot be read",
     "truncated": "cannot be read to the end",
     "annotation": "with annotations that do not fit",
@@ -43,7 +56,7 @@ PROBLEMS: dict[Problem, str] = {
     "duplicate": "of the same content as another",
     "wrong ending": "of another format than their name says",
 }
-BAD: tuple[Problem, ...] = ("unreadable", "truncated", "annotation")  # what training stops at, or skips
+BAD: tuple[Problem, ...] = ("classes", "unreadable", "truncated", "annotation")  # what training stops at, or skips
 HUGE_PX = 50_000_000  # pixels: about half a second to decode
 QUICK = 20_000  # headers read before a training, two seconds of a local disk: of more, as many by chance
 THREADS = 8
@@ -85,7 +98,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every picture can be read."""
+        """Whether every picture can be read, and trained on as it is labelled."""
         return not any(finding.problem in BAD for finding in self.findings)
 
     @property
@@ -125,10 +138,11 @@ def check_pictures(
     Raises:
         DataError: no pictures, or an empty class folder.
     """
-    parts = _parts(root)
+    spec = _spec_of(root)
+    parts = _parts(spec)
     places = [str(entry.place) for listed in parts.values() for entry in listed.entries]
     files = read_files(places, workers, progress)
-    findings = [*file_findings(files), *duplicates(parts, files)]
+    findings = [*_class_findings(parts, spec), *file_findings(files), *duplicates(parts, files)]
     left_out: dict[str, int] = defaultdict(int)
     counts: dict[str, dict[str, int]] = {}
     for part, listed in parts.items():
@@ -163,11 +177,31 @@ def file_findings(files: Mapping[str, CheckedFile]) -> Iterator[Finding]:
     return (Finding(path, file.problem, file.detail) for path, file in files.items() if file.problem)
 
 
-def _parts(root: Path | str | CsvSpec | FolderSpec) -> dict[str, Listed]:
-    if isinstance(root, Path | str):
-        kind = CsvSpec if Path(root).suffix.lower() in TABLES else FolderSpec
-        root = kind(root=absolute(root))
-    catalogue: Catalogue = TableCatalogue(root) if isinstance(root, CsvSpec) else FolderCatalogue(root)
+def _spec_of(root: Path | str | CsvSpec | FolderSpec) -> CsvSpec | FolderSpec:
+    if not isinstance(root, Path | str):
+        return root
+    kind = CsvSpec if Path(root).suffix.lower() in TABLES else FolderSpec
+    return kind(root=absolute(root))
+
+
+def _class_findings(parts: Mapping[str, Listed], spec: CsvSpec | FolderSpec) -> Iterator[Finding]:
+    """What a training refuses, and what the evaluation of what it trained would: classes that it does not know."""
+    trained = parts.get("train")
+    if trained is None:
+        return  # pictures to test on, or to name
+    refused = too_few_classes(trained)
+    if "val" not in parts:
+        refused = refused or too_few_images(trained, *hold_out(trained.entries, spec.val_fraction))
+    if refused is not None:
+        yield Finding(trained.where, "classes", refused.removeprefix(f"{trained.where}: "))
+    for part, listed in parts.items():
+        unknown = why_unknown(listed.entries, trained.classes)
+        if unknown is not None:
+            yield Finding(listed.where, "classes", f"{part}: {unknown}")
+
+
+def _parts(spec: CsvSpec | FolderSpec) -> dict[str, Listed]:
+    catalogue: Catalogue = TableCatalogue(spec) if isinstance(spec, CsvSpec) else FolderCatalogue(spec)
     splits: tuple[Split, ...] = ("train", "val", "test")
     return {split: listed for split in splits if (listed := catalogue.part(split)) is not None}
 

@@ -18,7 +18,17 @@ from torch.utils.data import Dataset
 from routespace.errors import DataError
 from routespace.preprocess import Preprocess
 from routespace.train.data.augment import Transform, augmentation, needed_px, seeded
-from routespace.train.data.catalogue import Catalogue, Entry, Listed, Reader, Split, examples, hold_out
+from routespace.train.data.catalogue import (
+    Catalogue,
+    Entry,
+    Listed,
+    Reader,
+    Split,
+    hold_out,
+    too_few_classes,
+    too_few_images,
+    why_unknown,
+)
 from routespace.train.data.check import quick_check
 from routespace.train.data.record import DataRecord, Summary, summarise
 from routespace.train.recipe.data import PicturesSpec
@@ -113,10 +123,9 @@ class PictureSource:
         listed = self._listed("train") or self._listed("test") or self._listed("val")
         if listed is None:
             raise self._no("train")
-        if len(listed.classes) < 2:
-            raise DataError(
-                f"{listed.where}: 1 class ({listed.classes[0]}); a classifier needs two or more, a folder for each"
-            )
+        refused = too_few_classes(listed)
+        if refused is not None:
+            raise DataError(refused)
         return listed.classes
 
     def train(self) -> Pictures:
@@ -149,8 +158,9 @@ class PictureSource:
         if own is not None:
             return {"train": self._known(listed.entries), "val": self._known(own.entries)}
         trained, held = hold_out(self._known(listed.entries), self.spec.val_fraction)
-        if not held or not trained:
-            raise DataError(f"{listed.where}: {len(listed.entries)} images are too few to train and validate with")
+        refused = too_few_images(listed, trained, held)
+        if refused is not None:
+            raise DataError(refused)
         return {"train": trained, "val": held}
 
     @property
@@ -185,13 +195,9 @@ class PictureSource:
 
     def _known(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """The entries; raises DataError when a class is none of the network's."""
-        unknown = sorted({entry.name for entry in entries} - set(self.classes))
-        if unknown:
-            place = next(entry.place for entry in entries if entry.name == unknown[0])
-            raise DataError(
-                f"class {unknown[0]!r} (such as {place!s:.200}) is none of the network's {len(self.classes)} "
-                f"({examples(self.classes, most=10)}); rename it, or leave it out"
-            )
+        refused = why_unknown(entries, self.classes)
+        if refused is not None:
+            raise DataError(refused)
         return entries
 
     def _dataset(self, entries: Sequence[Entry], spec: PicturesSpec | None = None) -> Pictures:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, field_validator, model_validator
 
+from routespace.checked import checked
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import read_text
 from routespace.grid.architecture import Architecture, Routing
@@ -156,11 +157,13 @@ class Recipe(Value):
             return super().parse(data, name=name)
 
     @classmethod
+    @checked
     def from_yaml(cls, text: str, *, families: Iterable[Family] = ()) -> Self:
         """Read YAML text; `families` of your own may be named in it. Raises SpecError naming the line or field."""
         return cls.parse(read_yaml(text), families=families)
 
     @classmethod
+    @checked
     def read(cls, path: Path | str) -> Recipe:
         """Read a YAML file; raises SpecError naming the file, and the line or the field."""
         text = read_text(path, wanted="a recipe's YAML file", error=SpecError)
@@ -177,6 +180,7 @@ class Recipe(Value):
         """YAML that `from_yaml` reads back to an equal recipe."""
         return write_yaml(self.to_data())
 
+    @checked
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """A recipe with some dotted fields replaced.
 

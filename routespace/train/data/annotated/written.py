@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from routespace.checked import checked
 from routespace.errors import BundleError, SpecError
 from routespace.files import json_text, replaced_folder, require_place, write_text
 from routespace.preprocess import Preprocess
@@ -37,6 +38,7 @@ COLOURS = 255, 85, 170  # of a palette, so that a person sees classes of a label
 Tell = Callable[[int, int], None]
 
 
+@checked
 def write_scenes(
     recipe: Recipe, target: Target, folder: Path | str, *, tell: Tell | None = None
 ) -> dict[str, int]:
