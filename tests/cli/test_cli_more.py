@@ -235,7 +235,7 @@ def test_watching_prints_one_line_an_epoch(capsys):
 def test_quick_demo_looks_for_the_best_plain_network(cli, tmp_path):
     out = cli("demo", "--quick", "--best-plain", "--out", tmp_path / "demo").assert_fine().out
     assert "1 + 1 + 1 + 1 blocks, 96x96 px: " in out
-    assert "0 + 1 + 1 + 1 blocks, 96x96 px: " in out
+    assert "0 + 1 + 1 + 1 blocks, 128x128 px: " in out
     assert ", chosen" in out
     rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
     assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["supernet, routed"]["macs"], rel=0.15)
