@@ -26,6 +26,7 @@ Storage = Annotated[str | None, typer.Option(help="Database URL or journal file;
 StudyName = Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampler.")]
 RetryFailed = Annotated[bool, typer.Option(help="First try again what failed earlier; else it counts as done.")]
+Csv = Annotated[Path | None, typer.Option(help="Also write every trial of the study as a line of a table (.csv).")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder; else runs/RECIPE-search.")]
 
 
@@ -39,6 +40,7 @@ def run(
     seed: Seed = None,
     latency: Latency = None,
     retry_failed: RetryFailed = True,
+    csv: Csv = None,
     out: Out = None,
     changes: Changes = None,
 ) -> None:
@@ -51,7 +53,7 @@ def run(
     from routespace.cli.own_classes import with_own_classes
     from routespace.cli.status import loading
     from routespace.cli.study_view import TrialWatch
-    from routespace.cli.train import require_images, with_changes
+    from routespace.cli.train import with_changes
     from routespace.cli.typed import same_command
     from routespace.cli.watch import watching
     from routespace.train.recipe.data_kinds import absolute
@@ -64,8 +66,7 @@ def run(
         said_once("search.latency_table", "--latency", latency, asked, read=absolute)
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     seen = _data_of_trials(chosen)
-    if seen is not None:
-        require_images(seen)
+    _require(seen, csv)
     folder = out or Path("runs") / f"{chosen.name}-search"
     with loading("loading torch and optuna"):
         from routespace.search import run_study
@@ -90,7 +91,18 @@ def run(
             )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
-    conclude(record, folder)
+    conclude(record, folder, csv)
+
+
+def _require(seen: Recipe | None, csv: Path | None) -> None:
+    """Raise what can be told before torch is imported: no such images, or no place for the table."""
+    from routespace.cli.train import require_images
+    from routespace.files import require_place
+
+    if csv is not None:
+        require_place(csv)
+    if seen is not None:
+        require_images(seen)
 
 
 def _told_of(seen: Recipe | None) -> tuple[str, ...]:
@@ -113,11 +125,15 @@ def _data_of_trials(recipe: Recipe) -> Recipe | None:
     return recipe.override(own) if own else recipe
 
 
-def conclude(record: StudyRecord, folder: Path) -> None:
-    """Print and draw the front, and say how to take a trial of it."""
-    from routespace.cli.study_view import FRONT_FILE, draw_study, show_study
+def conclude(record: StudyRecord, folder: Path, csv: Path | None) -> None:
+    """Print and draw the front, write the table, and say how to take a trial of the front."""
+    from routespace.cli.printing import csv_bytes
+    from routespace.cli.study_view import FRONT_FILE, draw_study, show_study, study_csv
     from routespace.errors import command_line
+    from routespace.files import write_bytes
 
+    if csv is not None:
+        write_bytes(csv, csv_bytes(study_csv(record)))
     show_study(record)
     picture = draw_study(record, folder / FRONT_FILE)
     if picture is not None:

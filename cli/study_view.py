@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,18 @@ def _show_table(record: StudyRecord, title: str | None) -> None:
 
     columns = ("trial", *names, *(["budget"] if missed else []), *fields)
     table(columns, [row(trial) for trial in best], title=title)
+
+
+def study_csv(record: StudyRecord) -> str:
+    """A table with a line for each trial; lists as JSON, and nothing for what a trial does not have."""
+    from routespace.cli.printing import csv_text
+
+    def cell(value: object) -> str:
+        return "" if value is None else json.dumps(value) if isinstance(value, list | tuple) else str(value)
+
+    rows = record.rows()
+    names = list(rows[0]) if rows else ["number", "state"]
+    return csv_text([names, *([cell(value) for value in row.values()] for row in rows)])
 
 
 def draw_study(record: StudyRecord, path: Path) -> Path | None:

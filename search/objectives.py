@@ -2,6 +2,9 @@
 
 Every resource (grid/resources.py) is an objective, and so is the metric of the recipe's task under its own name:
 `accuracy` for classification. Another one is one more line of `OBJECTIVES`.
+
+Any other number that an evaluation gives is named together with its direction: `maximize balanced_accuracy`, or
+`minimize energy_mj` of an evaluator of one's own.
 """
 
 from __future__ import annotations
@@ -96,17 +99,44 @@ def _of_metric(metric: Metric) -> SearchObjective:
     return SearchObjective(direction, metric.unit, metric.name)
 
 
+_DIRECTED: Mapping[str, Direction] = {
+    "maximize": "maximize",
+    "maximise": "maximize",
+    "minimize": "minimize",
+    "minimise": "minimize",
+}
+
+
+def _directed(name: str) -> SearchObjective | None:
+    """What `minimize NAME` asks for; None for a name without its direction."""
+    word, _, measured_as = name.partition(" ")
+    if word not in _DIRECTED or not measured_as.isidentifier():
+        return None
+    return SearchObjective(_DIRECTED[word], "", measured_as)
+
+
 def objective(name: str) -> SearchObjective:
-    """The objective of that name: a task's metric, or one of the table.
+    """The objective of that name: a task's metric, one of the table, or any number, as in `minimize NAME`.
 
     Raises:
         SpecError: there is none.
     """
     metrics = {spec.metric.name: _of_metric(spec.metric) for spec in TASKS.values()}
     known = metrics | dict(OBJECTIVES)
-    if name not in known:
+    found = known.get(name) or _directed(name)
+    if found is None:
         raise SpecError(f"search.objectives: {name!r:.60} is not known; allowed: {', '.join(known)}")
-    return known[name]
+    return found
+
+
+def with_objectives(metrics: Mapping[str, float], objectives: Sequence[str]) -> dict[str, float]:
+    """Metrics, and under the name of each objective what it asks for, as far as they have it."""
+    found = dict(metrics)
+    for name in objectives:
+        source = objective(name).source
+        if name not in found and isinstance(source, str) and source in found:
+            found[name] = found[source]
+    return found
 
 
 def objectives_of(recipe: Recipe) -> tuple[str, ...]:
@@ -118,10 +148,13 @@ def objectives_of(recipe: Recipe) -> tuple[str, ...]:
     allowed = [recipe.task.metric.name, *OBJECTIVES]
     wanted = (recipe.search.objectives if recipe.search else None) or (allowed[0], "macs")
     for name in wanted:
-        if name not in allowed:
+        directed = _directed(name)
+        if directed is not None and directed.source in allowed:
+            raise SpecError(f"search.objectives: {name!r:.60}: its direction is known; give {directed.source}")
+        if name not in allowed and directed is None:
             raise SpecError(
                 f"search.objectives: {name!r:.60} is not measured for task {recipe.task.kind!r}; "
-                f"allowed: {', '.join(allowed)}"
+                f"allowed: {', '.join(allowed)}, and any other number with its direction, as in 'minimize NAME'"
             )
     return tuple(wanted)
 
@@ -134,7 +167,8 @@ def directions(objectives: Sequence[str]) -> list[Direction]:
 def measured(run: TrainedRun, objectives: Sequence[str]) -> dict[str, float]:
     """The objectives of a trained run, and whatever else its result tells in numbers.
 
-    A wanted number that the result lacks, or that is not finite there, is NaN.
+    A wanted number that is not finite is NaN. One that the result lacks, of those that are named with their
+    direction, is left out.
     """
     result = run.result.metrics
     found = {name: float(value) for name, value in result.items() if _is_number(value)}
@@ -145,7 +179,7 @@ def measured(run: TrainedRun, objectives: Sequence[str]) -> dict[str, float]:
                 found[name] = source(run)
         elif _is_number(result.get(source)):
             found[name] = float(result[source])
-        elif name in objectives:
+        elif name in objectives and (source in result or _directed(name) is None):
             found[name] = math.nan
     return found
 

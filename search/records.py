@@ -79,6 +79,20 @@ class TrialRecord:
         return not self.violations
 
     @property
+    def row(self) -> dict[str, Any]:
+        """All of it in one flat mapping: number and state, objectives, what was tried, and all that was measured.
+
+        A limit that is passed stands as `over LIMIT`, what was known beforehand as `planned RESOURCE`.
+        """
+        found: dict[str, Any] = {"number": self.number, "state": self.state, **(self.values or {}), **self.changes}
+        found |= {name: value for name, value in self.metrics.items() if name not in found}
+        found |= {f"planned {name}": value for name, value in self.planned.items()}
+        found |= {f"over {name}": share for name, share in self.violations.items()}
+        rest = {"reason": self.reason, "duplicate_of": self.duplicate_of, "architecture": self.architecture}
+        folder = None if self.folder is None else str(self.folder)
+        return found | rest | {"folder": folder, "trial_seconds": self.seconds}
+
+    @property
     def off_budget(self) -> float | None:
         """By which share the counted MACs are above their budget, or below; None where that was met or not set."""
         target, counted = self.metrics.get("target_macs"), self.metrics.get("counted_macs")
@@ -113,6 +127,12 @@ class StudyRecord:
     def best(self) -> tuple[TrialRecord, ...]:
         """The Pareto front; where no finished trial keeps the limits, the one closest to them."""
         return pareto(self.trials) or least_violating(self.trials)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The `row` of each trial, all with the same names, as for `pandas.DataFrame(study.rows())`."""
+        found = [trial.row for trial in self.trials]
+        names = dict.fromkeys(name for row in found for name in row)
+        return [{name: row.get(name) for name in names} for row in found]
 
     def count(self, *states: TrialStatus) -> int:
         """Number of trials in these states."""

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from routespace.errors import DataError, RoutespaceError
 from routespace.search.candidate import Candidate, excess
 from routespace.search.evaluator import Workplace
+from routespace.search.objectives import with_objectives
 from routespace.search.problem import Problem
 from routespace.search.storage import Turn, Worker
 
@@ -198,7 +199,7 @@ def _pruned(trial: Trial, reason: str) -> optuna.TrialPruned:
 
 
 def _checked(metrics: Mapping[str, float], objectives: Sequence[str]) -> dict[str, float]:
-    found = {name: float(value) for name, value in metrics.items()}
+    found = with_objectives({name: float(value) for name, value in metrics.items()}, objectives)
     for name in objectives:
         if name not in found:
             raise RoutespaceError(f"objective {name}: not measured; the evaluator gives {', '.join(found)}")

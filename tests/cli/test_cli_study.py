@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -94,8 +95,13 @@ def test_a_front_without_members_is_no_front(
     cli, tmp_path: Path, search: dict[str, object], trials: int, told: str
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(json.dumps(recipe(**search).to_data()))
-    result = cli("search", tmp_path / "tiny.yaml", "--trials", trials, "--out", tmp_path / "s").assert_fine()
+    given = "search", tmp_path / "tiny.yaml", "--trials", trials, "--out", tmp_path / "s"
+    cli(*given, "--csv", tmp_path / "tiny.yaml" / "a.csv").assert_refused("tiny.yaml")
+    result = cli(*given, "--csv", tmp_path / "trials.csv").assert_fine()
     out = " ".join(result.out.split())
+    rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows] == ["pruned"] * len(rows)
+    assert all(row["reason"] for row in rows)
     assert re.search(told, out), out
     assert "Pareto front" not in out
     assert "take one" not in out
@@ -131,9 +137,9 @@ def test_a_search_tells_its_classes_and_refuses_other_ones_before_it_begins(cli,
     photos(tmp_path / "photos", count=12)
     photos(tmp_path / "photos", count=5, split="val")
     few = ("--trials", 1, "--data", tmp_path / "photos", "--set", "train.epochs=1", "--set", "search.overrides={}")
-    done = cli("search", "digits_tiny", *few, "--out", tmp_path / "wrong")
-    done.assert_refused("grid.num_classes: 10", "3 classes", "grid.num_classes=3")
-    small = ("--set", "grid.num_classes=3", "--set", "train.batch_size=4", "--set", "train.warmup_epochs=0")
+    done = cli("search", "digits_tiny", *few, "--set", "grid.num_classes=4", "--out", tmp_path / "wrong")
+    done.assert_refused("grid.num_classes: 4", "3 classes", "grid.num_classes=3")
+    small = ("--set", "train.batch_size=4", "--set", "train.warmup_epochs=0")
     space = (
         "--set",
         "search.space={budget.ratio: [0.7]}",
@@ -143,4 +149,5 @@ def test_a_search_tells_its_classes_and_refuses_other_ones_before_it_begins(cli,
         "grid.embed_layers=all",
     )
     out = cli("search", "digits_tiny", *few, *small, *space, "--out", tmp_path / "study").assert_fine().out
-    assert out.startswith("3 classes, 51 images (train 36, val 15): ant 17, cat 17, dog 17\n")
+    told = "grid.num_classes: 3, as the data has, in place of the recipe's 10\n"
+    assert out.startswith(f"{told}3 classes, 51 images (train 36, val 15): ant 17, cat 17, dog 17\n")

@@ -215,7 +215,8 @@ def class_names(root: Path, spec: SegmentationSpec) -> tuple[str, ...]:
         file = next((root / name for name in files if (root / name).is_file()), None)
         if file is None:
             raise DataError(
-                f"{root / files[0]}: no such file; give one with the name of a class in each line, or data.names"
+                f"{root / files[0]}: no such file; give one with the name of a class in each line, or "
+                f"data.names, as in --set data.names=[sky,tree]"
             )
         where, names = str(file), _names_in(file)
     if not names or len(names) > MOST_CLASSES:
