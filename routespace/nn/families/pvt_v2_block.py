@@ -145,6 +145,8 @@ class Mlp(nn.Module):
         """The layer's result (…, C), by some hidden channels at a time; their maps are of `tokens` tokens."""
         weights, channels = self._expansion(), self.fc1.out_features
         width = group_width(channels, tokens * weights.weight.element_size())
+        if width == channels:
+            return linear(hidden(weights), self.fc2.weight, self.fc2.bias)
         total = linear(hidden(weights.part(slice(width))), self.fc2.weight[:, :width], self.fc2.bias)
         for first in range(width, channels, width):
             group = slice(first, first + width)

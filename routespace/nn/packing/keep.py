@@ -44,6 +44,7 @@ class KeptTokens:
             shape known beforehand, and nothing waits for the device.
         sees_kept: keys and values are made of exactly the kept tokens; `visible` is then `kept`.
         lengths: kept tokens of each image, where the host knows them already: it then does not ask the device.
+        mask: (B, N) float of `kept`, where somebody has made it.
 
     The tables are made on first use and shared by all blocks of an edge.
     """
@@ -57,6 +58,7 @@ class KeptTokens:
         per_image: int | None = None,
         sees_kept: bool = False,
         lengths: list[int] | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         self.kept = kept
         self.hw = hw
@@ -66,7 +68,7 @@ class KeptTokens:
         self._lengths = lengths
         self._shared: dict[Hashable, Any] = {}
         # Not cached properties: those hold a lock before Python 3.12, at which torch's compiler breaks its graph.
-        self._mask: Tensor | None = None
+        self._mask = None if mask is None else mask.unsqueeze(-1)
         self._visible_mask: Tensor | None = None
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -64,6 +64,7 @@ class EdgeInput:
         per_image: number of kept tokens of every image, where the selection makes them equal.
         width: channels of the result (patch embeddings).
         lengths: kept tokens of each image, where the host knows them already (rows).
+        mask: `kept` as floats, where somebody has made them (rows).
     """
 
     node: NodeState
@@ -74,6 +75,7 @@ class EdgeInput:
     per_image: int | None = None
     width: int = 0
     lengths: list[int] | None = None
+    mask: Tensor | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -94,7 +96,9 @@ class EdgeInput:
         reach = None if self.node.reach is None else self.node.reach.index_select(0, images)
         scale = None if self.scale is None else self.scale.index_select(0, images)
         node = NodeState(take(self.node.x, images), reach)
-        return replace(self, node=node, kept=self.kept.index_select(0, images), scale=scale, lengths=None)
+        return replace(
+            self, node=node, kept=self.kept.index_select(0, images), scale=scale, lengths=None, mask=None
+        )
 
 
 class Compute(Protocol):
@@ -261,9 +265,16 @@ def kept_tokens(edge: EdgeInput) -> KeptTokens | None:
         return None
     n = edge.node.x.shape[1]
     kept = kept.expand(-1, n)
-    if edge.keys == "kept":
-        return KeptTokens(kept, hw, per_image=edge.per_image, sees_kept=True, lengths=edge.lengths)
-    return KeptTokens(kept, hw, arrived, per_image=edge.per_image, lengths=edge.lengths)
+    sees_kept = edge.keys == "kept"
+    return KeptTokens(
+        kept,
+        hw,
+        None if sees_kept else arrived,
+        per_image=edge.per_image,
+        sees_kept=sees_kept,
+        lengths=edge.lengths,
+        mask=edge.mask if edge.mask is not None and edge.mask.shape[1] == n else None,
+    )
 
 
 def _all_that_keep(keep: KeptTokens) -> list[int] | None:

@@ -51,12 +51,14 @@ class Decision(NamedTuple):
         counted: what the budget counts for `value`: 0 or 1 with its gradient (soft: the probability).
         chance: probability of opening, for reports (tanh: the value).
         per_image: open places of every image where they are equal in number, as the host knows, else None.
+        opened: (B, P) bool of what is open, where `counted` is these as numbers; None where nobody has made it.
     """
 
     value: Tensor
     counted: Tensor
     chance: Tensor
     per_image: int | None = None
+    opened: Tensor | None = None
 
 
 class Gate(nn.Module):
@@ -150,10 +152,11 @@ class Gate(nn.Module):
             if self.cut is not None:
                 own = own - self.cut(own, share)
             decision = self._decide(own, deciding, best if self.capacity else None)
+        if self.window == 1:
+            return decision
         value, counted, chance = (spread(part, coarse, self.window) for part in decision[:3])
         everything = decision.per_image == decision.value.shape[1]
-        some = decision.per_image if self.window == 1 else None  # windows at a border are smaller
-        return Decision(value, counted, chance, value.shape[1] if everything else some)
+        return Decision(value, counted, chance, value.shape[1] if everything else None)  # some windows are smaller
 
     def margins(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, P) what its weights say of each place: above 0 where it should open."""
@@ -216,7 +219,8 @@ class Gate(nn.Module):
                 value = torch.where(value > spec.open_above, value, torch.zeros_like(value))
             return Decision(value, (value > 0).float() + (value - value.detach()), value.detach())
         chance = torch.sigmoid(margin)
-        per_image = None
+        per_image: int | None = None
+        opened: Tensor | None = None
         if ranked is not None:
             soft, (hard, per_image) = chance, ranked(margin)
         elif self.training:
@@ -227,9 +231,10 @@ class Gate(nn.Module):
             soft = torch.sigmoid(margin / deciding.temperature)
             hard = (soft > 0.5).float()
         else:
-            hard, soft = (chance > spec.open_above).float(), chance
+            opened, soft = chance > spec.open_above, chance
+            hard = opened.float()
         if not self.training:
-            return Decision(hard, hard, chance, per_image)
+            return Decision(hard, hard, chance, per_image, opened)
         if spec.relaxation == "soft":
             return Decision(soft, soft, chance.detach(), soft.shape[1])  # a probability shuts nothing
         value = hard + (soft - soft.detach())

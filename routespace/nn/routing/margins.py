@@ -41,9 +41,12 @@ def in_context(x: Tensor, hw: tuple[int, int], side: int) -> Tensor:
 def surroundings(x: Tensor, hw: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, C) → the three parts of `in_context`, each (B, N, C)."""
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    mean, square = (_around(as_map(part, hw), side) for part in (x, x * x))
+    if x.numel() <= FEW_NUMBERS and not _pools(x):
+        mean, square = _by_bands(torch.stack((x, x * x)), hw, side).unbind()
+    else:
+        mean, square = (as_tokens(_around(as_map(part, hw), side)) for part in (x, x * x))
     deviation = square.addcmul_(mean, mean, value=-1).clamp_(min=LEAST_VARIANCE).sqrt_()
-    return x, as_tokens(mean), as_tokens(deviation)
+    return x, mean, deviation
 
 
 def margin_of(logits: Tensor) -> Tensor:
@@ -58,12 +61,13 @@ def weighed(parts: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> Tensor:
     columns and a bias for each row of it take several times as long.
     """
     first, *others = parts
-    weights = weight.to(first.dtype).split([part.shape[2] for part in parts], 1)
     if first.is_cpu and is_plain_run(first):
-        margins = first @ margin_of(weights[0].t())
-        for part, own in zip(others, weights[1:], strict=True):
-            margins = margins + part @ margin_of(own.t())
-        return margins.float() + margin_of(bias[None].float())
+        slopes = margin_of(weight.to(first.dtype).t()).split([part.shape[2] for part in parts])
+        margins = torch.mv(first.flatten(0, 1), slopes[0])
+        for part, own in zip(others, slopes[1:], strict=True):
+            margins = torch.addmv(margins, part.flatten(0, 1), own)
+        return margins.view(first.shape[:2]).float() + margin_of(bias[None].float())
+    weights = weight.to(first.dtype).split([part.shape[2] for part in parts], 1)
     logits = F.linear(first, weights[0], bias.to(first.dtype))
     for part, own in zip(others, weights[1:], strict=True):
         logits = logits + F.linear(part, own)
@@ -78,7 +82,8 @@ def smoothed(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
         return _pooled(margins.view(-1, 1, *hw), side).flatten(1)
     down, across = (_band(length, side).to(margins.dtype) for length in hw)  # torch pools one channel slowly
     with without_autocast(margins, wanted=True):
-        return (down @ margins.view(-1, *hw) @ across.t()).flatten(1)
+        lines = (margins.view(-1, hw[1]) @ across.t()).view(-1, *hw)
+        return torch.bmm(down.expand(lines.shape[0], *down.shape), lines).flatten(1)
 
 
 def of_windows(margins: Tensor, hw: tuple[int, int], side: int) -> Tensor:
@@ -92,20 +97,22 @@ def _around(tokens: Tensor, side: int) -> Tensor:
     """(B, C, H, W) → (B, C, H, W): the mean over each token's neighbourhood, of what of it is inside the map."""
     if _pools(tokens):
         return _pooled(tokens, side)
-    channels, (h, w) = tokens.shape[1], tokens.shape[2:]
-    if tokens.numel() <= FEW_NUMBERS:
-        down, across = (_band(length, side).to(tokens.dtype) for length in (h, w))
-        with without_autocast(tokens, wanted=True):
-            sums = down @ tokens.permute(0, 2, 3, 1).reshape(-1, h, w * channels)
-            return (across @ sums.view(-1, w, channels)).view(-1, h, w, channels).permute(0, 3, 1, 2)
     # On a CPU a convolution takes a fifth of the time of torch's pooling, which no library does for it.
+    channels, hw = tokens.shape[1], (tokens.shape[2], tokens.shape[3])
     ones = tokens.new_ones(1, 1, side, side).expand(channels, 1, side, side)
     with without_autocast(tokens, wanted=True):
         sums = F.conv2d(tokens, ones, padding=side // 2, groups=channels)
-    counts = [(_band(length, side) > 0).sum(1) for length in (h, w)]
-    shares = (counts[0][:, None] * counts[1]).to(tokens.dtype).reciprocal()
-    # Laid out as the sums are: a factor that all channels of a token share would be multiplied token by token.
-    return sums.mul_(shares[:, :, None].expand(h, w, channels).contiguous().permute(2, 0, 1))
+    return sums.mul_(_shares(hw, side, channels).to(tokens.dtype))
+
+
+def _by_bands(tokens: Tensor, hw: tuple[int, int], side: int) -> Tensor:
+    """(…, N, C) → (…, N, C): the same as `_around` by products, lines first."""
+    (h, w), channels = hw, tokens.shape[-1]
+    down, across = (_band(length, side).to(tokens.dtype) for length in hw)
+    maps = tokens.view(-1, h, w * channels)
+    with without_autocast(tokens, wanted=True):
+        sums = torch.bmm(down.expand(maps.shape[0], h, h), maps).view(-1, w, channels)
+        return torch.bmm(across.expand(sums.shape[0], w, w), sums).view(tokens.shape)
 
 
 def _pools(x: Tensor) -> bool:
@@ -124,6 +131,17 @@ def _band(length: int, side: int) -> Tensor:
         places = torch.arange(length)
         near = ((places[:, None] - places).abs() <= side // 2).float()
         return near / near.sum(1, keepdim=True)
+
+
+@lru_cache(maxsize=64)
+def _shares(hw: tuple[int, int], side: int, channels: int) -> Tensor:
+    """(C, H, W) one over the places that are inside, laid out as sums are: a factor that all channels of a token
+    share would be multiplied token by token.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        down, across = ((_band(length, side) > 0).sum(1) for length in hw)
+        shares = (down[:, None] * across).float().reciprocal()
+        return shares[:, :, None].expand(*hw, channels).contiguous().permute(2, 0, 1)
 
 
 def without_autocast(x: Tensor, *, wanted: bool) -> AbstractContextManager[object]:

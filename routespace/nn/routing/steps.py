@@ -77,9 +77,9 @@ def run_row(step: Row, hw: tuple[int, int], run: ForwardState) -> None:
         run.taken[name] = _route_of_nothing(name, here, hw, run)
         run.arrive(step.target, here)
         return
-    scale, active = None, here.active
+    scale, mask, active = None, None, here.active
     if step.gated:
-        route, scale = _decide_row(name, here, hw, run)
+        route, scale, mask = _decide_row(name, here, hw, run)
         active = route.kept if run.deciding.gates.early_stop else None
     else:
         assert here.reach is not None
@@ -93,6 +93,7 @@ def run_row(step: Row, hw: tuple[int, int], run: ForwardState) -> None:
         keys=run.deciding.gates.keys,
         per_image=route.per_image,
         lengths=run.lengths.get(name) if here.reach is None and here.active is None else None,
+        mask=mask,
     )
     y = run.compute.row(stage, edge)
     if route.skipped is not None:
@@ -130,15 +131,19 @@ def run_embed(step: Embed, hw: tuple[int, int], run: ForwardState) -> None:
 
 def _decide_row(
     name: str, here: NodeState, hw: tuple[int, int], run: ForwardState
-) -> tuple[EdgeRoute, Tensor | None]:
-    """What a row's gate keeps of the tokens that are there, and (B, P) what their result is multiplied by."""
+) -> tuple[EdgeRoute, Tensor | None, Tensor | None]:
+    """What a row's gate keeps of the tokens that are there, and (B, P) what their result is multiplied by.
+
+    The third is `kept` as floats, where somebody has made them.
+    """
     decision = _ask(name, here, hw, run)
     counted, there = decision.counted, _there(here)
     if there is not None:
         counted = counted * there
     per_image = _count(decision, counted) if here.active is None else None  # the stopped are not counted
+    opened = decision.opened if there is None and per_image is None else None
     route = EdgeRoute(
-        _kept(counted, per_image),
+        _kept(counted, per_image) if opened is None else opened,
         counted,
         decision.chance,
         _asked(here.undecided(), decision.value),
@@ -146,7 +151,7 @@ def _decide_row(
         _value_to_record(name, decision, run),
         ((1.0 if there is None else there) - counted) if _takes_path(name, run) else None,
     )
-    return route, _scale(name, decision, run)
+    return route, _scale(name, decision, run), None if opened is None else counted
 
 
 def _count(decision: Decision, counted: Tensor) -> int | None:
@@ -214,7 +219,8 @@ def _ask(name: str, here: NodeState, hw: tuple[int, int], run: ForwardState) -> 
         kept = route.kept.float()
         value = kept if route.value is None else route.value
         counted = kept if run.deciding.gates.scales_edge else value
-        return Decision(value, counted, value, route.per_image if here.reach is None else None)
+        opened = route.kept if route.value is None else None
+        return Decision(value, counted, value, route.per_image if here.reach is None else None, opened)
     margins = run.margins.at(hw) if run.margins is not None and (gate.leads or gate.follows) else None
     share = None if run.deciding.shares is None else run.deciding.shares.get(name)
     decision: Decision = gate(
