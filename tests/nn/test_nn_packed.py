@@ -287,10 +287,10 @@ def test_ragged_attention_equals_each_image_alone(lengths, heads, grad):
 
 def test_chunks_hold_each_image_apart():
     kept = torch.arange(900)[None, :] < torch.tensor([900, 3, 0, 420])[:, None]
-    keep = KeptTokens(kept, (30, 30))
-    chunks = chunks_of(keep)
+    keep, length = KeptTokens(kept, (30, 30)), 113
+    chunks = chunks_of(keep, length)
     assert (chunks.slots.diff() > 0).all()
-    assert torch.equal(chunks.images[chunks.slots // chunks.length], keep.images)
+    assert torch.equal(chunks.images[chunks.slots // length], keep.images)
     assert chunks.images.tolist() == [0] * 8 + [1] + [3] * 4
 
 
@@ -361,7 +361,7 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
 )
 def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
     costs = PackingCosts(channels=100, calls=calls_cost, moves=0.2)  # on small maps calls take more than tokens
-    for name in ("TORCH_COSTS", "ONEDNN_COSTS"):
+    for name in ("TORCH_COSTS", "ONEDNN_COSTS", "NARROW_COSTS"):
         monkeypatch.setattr(f"routespace.nn.routing.execution.{name}", costs)
     net = small_net().eval()
     images = torch.randn(4, 3, 64, 64)

@@ -43,11 +43,13 @@ class Block(nn.Module, ABC):
         compiled: run them; see `RouteNet.compile_blocks`.
         row_numbers: how many numbers a compiled step makes of a token at its widest, by which a batch is parted;
             0 where that is not known.
+        has_narrow_heads: its attention has heads of a few numbers, so that its other parts weigh more.
     """
 
     has_compiled_steps: ClassVar[bool] = False
     compiled: bool = False
     row_numbers: int = 0
+    has_narrow_heads: bool = False
 
     def forward(
         self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False
@@ -126,6 +128,11 @@ class Stage(nn.Module):
     def compiled(self) -> bool:
         """Whether its blocks run their compiled steps."""
         return any(block.compiled for block in self.blocks)
+
+    @property
+    def has_narrow_heads(self) -> bool:
+        """Whether its blocks' attention has heads of a few numbers."""
+        return any(isinstance(block, Block) and block.has_narrow_heads for block in self.blocks)
 
     def forward(
         self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False

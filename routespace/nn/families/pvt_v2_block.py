@@ -35,7 +35,7 @@ from routespace.nn.kernels.linear import adds_bias_apart, apply_linear, is_untou
 from routespace.nn.kernels.norm import LayerNorm, add_norm, norm_of_map
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.maps import as_map, as_tokens
-from routespace.nn.packing.ragged import ragged_attention
+from routespace.nn.packing.ragged import NARROW_HEAD, ragged_attention
 from routespace.nn.packing.rows import put, spread_rows, take
 from routespace.nn.packing.triton_here import runs_triton
 
@@ -198,6 +198,7 @@ class PvtBlock(Block):
         self.norm2 = LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * spec.shape.mlp_ratios[i]))
         self.row_numbers = self.mlp.fc1.out_features
+        self.has_narrow_heads = width <= NARROW_HEAD * spec.shape.heads[i]
         self.drop_path = drop_path
         self.apply(init_weights)
 

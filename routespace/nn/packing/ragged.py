@@ -24,8 +24,10 @@ from routespace.nn.packing.rows import spread_rows, take
 CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
 SOFTMAX_MACS = 64
 CHUNK_CALLS, CHUNKS = 12, 8  # to make tables of chunks and to copy keys; chunks of the longest image
-LEAST_CHUNK, COPY_MACS = 16, 16  # queries; of one number
-NARROW_HEAD = 16  # numbers, up to which torch's own attention on a CPU takes longer than its products do
+LEAST_CHUNK, COPY_MACS = 16, 4  # queries; of one number
+# Heads of up to so many numbers: a call on a CPU is worth 20 000 weights of keys, tables three calls; 32 queries
+# are as many as torch's attention takes at a time.
+NARROW_HEAD, NARROW_CALL_MACS, NARROW_TABLES, NARROW_CHUNK = 16, 1_600_000, 3, 32
 FLASH_FROM = (8, 0)  # compute capability
 FLASH_MULTIPLE, FLASH_MOST = 8, 256  # numbers of a head
 
@@ -51,15 +53,16 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
     if isinstance(keep, PackTables):
         assert keep.slots is not None
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
-    if _is_narrow(queries):
-        return narrow_attention(queries, keys, values, keep.lengths)
+    if keys.shape[0] == 1 and not queries.is_cuda:
+        return equal_attention(queries, keys, values)
     way = _cheapest(queries, keys, keep)
     if way == "padded":
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
     if way == "chunks":
-        chunks = keep.shared("chunks", lambda: chunks_of(keep))
-        keys, values = (part.index_select(0, chunks.images) for part in (keys, values))
-        return padded_attention(queries, keys, values, chunks.slots, chunks.length)
+        length = _chunk_length(queries, keep)
+        chunks = keep.shared(("chunks", length), lambda: chunks_of(keep, length))
+        keys, values = (part.contiguous().index_select(0, chunks.images) for part in (keys, values))
+        return padded_attention(queries, keys, values, chunks.slots, length)
     parts = zip(torch.split(queries, keep.lengths), torch.split(keys, 1), torch.split(values, 1), strict=True)
     return torch.cat([equal_attention(q, k, v) for q, k, v in parts if len(q)])
 
@@ -81,68 +84,53 @@ class Chunks(NamedTuple):
     """Each image's kept tokens, in chunks of equal length.
 
     Attributes:
-        length: tokens of a chunk; the last one of an image may hold fewer.
         images: (K,) the image of each chunk.
         slots: (n,) positions of the kept tokens in (K, length), increasing.
     """
 
-    length: int
     images: Tensor
     slots: Tensor
 
 
-def chunks_of(keep: KeptTokens) -> Chunks:
-    """Kept tokens in chunks of an eighth of the longest image's."""
-    length, numbers = _chunk_numbers(keep)
-    counts = torch.tensor(numbers, device=keep.kept.device)
-    images = torch.arange(len(numbers), device=keep.kept.device)
+def chunks_of(keep: KeptTokens, length: int) -> Chunks:
+    """Kept tokens in chunks of so many; the last one of an image may hold fewer."""
+    device, numbers = keep.kept.device, _chunk_numbers(keep, length)
+    counts = torch.tensor(numbers, device=device)
+    images = torch.arange(len(numbers), device=device)
     begin = (counts.cumsum(0) - counts) * length
-    return Chunks(
-        length, torch.repeat_interleave(images, counts, output_size=sum(numbers)), keep.placed_from(begin)
-    )
+    return Chunks(torch.repeat_interleave(images, counts, output_size=sum(numbers)), keep.placed_from(begin))
 
 
-def _chunk_numbers(keep: KeptTokens) -> tuple[int, list[int]]:
-    """Tokens of a chunk, and how many chunks each image has."""
-    length = max(LEAST_CHUNK, -(-keep.longest // CHUNKS))
-    return length, [-(-n // length) for n in keep.lengths]
+def _chunk_length(queries: Tensor, keep: KeptTokens) -> int:
+    """How many of an image's (n, h, d) queries to take at a time."""
+    return NARROW_CHUNK if _is_narrow(queries) else max(LEAST_CHUNK, -(-keep.longest // CHUNKS))
+
+
+def _chunk_numbers(keep: KeptTokens, length: int) -> list[int]:
+    """How many chunks each image has."""
+    return [-(-n // length) for n in keep.lengths]
 
 
 def _cheapest(queries: Tensor, keys: Tensor, keep: KeptTokens) -> Literal["padded", "chunks", "images"]:
     """The way that wastes least, for packed queries (n, h, d) and keys (B, h, M, d)."""
     (n, h, d), (b, _, m, _) = queries.shape, keys.shape
-    call = CALL_MACS.get(queries.device.type, CALL_MACS["cuda"])
+    call = NARROW_CALL_MACS if _is_narrow(queries) else CALL_MACS.get(queries.device.type, CALL_MACS["cuda"])
+    tables = call * (NARROW_TABLES if _is_narrow(queries) else CHUNK_CALLS)
     query = m * h * (2 * d + SOFTMAX_MACS)
     padded, images = query * (b * keep.longest - n), b * call
-    if padded <= min(images, CHUNK_CALLS * call):
+    if padded <= min(images, tables):
         return "padded"
-    length, numbers = _chunk_numbers(keep)
-    chunks = CHUNK_CALLS * call + query * (length * sum(numbers) - n) + 2 * COPY_MACS * m * h * d * sum(numbers)
+    length = _chunk_length(queries, keep)
+    total = sum(_chunk_numbers(keep, length))
+    chunks = tables + query * (length * total - n) + 2 * COPY_MACS * m * h * d * total
     if chunks < min(padded, images):
         return "chunks"
     return "padded" if padded <= images else "images"
 
 
 def _is_narrow(queries: Tensor) -> bool:
-    """Whether (n, h, d) queries have one narrow head, in inference on a CPU."""
-    if not queries.is_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling():
-        return False
-    return queries.shape[1] == 1 and queries.shape[2] <= NARROW_HEAD
-
-
-def narrow_attention(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
-    """(n, 1, d) queries, so many of each image → (n, d), without padding and without autograd."""
-    n, _, d = queries.shape
-    scores, mixed = queries.new_empty(n, keys.shape[2]), queries.new_empty(n, d)
-    asking = (queries.squeeze(1) * d**-0.5).split(lengths)
-    for rows, found, own in zip(asking, scores.split(lengths), keys.squeeze(1).unbind(), strict=True):
-        torch.mm(rows, own.t(), out=found)
-    shares = scores.softmax(1).split(lengths)
-    for rows, found, own in zip(shares, mixed.split(lengths), values.squeeze(1).unbind(), strict=True):
-        torch.mm(rows, own, out=found)
-    return mixed
+    """Whether (n, h, d) queries are of narrow heads, on a CPU."""
+    return queries.is_cpu and queries.shape[2] <= NARROW_HEAD
 
 
 def equal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
