@@ -1,14 +1,16 @@
 """What routing takes of small networks, whose gates and index tables weigh as much as their blocks.
 
-    python benchmarks/small.py [--keep .33] [--batch 1 32] [--training] [--json OUT]
+    python benchmarks/small.py [--keep .33] [--batch 1 8 64] [--training] [--json OUT]
 
 Networks of one block a rate, as in the recipe `digits_map`, with its gates: one map for all rows, from a token and
 the statistics of what is around it. Images are noise with a busy square of 14 to 44 of 96 px in it, which the map
-follows; each rate's threshold opens the share `--keep` of a batch. `plain` is the same network with everything
-computed and no gates. All is eager, on one thread, interleaved; numbers are medians of processor time.
+follows; each rate's threshold opens the share `--keep` of a batch. The first network is that of the recipe
+`digits_sparse` with the shares that halve its MACs. `plain` is the same network with everything computed and no
+gates. All is eager, on one thread, interleaved; numbers are medians of processor time.
 
 Columns: `masked`, `packed` and `auto` ÷ plain; `best`, the fastest of the three ÷ plain; `MACs`, counted with the
 gates. Above 1 routing makes the network slower. With `--training` a step without the optimiser is timed instead.
+The last line tells how many operators one image takes, as torch's profiler counts them, views included.
 """
 
 from __future__ import annotations
@@ -32,7 +34,14 @@ from routespace.nn.routing.deciding import Execution
 from routespace.nn.routing.margins import MarginMap, share_cut
 from routespace.nn.task_net import TaskNet
 
-NETWORKS = (((8, 16, 32, 48), 96), ((16, 32, 64, 96), 96), ((16, 32, 64, 96), 192))
+Keep = float | tuple[float, ...]  # of each rate
+HALF_OF_SPARSE = (0.19, 0.27, 0.35, 0.43)  # by rates, as `digits_sparse` keeps them after training
+NETWORKS: tuple[tuple[tuple[int, ...], int, Keep | None], ...] = (
+    ((8, 16, 32, 48), 128, HALF_OF_SPARSE),
+    ((8, 16, 32, 48), 96, None),
+    ((16, 32, 64, 96), 96, None),
+    ((16, 32, 64, 96), 192, None),
+)
 MODES: dict[str, Execution] = {"masked": "dense", "packed": "packed", "auto": "auto"}
 GATES = GateSpec(source="map", opening="share", teach="dense", noise=0.0)
 SIDES, OF_PX = (14, 44), 96  # of a busy square, and of the images that these are of
@@ -52,7 +61,7 @@ def busy_squares(images: int, px: int, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def routed(widths: tuple[int, ...], px: int, keep: float) -> TaskNet:
+def routed(widths: tuple[int, ...], px: int, keep: Keep) -> TaskNet:
     """A network whose map opens where deviations are large, for the share `keep` of the tokens of each rate."""
     spec = GridSpec(
         layers=4, depths=1, widths=widths, heads=(1, 2, 4, 6), mlp_ratios=(4,) * 4, sr_ratios=(4, 2, 1, 1),
@@ -68,8 +77,9 @@ def routed(widths: tuple[int, ...], px: int, keep: float) -> TaskNet:
     sizes = backbone.map_sizes(images)
     hw = sizes[spec.rates[0]]
     margins = MarginMap(leader.margins_to_decide_by(backbone.stem(images), hw, GATES), hw)
-    for gate, rate in zip(backbone.gates.values(), spec.rates, strict=True):
-        gate.cut.value.copy_(share_cut(margins.at(sizes[rate]), keep))
+    shares = keep if isinstance(keep, tuple) else (keep,) * len(spec.rates)
+    for gate, rate, share in zip(backbone.gates.values(), spec.rates, shares, strict=True):
+        gate.cut.value.copy_(share_cut(margins.at(sizes[rate]), share))
     return net
 
 
@@ -89,12 +99,23 @@ def runs_of(net: TaskNet, batches: list[torch.Tensor], *, train: bool) -> dict[s
     return {"plain": run(plain, "dense")} | {name: run(net, execution) for name, execution in MODES.items()}
 
 
+def operators(net: TaskNet, image: torch.Tensor) -> dict[str, int]:
+    """How many operators one image takes in each mode, those inside of others and views included."""
+    counts = {}
+    for name, run in runs_of(net, [image], train=False).items():
+        run()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            run()
+        counts[name] = sum(event.count for event in profile.key_averages() if "::" in event.key)
+    return counts
+
+
 def measured(
-    settings: Settings, widths: tuple[int, ...], px: int, batch: int, *, train: bool
+    settings: Settings, network: tuple[tuple[int, ...], int, Keep | None], batch: int, *, train: bool
 ) -> dict[str, object]:
     """One line: measure, print, return the numbers."""
-    (keep,) = settings.keep
-    net = routed(widths, px, keep)
+    widths, px, keep = network
+    net = routed(widths, px, settings.keep[0] if keep is None else keep)
     batches = [busy_squares(batch, px, seed) for seed in range(1, BATCHES + 1)]
     ms = medians(settings, runs_of(net, batches, train=train))
     with torch.no_grad():
@@ -118,7 +139,7 @@ def main() -> None:
     """Measure everything, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=float, default=0.33, help="share of tokens")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--training", action="store_true", help="steps without the optimiser")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -136,13 +157,13 @@ def main() -> None:
     heads = " ".join(f"{head:>8s}" for head in (*MODES, "best", "MACs"))
     print(f"{'widths':>12s} {'px':>4s} {'B':>4s} {'plain ms':>9s}  {heads}")
     rows = [
-        measured(settings, *network, batch, train=args.training)
-        for network, batch in product(NETWORKS, args.batch)
+        measured(settings, network, batch, train=args.training) for network, batch in product(NETWORKS, args.batch)
     ]
+    counts = operators(routed(*NETWORKS[0]), busy_squares(1, NETWORKS[0][1], seed=1))
+    print("operators of one image:", ", ".join(f"{name} {count}" for name, count in counts.items()))
+    told = {"what": f"small, {what}", "rounds": args.rounds, "keep": args.keep, "operators": counts, "rows": rows}
     if args.json:
-        record(
-            args.json, "cpu", {"what": f"small, {what}", "rounds": args.rounds, "keep": args.keep, "rows": rows}
-        )
+        record(args.json, "cpu", told)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,14 @@ def test_the_context_is_what_numpy_finds():
     assert in_context(torch.ones(1, 9, 2, requires_grad=True), (3, 3), 5).requires_grad is False
 
 
+@pytest.mark.parametrize("hw", [(8, 8), (3, 7), (1, 5)])
+def test_surroundings_by_products_and_by_convolutions_are_alike(monkeypatch, hw):
+    x = torch.randn(3, hw[0] * hw[1], 4)
+    by_products = in_context(x, hw, 5)
+    monkeypatch.setattr("routespace.nn.routing.margins.FEW_NUMBERS", 0)
+    assert torch.allclose(by_products, in_context(x, hw, 5), atol=1e-5)
+
+
 def test_smoothing_averages_what_is_inside():
     margins = torch.zeros(1, 9)
     margins[0, 0] = 12.0

@@ -135,6 +135,8 @@ class KeptTokens:
     @cached_property
     def counts(self) -> Tensor:
         """(B,) kept tokens of each image."""
+        if self._lengths is not None and self.kept.is_cpu:
+            return torch.tensor(self._lengths, dtype=torch.long)
         return self.kept.sum(1)
 
     @cached_property

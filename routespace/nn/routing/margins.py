@@ -41,7 +41,7 @@ def in_context(x: Tensor, hw: tuple[int, int], side: int) -> Tensor:
 def surroundings(x: Tensor, hw: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, C) → the three parts of `in_context`, each (B, N, C)."""
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    if x.numel() <= FEW_NUMBERS and not _pools(x):
+    if not _pools(x) and x.numel() <= FEW_NUMBERS:  # in this order: a graph must not depend on a size
         mean, square = _by_bands(torch.stack((x, x * x)), hw, side).unbind()
     else:
         mean, square = (as_tokens(_around(as_map(part, hw), side)) for part in (x, x * x))
