@@ -136,6 +136,31 @@ def test_another_kind_is_refused_in_one_line(case, net):
     assert str(caught.value) == line
 
 
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("photo.png", "a str was given; give normalised pixels (B, C, H, W)"),
+        (np.zeros((1, 3, 32, 32), np.float32), "a ndarray was given"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8 was given"),
+        (torch.zeros(3, 32, 32), "(3, 32, 32) does not fit; give (B, 3, H, W)"),
+        (torch.zeros(32), "(32,) does not fit"),
+        (torch.tensor(1.0), "() does not fit"),
+    ],
+)
+def test_images_that_are_none(images, words, net):
+    with pytest.raises(SpecError) as caught:
+        net(images)
+    assert str(caught.value).startswith(f"images: {words}")
+
+
+@pytest.mark.parametrize(
+    "batch", ["photo.png", np.zeros((1, 3, 32, 32)), [np.zeros((1, 3, 32, 32))], torch.zeros(3)]
+)
+def test_batches_without_images(batch, net):
+    with pytest.raises(SpecError, match=r"^images: "):
+        measure_usage(net, [batch])
+
+
 class Wrong:
     """Of no kind that anybody wants."""
 

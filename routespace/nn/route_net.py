@@ -262,8 +262,11 @@ class RouteNet(nn.Module):
 
     def map_sizes(self, images: Tensor) -> dict[int, tuple[int, int]]:
         """Rate → height and width of its maps for images (B, C, H, W); raises SpecError where they do not fit."""
-        height, width = images.shape[-2:]
-        if images.shape[1] != self.spec.in_channels or min(height, width) < self.spec.least_image_px:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            given = f"{images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise SpecError(f"images: {given} was given; give normalised pixels (B, C, H, W), a tensor of floats")
+        height, width = images.shape[-2:] if images.ndim == 4 else (0, 0)
+        if min(height, width) < self.spec.least_image_px or images.shape[1] != self.spec.in_channels:
             raise SpecError(
                 f"images: {tuple(images.shape)} does not fit; give (B, {self.spec.in_channels}, H, W) with "
                 f"H and W of at least {self.spec.least_image_px}"

@@ -49,7 +49,9 @@ def place_of(net: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def as_input(net: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, H, W) images on a network's device, in its element type."""
+    """(B, C, H, W) images on a network's device, in its element type; raises SpecError for what is no tensor."""
+    if not isinstance(images, Tensor):
+        raise SpecError(f"images: a {type(images).__name__} was given; give a tensor (B, C, H, W)")
     device, dtype = place_of(net)
     return images.to(device, dtype, non_blocking=True)
 
