@@ -87,7 +87,11 @@ def _interrupted(folder: Path) -> KeyboardInterrupt:
 def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) -> None:
     """Raise what can be told before torch is imported."""
     from routespace.train.run_folder import RunFolder
+    from routespace.train.run_lock import refuse_held
+    from routespace.train.stopping import is_first_process
 
+    if is_first_process():
+        refuse_held(folder)
     if not resume:
         RunFolder(folder).refuse_existing()
     if start is not None:

@@ -41,7 +41,7 @@ from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.phases import phase_text
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import RunFolder
-from routespace.train.run_lock import held
+from routespace.train.run_lock import held, refuse_held
 from routespace.train.start import Start, make_net, run_key, start_folder
 from routespace.train.stopping import StopSignal
 from routespace.train.teaching import check_teaching
@@ -114,6 +114,8 @@ def train_recipe(
     with _as_before(), allow_families(recipe.grid.family, *([] if init is None else [init.spec.family])):
         accelerator = _accelerator(recipe.train)
         with together():
+            if accelerator.is_main_process:
+                refuse_held(run.path)
             if accelerator.is_main_process and not resume:
                 run.refuse_existing()
             if resume:

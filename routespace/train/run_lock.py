@@ -1,4 +1,4 @@
-"""held: one training at a time in a run folder."""
+"""One training at a time in a run folder: held for its length, refuse_held before the work that begins it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise BundleError(
-                f"{folder}: another process is training in it; wait for it to end, or choose another --out"
-            ) from error
+            raise _busy(folder) from error
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
         try:
@@ -37,3 +35,21 @@ def held(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # while it is held: whoever opens the file next makes a new one
                 (folder / LOCK).unlink()
             lock.release(force=True)
+
+
+def refuse_held(folder: Path) -> None:
+    """Raise BundleError when another process trains in a folder: asked before torch and data are loaded."""
+    if not (folder / LOCK).exists():
+        return
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise _busy(folder) from error
+    except OSError:
+        return  # told when something is to be written
+    lock.release(force=True)
+
+
+def _busy(folder: Path) -> BundleError:
+    return BundleError(f"{folder}: another process is training in it; wait for it to end, or choose another --out")

@@ -27,7 +27,7 @@ from routespace.train import readings
 from routespace.train.checkpoint import load_checkpoint, save_checkpoint
 from routespace.train.run import RunResult, train_recipe
 from routespace.train.run_folder import RunFolder
-from routespace.train.run_lock import held
+from routespace.train.run_lock import held, refuse_held
 from routespace.train.stopping import DivergedError, TrainingStoppedError
 from routespace.train.tasks.classify import Classify
 
@@ -227,7 +227,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from routespace.train.run_lock import held
+from routespace.train.run_lock import held, refuse_held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -238,7 +238,10 @@ with held(Path(sys.argv[1])):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(BundleError, match="another process is training in it; wait for it to end"):
             train_recipe(tiny(train__epochs=0), folder)
+        with pytest.raises(BundleError, match="another process is training in it"):
+            refuse_held(folder)
         other.kill()  # it has no time to tidy up
+    refuse_held(folder)
     assert train_recipe(tiny(train__epochs=0), folder).metrics["epochs"] == 0
     assert not (folder / ".lock").exists()
 
