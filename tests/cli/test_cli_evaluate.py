@@ -4,6 +4,8 @@ import csv
 import json
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 from tiny_grid import TINY_GRID
 from train_photos import photos
@@ -93,3 +95,19 @@ def test_a_recipe_of_the_package_takes_the_datas_classes(cli, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text(load_recipe("digits_tiny", ["data.kind=folder", "grid.num_classes=4"]).to_yaml())
     cli("train", own, "--data", folder, "--out", tmp_path / "y").assert_refused("grid.num_classes: 4")
+
+
+@few
+def test_the_recipe_for_photographs_fine_tunes_weights_from_timm(cli, tmp_path):
+    folder, run, weights = photos(tmp_path / "photos", count=6), tmp_path / "run", tmp_path / "b0.safetensors"
+    photos(folder, ("ant",), count=14)
+    safetensors.torch.save_file(timm.create_model("pvt_v2_b0").state_dict(), weights)
+    quick = {"grid.image_size": 32, "train.epochs": 1, "train.warmup_epochs": 0, "train.batch_size": 8}
+    train = "train", "photos", "--data", folder, "--out", run, *assigned(quick)
+    done = cli(*train, "--set", f"train.weights={weights}").assert_fine()
+    assert "new: gates, head (3 classes)" in done.out
+    recipe = RunFolder(run).read_recipe()
+    assert recipe.train.start == "staircase"
+    ant, cat, dog = recipe.task.class_weights
+    assert ant < 1 < cat == dog
+    cli("train", "photos", "--out", tmp_path / "x").assert_refused("data.root", "--data")

@@ -46,6 +46,7 @@ def test_the_recipes_that_the_docs_name_are_there():
         "digits_detect",
         "digits_instance",
         "digits_semantic",
+        "photos",
     }
     wanted |= {f"dit_b{size}_imagenet" for size in range(1, 6)} | {f"dit_swinv2_{size}_imagenet" for size in "tsb"}
     wanted |= {f"dit_b{size}_ade20k_semfpn" for size in range(1, 5)} | {"dit_swinv2_t_ade20k_upernet"}
