@@ -5,12 +5,13 @@ before each file appears in its folder, and at each step, the folder is copied. 
 """
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,30 +36,28 @@ from routespace.train.tasks.classify import Classify
 class Watch:
     """Copies `folder` to numbered folders in `copies` each time that a file is about to appear in it."""
 
-    def __init__(self) -> None:
-        self.folder = self.copies = None
-        sys.addaudithook(self._event)
+    def __init__(self, copies: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.copies = None, copies
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, self._watched(getattr(os, name)))
 
-    def _event(self, name: str, arguments: tuple) -> None:
-        if self.folder is not None and name == "os.rename" and Path(arguments[1]).is_relative_to(self.folder):
-            self.copy()
+    def _watched(self, move: Callable[..., None]) -> Callable[..., None]:
+        def watched(source, target, **more) -> None:
+            if self.folder is not None and Path(target).is_relative_to(self.folder):
+                self.copy()
+            move(source, target, **more)
+
+        return watched
 
     def copy(self) -> None:
-        folder, self.folder = self.folder, None  # copying renames nothing, but says so
-        if folder.exists():
-            shutil.copytree(folder, self.copies / f"{len(list(self.copies.iterdir())):03d}")
-        self.folder = folder
-
-
-WATCH = Watch()
+        if self.folder.exists():
+            shutil.copytree(self.folder, self.copies / f"{len(list(self.copies.iterdir())):03d}")
 
 
 @pytest.fixture
-def watch(tmp_path) -> Iterator[Watch]:
-    WATCH.copies = tmp_path / "copies"
-    WATCH.copies.mkdir()
-    yield WATCH
-    WATCH.folder = None
+def watch(tmp_path, monkeypatch) -> Watch:
+    (tmp_path / "copies").mkdir()
+    return Watch(tmp_path / "copies", monkeypatch)
 
 
 def outcome(result: RunResult) -> dict:
