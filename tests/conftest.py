@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,6 +25,23 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(2000, 20, 20)
     gc.enable()
+    if "routespace.train.batch" in sys.modules:
+        remember_what_trainings_take(sys.modules["routespace.train.batch"])
+
+
+def remember_what_trainings_take(batch: ModuleType) -> None:
+    """Each training tells its memory, by two passes on tensors without content: of each network once is enough."""
+    tell, told = batch.recipe_need, {}
+
+    def remembered(recipe, architecture, **more):
+        spec = recipe.train
+        passes = spec.precision, spec.grad_checkpointing, spec.ema_decay, spec.drop_path
+        key = repr((recipe.task, recipe.gates, architecture.hash, passes, more))
+        if key not in told:
+            told[key] = tell(recipe, architecture, **more)
+        return told[key]
+
+    batch.recipe_need = remembered
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,9 +13,10 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.task_net import TaskNet
 
 
-def small_net(routing: str = "both", **gates) -> TaskNet:
+def small_net(routing: str = "both", *, layers: int = 1, **gates) -> TaskNet:
+    """Two rows that meet; with a second layer, they also go on from what was skipped."""
     torch.manual_seed(0)
-    spec = GridSpec.parse({"layers": 2, "max_down": 8, "size": "b0", "image_size": 64, "num_classes": 5})
+    spec = GridSpec.parse({"layers": layers, "max_down": 8, "size": "b0", "image_size": 64, "num_classes": 5})
     grid = RoutingGrid(spec)
     architecture = Architecture.full(grid) if routing == "both" else Architecture.routed(grid, routing)
     net = TaskNet.classifier(architecture, GateSpec(openness=0.5, **gates)).eval()
@@ -42,7 +43,7 @@ def assert_exports(net: TaskNet) -> None:
     [
         pytest.param({}, marks=pytest.mark.slow),  # its parts are in those below
         {"kind": "tanh", "rows": "image"},
-        {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True},
+        {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True, "layers": 2},
         {"capacity": True, "columns": "token", "keep": 0.4},
         pytest.param({"source": "map"}, marks=pytest.mark.slow),
         {"columns": "token", "skipped": "mlp"},
@@ -61,7 +62,7 @@ def test_auto_exports_as_dense():
 
 @pytest.mark.parametrize(*thinned(2, execution=["dense", "packed"], scout=[0, 2]))
 def test_export_of_one_map_and_its_cuts(execution, scout):
-    net = small_net("depth", source="map", opening="share", scout=scout)
+    net = small_net("depth", source="map", opening="share", scout=scout, layers=2)
     for gate in net.gates.values():
         gate.cut.value.fill_(0.1)
     net.decide(execution=execution)
@@ -98,7 +99,7 @@ def test_capacity_export(skipped):
 
 @pytest.mark.parametrize("execution", [pytest.param("dense", marks=pytest.mark.slow), "packed"])
 def test_capacity_export_of_a_gated_staircase(execution):
-    net = small_net(columns="token", capacity=True, keep=0.4)
+    net = small_net(columns="token", capacity=True, keep=0.4, layers=2)
     rows = [f"{place}_{kind}" for place in ("l00_r04", "l01_r08") for kind in ("transformer", "identity")]
     stairs = dict.fromkeys([*rows, "l01_r04_patch_embed"], "gated")
     net = net.restrict(Architecture(net.spec, stairs))
