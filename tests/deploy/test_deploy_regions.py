@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -64,9 +65,12 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+load_once = cache(load_exported)  # which takes a second; for files that nobody spoils
+
+
 def decoder(path, **settings):
     """The file at a path, and what makes objects of it."""
-    loaded = load_exported(path)
+    loaded = load_once(path)
     rates, head = (json.loads(loaded.metadata[key]) for key in ("rates", "head"))
     return loaded, decoder_of(rates, head | settings, loaded.region_runs())
 
@@ -229,7 +233,7 @@ def test_a_picture_that_is_fed_too_small_is_one_line(place, tmp_path):
 def test_files_that_take_no_picture_as_it_is_fed_are_told_of_before(place):
     artifact = load_artifact(place / "bundle")
     fed = artifact.preprocess
-    least = int(load_exported(place / "files" / "model.pt2").metadata["least_side"])
+    least = int(load_once(place / "files" / "model.pt2").metadata["least_side"])
     for size, told in ((least - 8, 1), (least, 0)):
         artifact = replace(artifact, preprocess=fed.model_copy(update={"size": (size, 200)}))
         notes = export_notes(artifact)

@@ -204,7 +204,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(
     JSON | st.fixed_dictionaries({"format": st.just("routespace.usage/1"), "edges": JSON}, optional={"grid": JSON})
 )
