@@ -153,7 +153,7 @@ def _nine(padded: Tensor, neighbours: Tensor) -> list[Tensor]:
 def _nine_again(padded: Tensor, neighbours: Tensor) -> list[Tensor]:
     """As `_nine`, for a backward pass: told otherwise, or a compiler would keep those of the forward pass."""
     width = padded.shape[1]
-    return [padded.gather(0, neighbours[k, :, None].expand(-1, width)) for k in range(TAPS)]
+    return [padded.gather(0, neighbours[k, :, None].long().expand(-1, width)) for k in range(TAPS)]
 
 
 def _weighted(parts: list[Tensor], taps: Tensor) -> Tensor:
