@@ -18,6 +18,7 @@ from routespace.errors import BundleError
 from routespace.files import replaced
 
 FORMAT = "routespace.checkpoint/1"
+FULL_DISK = "inline_container"  # torch's word for it: a file of its own source, and two positions
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -25,8 +26,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with replaced(path) as partial:
         try:
             torch.save({"format": FORMAT, **state}, partial)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            raise OSError("the disk is full, or its quota" if FULL_DISK in said else said) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -245,6 +245,16 @@ with held(Path(sys.argv[1])):
     assert not (folder / ".lock").exists()
 
 
+def test_a_full_disk_is_told_in_plain_words(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 99392 vs 99344")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BundleError, match=r"state.pt: cannot be written \(the disk is full, or its quota\)"):
+        save_checkpoint(tmp_path / "run/state.pt", {})
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_is_not_trained_in_does_not_stay(tmp_path):
     with held(tmp_path / "runs/first"):
         assert (tmp_path / "runs/first").is_dir()
