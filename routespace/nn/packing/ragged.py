@@ -25,9 +25,9 @@ CALL_MACS = {"cpu": 200_000, "cuda": 100_000_000}
 SOFTMAX_MACS = 64
 CHUNK_CALLS, CHUNKS = 12, 8  # to make tables of chunks and to copy keys; chunks of the longest image
 LEAST_CHUNK, COPY_MACS = 16, 4  # queries; of one number
-# Heads of up to so many numbers: a call on a CPU is worth 20 000 weights of keys, tables three calls; 32 queries
-# are as many as torch's attention takes at a time.
-NARROW_HEAD, NARROW_CALL_MACS, NARROW_TABLES, NARROW_CHUNK = 16, 1_600_000, 3, 32
+# Heads of up to so many numbers: a call on a CPU is worth 20 000 weights of keys, tables of chunks three calls,
+# and those of padding two; 32 queries are as many as torch's attention takes at a time.
+NARROW_HEAD, NARROW_CALL_MACS, NARROW_TABLES, NARROW_SLOTS, NARROW_CHUNK = 16, 1_600_000, 3, 2, 32
 FLASH_FROM = (8, 0)  # compute capability
 FLASH_MULTIPLE, FLASH_MOST = 8, 256  # numbers of a head
 
@@ -55,6 +55,8 @@ def ragged_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
     if keys.shape[0] == 1 and not queries.is_cuda:
         return equal_attention(queries, keys, values)
+    if _is_single(queries):
+        return narrow_attention(queries, keys, values, keep.lengths)
     way = _cheapest(queries, keys, keep)
     if way == "padded":
         return padded_attention(queries, keys, values, keep.slots, keep.longest)
@@ -118,6 +120,8 @@ def _cheapest(queries: Tensor, keys: Tensor, keep: KeptTokens) -> Literal["padde
     tables = call * (NARROW_TABLES if _is_narrow(queries) else CHUNK_CALLS)
     query = m * h * (2 * d + SOFTMAX_MACS)
     padded, images = query * (b * keep.longest - n), b * call
+    if _is_narrow(queries):
+        padded += NARROW_SLOTS * call
     if padded <= min(images, tables):
         return "padded"
     length = _chunk_length(queries, keep)
@@ -131,6 +135,26 @@ def _cheapest(queries: Tensor, keys: Tensor, keep: KeptTokens) -> Literal["padde
 def _is_narrow(queries: Tensor) -> bool:
     """Whether (n, h, d) queries are of narrow heads, on a CPU."""
     return queries.is_cpu and queries.shape[2] <= NARROW_HEAD
+
+
+def _is_single(queries: Tensor) -> bool:
+    """Whether (n, h, d) queries have one narrow head, in eager inference on a CPU."""
+    if not _is_narrow(queries) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return queries.shape[1] == 1 and not torch.compiler.is_compiling()
+
+
+def narrow_attention(queries: Tensor, keys: Tensor, values: Tensor, lengths: list[int]) -> Tensor:
+    """(n, 1, d) queries, so many of each image → (n, d), without padding and without autograd."""
+    n, _, d = queries.shape
+    scores, mixed = queries.new_empty(n, keys.shape[2]), queries.new_empty(n, d)
+    asking = (queries.squeeze(1) * d**-0.5).split(lengths)
+    for rows, found, own in zip(asking, scores.split(lengths), keys.squeeze(1).unbind(), strict=True):
+        torch.mm(rows, own.t(), out=found)
+    shares = scores.softmax(1).split(lengths)
+    for rows, found, own in zip(shares, mixed.split(lengths), values.squeeze(1).unbind(), strict=True):
+        torch.mm(rows, own, out=found)
+    return mixed
 
 
 def equal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
