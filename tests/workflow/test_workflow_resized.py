@@ -5,7 +5,17 @@ import torch
 from dense_tiny import dense, dense_net
 from train_tiny import tiny
 
-from routespace import BundleError, SpecError, TaskNet, evaluate_network, load_recipe, load_run, train_recipe
+from routespace import (
+    BundleError,
+    SpecError,
+    TaskNet,
+    evaluate_network,
+    extract,
+    load_recipe,
+    load_run,
+    train_recipe,
+    verify,
+)
 from routespace.deploy.extract import resized
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -130,6 +140,16 @@ def test_held_gates_are_held_at_the_new_size():
     net = TaskNet.classifier(recipe.architecture()).eval()
     net.decide(held=Architecture.staircase(net.architecture.grid))
     assert torch.equal(logits(resized(net, 24), (24, 24)), logits(net, (24, 24)))
+
+
+def test_a_part_of_a_bare_backbone_is_compared_at_its_own_size():
+    whole = TaskNet.classifier(tiny().architecture()).eval().backbone
+    moved = resized(whole, 24)
+    part = Architecture.staircase(moved.architecture.grid)
+    report = verify(whole, part, extract(moved, part))
+    assert report.ok
+    assert report.max_difference <= 1e-6
+    assert whole.spec.image_size == (32, 32)
 
 
 def test_tiny_objects_keep_eight_pixels_and_a_budget_its_share():
