@@ -96,6 +96,9 @@ def show_told(told: Sequence[Told], answers: str, *, single: bool) -> None:
     """Print what was found: an image's objects or classes below each other, those of several in a row each."""
     from routespace.cli.render import percent, table
 
+    if single and not told[0].rows:
+        print("nothing is found")
+        return
     if single:
         rows = [(printable(row[1]), percent(float(row[2])), *row[3:]) for row in told[0].rows]
         table(columns_of(answers)[1:], rows)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from routespace import Card, Predictor, save_bundle
 from routespace.cli.app import app
+from routespace.cli.predict_dense import Told, show_told
 from routespace.deploy.export.base import Prepared
 from routespace.deploy.export.formats import EXPORTERS
 from routespace.draw.answers import colour_of
@@ -278,3 +279,10 @@ def test_what_is_no_picture_is_one_line(place, tmp_path, cli):
         ("nowhere", "no such file or folder"),
     ):
         cli("predict", place / "instance", tmp_path / given).assert_refused(given, words)
+
+
+def test_a_picture_on_which_nothing_is_found_is_told_as_one(capsys):
+    show_told([Told("a.png", [], [])], "objects", single=True)
+    assert capsys.readouterr().out == "nothing is found\n"
+    show_told([Told("a.png", [], []), Told("b.png", [], [])], "objects", single=False)
+    assert capsys.readouterr().out.endswith("2 images, 0 objects\n")
