@@ -1,13 +1,12 @@
 """The process's memory: keeping what was freed, and how much more there is.
 
-keep_freed_memory()    glibc would give it back and fetch it again page by page; large tensors lie in large pages
+keep_freed_memory()    glibc would give it back and fetch it again page by page
 free_bytes()           of the machine, within a container's limit
 bytes_text(count)      for people
 
 A forward pass on a CPU frees and allocates the same large maps again and again. By default glibc unmaps them at
-every free, which can double the time of a fine map. And a map of 25 MB is 6000 pages of 4 kB, of which a processor
-finds 2000 without looking up where they are; of 2 MB it is twelve. These are settings of the whole process, so a
-program chooses them: the command line and the benchmarks do, the library never does by itself.
+every free, which can double the time of a fine map. This is a setting of the whole process, so a program chooses
+it: the command line and the benchmarks do, the library never does by itself.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from pathlib import Path
 
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-LARGE_PAGES = (
-    "THP_MEM_ALLOC_ENABLE"  # torch looks for it before its first tensor; it then asks for them from 2 MB on
-)
 MOST = 2**31 - 1  # bytes at the top of the heap that are kept; mallopt takes an int
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -31,14 +27,12 @@ UNLIMITED = 1 << 60  # version 1 writes a huge number where there is no limit
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed, and torch to ask Linux for large pages; False with another C library.
+    """Tell glibc to keep what is freed; False where the C library is another one, and nothing changes.
 
-    Large allocations that were made before stay as they are, so call it first. Who has set THP_MEM_ALLOC_ENABLE
-    has decided about large pages.
+    Large allocations that were made before stay as they are, so call it first.
     """
     if not sys.platform.startswith("linux"):
         return False
-    os.environ.setdefault(LARGE_PAGES, "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, MOST))
 

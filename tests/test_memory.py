@@ -1,13 +1,12 @@
 """The malloc setting, taken where glibc is there; and how much memory is free."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from routespace.memory import LARGE_PAGES, bytes_text, free_bytes
+from routespace.memory import bytes_text, free_bytes
 
 CODE = """
 import resource, sys
@@ -38,25 +37,6 @@ def test_freed_memory_is_used_again_without_new_pages():
     if kept == "False":
         pytest.skip("another C library")
     assert few < faults("leave")[1] / 4
-
-
-ASKED = """
-import torch
-from routespace.memory import keep_freed_memory
-keep_freed_memory()
-block = torch.ones(16 << 20)
-print(any(line.startswith("VmFlags") and " hg" in line for line in open("/proc/self/smaps")))
-"""
-
-
-@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="no large pages here")
-@pytest.mark.parametrize("said", ["", "0"])
-def test_large_tensors_ask_for_large_pages(said):
-    environment = {k: v for k, v in os.environ.items() if k != LARGE_PAGES} | ({LARGE_PAGES: said} if said else {})
-    done = subprocess.run(
-        [sys.executable, "-c", ASKED], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.split() == [str(not said)]
 
 
 def files(root: Path, contents: dict[str, str]) -> Path:
