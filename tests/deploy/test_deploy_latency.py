@@ -83,14 +83,21 @@ def test_another_device_or_version_warns(table, saved):
     assert any("torch: the table is of 1.0" in message for message in messages)
 
 
-def test_another_grid_is_refused(table, saved):
-    other = RoutingGrid(GridSpec.parse(FIELDS | {"image_size": 64}))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depths": 1}, "latency table: it is of grid"),
+        ({"image_size": 64}, "latency table: it was measured on images of 32x32 px, not of 64x64 px"),
+    ],
+)
+def test_another_grid_is_refused(table, saved, changes, words):
+    other = RoutingGrid(GridSpec.parse(FIELDS | changes))
     for call in (
         lambda: load_table(saved, grid=other),
         lambda: predict(table, Architecture.full(other)),
         lambda: table_prices(table, other),
     ):
-        with pytest.raises(GridError, match="latency table: it is of grid"):
+        with pytest.raises(GridError, match=words):
             call()
 
 
