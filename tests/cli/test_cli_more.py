@@ -238,7 +238,8 @@ def test_quick_demo_looks_for_the_best_plain_network(cli, tmp_path):
     assert "0 + 1 + 1 + 1 blocks, 128x128 px: " in out
     assert ", chosen" in out
     rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
-    assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["supernet, routed"]["macs"], rel=0.15)
+    budget = load_recipe(tmp_path / "demo" / "supernet").budget_macs()  # which so short a training may miss
+    assert rows["plain PVTv2"]["macs"] == pytest.approx(budget, rel=0.1)
 
 
 @pytest.mark.slow
@@ -250,7 +251,8 @@ def test_quick_demo(cli, tmp_path):
     assert {"grid.json", "supernet", "search", "extracted", "finetuned", "plain", "demo.json"} <= made
     assert {"supernet.png", "extracted.png", "front.png", "model.onnx"} <= made
     rows = {row["name"]: row for row in json.loads((tmp_path / "demo" / "demo.json").read_text())["rows"]}
-    assert rows["plain PVTv2"]["macs"] == pytest.approx(rows["supernet, routed"]["macs"], rel=0.15)
+    budget = load_recipe(tmp_path / "demo" / "supernet").budget_macs()  # which so short a training may miss
+    assert rows["plain PVTv2"]["macs"] == pytest.approx(budget, rel=0.1)
     plain, routed = (load_recipe(tmp_path / "demo" / name).train for name in ("plain", "supernet"))
     assert [phase.model_dump() | {"gates": None} for phase in plain.phases] == [
         phase.model_dump() | {"gates": None} for phase in routed.phases
