@@ -210,7 +210,7 @@ def _extract(journey: Journey) -> Bundle:
     if not is_bundle(folder):
         whole, smaller = load_run(journey.out / "supernet"), smaller_recipe(journey.recipe, journey.macs)
         found, limits = whole.resized(smaller.grid.image_size), {"macs": float(journey.macs)}
-        show(found, extract_chosen(found, choose(found, limits), folder), limits)
+        show(found, extract_chosen(found, choose(found, limits), folder, origin=whole), limits)
     small = load_bundle(folder)
     part = small.net.architecture
     print(f"\n{draw(part.grid, part)}\n\n{legend(part)}")
