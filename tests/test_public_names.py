@@ -75,7 +75,7 @@ def test_each_name_is_there_and_documented():
 
 
 def test_type_checkers_see_the_same_names():
-    tree = ast.parse(Path(routespace.__file__).read_text())
+    tree = ast.parse(Path(routespace.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     renamed = {"_train": "train_recipe"}
