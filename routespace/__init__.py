@@ -22,6 +22,8 @@ _PUBLIC = {
     "routespace.grid.architecture": ("Architecture",),
     "routespace.grid.gate_spec": ("GateSpec",),
     "routespace.grid.cost": ("architecture_cost", "batch_cost"),
+    "routespace.grid.count": ("count_static",),
+    "routespace.grid.sample": ("sample_static",),
     "routespace.grid.select": ("select",),
     "routespace.grid.usage": ("EdgeUsage", "usage_from_json"),
     # the network
@@ -95,9 +97,11 @@ if TYPE_CHECKING:
     from routespace.grid.architecture import Architecture as Architecture
     from routespace.grid.cost import architecture_cost as architecture_cost
     from routespace.grid.cost import batch_cost as batch_cost
+    from routespace.grid.count import count_static as count_static
     from routespace.grid.gate_spec import GateSpec as GateSpec
     from routespace.grid.graph import Edge as Edge
     from routespace.grid.graph import RoutingGrid as RoutingGrid
+    from routespace.grid.sample import sample_static as sample_static
     from routespace.grid.select import select as select
     from routespace.grid.spec import GridSpec as GridSpec
     from routespace.grid.usage import EdgeUsage as EdgeUsage

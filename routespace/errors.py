@@ -1,4 +1,4 @@
-"""The exceptions of routespace, what any exception says as one line, and commands to type next.
+"""The exceptions of routespace, what any exception says as one line, warnings, and commands to type next.
 
     RoutespaceError            everything that a user can cause; the command line prints it as one line
     ├── SpecError (ValueError)     a field of a spec, recipe or file that is not allowed
@@ -13,7 +13,10 @@ Each message says what was given, what is allowed and what to do next.
 
 import re
 import shlex
+import sys
+import warnings
 
+PACKAGE = __name__.partition(".")[0]
 WORKER_TRACEBACK = "Original Traceback"  # torch's, before what an exception in a worker process said
 
 
@@ -58,6 +61,14 @@ def reason(error: BaseException) -> str:
     if WORKER_TRACEBACK in text:
         return re.sub(r"^[\w.]+: ", "", lines[-1])
     return " ".join(lines)
+
+
+def warn(text: str) -> None:
+    """A UserWarning about what a user gave, at the user's own line that led here, however deep it is within."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def command_line(*words: object) -> str:

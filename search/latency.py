@@ -12,13 +12,12 @@ routed one nothing but its budget is known beforehand, so the plan spreads that 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from routespace import file_names
-from routespace.errors import SpecError
+from routespace.errors import SpecError, warn
 from routespace.files import read_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -66,7 +65,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
     table = load_table(search.latency_table, grid=RoutingGrid(trials.grid))
     problem = _gate_problem(table, trials, search.space)
     if problem:
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        warn(problem)
     return table
 
 

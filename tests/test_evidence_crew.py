@@ -17,6 +17,7 @@ def _found(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 def test_a_crew_tells_of_each_task_and_stops_in_time(tmp_path):
     from evidence_lines.crew import Crew, Task
 

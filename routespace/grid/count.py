@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from routespace.checked import checked
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Node, RoutingGrid
@@ -104,6 +105,7 @@ def steps(space: GridOrPart, *, every_rate: bool = True) -> list[SweepStep]:
     ]
 
 
+@checked
 def count_static(grid: RoutingGrid, *, every_rate: bool = True) -> int:
     """Number of static architectures: each row absent, transformer or identity; each embedding absent or open."""
     numbers = {1: 1}

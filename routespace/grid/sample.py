@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from routespace.checked import checked
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.count import (
@@ -247,6 +248,7 @@ def sample_static_bits(
     return np.concatenate(kept)[:n] if kept else np.zeros((0, len(grid.edges)), dtype=np.bool_)
 
 
+@checked
 def sample_static(
     space: GridOrPart,
     n: int,
@@ -256,7 +258,10 @@ def sample_static(
     seed: int = 0,
     every_rate: bool = True,
 ) -> list[Architecture]:
-    """`sample_static_bits` as Architectures; the same arguments and errors."""
+    """Draw n static architectures, uniform (with repetition) among those whose exact MACs lie in the window.
+
+    Arguments and errors are those of `sample_static_bits`, which gives them as rows of an array.
+    """
     bits = sample_static_bits(space, n, low_macs=low_macs, high_macs=high_macs, seed=seed, every_rate=every_rate)
     return architectures_of(grid_in(space), bits)
 

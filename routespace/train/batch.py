@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from routespace.errors import SpecError
+from routespace.errors import SpecError, warn
 from routespace.grid.architecture import Architecture
 from routespace.memory import bytes_text
 from routespace.train.memory import LEAST_STEPS, MemoryNeed, chosen_batch, free_memory, recipe_need
@@ -84,11 +83,10 @@ def _tell(
         )
     elif free is not None and need.of_batch(each) > free:
         lower = "" if recipe.train.grad_checkpointing else ", or set train.grad_checkpointing=true"
-        warnings.warn(
+        warn(
             f"train.batch_size: {recipe.train.batch} takes about {bytes_text(need.of_batch(each))} and "
             f"{bytes_text(free)} are free: the system may end the training without a word; give "
-            f"{max(1, need.most_images(free)) * processes} or fewer (auto chooses){lower}",
-            stacklevel=5,  # the caller of `train_recipe`
+            f"{max(1, need.most_images(free)) * processes} or fewer (auto chooses){lower}"
         )
 
 

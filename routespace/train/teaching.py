@@ -107,7 +107,8 @@ class GateTeacher:
             loss = F.binary_cross_entropy_with_logits(margins, wanted)
             weights = [weight for weight in gate.parameters() if weight.requires_grad]
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                mean = accelerator.reduce(gradient, "mean")
+                # Laid out as the weight is: `backward` sees to that, and a fused optimiser takes it for granted.
+                mean = accelerator.reduce(gradient.contiguous(), "mean")
                 weight.grad = mean if weight.grad is None else weight.grad + mean
         self._passes.clear()
 

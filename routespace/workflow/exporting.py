@@ -7,7 +7,7 @@ from pathlib import Path
 
 from routespace import file_names
 from routespace.checked import checked
-from routespace.deploy.export.formats import EXPORTERS
+from routespace.deploy.export.formats import exporter_named
 from routespace.deploy.export.write import ExportReport, Say, export, least_side
 from routespace.deploy.folder import require_export_place
 from routespace.errors import BundleError
@@ -40,14 +40,14 @@ def export_artifact(
         say: is told what is being done.
 
     Raises:
-        SpecError: an image size that the network does not take.
+        SpecError: an unknown format, or an image size that the network does not take.
         MissingDependencyError: a package that a format needs is not installed.
         BundleError: a file is there already or cannot be written, or others in the folder take pictures in
             another way.
         RoutespaceError: an exported network does not give the network's numbers.
     """
     told: dict[str, str] = {}
-    suffixes = tuple(EXPORTERS[name].suffix for name in formats)
+    suffixes = tuple(exporter_named(name).suffix for name in formats)
     require_export_place(folder, suffixes, overwrite=overwrite)
     preprocess = artifact.preprocess
     if preprocess is not None:

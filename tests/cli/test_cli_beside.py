@@ -28,6 +28,7 @@ def test_a_command_that_fails_is_told_with_its_last_words(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_block_that_ends_early_stops_the_training_which_can_go_on(tmp_path):
     run, log = tmp_path / "run", tmp_path / "run.log"
     few = ["data.train_size=64", "data.val_size=32", "train.batch_size=32", "train.epochs=10000"]

@@ -35,8 +35,11 @@ def run_python(code, *args):
 
 MOMENTS = [
     *(("train", module) for module in (FIRST, "typer", "numpy", "torch._C", "timm.layers")),
-    *(pytest.param("search", module, marks=pytest.mark.slow) for module in (FIRST, "typer", "torch._C")),
-    *(("search", module) for module in ("numpy", "timm.layers")),
+    *(
+        pytest.param("search", module, marks=pytest.mark.slow)
+        for module in (FIRST, "typer", "torch._C", "timm.layers")
+    ),
+    ("search", "numpy"),
 ]
 
 

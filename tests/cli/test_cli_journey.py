@@ -230,6 +230,7 @@ def test_unknown_fields(cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # test_train_run stops and goes on within one process
 def test_interrupt_saves_and_resume_finishes(cli, tmp_path):
     """Ctrl-C in a real process: exit code 130, one line that says how to go on, and going on works."""
     out = tmp_path / "run"

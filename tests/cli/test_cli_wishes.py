@@ -169,14 +169,14 @@ def test_what_would_wait_for_ever_or_leads_round_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["train", "photos"], ["'photos' is a folder without recipe.yaml", "--data photos"]),
+        (["train", "pictures"], ["'pictures' is a folder without recipe.yaml", "--data pictures"]),
         (["train", "digit_tiny"], ["perhaps digits_tiny", "names: "]),
         (["evaluate", "study"], ["study: is a study", "study/trials/0000"]),
-        (["predict", "study", "photos/x.png"], ["study: is a study", "study/trials/0000"]),
+        (["predict", "study", "pictures/x.png"], ["study: is a study", "study/trials/0000"]),
     ],
 )
 def test_a_newcomer_is_told_what_was_meant(args, words, tmp_path, alone):
-    (tmp_path / "photos").mkdir()
+    (tmp_path / "pictures").mkdir()
     (tmp_path / "study").mkdir()
     (tmp_path / "study/study.json").write_text("{}")
     ended = alone(tmp_path, *args)

@@ -158,6 +158,7 @@ def test_grey_and_transparent_images_are_drawn_as_they_are_seen(tmp_path, channe
     assert (np.abs(picture[..., :3] - seen) < 0.01).all(-1).sum() > 30_000  # the first column is the images
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_file(tmp_path):
     code = (
         "import sys; from routespace import Architecture, GridSpec, RoutingGrid\n"

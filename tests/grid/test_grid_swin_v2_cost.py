@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from fvcore.nn import FlopCountAnalysis
+from thinning import thinned
 from torch.utils.flop_counter import FlopCounterMode
 
 from routespace.errors import SpecError
@@ -71,8 +72,9 @@ def test_other_windows_and_ratios(window, ratio):
             assert priced(spec.family.block_cost(spec, rate)) == counted(block, x, hw)
 
 
-@pytest.mark.parametrize("image", [(256, 256), (160, 224), (100, 132)])
-@pytest.mark.parametrize("window", [(16, 8, 8, 4), (3, 5, 7, 2)])
+@pytest.mark.parametrize(
+    *thinned(2, window=[(16, 8, 8, 4), (3, 5, 7, 2)], image=[(256, 256), (160, 224), (100, 132)])
+)
 def test_a_window_for_each_rate_costs_what_torch_counts(window, image):
     spec = GridSpec.preset("dit_swin_v2_t", image_size=image, window=window)
     architecture, gates = Architecture.full(RoutingGrid(spec)), GateSpec()

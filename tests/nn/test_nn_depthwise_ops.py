@@ -93,6 +93,7 @@ def test_nine_gathers_have_the_gradients_of_a_convolution(rows):
         torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_few_graphs_serve_every_number_of_rows():
     """Sums by blocks ask how many rows there are, whole blocks or not."""
     from torch._dynamo.utils import counters

@@ -42,7 +42,7 @@ def assert_exports(net: TaskNet) -> None:
     "gates",
     [
         pytest.param({}, marks=pytest.mark.slow),  # its parts are in those below
-        {"kind": "tanh", "rows": "image"},
+        pytest.param({"kind": "tanh", "rows": "image"}, marks=pytest.mark.slow),
         {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True, "layers": 2},
         {"capacity": True, "columns": "token", "keep": 0.4},
         pytest.param({"source": "map"}, marks=pytest.mark.slow),
@@ -84,6 +84,7 @@ def test_packed_export(fields):
     assert_exports(net)
 
 
+@pytest.mark.slow
 def test_packed_export_of_per_token_scaling():
     net = small_net(columns="token")
     net.decide(execution="packed")
@@ -98,6 +99,7 @@ def test_capacity_export(skipped):
 
 
 @pytest.mark.parametrize("execution", [pytest.param("dense", marks=pytest.mark.slow), "packed"])
+@pytest.mark.slow
 def test_capacity_export_of_a_gated_staircase(execution):
     net = small_net(columns="token", capacity=True, keep=0.4, layers=2)
     rows = [f"{place}_{kind}" for place in ("l00_r04", "l01_r08") for kind in ("transformer", "identity")]

@@ -267,7 +267,13 @@ RENAMINGS = {
 }
 
 
-@pytest.mark.parametrize("renaming", RENAMINGS.values(), ids=list(RENAMINGS))
+@pytest.mark.parametrize(
+    "renaming",
+    [
+        pytest.param(code, id=name, marks=() if name == "probed" else pytest.mark.slow)
+        for name, code in RENAMINGS.items()
+    ],
+)
 def test_networks_do_without_what_torch_has_renamed(renaming):
     code = f"""
 import pathlib, torch

@@ -96,9 +96,9 @@ def test_half_a_network_is_refused(family):
         load_timm_weights(ours(family), state)
 
 
-@pytest.mark.parametrize("weights", ["b0.pth", None, [1]])
-def test_what_is_no_weights_at_all_is_refused(weights):
-    with pytest.raises(SpecError, match=f"a {type(weights).__name__} was given; give a module or its state dict"):
+@pytest.mark.parametrize(("weights", "told"), [("b0.pth", "'b0.pth'"), (None, "None"), ([1], "a list")])
+def test_what_is_no_weights_at_all_is_refused(weights, told):
+    with pytest.raises(SpecError, match=f"weights: {told} was given; give a Module or a mapping"):
         load_timm_weights(ours(), weights)
 
 

@@ -39,6 +39,7 @@ def test_decisions_keep_their_names_in_torchs_tree(net):
     assert all(any(name in pytree.keystr(path) for name in routes) for path, _ in paths)
 
 
+@pytest.mark.slow
 def test_the_network_itself_exports(net):
     images = torch.randn(3, 3, 32, 32)
     program = torch.export.export(net, (images,), dynamic_shapes={"images": {0: torch.export.Dim("b", min=2)}})

@@ -195,6 +195,7 @@ def test_changed_position_weights_count_at_once():
         assert not torch.allclose(before, net(images).logits)
 
 
+@pytest.mark.slow
 def test_exports_with_a_free_batch_size():
     spec = GridSpec(layers=2, max_down=8, depths=2, family="swin_v2", size="t", image_size=(72, 72))
     net = TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()

@@ -85,6 +85,7 @@ def test_parts_of_a_supernet_are_searched_by_the_same_loop(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_memory_does_not_grow_over_trials(tmp_path: Path, fails: bool) -> None:
     """When a trial begins, the networks of those before it are gone, trained or failed."""
     nets, alive = list[weakref.ref[Any]](), list[int]()

@@ -156,6 +156,18 @@ def test_labels_reach_the_gates_and_nothing_else(source, seeing):
             assert torch.equal(gradient, before[name])
 
 
+@pytest.mark.parametrize("seeing", [{"context": 1}, {"context": 3}, {"context": 5, "source": "own"}, {"scout": 2}])
+def test_a_fused_optimiser_takes_the_labels_gradients_as_they_are(seeing):
+    nets = [taught(**seeing) for _ in range(2)]
+    for net, fused in zip(nets, (True, False), strict=True):
+        one_pass(net)
+        torch.optim.SGD(net.gates.parameters(), lr=1.0, fused=fused).step()
+    before = dict(taught(**seeing).gates.named_parameters())
+    for (name, one), other in zip(nets[0].gates.named_parameters(), nets[1].gates.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6), name
+        assert one.grad is None or not torch.equal(one, before[name]), name
+
+
 @pytest.mark.parametrize("scout", [0, 2])
 def test_teaching_is_the_same_however_the_pass_is_computed(scout):
     _, dense = one_pass(taught(scout=scout))

@@ -84,7 +84,10 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize(("changes", "step"), [({}, 2), ({}, 4), (EXTRAS, 7), ({"routing": "static"}, 5)])
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [pytest.param({}, 2, marks=pytest.mark.slow), ({}, 4), (EXTRAS, 7), ({"routing": "static"}, 5)],
+)
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, changes, step):
     recipe = tiny(**changes)
     whole = train_recipe(recipe, tmp_path / "whole")

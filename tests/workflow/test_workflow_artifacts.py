@@ -199,4 +199,6 @@ def test_exports_carry_preprocess_and_class_names(run, tmp_path):
     assert bundle.classes == tuple("0123456789")
     with pytest.raises(SpecError, match="at least"):
         export_artifact(bundle, tmp_path / "tiny", ["onnx"], image_size=(7, 7))
+    with pytest.raises(SpecError, match="format: 'tflite' is not known; give one of onnx, pt2"):
+        export_artifact(bundle, tmp_path / "tiny", ["onnx", "tflite"])
     assert not (tmp_path / "tiny").exists()

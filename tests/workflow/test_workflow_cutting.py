@@ -48,7 +48,7 @@ def test_a_part_with_its_choices_again_computes_the_same_and_may_lose_them(run):
         assert torch.equal(again.restrict(part)(images).logits, small(images).logits)
 
 
-@pytest.mark.parametrize("by", ["candidates", "usage"])
+@pytest.mark.parametrize("by", [pytest.param("candidates", marks=pytest.mark.slow), "usage"])
 def test_the_last_cut_is_made_inside_what_the_first_ones_left(run, by, tmp_path):
     whole = network_cost(run.net).macs
     wanted = 0.45 * whole

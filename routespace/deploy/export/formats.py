@@ -13,6 +13,13 @@ from routespace.errors import SpecError
 EXPORTERS: Mapping[str, Exporter] = {exporter.name: exporter for exporter in (onnx_exporter(), PT2)}
 
 
+def exporter_named(name: str) -> Exporter:
+    """The format of a name; raises SpecError for others."""
+    if name not in EXPORTERS:
+        raise SpecError(f"format: {name!r:.80} is not known; give one of {', '.join(EXPORTERS)}")
+    return EXPORTERS[name]
+
+
 def exporter_of(path: Path | str) -> Exporter:
     """The format that a file's ending names; raises SpecError for others."""
     suffix = Path(path).suffix

@@ -13,7 +13,6 @@ alone know neither the caches that a whole network finds nor the time between it
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -32,7 +31,7 @@ from routespace.deploy.latency.parts import (
     gate_key,
     part_keys,
 )
-from routespace.errors import GridError, SpecError
+from routespace.errors import GridError, SpecError, warn
 from routespace.files import read_json, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.base import Family
@@ -160,7 +159,7 @@ def predict(
     total = sum_ms(table, architecture, usage)
     problem = None if architecture.is_static else gate_problem(table, gates)
     if problem:
-        warnings.warn(problem, UserWarning, stacklevel=2)
+        warn(problem)
     return total
 
 
@@ -290,5 +289,5 @@ def load_table(
     if grid is not None:
         require_grid(table, grid)
     for line in mismatches(table):
-        warnings.warn(f"{path}: {line}; its times may not hold here", UserWarning, stacklevel=2)
+        warn(f"{path}: {line}; its times may not hold here")
     return table

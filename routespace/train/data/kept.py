@@ -5,10 +5,9 @@ Before a training starts the data is looked at and compared with what the run be
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
-from routespace.errors import DataError
+from routespace.errors import DataError, warn
 from routespace.files import read_json, write_json
 from routespace.preprocess import save_preprocess
 from routespace.train.data.catalogue import examples
@@ -31,7 +30,7 @@ def look_at(source: Source, run: RunFolder, tell: Callable[[str], None]) -> None
     summary = source.summary
     tell(summary.text)
     for word in (*summary.warnings, *source.quick_check(), *_changes(source, run)):
-        warnings.warn(word, stacklevel=4)  # the caller of `train_recipe`
+        warn(word)
 
 
 def _changes(source: Source, run: RunFolder) -> list[str]:
