@@ -26,11 +26,11 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
-PHASES_S = (90.0, 55.0, 85.0)  # of the supernet and of the plain network, which train side by side
+PHASES_S = (80.0, 50.0, 80.0)  # of the supernet and of the plain network, which train side by side
 TRIAL = {  # from its weights, which gates do not take part in: they are taught again
     "train.phases": [],
     "train.epochs": 1,
-    "train.seconds": 10.0,
+    "train.seconds": 8.0,
     "data.val_size": 500,
     "budget.open_frac": 0.2,
     "budget.settle_frac": 0.25,
@@ -39,7 +39,7 @@ FINE_TUNING = {
     "name": "digits_sparse_finetuned",
     "train.phases": [],
     "train.epochs": 3,
-    "train.seconds": 45.0,
+    "train.seconds": 40.0,
     "train.lr": 2.0e-3,
 }
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
