@@ -20,7 +20,7 @@ from typing import IO
 from routespace.errors import RoutespaceError, command_line
 
 GRACE_S = 20.0  # from being asked to stop until it is ended: a checkpoint is written in that time
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # the other cores are the others'
+ONE_THREAD = "OMP_NUM_THREADS", "1"  # of the environment: the other cores are the others'
 
 
 class Beside:
@@ -37,30 +37,20 @@ class Beside:
     def __init__(self, words: Sequence[object], *, log: Path) -> None:
         self._words, self._log = [str(word) for word in words], log
         self._file: IO[str] | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self.text = command_line(*words)
-
-    @property
-    def running(self) -> bool:
-        """Whether it has begun and not ended."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def code(self) -> int | None:
-        """What it ended with; None before."""
-        return None if self._process is None else self._process.poll()
 
     def __enter__(self) -> Beside:
         self._file = self._log.open("w", encoding="utf-8")
         program = [sys.executable, "-m", "routespace.cli", *self._words]
-        environment = {**ONE_THREAD, **os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = dict([ONE_THREAD]) | os.environ | {"PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             program,
             stdin=subprocess.DEVNULL,
             stdout=self._file,
             stderr=subprocess.STDOUT,
             env=environment,
-            text=True,
+            process_group=0 if os.name == "posix" else None,  # Ctrl-C is this process's, which asks once
         )
         return self
 
@@ -79,7 +69,7 @@ class Beside:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None and self.running:
+        if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
                 self._process.wait(GRACE_S)

@@ -65,11 +65,7 @@ def run(
     Real digits on real photographs, nothing is downloaded. The best plain network of the same MACs that is known,
     trained for exactly the same time, stands beside the routed one.
     """
-    for (
-        name,
-        value,
-    ) in ONE_THREAD.items():  # maps this small are faster with one; the other cores are for the others
-        os.environ.setdefault(name, value)
+    os.environ.setdefault(*ONE_THREAD)  # maps this small are faster with one; another core trains what is beside
     from routespace.cli.demo_report import conclude
     from routespace.cli.status import loading
     from routespace.cli.typed import same_command
@@ -224,9 +220,7 @@ def _search(journey: Journey) -> RunResult:
     from routespace.recipes import load_recipe
     from routespace.search import run_study
 
-    heading(
-        4, f"a search: {journey.trials} short trainings with other budgets; beside it, what was extracted is tuned"
-    )
+    heading(4, f"a search of {journey.trials} short trainings with other budgets, and a fine-tuning beside it")
     extracted, tuned = journey.out / "extracted", journey.out / "finetuned"
     with training_beside(load_recipe(extracted).override(journey.fine_tuning), tuned, start=extracted) as tuning:
         print(f"fine-tuning: {tuning.text}\n", flush=True)

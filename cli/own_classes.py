@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from routespace.train.recipe.recipe import Recipe
 
 
-def with_own_classes(recipe: Recipe, name: str, asked: Collection[str]) -> tuple[Recipe, *tuple[str, ...]]:
-    """The recipe with as many classes as its data has, and a line on it where it is another number.
+def with_own_classes(recipe: Recipe, name: str, asked: Collection[str]) -> tuple[Recipe, list[str]]:
+    """The recipe with as many classes as its data has, and lines on it: one where it is another number, or none.
 
     A recipe of one's own, and a number that was asked for, stay as they are: that the data has another number of
     classes is then an error, which tells of a folder too many.
@@ -29,16 +29,15 @@ def with_own_classes(recipe: Recipe, name: str, asked: Collection[str]) -> tuple
 
     field = recipe.task.classes_field
     if name not in recipe_names() or {field, field.partition(".")[0]} & set(asked):
-        return (recipe,)
+        return recipe, []
     count, former = count_classes(recipe), recipe.num_classes
     if count == former:
-        return (recipe,)
+        return recipe, []
     changes: dict[str, object] = {field: count}
     weights = "task.class_weights"
     unweighted = isinstance(getattr(recipe.task, "class_weights", None), tuple) and weights not in asked
     if unweighted:  # they are of the recipe's own classes
         changes[weights] = None
     dropped = f"; {weights} of those are left out" if unweighted else ""
-    return recipe.override(
-        changes
-    ), f"{field}: {count}, as the data has, in place of the recipe's {former}{dropped}"
+    line = f"{field}: {count}, as the data has, in place of the recipe's {former}{dropped}"
+    return recipe.override(changes), [line]

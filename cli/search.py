@@ -73,7 +73,7 @@ def run(
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
     lines: list[str] = []
     if data is not None and seen is not None:
-        chosen, *lines = with_own_classes(chosen, recipe, {*asked, *chosen.require_search().overrides})
+        chosen, lines = with_own_classes(chosen, recipe, {*asked, *chosen.require_search().overrides})
         seen = _data_of_trials(chosen)
     try:
         with watching() as watcher:

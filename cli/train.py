@@ -54,7 +54,7 @@ def run(
         from routespace.workflow.artifacts import load_artifact
     lines: list[str] = []
     if data is not None and start is None:
-        chosen, *lines = with_own_classes(chosen, recipe, asked)
+        chosen, lines = with_own_classes(chosen, recipe, asked)
     given = None if start is None else load_artifact(start)
     init = None if given is None else given.net
     earlier = () if given is None else [score.model_dump(mode="json") for score in given.scores]

@@ -94,32 +94,29 @@ def choose_size(
     if table is not None:
         for size in wanted:
             require_grid(table, grid_of(resized_spec(artifact.net.spec, size)))
-    moved = artifact.resized(wanted[0])
-    if len(wanted) == 1:
-        return SizeChoice(moved)
-    for size in wanted[1:]:  # it tells what is not allowed before anything is evaluated
-        artifact.resized(size)
+    moved = [artifact.resized(size) for size in wanted]  # it tells what is not allowed before the work
+    if len(moved) == 1:
+        return SizeChoice(moved[0])
     metric = task_of_head(artifact.net.head, artifact.net.spec).metric
     sign = -1 if metric.direction == "maximise" else 1
-    tried, found = list[TriedSize](), list[tuple[tuple[float, float], int, Architecture]]()
-    for number, size in enumerate(wanted):
-        moved = artifact.resized(size)
+    tried, found = list[TriedSize](), list[tuple[tuple[float, float], Artifact, Architecture]]()
+    for size, there in zip(wanted, moved, strict=True):
         try:
-            part = choose_part(moved, limits, way, table=table, method=method, every_rate=every_rate)
+            part = choose_part(there, limits, way, table=table, method=method, every_rate=every_rate)
         except BudgetError as error:
             tried.append(TriedSize(size, why_not=str(error)))
             continue
-        net = moved.net.restrict(part)
-        macs, score = counted_macs(net, {}), evaluate(net, moved.held_out().val, expected=False)[metric.name]
+        net = there.net.restrict(part)
+        macs, score = counted_macs(net, {}), evaluate(net, there.held_out().val, expected=False)[metric.name]
         tried.append(TriedSize(size, macs, score))
-        found.append(((sign * score, macs), number, part))
+        found.append(((sign * score, macs), there, part))
     if not found:
         least = min(tried, key=lambda each: each.image_size[0] * each.image_size[1])
         raise BudgetError(
             f"image_size: nothing fits at any of {len(tried)} sizes; at {least.text}: {least.why_not}"
         )
-    _, number, part = min(found, key=lambda each: each[:2])
-    return SizeChoice(artifact.resized(wanted[number]), part, tuple(tried))
+    _, best, part = min(found, key=lambda each: each[0])
+    return SizeChoice(best, part, tuple(tried))
 
 
 def _listed(artifact: Artifact, sizes: Size | Sequence[Size]) -> list[tuple[int, int]]:

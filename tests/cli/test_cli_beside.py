@@ -1,8 +1,10 @@
 """Commands in processes of their own, beside another."""
 
-import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -28,18 +30,29 @@ def test_a_command_that_fails_is_told_with_its_last_words(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+BLOCK = """
+import sys
+from pathlib import Path
+from routespace.cli.beside import Beside
+
+with Beside(sys.argv[2:], log=Path(sys.argv[1])) as other:
+    other.wait()
+"""
+
+
 @pytest.mark.slow
-def test_a_block_that_ends_early_stops_the_training_which_can_go_on(tmp_path):
+def test_ctrl_c_stops_the_training_once_which_saves_its_checkpoint(tmp_path):
     run, log = tmp_path / "run", tmp_path / "run.log"
     few = ["data.train_size=64", "data.val_size=32", "train.batch_size=32", "train.epochs=10000"]
     words = ["train", "digits_tiny", *(word for change in few for word in ("--set", change)), "--out", run]
-    with contextlib.suppress(KeyboardInterrupt), Beside(words, log=log) as other:
-        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-            assert other.running
-            time.sleep(0.05)
-        raise KeyboardInterrupt
-    assert not other.running
-    assert other.code in (130, 128 + signal.SIGTERM)
-    assert "it goes on with: routespace train" in log.read_text()
+    command = [sys.executable, "-c", BLOCK, *map(str, (log, *words))]
+    block = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert block.poll() is None
+        time.sleep(0.05)
+    os.killpg(block.pid, signal.SIGINT)  # as a terminal does
+    assert block.wait() != 0
+    said = log.read_text().splitlines()
+    assert said[-1].startswith("error: interrupted; it goes on with: routespace train")
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["epoch"] == 1
     assert (run / "checkpoint" / "state.pt").exists()

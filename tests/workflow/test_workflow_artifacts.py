@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from workflow_tiny import TINY
 
 from routespace import (
     BundleError,
@@ -28,18 +29,11 @@ from routespace.workflow.exporting import export_artifact
 from routespace.workflow.extraction import extract_chosen
 from routespace.workflow.fine_tuning import FineTuning, fine_tuned_recipe
 
-TINY = [
-    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
-    *("train.warmup_epochs=0", "grid.layers=2", "grid.embed_layers=all", "train.device=cpu"),
-]
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(run_folder):
     """The folder of a finished run of a supernet."""
-    out = tmp_path_factory.mktemp("workflow") / "run"
-    train_recipe(load_recipe("digits_tiny", TINY), out)
-    return out
+    return run_folder
 
 
 def test_a_run_from_python_to_a_bundle(run, tmp_path):

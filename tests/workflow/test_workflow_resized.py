@@ -4,6 +4,7 @@ import pytest
 import torch
 from dense_tiny import dense, dense_net
 from train_tiny import tiny
+from workflow_tiny import logits
 
 from routespace import (
     BundleError,
@@ -13,7 +14,6 @@ from routespace import (
     extract,
     load_recipe,
     load_run,
-    train_recipe,
     verify,
 )
 from routespace.deploy.extract import resized
@@ -26,23 +26,11 @@ from routespace.train.macs import counted_macs
 from routespace.train.recipe.resizing import resized_recipe
 from routespace.workflow.artifacts import Artifact
 
-TINY = [
-    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
-    *("train.warmup_epochs=0", "grid.layers=2", "grid.embed_layers=all", "train.device=cpu"),
-]
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(run_folder):
     """A finished run of a supernet on images of 64 px."""
-    out = tmp_path_factory.mktemp("sizes") / "run"
-    train_recipe(load_recipe("digits_tiny", TINY), out)
-    return load_run(out)
-
-
-@torch.no_grad()
-def logits(net, size, seed=0):
-    return net(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))).logits
+    return load_run(run_folder)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 56), (96, 96)])

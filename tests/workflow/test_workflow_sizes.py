@@ -7,6 +7,7 @@ import pytest
 import torch
 from dense_tiny import dense, dense_net
 from PIL import Image
+from workflow_tiny import logits
 
 from routespace import (
     BudgetError,
@@ -15,9 +16,7 @@ from routespace import (
     derive,
     evaluate_network,
     extract_bundle,
-    load_recipe,
     load_run,
-    train_recipe,
     verify,
 )
 from routespace.grid.cost import architecture_cost
@@ -28,23 +27,11 @@ from routespace.workflow.cutting import cut_down
 from routespace.workflow.fine_tuning import FineTuning
 from routespace.workflow.sizing import choose_size
 
-TINY = [
-    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
-    *("train.warmup_epochs=0", "grid.layers=2", "grid.embed_layers=all", "train.device=cpu"),
-]
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(run_folder):
     """A finished run of a supernet on images of 64 px."""
-    out = tmp_path_factory.mktemp("sizes") / "run"
-    train_recipe(load_recipe("digits_tiny", TINY), out)
-    return load_run(out)
-
-
-@torch.no_grad()
-def logits(net, size, seed=0):
-    return net(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))).logits
+    return load_run(run_folder)
 
 
 def test_the_part_is_that_of_the_moved_network(run, tmp_path):

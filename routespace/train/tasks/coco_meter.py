@@ -74,6 +74,7 @@ class CocoMeter:
         found = outputs.detections(fed, sizes)
         wanted = [self._wanted(*one) for one in zip(targets, fed, sizes, strict=True)]
         self._precision.update([_on_cpu(one) for one in found], wanted)
+        self._told = None
         self._numbers += [int(target["image_id"]) for target in targets]
         self._loss += float(outputs.image_losses(targets).double().sum())
 
@@ -111,9 +112,8 @@ class CocoMeter:
             if precision is None:  # no image had an object
                 continue
             for place, label in enumerate(told["classes"].reshape(-1).tolist()):
-                of_class = precision[
-                    :, :, place, ALL_SIZES, MOST_FOUND
-                ]  # (IoUs, recalls); -1 where it has no objects
+                # (IoUs, recalls); -1 where it has no objects
+                of_class = precision[:, :, place, ALL_SIZES, MOST_FOUND]
                 if (of_class > -1).any():
                     parts = (("", of_class), ("50", of_class[IOU_50]), ("75", of_class[IOU_75]))
                     rows[label] |= {KINDS[kind] + name: float(part.mean()) for name, part in parts}
