@@ -46,8 +46,8 @@ class TrialRecord:
 
     Attributes:
         number: counted from 0 within the study.
-        state: `finished` (trained), `pruned` (refused before training), `failed`, `lost` (interrupted, killed or
-            failed, and queued again under another number), `running` or `waiting`.
+        state: `finished` (trained), `pruned` (refused before training, or given up by the pruner), `failed`,
+            `lost` (interrupted, killed or failed, and queued again under another number), `running` or `waiting`.
         values: objective → value, when finished.
         changes: dotted recipe field → value that was tried; empty before it was drawn.
         metrics: everything that was measured, when finished.

@@ -146,7 +146,7 @@ class Loop:
             return False
         wanted = self.wanted
         self.study.sampler = make_sampler(
-            wanted.sampler, self.points, seed=wanted.seed, number=len(trials), trials=wanted.planned
+            wanted.sampler, self.points, trials, seed=wanted.seed, number=len(trials), trials=wanted.planned
         )
         self._look()
         return True

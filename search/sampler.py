@@ -87,12 +87,14 @@ class DistinctSampler(BaseSampler):
     Args:
         inner: Optuna's sampler.
         points: tells what a point is worth.
+        known: the study's trials: a pruner may show its sampler some of them only.
         seed: of the choice among what is left.
     """
 
-    def __init__(self, inner: BaseSampler, points: Points, seed: int) -> None:
+    def __init__(self, inner: BaseSampler, points: Points, known: Sequence[FrozenTrial], seed: int) -> None:
         self._inner = inner
         self._points = points
+        self._known = known
         self._random = random.Random(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -103,8 +105,7 @@ class DistinctSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The first GOOD point, or the best of those drawn."""
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        rank = self._points.ranking(others)
+        rank = self._points.ranking([t for t in self._known if t.number != trial.number])
         best: tuple[Rank, dict[str, Any]] | None = None
         listed = self._points.space.size <= LISTED
         for _ in range(FEW_DRAWS if listed else DRAWS):
@@ -147,12 +148,15 @@ class DistinctSampler(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
-def make_sampler(kind: Sampler, points: Points, *, seed: int, number: int, trials: int) -> DistinctSampler:
+def make_sampler(
+    kind: Sampler, points: Points, known: Sequence[FrozenTrial], *, seed: int, number: int, trials: int
+) -> DistinctSampler:
     """The sampler of one trial.
 
     Args:
         kind: Optuna's sampler.
         points: the space and what was tried in it.
+        known: the study's trials so far.
         seed: of the study.
         number: of the trial: a study that is resumed goes on as if it had not stopped, and two workers differ.
         trials: how many the study wants; NSGA-II's generations are a quarter of that (its own 50 would make
@@ -163,7 +167,7 @@ def make_sampler(kind: Sampler, points: Points, *, seed: int, number: int, trial
         inner: BaseSampler = NSGAIISampler(population_size=min(50, max(4, trials // 4)), seed=own)
     else:
         inner = TPESampler(seed=own) if kind == "tpe" else RandomSampler(seed=own)
-    return DistinctSampler(inner, points, own)
+    return DistinctSampler(inner, points, known, own)
 
 
 def retried(trials: Sequence[FrozenTrial]) -> set[int]:

@@ -24,6 +24,7 @@ from routespace.search.evaluator import Evaluator
 from routespace.search.latency import study_table
 from routespace.search.opening import check_folder, left_clean, open_study
 from routespace.search.problem import recipe_problem
+from routespace.search.pruning import make_pruner
 from routespace.search.records import StudyRecord, close, snapshot
 from routespace.search.rescue import quiet, sigterm_interrupts, usable
 from routespace.search.runner import Loop, StudyCall, Watch
@@ -68,6 +69,7 @@ def run_study(
     """
     table, search = study_table(recipe), recipe.require_search()
     problem = recipe_problem(recipe, table, evaluator)
+    pruner = make_pruner(search.pruner, problem.objectives)
     number = search.trials if trials is None else trials
     if number < 1:
         raise SpecError(f"trials: {number} is not allowed; give at least 1")
@@ -89,6 +91,7 @@ def run_study(
         with Turn(out):
             name = study_name or recipe.name
             study = open_study(recipe, problem, table, out=out, name=name, storage=db, url=url)
+        study.pruner = pruner
         Loop(study, problem, wanted=wanted, out=out).run(worker)
         return snapshot(study, storage=url, out=out)
 

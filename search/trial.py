@@ -17,11 +17,13 @@ from typing import Any, Generic, TypeVar
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from routespace import file_names
 from routespace.errors import DataError, RoutespaceError
 from routespace.search.candidate import Candidate, excess
 from routespace.search.evaluator import Workplace
 from routespace.search.objectives import with_objectives
 from routespace.search.problem import Problem
+from routespace.search.pruning import EpochWatch
 from routespace.search.storage import Turn, Worker
 
 MESSAGE_CHARS = 500  # of an error kept with its trial; the whole of it lies in the trial's folder
@@ -43,7 +45,7 @@ class Attr:
     OUT = "out"  # the study's folder on the machine that ran it
     METRICS = "metrics"  # name → number, after training
     DUPLICATE_OF = "duplicate_of"  # number of the trial that trained the same
-    REASON = "reason"  # why it was pruned or failed; None again once it is tried again
+    REASON = "reason"  # why it was pruned, given up or failed; None again once it is tried again
 
 
 def violations(trial: FrozenTrial) -> dict[str, float]:
@@ -90,7 +92,8 @@ class TrialRunner(Generic[C]):
         """Values in the order of the objectives.
 
         Raises:
-            TrialPruned: an illegal point, one beyond a limit, or one that another worker is evaluating.
+            TrialPruned: an illegal point, one beyond a limit, one that another worker is evaluating, or one that
+                the pruner gives up.
             Exception: whatever the evaluation raised; its message is kept with the trial.
         """
         self.current = trial.number
@@ -123,9 +126,7 @@ class TrialRunner(Generic[C]):
         """Evaluate in the trial's folder; one that was queued again goes on there, or starts anew if it failed."""
         name = trial.user_attrs.get(Attr.FOLDER, f"trials/{trial.number:04d}")
         folder = self.out / name
-        if (
-            trial.user_attrs.get(Attr.REASON) is not None
-        ):  # it failed before: from the start, with nothing left of it
+        if trial.user_attrs.get(Attr.REASON) is not None:  # it failed before: from the start, nothing is left
             shutil.rmtree(folder, ignore_errors=True)
         for key, value in ((Attr.OUT, str(self.out)), (Attr.FOLDER, name), (Attr.REASON, None)):
             trial.set_user_attr(key, value)
@@ -133,8 +134,11 @@ class TrialRunner(Generic[C]):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.watch(trial.number, changes, None)
-            place = Workplace(folder, resume, report=lambda news: self.watch(trial.number, changes, news))
+            place = Workplace(folder, resume, report=self._report(trial, changes))
             return _checked(self.problem.evaluate(candidate, place), self.problem.objectives)
+        except optuna.TrialPruned as error:
+            shutil.rmtree(folder / file_names.CHECKPOINT, ignore_errors=True)
+            raise _pruned(trial, str(error)) from None
         except Exception as error:
             if isinstance(error, DataError):
                 self.data_error = str(error)
@@ -142,6 +146,16 @@ class TrialRunner(Generic[C]):
             trial.set_user_attr(Attr.REASON, reason[:MESSAGE_CHARS])
             _write_traceback(folder)
             raise
+
+    def _report(self, trial: Trial, changes: Mapping[str, Any]) -> Callable[[Any], None]:
+        """What an evaluation tells its news: whoever watches, and the pruner."""
+        pruning = EpochWatch(trial, self.problem.objectives[0])
+
+        def report(news: Any) -> None:
+            self.watch(trial.number, changes, news)
+            pruning(news)
+
+        return report
 
     def _keep(self, trial: Trial, metrics: Mapping[str, float]) -> tuple[float, ...]:
         trial.set_user_attr(Attr.METRICS, dict(metrics))

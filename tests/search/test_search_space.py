@@ -141,7 +141,7 @@ def test_samplers_never_repeat_and_find_the_last_point(kind: Any) -> None:
     for number in range(18):
         trials = study.get_trials(deepcopy=False)
         assert points.left(trials)
-        study.sampler = make_sampler(kind, points, seed=0, number=number, trials=18)
+        study.sampler = make_sampler(kind, points, trials, seed=0, number=number, trials=18)
         trial = study.ask()
         changes = points.space.suggest(trial)
         ranks.append(points.ranking(trials)(trial.params))
@@ -162,7 +162,8 @@ def test_a_trials_draw_depends_on_its_number_alone() -> None:
         study = optuna.create_study()
         found = []
         for number in numbers:
-            study.sampler = make_sampler("random", points, seed=seed, number=number, trials=4)
+            known = study.get_trials(deepcopy=False)
+            study.sampler = make_sampler("random", points, known, seed=seed, number=number, trials=4)
             trial = study.ask()
             found.append(points.space.suggest(trial)["train.lr"])
             study.tell(trial, 0.0)

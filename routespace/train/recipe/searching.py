@@ -12,6 +12,7 @@ from routespace.grid.resources import RESOURCES
 from routespace.train.recipe.parts import Natural, Section, parse_count
 
 Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's
+Pruner = Literal["none", "median", "hyperband"]  # Optuna's
 Scalar = bool | int | float | str | None
 
 
@@ -82,6 +83,8 @@ class SearchSpec(Section):
             (as the latency table predicts it). Checked before anything is trained: a trial beyond one is not.
         trials: how many, when the command line does not say.
         sampler: optuna's.
+        pruner: optuna's, which gives up a trial whose validation falls behind that of others after as many epochs;
+            for a single objective that each epoch tells, such as accuracy.
         overrides: dotted recipe field → value of every trial, such as fewer epochs.
         latency_table: file of `routespace profile` for the trials' grid, which predicts `latency_ms` of an image;
             without one each trial's network is timed, image by image.
@@ -92,6 +95,7 @@ class SearchSpec(Section):
     limits: dict[str, int | float] = {}
     trials: Natural = 20
     sampler: Sampler = "tpe"
+    pruner: Pruner = "none"
     overrides: dict[str, Any] = {}
     latency_table: str | None = None
 
