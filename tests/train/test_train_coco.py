@@ -217,8 +217,12 @@ def test_what_is_of_no_area_or_no_polygon_is_left_out_and_told(tmp_path):
     assert any("2 boxes without area" in line and "annotation 2 of image 1" in line for line in lines)
     assert any("2 objects without a polygon" in line and "annotation 5 of image 2" in line for line in lines)
     found = source_of(spec(file), "objects", whole=True).test()[1][1]
-    assert found["boxes"].tolist()[0] == [0, 0, 10, 10]  # clipped
+    assert found["boxes"].tolist()[0] == [-5, -5, 10, 10]  # judged as it stands there
     assert len(found["boxes"]) == 4  # boxes need no polygons
+    some_coco(tmp_path, "val")
+    learned = source_of(spec(tmp_path), "objects").train()[1][1]["boxes"]  # on 64 × 48 pixels
+    assert len(learned) == 4
+    assert ((learned >= 0) & (learned <= torch.tensor([48, 64, 48, 64]))).all()
     assert len(source_of(spec(file), "masks", whole=True).test()[1][1]["boxes"]) == 2
 
 

@@ -25,12 +25,13 @@ def ellipse(size, box):
 
 
 def truth(rng):
-    """Objects of all three classes, some of them crowds, some of no area."""
+    """Objects of all three classes, some of them crowds, some that reach out of their picture."""
     found = []
     for image, (height, width) in enumerate(SIZES, 1):
         for _ in range(int(rng.integers(0, 5))):
             w, h = rng.integers(6, 40, 2)
-            box = [int(rng.integers(0, width - w)), int(rng.integers(0, height - h)), int(w), int(h)]
+            x, y = int(rng.integers(-w // 2, width - w // 2)), int(rng.integers(-h // 2, height - h // 2))
+            box = [x, y, int(w), int(h)]
             mask, crowd = ellipse((height, width), box), int(rng.random() < 0.2)
             category = int(rng.choice([7, 3, 90]))
             one = annotation(len(found) + 1, image, category, box, rle(mask), crowd, area=int(mask.sum()))

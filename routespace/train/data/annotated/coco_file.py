@@ -1,8 +1,9 @@
 """One file of annotations in COCO's format, read and checked as a whole before anything is trained.
 
-What COCO's own files hold is taken as its tools take it: boxes are clipped to the picture; one of which nothing is
-left, and a mask without a polygon of three points, are left out and told. What cannot be meant is an error that
-names the file and the id: an annotation without its picture, an unknown category, a mask of another size.
+What COCO's own files hold is taken as its tools take it: boxes are judged as they stand there, and training clips
+them to the picture; one of which nothing is in the picture, and a mask without a polygon of three points, are left
+out and told. What cannot be meant is an error that names the file and the id: an annotation without its picture,
+an unknown category, a mask of another size.
 
 Shapes: N objects of a picture · H, W its pixels.
 """
@@ -203,9 +204,9 @@ class _Reading:
 
     def object(self, size: tuple[int, int], label: int) -> _Object | None:
         """What it says of a picture of (H, W); None where it is left out."""
-        box = self._box(size)
+        box = self._box()
         what = f"annotation {self.number} of image {self.row['image_id']}"
-        if box[2] <= box[0] or box[3] <= box[1]:
+        if max(0.0, box[0]) >= min(size[1], box[2]) or max(0.0, box[1]) >= min(size[0], box[3]):
             self.left.add(NO_AREA, what)
             return None
         segment = self._segment(size) if self.masks else None
@@ -217,12 +218,12 @@ class _Reading:
             area = self.row["bbox"][2] * self.row["bbox"][3]
         return _Object(self.number, box, label, bool(self.row.get("iscrowd", 0)), float(area), segment)
 
-    def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    def _box(self) -> tuple[float, float, float, float]:
         box = self.row.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(x) for x in box):
             self.fail(f"its bbox is {box!r:.60}, not [x, y, width, height]")
         x, y, wide, high = box
-        return max(0.0, x), max(0.0, y), min(float(size[1]), x + wide), min(float(size[0]), y + high)
+        return x, y, x + wide, y + high
 
     def _segment(self, size: tuple[int, int]) -> Any:
         """Polygons of three points and more, or run lengths; None where no polygon is left."""

@@ -30,7 +30,7 @@ class Truth:
     """What is known of a picture: its objects, or its pixels.
 
     Attributes:
-        boxes: (N, 4) float32, x1 y1 x2 y2, the last two exclusive.
+        boxes: (N, 4) float32, x1 y1 x2 y2, the last two exclusive; they may reach out of the picture.
         labels: (N,) int64, among the classes of its part.
         crowd: (N,) bool. area: (N,) float32.
         masks: (N, H, W) bool, where they are asked for.
