@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,9 +87,9 @@ def load(source: str, device: str) -> TaskNet:
     from routespace.nn.running import pick_device
     from routespace.nn.task_net import TaskNet
     from routespace.workflow.artifacts import load_artifact
-    from routespace.workflow.subjects import load_subject
+    from routespace.workflow.subjects import is_folder, load_subject
 
-    if Path(source).is_dir():
+    if is_folder(source):
         return load_artifact(source, device=device).net
     found = load_subject(source)
     backbone = RouteNet(found.architecture or Architecture.routed(found.grid, "depth"), found.gates)

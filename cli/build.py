@@ -12,15 +12,22 @@ from routespace.cli.options import AsJson
 from routespace.errors import BudgetError, GridError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from routespace.grid.graph import RoutingGrid
 
 NAME = "build"
 EXAMPLE = "routespace build --layers 24 --max-down 32 --macs 4G -o grid.json"
+WHOLE = ("preset", "family", "size")  # options that stand for a grid of their own
 LONGEST = 4000  # digits of an integer that JSON readers still take
 
 
 @grid_options
 def run(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="GRID|RECIPE|BUNDLE|RUN", help="Start from its grid; else from the options alone."),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Set any field of the grid: --set window=8. Repeatable.")
     ] = None,
@@ -48,7 +55,7 @@ def run(
     options, more = grid_fields(fields), parse_assignments(changes or [])
     for name, value in options.items():
         said_once(name, f"--{name.replace('_', '-')}", value, more)
-    grid = RoutingGrid(GridSpec.parse(options | more))
+    grid = RoutingGrid(GridSpec.parse(_start(source, options | more) | options | more))
     budget = None if macs is None else parse_macs(macs)
     if out is not None:
         require_place(out)
@@ -63,6 +70,18 @@ def run(
     _require(grid, report, budget=budget, ms=ms)
     if out is not None:
         write_json(out, grid.to_json())
+
+
+def _start(source: str | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the grid that is changed; raises SpecError where the options name another grid."""
+    from routespace.workflow.subjects import load_subject
+
+    if source is None:
+        return {}
+    twice = next((name for name in WHOLE if name in asked), None)
+    if twice is not None:
+        raise SpecError(f"{twice}: {source} is a whole grid already; give --{twice} without it, or leave it out")
+    return load_subject(source).grid.spec.model_dump()
 
 
 def _require(grid: RoutingGrid, report: dict[str, Any], *, budget: int | None, ms: float | None) -> None:

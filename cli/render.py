@@ -87,7 +87,9 @@ def table(
     Nothing is cut, for people type what they read: in a narrow terminal the columns stand closer together, and
     what is wider still is left to the terminal to wrap.
     """
-    frame = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    if title is not None:  # by itself: a table's own title is broken at the table's width
+        print(title)
+    frame = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         frame.add_column(column, justify="left" if i == 0 or column in left else "right", no_wrap=True)
     for row in rows:  # as Text: what stands in brackets is part of a name

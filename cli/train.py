@@ -184,7 +184,9 @@ def _at(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _folder(given: str, recipe: Recipe, start: Path | None, *, resume: bool) -> Path:
     """Where to train when --out does not say."""
-    if resume and Path(given).is_dir():
+    from routespace.recipes import recipe_names
+
+    if resume and Path(given).is_dir() and given not in recipe_names():  # names come first, as in `load_recipe`
         return Path(given)
     return Path("runs") / (recipe.name if start is None else f"{recipe.name}-from-{start.name}")
 

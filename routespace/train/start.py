@@ -25,7 +25,7 @@ from routespace.train.data.kept import keep
 from routespace.train.data.source import Source, count_classes
 from routespace.train.fine_tune import Fitted, fit_to, keep_fitted, same_network
 from routespace.train.pretrained import load_pretrained
-from routespace.train.recipe.parts import AUTO
+from routespace.train.recipe.parts import AUTO, TIMM
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import GIVEN, WANTED, RunFolder, without_places
 from routespace.train.shares import RowShares
@@ -179,8 +179,9 @@ def make_net(start: Start, task: Task, init: TaskNet | None, *, tell: Callable[[
     backbone = RouteNet(start.architecture, recipe.gates, execution=train.execution, drop_path=train.drop_path)
     net = TaskNet(backbone, task.head(recipe.grid))
     if not start.goes_on:
-        for line in (*start.lines, *net.head.lines(), *_few_tokens(start), *_first_weights(net, recipe, init)):
+        for line in (*start.lines, *net.head.lines(), *_few_tokens(start)):
             tell(line)
+        _first_weights(net, recipe, init, tell)
     net.set_grad_checkpointing(train.grad_checkpointing)
     return net.compile_blocks(train.compile)
 
@@ -191,8 +192,8 @@ def _few_tokens(start: Start) -> tuple[str, ...]:
     return () if shares is None else shares.lines()
 
 
-def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None) -> tuple[str, ...]:
-    """Give a new network the weights that training starts from; lines on them."""
+def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None, tell: Callable[[str], None]) -> None:
+    """Give a new network the weights that training starts from, and tell of them."""
     if init is not None:
         fresh = {f"{HEAD}{name}": tensor for name, tensor in net.head.state_dict().items()}
         given = init.state_dict()
@@ -201,11 +202,14 @@ def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None) -> tuple[
         }
         backbone = {name: tensor for name, tensor in given.items() if not name.startswith(HEAD)}
         net.load_state_dict(given if fits else backbone | fresh)
-        return ()
-    lines = (load_pretrained(net, recipe.train.weights),) if recipe.train.weights is not None else ()
+        return
+    source = recipe.train.weights
+    if source is not None:
+        if source.startswith(TIMM):
+            tell(f"weights: looking for {source} on this machine, and then on the hub")
+        tell(load_pretrained(net, source))
     if recipe.train.start == "staircase":
         open_staircase(net, Architecture.staircase(net.architecture.grid))
-    return lines
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GRID_FILE = "a grid file, as `routespace build … -o grid.json` writes it"
 ARCHITECTURE_FORMAT = "routespace.architecture/1"
 RECIPE_FILES = (".yaml", ".yml")
+OWN = (file_names.NET, file_names.NETWORK, file_names.RECIPE, file_names.STUDY)  # what folders of ours hold
 PLAIN_HEADS = ("classify", "maps")  # whose price the grid knows
 
 
@@ -121,7 +122,7 @@ def load_subject(text: str) -> Subject:
             network.
     """
     folder = Path(text)
-    if not folder.is_dir():
+    if not is_folder(text):
         return _of_recipe(text) if _is_recipe(text) else Subject(load_grid(text))
     data = read_json(net_folder(folder) / file_names.NETWORK, wanted="a run or bundle folder")
     if not isinstance(data, dict):
@@ -134,6 +135,13 @@ def load_subject(text: str) -> Subject:
         usage=load_usage(folder, architecture.grid),
         head=head if isinstance(head, dict) else None,
     )
+
+
+def is_folder(text: str) -> bool:
+    """Whether a folder is meant; one of pictures, such as `photos`, does not hide the recipe of its name."""
+    folder = Path(text)
+    named = text in recipe_names() or text in preset_names()
+    return folder.is_dir() and not (named and not any((folder / name).exists() for name in OWN))
 
 
 def _is_recipe(text: str) -> bool:

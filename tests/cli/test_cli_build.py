@@ -5,7 +5,7 @@ import json
 import networkx as nx
 import pytest
 
-from routespace import Architecture, GridSpec, RoutingGrid, architecture_cost
+from routespace import Architecture, GridSpec, RoutingGrid, architecture_cost, file_names, load_recipe
 from routespace.cli.render import big, draw, giga, log10
 
 
@@ -171,3 +171,19 @@ def test_memory_of_training_is_told(cli):
     printed = cli(*words).assert_fine().out
     assert "for each image of a batch" in printed
     assert "are free here, for batches of up to" in printed
+
+
+def test_the_grid_of_a_recipe_is_built_and_changed(cli):
+    recipe = load_recipe("digits_tiny")
+    assert build_json(cli, "digits_tiny")["hash"] == recipe.grid.hash
+    other = recipe.override({"grid.image_size": 96})
+    assert build_json(cli, "digits_tiny", "--image-size", 96)["hash"] == other.grid.hash
+    assert "size: digits_tiny is a whole grid already" in cli("build", "digits_tiny", "--size", "b1").err
+
+
+def test_pictures_in_a_folder_do_not_hide_the_recipe_of_its_name(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    assert build_json(cli, "photos")["hash"] == load_recipe("photos").grid.hash
+    (tmp_path / "photos" / file_names.RECIPE).touch()
+    assert "photos: the run is not finished" in cli("build", "photos").err

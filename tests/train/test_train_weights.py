@@ -1,5 +1,6 @@
 """`train.weights`: a training that starts from a pretrained network."""
 
+import logging
 import os
 import signal
 
@@ -93,8 +94,9 @@ def test_timm_by_name(monkeypatch):
     )
 
 
-def test_timm_without_a_network_says_so(monkeypatch, tmp_path):
+def test_timm_without_a_network_says_so_once(monkeypatch, tmp_path, caplog):
     def create(name, pretrained):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
         raise ConnectionError("[Errno -2] Name or service not known\nmore")
 
     monkeypatch.setattr(timm, "create_model", create)
@@ -103,6 +105,7 @@ def test_timm_without_a_network_says_so(monkeypatch, tmp_path):
         train_recipe(recipe_of(**{"train.weights": "timm:pvt_v2_b0"}), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+    assert "Retrying" not in caplog.text
 
 
 def test_what_is_no_weights_is_refused_in_one_line(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,7 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
 
     # Fused attention lays its result out differently from the plain products into which the exporter takes it
     # apart, and the views behind it would no longer fit (SwinV2); so it is traced as plain products.
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about its own internals
+    with sdpa_kernel(SDPBackend.MATH), _quiet():
         program = torch.onnx.export(
             prepared.module,
             (prepared.images,),
@@ -44,6 +45,20 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
     program.model.metadata_props.update(prepared.metadata)
     program.save(str(path), external_data=False)
     return Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter and its optimiser say of their own internals."""
+    log = logging.getLogger("onnxscript")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
