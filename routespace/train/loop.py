@@ -98,7 +98,7 @@ class Trainer:
         self.stepper = Stepper(self.net, self.spec, self.accelerator, self.course.schedule_steps)
         for net in self._nets:
             net.decide(execution=self.spec.execution)
-        runner = Runner(self.step_loss, self.accelerator, phase.teacher)
+        runner = Runner(self.step_loss, self.accelerator, phase.teacher, phase.own_images)
         self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
         self.sums = EpochSums(self.task.metric.name)
         needed = self.spending.loss is not None or self.spec.seconds is not None
@@ -157,6 +157,8 @@ class Trainer:
     def _train_epoch(self, stop: StopSignal, save: Callable[[], None]) -> None:
         course = self.course
         self.loaders.set_epoch(course.epochs_done, course.step)
+        if course.phase.own_images is not None:
+            course.phase.own_images.set_epoch(course.epochs_done, course.step)
         self.step_loss.train()
         start, first = time.perf_counter(), course.step
         self.clock.start()

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from routespace.errors import SpecError
 from routespace.nn.task_net import TaskNet
 from routespace.train.data.skipping import Group
+from routespace.train.own_images import OwnImages
+from routespace.train.processes import together
 from routespace.train.step_loss import Losses, Outcome
 from routespace.train.teacher import Teacher
 
@@ -54,11 +56,13 @@ class Runner:
         step_loss: a `StepLoss`, in whatever wrapper makes several processes agree.
         accelerator: scales and synchronises.
         teacher: outside the network, or None.
+        own_images: what it sees in place of a step's images; None for these.
     """
 
     step_loss: Callable[..., Outcome]
     accelerator: Accelerator
     teacher: Teacher | None = None
+    own_images: OwnImages | None = None
 
     def __call__(self, batch: Sequence[Group], progress: float, *, last: bool = True, **options: Any) -> Outcome:
         """The pass; gradients are added to those that are there, and shared by all processes at the `last` one."""
@@ -68,11 +72,15 @@ class Runner:
         return outcome
 
     def told(self, batch: Sequence[Group]) -> list[Tensor] | None:
-        """What the teacher says of each group's images; None without one."""
+        """What the teacher says of each group's images, to be asked once a step; None without one."""
         if self.teacher is None:
             return None
+        seen = [group.images for group in batch]
+        if self.own_images is not None:
+            with together():
+                seen = self.own_images.take(self.accelerator.device)
         with self.accelerator.autocast():
-            return [self.teacher(group.images) for group in batch]
+            return [self.teacher(images) for images in seen]
 
     def _alone(self) -> AbstractContextManager[Any]:
         wrapped = self.step_loss

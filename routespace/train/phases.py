@@ -19,6 +19,7 @@ from routespace.errors import DataError
 from routespace.grid.architecture import Architecture
 from routespace.train.budget import check_budget
 from routespace.train.data.loaders import Loaders, ProcessShare, make_loaders
+from routespace.train.own_images import OwnImages, own_images
 from routespace.train.recipe.phases import PhaseClock
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.shares import RowShares
@@ -38,6 +39,7 @@ class Phase:
         task: what is learned.
         target_macs: its budget, of an image of the network's size; None without one.
         teacher: of soft labels from outside the network, or None.
+        own_images: what the teacher sees, where it is not what the network sees.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Phase:
     task: Task
     target_macs: int | None = None
     teacher: Teacher | None = None
+    own_images: OwnImages | None = None
 
 
 def phase_loaders(recipe: Recipe, share: ProcessShare, kind: type[Loaders] = Loaders) -> list[Loaders]:
@@ -91,20 +94,22 @@ def prepared(
 
     Raises:
         BudgetError: gates that cannot meet the budget.
+        SpecError: images that cannot be made at the teacher's size.
     """
     phases, target = [], check_budget(recipe, architecture)
     for number, (own, teacher) in enumerate(zip(loaders, teachers, strict=True)):
         plain = recipe.phase(number)
         sized = Architecture(plain.grid, dict(architecture.edges))
-        clock = PhaseClock.of(recipe.train, number)
+        clock, images = PhaseClock.of(recipe.train, number), own.of(plain)
         phase = Phase(
             plain,
             clock,
             sized,
-            own.of(plain),
+            images,
             task=plain.task.make(plain.grid, plain.train),
             target_macs=None if clock.held else target,
             teacher=teacher,
+            own_images=own_images(plain, images, teacher),
         )
         if not clock.held:
             RowShares.of(plain, sized, check_budget(plain, sized))  # refuses what it cannot meet

@@ -90,6 +90,7 @@ class Teacher:
         net: in evaluation mode, without gradients.
         line: on what it is and costs, for people.
         macs: MACs of one image, at most; what a teacher with gates skips is not taken off.
+        size: (H, W) in pixels of the images that it wants; None where it takes those of any.
     """
 
     def __init__(
@@ -100,14 +101,15 @@ class Teacher:
         *,
         line: str,
         macs: int,
+        size: tuple[int, int] | None = None,
         pixels: bool = False,
     ) -> None:
-        self.net, self.line, self.macs = net, line, macs
+        self.net, self.line, self.macs, self.size = net, line, macs, size
         self._feeding, self._order, self._pixels = feeding, order, pixels
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of the student → logits (B, K), or (B, K, h, w), of the student's classes."""
+        """Images (B, C, H, W) in the student's normalisation → logits (B, K), or (B, K, h, w), of its classes."""
         logits = logits_of(self.net(self._feeding(images)), pixels=self._pixels)
         return logits if self._order is None else logits.index_select(1, self._order)
 
@@ -183,7 +185,8 @@ def make_teacher(
     shown = f"{fed[0]}x{fed[1]} px"
     line = f"teacher: {source}, {macs / 1e6:.4g} MMACs an image of {shown} on top of the network's own; {by}"
     index = None if order is None else torch.tensor(order, device=device)
-    return Teacher(net, feeding, index, line=line, macs=macs, pixels=pixels)
+    own_size = None if theirs.fit == "inside" else fed
+    return Teacher(net, feeding, index, line=line, macs=macs, size=own_size, pixels=pixels)
 
 
 Loaded = tuple[nn.Module, Preprocess | None, tuple[str, ...] | None]

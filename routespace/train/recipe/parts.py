@@ -52,6 +52,7 @@ LATER = {
         "teacher",
         "teacher_weight",
         "teacher_temperature",
+        "teacher_images",
         "mode",
         "sandwich_parts",
         "sandwich_window",
@@ -206,6 +207,9 @@ class TrainSpec(Section):
             routed pass also learns from it. Its time is part of the training's.
         teacher_weight: the share of the soft labels in what teaches; the data's labels have the rest.
         teacher_temperature: T of the soft labels: the loss is T²·KL(softmax(teacher/T) ‖ softmax(network/T)).
+        teacher_images: what a teacher of another image size sees: `resized`, the network's own training images
+            brought to that size, or `own`, the same scenes or pictures made a second time at that size, so that it
+            sees what is lost on smaller ones. That takes the time of making them twice.
         mode: `plain`, or `sandwich`: the gates are left alone, and each step trains everything computed, the
             smallest part and some parts between, which also learn from the largest's answers. The budget then
             plays no role before a part is extracted.
@@ -247,6 +251,7 @@ class TrainSpec(Section):
     teacher: Annotated[str, Field(min_length=1)] | None = None
     teacher_weight: Share = 0.5
     teacher_temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    teacher_images: Literal["resized", "own"] = "resized"
     mode: Literal["plain", "sandwich"] = "plain"
     sandwich_parts: Natural = 2
     sandwich_window: tuple[Share, Share] = (0.0, 1.0)

@@ -21,8 +21,20 @@ def check_teacher(train: TrainSpec, gates: GateSpec, task: TaskSpec, *, routing:
         raise ValueError(f"train.teacher: task {task.kind!r} knows no soft labels; leave it out")
     if train.teacher == SELF and routing in NO_CHOICE:
         raise ValueError(f"train.teacher: 'self' needs gates; routing {routing!r} has none, leave it out")
+    if train.teacher_images == "own":
+        _check_own_images(train)
     if train.mode == "sandwich":
         _check_sandwich(train, gates, task, routing)
+
+
+def _check_own_images(train: TrainSpec) -> None:
+    """What a teacher sees at its own size must be what the network sees at its."""
+    if train.teacher in (None, SELF):
+        raise ValueError("train.teacher_images: 'own' needs a teacher from outside; name one, or leave it out")
+    if train.mixup or train.cutmix:
+        raise ValueError(
+            "train.teacher_images: 'own' makes images twice, which mixup and cutmix mix once; leave one out"
+        )
 
 
 def _check_sandwich(train: TrainSpec, gates: GateSpec, task: TaskSpec, routing: str) -> None:
