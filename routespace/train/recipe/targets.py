@@ -13,6 +13,8 @@ The dict of an image's N objects, all tensors:
     crowd      bool (N,)           a crowd: found or not, it counts for nothing
     area       float32 (N,)        pixels of the original picture
     masks      bool (N, H, W)      where masks are asked for
+    own_masks  uint8 (N, P)        those of the original picture, eight pixels a number, where it was held out and
+                                   fed smaller: it is judged by them
     image_id   int64 ()            its number in the set
     size       int64 (2,)          height and width of the original picture, in which results are told
     fed        int64 (2,)          height and width of the image as it is fed

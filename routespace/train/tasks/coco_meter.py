@@ -1,8 +1,8 @@
 """COCO's average precision of boxes and masks over a pass, by torchmetrics and faster-coco-eval.
 
 Results are told in pixels of the original pictures, whose objects' areas the small, medium and large ones are told
-apart by. Masks are brought to the original size by the nearest pixel, which gives back those of pictures that were
-fed as they are or enlarged. Crowds are honoured as COCO does.
+apart by. Masks are those of the original picture: it brings them along where it was fed smaller, and from those of
+one that was fed as it is or enlarged the nearest pixel gives them back. Crowds are honoured as COCO does.
 
 Each process keeps what it saw; at the end all of them have everything and compute the same, whatever share of the
 images each one had. Images count in the order of their numbers, so that equal scores rank as in one process.
@@ -24,6 +24,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from routespace.nn.heads.detector import Detected, Found, Size, fed_size
+from routespace.train.data.own_masks import unpacked_masks
 from routespace.train.tasks.base import Metric
 from routespace.train.tasks.by_class import ByClass
 
@@ -88,7 +89,8 @@ class CocoMeter:
             "area": target["area"],
         }
         if "segm" in self.kinds:
-            wanted["masks"] = masks_at(target["masks"], size)
+            own = target.get("own_masks")
+            wanted["masks"] = masks_at(target["masks"], size) if own is None else unpacked_masks(own, size)
         return _on_cpu(wanted)
 
     def compute(self) -> dict[str, float]:

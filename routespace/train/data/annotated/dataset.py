@@ -8,6 +8,7 @@ Shapes: C channels · N objects · H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import lt
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from routespace.train.data.annotated.truth import Annotated, Annotations, Truth,
 from routespace.train.data.annotated.vary import OF_OBJECTS, Change, Resized, Sample, resized, sample_of
 from routespace.train.data.augment import seeded
 from routespace.train.data.draws import uniform
+from routespace.train.data.own_masks import packed_masks
 from routespace.train.recipe.targets import IGNORE
 
 SIDE = 1  # what is drawn by `uniform`: the side that a picture is resized to
@@ -105,7 +107,8 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
         picture = read_picture(image.place, fed.channels, background=fed.background)
         size = (picture.height, picture.width)
         require_size(image, size)
-        sample = sample_of(picture, self._named(self.annotations.truth(image)))
+        truth = self._named(self.annotations.truth(image))
+        sample = sample_of(picture, truth)
         if self.varied is not None:
             if self.resize is not None:
                 sample["drawn"] = float(self._drawn(int(self._epoch), np.array([index]))[0])
@@ -116,7 +119,10 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
             if "pixels" not in sample:
                 sample = resized(sample, fed.fed_size(*size), fed.interpolation)
             numbers = fed(picture)
-        return torch.from_numpy(numbers), target_of_sample(sample, image.image_id, size, numbers.shape[1:])
+        target = target_of_sample(sample, image.image_id, size, numbers.shape[1:])
+        if truth.masks is not None and self.varied is None and any(map(lt, numbers.shape[1:], size)):
+            target["own_masks"] = packed_masks(truth.masks)
+        return torch.from_numpy(numbers), target
 
     def _named(self, truth: Truth) -> Truth:
         """The truth with the network's labels."""
