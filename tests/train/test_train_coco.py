@@ -295,6 +295,23 @@ def test_parts_are_found_where_coco_and_others_put_them(tmp_path):
         source_of(spec(alone, val_annotations="val.json"), "objects").train()
 
 
+@pytest.mark.parametrize(
+    ("file", "folder"), [("result.json", "images"), ("annotations/instances_val2017.json", "val2017")]
+)
+def test_file_names_may_begin_with_the_folder_that_they_lie_in(tmp_path, file, folder):
+    data = coco_data(SIZES, [annotation(1, 1)])
+    for image in data["images"]:
+        image["file_name"] = f"{folder}/{image['file_name']}"
+        noise(tmp_path / image["file_name"], (image["height"], image["width"]))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(json.dumps(data))
+    source = source_of(spec(tmp_path / file, val_fraction=0.5), "objects")
+    assert source.quick_check() == ()
+    assert sorted(image.place for part in source.parts for image in part.images) == sorted(
+        str(tmp_path / image["file_name"]) for image in data["images"]
+    )
+
+
 def test_a_path_tells_its_kind(tmp_path):
     file = some_coco(tmp_path)
     assert data_at(file) == {"data.kind": "coco", "data.root": str(file)}

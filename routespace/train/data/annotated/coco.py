@@ -78,8 +78,9 @@ class CocoAnnotations:
         if place is None:
             return None
         found = read_coco(place.annotations, masks=self.masks)
+        folder = _folder_of(place.images, found.pictures[0].name)
         images = tuple(
-            Annotated(str(place.images / name), plain_key(PurePath(name)), number, objects, size)
+            Annotated(str(folder / name), plain_key(PurePath(name)), number, objects, size)
             for number, name, size, objects in found.pictures
         )
         return AnnotatedPart(str(place.annotations), images, found.classes, found.notes)
@@ -172,6 +173,12 @@ def pictures_of(file: Path) -> Path:
         if folder.is_dir():
             return folder
     return file.parent
+
+
+def _folder_of(folder: Path, name: str) -> Path:
+    """Where a picture lies: in a folder, or beside it, as file names with the folder's own in front have it."""
+    beside = not (folder / name).exists() and (folder.parent / name).exists()
+    return folder.parent if beside else folder
 
 
 def holds_pictures(folder: Path) -> bool:
