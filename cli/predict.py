@@ -41,7 +41,8 @@ Images = Annotated[
 ]
 Top = Annotated[int | None, typer.Option(min=1, help="How many classes a classifier names; else 5.")]
 Score = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Least score of the objects that are told; else 0.3.")
+    float | None,
+    typer.Option(min=0, max=1, help="Least score of the objects that are told; else 0.3, with --ids 0."),
 ]
 Draw = Annotated[
     Path | None, typer.Option(help="Folder for the pictures with boxes, masks or classes drawn on them.")
@@ -93,7 +94,8 @@ def run(
     with loading("loading the network"):
         from routespace.deploy.predict.predictor import LEAST_SCORE, TOP, Predictor
 
-        least = LEAST_SCORE if score is None else score
+        usual = LEAST_SCORE if ids is None else 0.0  # AP is about all that a detector finds
+        least = usual if score is None else score
         predictor = Predictor(source, device, batch, workers=workers, least_score=least)
         _check_wishes(predictor, top, score)
         known = None if ids is None else known_ids(predictor, pictures, ids, as_json=as_json)
