@@ -29,7 +29,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.leading import check_map, leading_row
 from routespace.grid.spec import map_size
 from routespace.nn.assembly import assemble
-from routespace.nn.families.base import Block, Stage, Stem
+from routespace.nn.families.base import Block, PatchEmbed, Stage, Stem
 from routespace.nn.families.compiled import compile_blocks
 from routespace.nn.module import PlainModule
 from routespace.nn.packing.compiler import is_plain_run
@@ -172,11 +172,12 @@ class RouteNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Let training keep each transformer edge's input alone, and compute the edge again in the backward pass.
 
-        A deep grid then needs a fraction of the memory, for about a quarter more time; results stay the same. The
-        name is timm's.
+        Edges of few and wide tokens keep what they made, and patch embeddings what their product makes. A deep
+        grid then needs a fraction of the memory, for about a quarter more time; results stay the same. The name
+        is timm's.
         """
         for edge in self.edges.values():
-            if isinstance(edge, Stage):
+            if isinstance(edge, Stage | PatchEmbed):
                 edge.grad_checkpointing = enable
 
     @property

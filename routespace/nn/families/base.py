@@ -17,12 +17,12 @@ from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from routespace.errors import SpecError
 from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import import_attribute
 from routespace.grid.spec import GridSpec
+from routespace.nn.families.again import computed_again, is_worth_it, keeps_inputs
 from routespace.nn.families.parts import image_parts, in_parts
 from routespace.nn.packing.keep import KeptTokens
 
@@ -83,7 +83,14 @@ class Block(nn.Module, ABC):
 
 
 class PatchEmbed(nn.Module, ABC):
-    """A map → the map of the next coarser rate."""
+    """A map → the map of the next coarser rate.
+
+    Attributes:
+        grad_checkpointing: compute again, in the backward pass, what stands before its product; see
+            `RouteNet.set_grad_checkpointing`.
+    """
+
+    grad_checkpointing: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
@@ -114,8 +121,8 @@ class Stage(nn.Module):
     """A transformer edge: blocks in a row.
 
     Attributes:
-        grad_checkpointing: keep only the edge's input for the backward pass, which computes the rest again; see
-            `RouteNet.set_grad_checkpointing`.
+        grad_checkpointing: keep only the edge's input for the backward pass, which computes the rest again, but
+            where that is not worth it; see `RouteNet.set_grad_checkpointing`.
     """
 
     grad_checkpointing: bool = False
@@ -145,9 +152,8 @@ class Stage(nn.Module):
             keep: the tokens to compute; None means all.
             packed: compute the kept tokens alone instead of masking.
         """
-        if self.grad_checkpointing and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-            again: Tensor = checkpoint(self._run, x, hw, keep, packed, use_reentrant=False)
-            return again
+        if self.grad_checkpointing and is_worth_it(x) and keeps_inputs():
+            return computed_again(self._run, x, hw, keep, packed)
         images = self._image_parts(x, keep, packed)
         if len(images) == 1:
             return self._run(x, hw, keep, packed)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from routespace.grid.families.pvt_v2 import EMBED_KERNEL, STEM_KERNEL
 from routespace.grid.spec import GridSpec, map_size
 from routespace.nn.families import base
+from routespace.nn.families.again import computed_again, keeps_inputs
 from routespace.nn.families.base import FamilyModules, StateDict, TimmWeights, TokenEmbed, as_maps_are, prefixed
 from routespace.nn.families.pvt_v2_block import NORM_EPS, PvtBlock, init_weights
 from routespace.nn.kernels.linear import linear
 from routespace.nn.kernels.norm import LayerNorm, norm_of_map
-from routespace.nn.packing.maps import as_map
+from routespace.nn.packing.maps import as_map, as_tokens
 
 _TIMM_STAGE = re.compile(r"stages[._](\d+)\.(.+)")  # `stages_0` in timm's networks of features alone
 _OFFICIAL = re.compile(r"(patch_embed|block|norm)(\d)\.(.+)")
@@ -57,16 +58,24 @@ class PatchEmbed(TokenEmbed):
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
-        h = self.norm_in(x)
-        if visible is not None:
-            h = h * visible.to(h.dtype)
-        return norm_of_map(self.norm, self.proj, as_map(h, hw))
+        if self.grad_checkpointing and keeps_inputs():
+            normed: Tensor = self.norm(as_tokens(computed_again(self._convolved, x, hw, visible)))
+            return normed
+        return norm_of_map(self.norm, self.proj, as_map(self._seen(x, visible), hw))
+
+    def _seen(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (B, N, C), the norm of what is there."""
+        h: Tensor = self.norm_in(x)
+        return h if visible is None else h * visible.to(h.dtype)
+
+    def _convolved(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (B, C', H', W')."""
+        maps: Tensor = self.proj(as_map(self._seen(x, visible), hw))
+        return maps
 
     def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the patches under the coarse tokens at `rows`, times the kernel as a matrix."""
-        h = self.norm_in(x)
-        if visible is not None:
-            h = h * visible.to(h.dtype)
+        h = self._seen(x, visible)
         index, inside = patch_index(rows, hw)
         patches = h.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, h.shape[2])
         patches = (patches * inside.unsqueeze(-1).to(h.dtype)).flatten(1)

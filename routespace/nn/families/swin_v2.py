@@ -20,6 +20,7 @@ from routespace.errors import BundleError
 from routespace.grid.families.swin_v2 import MERGED
 from routespace.grid.spec import GridSpec
 from routespace.nn.families import base
+from routespace.nn.families.again import computed_again, keeps_inputs
 from routespace.nn.families.base import (
     Block,
     FamilyModules,
@@ -151,8 +152,14 @@ class PatchEmbed(TokenEmbed):
 
     def forward(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None = None) -> Tensor:
         """(B, N, C) → (B, N', C'); `visible` (B, N, 1) zeroes the tokens that are not there."""
-        normed: Tensor = self.norm(apply_linear(self.reduction, self._groups(x, hw, visible)))
+        again = self.grad_checkpointing and keeps_inputs()
+        merged = computed_again(self._merged, x, hw, visible) if again else self._merged(x, hw, visible)
+        normed: Tensor = self.norm(merged)
         return normed
+
+    def _merged(self, x: Tensor, hw: tuple[int, int], visible: Tensor | None) -> Tensor:
+        """(B, N, C) → (B, N', C')."""
+        return apply_linear(self.reduction, self._groups(x, hw, visible))
 
     def packed(self, x: Tensor, hw: tuple[int, int], rows: Tensor, visible: Tensor | None) -> Tensor:
         """(B, N, C) → (n, C'): the coarse tokens at `rows`."""
