@@ -91,8 +91,9 @@ def assert_row_kernels_are_right(device: str, dtype: torch.dtype, tolerance: flo
 def assert_fused_block_is_right(device: str, dtype: torch.dtype, tolerance: float) -> None:
     """Against the masked block, whatever keys see, where nothing of an image is kept, and with equal numbers."""
     from routespace import GridSpec
-    from routespace.nn.families.pvt_v2_block import Mlp, PvtBlock
+    from routespace.nn.families.pvt_v2_block import PvtBlock
     from routespace.nn.families.pvt_v2_fused import may_fuse
+    from routespace.nn.families.pvt_v2_layers import Mlp
 
     torch.manual_seed(0)
     block = PvtBlock(GridSpec(layers=4, size="b0", image_size=64), 8)

@@ -16,7 +16,9 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.kernels import linear as linears
+from routespace.nn.kernels.depthwise import depthwise_gelu
 from routespace.nn.kernels.linear import (
+    add_product,
     apply_linear,
     linear,
     onednn_is_used,
@@ -142,6 +144,49 @@ def test_macs_are_counted(onednn):
     with FlopCounterMode(display=False) as counter:  # it listens to modules, which are then called as they are
         apply_linear(torch.nn.Linear(6, 10), x)
     assert counter.get_total_flops() == 2 * 2 * 7 * 6 * 10
+
+
+@pytest.mark.parametrize("by", ["torch", "onednn", "auto"])
+@torch.inference_mode()
+def test_what_a_layer_adds_to(by):
+    """A product adds to what is there: in place where that was asked for, and else not."""
+    onto, x, layer = torch.randn(2, 7, 10), torch.randn(2, 7, 12), torch.nn.Linear(12, 10)
+    before, want = onto.clone(), onto + layer(x)
+    with products(by):
+        assert torch.allclose(apply_linear(layer, x, onto=onto), want, atol=1e-5)
+        assert torch.equal(onto, before)
+        assert add_product(onto, x[..., 2:9], layer.weight[:, 2:9]) is onto
+    assert torch.allclose(onto, before + F.linear(x[..., 2:9], layer.weight[:, 2:9]), atol=1e-5)
+    layer.register_forward_hook(lambda *_: torch.ones(2, 7, 10))
+    assert torch.equal(apply_linear(layer, x, onto=before), before + 1)
+
+
+def test_sums_are_counted_and_learned():
+    onto, x, layer = torch.randn(7, 10), torch.randn(7, 12), torch.nn.Linear(12, 10)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        apply_linear(layer, x, onto=onto)
+    assert counter.get_total_flops() == 2 * 7 * 12 * 10
+    assert_same(
+        lambda x, onto: apply_linear(layer, x, onto=onto),
+        lambda x, onto: onto + layer(x),
+        (x.requires_grad_(), onto.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (0, 8, 5, 6)])
+@torch.no_grad()
+def test_convolution_and_gelu_of_maps(shape):
+    maps, kernel, offset = torch.randn(shape), torch.randn(8, 1, 3, 3), torch.randn(8)
+    maps = maps.to(memory_format=torch.channels_last)
+    want = F.gelu(F.conv2d(maps, kernel, offset, padding=1, groups=8))
+    found = depthwise_gelu(maps, kernel, offset)
+    assert torch.allclose(found, want, atol=1e-5)
+    assert found.stride() == want.stride() or not maps.numel()
+    with FlopCounterMode(display=False) as counter:
+        depthwise_gelu(maps, kernel, offset)
+    assert counter.get_total_flops() == 2 * 9 * maps.numel()
+    short = depthwise_gelu(maps.bfloat16(), kernel.bfloat16(), offset.bfloat16())
+    assert torch.allclose(short.float(), want, atol=0.1)
 
 
 def test_what_goes_to_torchs_own(onednn, monkeypatch):

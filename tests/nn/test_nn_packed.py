@@ -70,8 +70,8 @@ def test_images_and_channels_in_parts_change_nothing(monkeypatch, family, execut
     with torch.no_grad():
         whole = net(images)
         monkeypatch.setattr("routespace.nn.families.parts.TOKENS_AT_ONCE", 180)  # two images of 9 × 10 tokens
-        monkeypatch.setattr("routespace.nn.families.pvt_v2_block.BYTES_AT_ONCE", 1)
-        monkeypatch.setattr("routespace.nn.families.pvt_v2_block.LEAST_GROUP", 16)
+        monkeypatch.setattr("routespace.nn.families.pvt_v2_layers.BYTES_AT_ONCE", 1)
+        monkeypatch.setattr("routespace.nn.families.pvt_v2_layers.LEAST_GROUP", 16)
         parts = net(images)
     assert (parts.logits - whole.logits).abs().max() < 1e-5
     for name, route in whole.routes.items():

@@ -27,7 +27,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from routespace.nn.kernels.linear import linear, padded_linear, weight_grad
+from routespace.nn.kernels.linear import linear, onednn_convolves, padded_linear, weight_grad
 from routespace.nn.packing.maps import as_map
 from routespace.nn.packing.rows import spread_rows, zero_behind
 
@@ -131,6 +131,26 @@ def expand(rows: Tensor, weights: Expansion, layout: Layout) -> Tensor:
         activated: Tensor = _Expand.apply(rows, *weights, layout)
     else:
         activated = torch.ops.aten.gelu_(_expand(rows, weights, layout)[1])
+    return activated
+
+
+def depthwise_gelu(maps: Tensor, kernel: Tensor, offset: Tensor) -> Tensor:
+    """Convolution and GELU of whole maps, without autograd; by oneDNN in one pass over the result.
+
+    Args:
+        maps: (B, R, H, W).
+        kernel, offset: (R, 1, 3, 3) and (R,).
+
+    Returns:
+        (B, R, H, W).
+    """
+    one, groups = [1, 1], kernel.shape[0]
+    activated: Tensor
+    if onednn_convolves(maps, kernel, offset):
+        pointwise = torch.ops.mkldnn._convolution_pointwise
+        activated = pointwise(maps, kernel, offset, one, one, one, groups, "gelu", [], "none")
+    else:
+        activated = torch.ops.aten.gelu_(F.conv2d(maps, kernel, offset, padding=1, groups=groups))
     return activated
 
 

@@ -23,6 +23,7 @@ from routespace.nn.packing.rows import zero_behind
 
 SCHEMA = "(Tensor rows, Tensor weight, Tensor? bias, bool zero_last, int least_macs) -> Tensor"
 THEIR_ARGUMENTS = 6  # of oneDNN's own operator; with another number it is another operator
+CONV_ARGUMENTS = 10
 
 
 def works() -> bool:
@@ -39,11 +40,26 @@ def works() -> bool:
 def is_faster() -> bool:
     """Whether torch multiplies by MKL, and this processor has AVX-512 that MKL leaves unused."""
     has_mkl = torch.backends.mkl.is_available()
-    if not has_mkl or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not has_mkl or not has_avx512():
         return False
     described = Path("/proc/cpuinfo")  # Linux; on Windows the vendor is a part of the processor's name
     processor = described.read_text(errors="replace") if described.exists() else platform.processor()
     return "AuthenticAMD" in processor
+
+
+def has_avx512() -> bool:
+    """Whether torch uses AVX-512 here."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def convolves_with_gelu() -> bool:
+    """Whether oneDNN's convolution goes on to GELU, fast: measured with AVX-512 alone.
+
+    Raises AttributeError where torch has renamed it.
+    """
+    return (
+        has_avx512() and len(torch.ops.mkldnn._convolution_pointwise.default._schema.arguments) == CONV_ARGUMENTS
+    )
 
 
 def transforms_are_active() -> bool:
