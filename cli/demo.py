@@ -198,15 +198,14 @@ def _extract(journey: Journey) -> Bundle:
     from routespace.deploy.folder import is_bundle
     from routespace.train.plain import smaller_recipe
     from routespace.workflow.artifacts import load_run
-    from routespace.workflow.choosing import choose
-    from routespace.workflow.extraction import extract_chosen
+    from routespace.workflow.extraction import extract_bundle
 
     heading(3, "extract and verify: a static network of its own, for the image size that these MACs allow")
     folder = journey.out / "extracted"
     if not is_bundle(folder):
         whole, smaller = load_run(journey.out / "supernet"), smaller_recipe(journey.recipe, journey.macs)
-        found, limits = whole.resized(smaller.grid.image_size), {"macs": float(journey.macs)}
-        show(found, extract_chosen(found, choose(found, limits), folder, origin=whole), limits)
+        size = smaller.grid.image_size
+        show(whole, extract_bundle(whole, folder, macs=journey.macs, by="usage", image_size=size))
     small = load_bundle(folder)
     part = small.net.architecture
     print(f"\n{draw(part.grid, part)}\n\n{legend(part)}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from routespace.workflow.artifacts import Artifact
     from routespace.workflow.extraction import Extraction
     from routespace.workflow.fine_tuning import FineTuning
+    from routespace.workflow.wishes import Wishes
 
 NAME = "extract"
 EXAMPLE = "routespace extract runs/digits_tiny --macs 12M -o small/"
@@ -86,8 +87,6 @@ def run(
     than fewer blocks: --image-size.
     """
     from routespace.cli.arguments import named_recipe, parse_sizes
-    from routespace.cli.extract_steps import choose_part, take_out
-    from routespace.cli.render import draw, legend
     from routespace.cli.status import loading
     from routespace.deploy.folder import net_folder, require_bundle_place
 
@@ -102,23 +101,39 @@ def run(
     net_folder(run_folder)
     with loading():
         from routespace.workflow.artifacts import load_artifact
-        from routespace.workflow.extraction import require_effect
+        from routespace.workflow.wishes import Wishes
     tuning = _tuning(finetune, teacher, cut)
     found = load_artifact(run_folder, recipe=given, device=device)
     _require_images(found, wanted=given is not None and (evaluate or tuning is not None))
     table = None if latency is None else _table(latency, found, sized=bool(sizes))
-    limits = _all_limits(found, limits, ratio, ms)
-    every = not drop_rates
-    require_effect(found, limits, by=choose, method=method, every_rate=every)
-    stage, chosen = choose_part(
-        found, sizes, limits, choose, tuning=tuning, table=table, method=method, every_rate=every
+    wishes = Wishes(
+        _all_limits(found, limits, ratio, ms),
+        table=table,
+        method=method,
+        by=choose,
+        every_rate=not drop_rates,
+        evaluated=evaluate,
+        overwrite=overwrite,
+        tuning=tuning,
+        image_size=sizes or None,
     )
-    print(draw(chosen.grid, chosen))
-    print(f"\n{legend(chosen)}\n", flush=True)
-    taken = take_out(stage, chosen, folder, origin=found, evaluate=evaluate, overwrite=overwrite)
-    show(found, taken, limits, table)
+    show(found, _watched(found, folder, wishes), table)
     print(f"\nwritten to {folder}")
     _what_next(found, folder)
+
+
+def _watched(found: Artifact, folder: Path, wishes: Wishes) -> Extraction:
+    """The extraction, whose steps are shown."""
+    from routespace.cli.extract_steps import ShownExtraction
+    from routespace.train.stopping import TrainingStoppedError
+    from routespace.train.tasks.kinds import task_of_head
+    from routespace.workflow.extraction import extract_as_wished
+
+    try:
+        shown = ShownExtraction(task_of_head(found.net.head, found.net.spec).metric)
+        return extract_as_wished(found, folder, wishes, shown)
+    except TrainingStoppedError as error:
+        raise KeyboardInterrupt("interrupted; nothing was saved") from error
 
 
 def _given_limits(limit: list[str] | None, macs: str | None) -> dict[str, float]:
@@ -147,10 +162,9 @@ def _require_images(found: Artifact, *, wanted: bool) -> None:
 def _all_limits(
     found: Artifact, limits: Mapping[str, float], ratio: float | None, ms: float | None
 ) -> dict[str, float]:
-    """The limits that were given, or the network's own where there is none."""
+    """The limits that were given; a ratio is a share of the recipe's base."""
     given = {**limits, **({} if ms is None else {"latency_ms": ms})}
-    own = None if given and ratio is None else _own_limit(found, ratio)
-    return given if own is None else given | {"macs": own}
+    return given if ratio is None else given | {"macs": round(ratio * found.require_recipe().base_macs())}
 
 
 def _check_choice(choose: str | None, method: str) -> None:
@@ -210,16 +224,7 @@ def _run_folder(source: Path, trial: int | None) -> Path:
     return trial_folder(load_study(source), trial)
 
 
-def _own_limit(found: Artifact, ratio: float | None) -> int | None:
-    """The most MACs as a share of the recipe's base, or by its budget; None takes a static network whole."""
-    from routespace.workflow.extraction import own_limit
-
-    return own_limit(found) if ratio is None else round(ratio * found.require_recipe().base_macs())
-
-
-def show(
-    found: Artifact, taken: Extraction, limits: Mapping[str, float], table: LatencyTable | None = None
-) -> None:
+def show(found: Artifact, taken: Extraction, table: LatencyTable | None = None) -> None:
     """Print what was taken, under which limits, and what was measured on the way."""
     from routespace.cli.render import amount, pairs
     from routespace.deploy.latency.table import predict
@@ -228,7 +233,7 @@ def show(
     from routespace.train.macs import counted_macs
 
     macs = counted_macs(taken.net, {}), counted_macs(found.net, {})  # what limits are about
-    network = taken.card.costs["macs"]
+    limits, network = taken.limits, taken.card.costs["macs"]
     small = {**taken.card.costs, "macs": macs[0]}
     whole = {**network_cost(found.net).totals, "macs": macs[1]}
     rows: list[tuple[str, object]] = []

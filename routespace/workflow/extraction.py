@@ -7,7 +7,8 @@ extract_bundle("runs/first", "small", macs=12_000_000, image_size=[96, 112, 128]
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from routespace.deploy.extract import extract
 from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
 from routespace.deploy.verify import VerifyReport, verify
-from routespace.errors import RoutespaceError, SpecError
+from routespace.errors import RoutespaceError
 from routespace.files import json_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.resources import joined_limits
@@ -28,14 +29,13 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
-from routespace.workflow.choosing import WAYS, choose_part
-from routespace.workflow.cutting import cut_down
+from routespace.workflow.choosing import choose_best, choose_part
+from routespace.workflow.cutting import Stage, cut_down
 from routespace.workflow.fine_tuning import FineTuning, fine_tune
 from routespace.workflow.history import with_score
 from routespace.workflow.scoring import card_scores, measured, tuned_score
 from routespace.workflow.sizing import Size, SizeChoice, TriedSize, choose_size
-
-USUAL_METHOD = "milp"
+from routespace.workflow.wishes import USUAL_METHOD, ExtractionWatch, Wishes
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Extraction:
         images: that were evaluated.
         tuned: the result of its fine-tuning, as in a run's result.json; None without one.
         tried: the image sizes that were compared, where there were several.
+        limits: resource → the most that was allowed.
     """
 
     net: TaskNet
@@ -63,6 +64,7 @@ class Extraction:
     images: int = 0
     tuned: Mapping[str, Any] | None = None
     tried: tuple[TriedSize, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @checked
@@ -111,72 +113,95 @@ def extract_bundle(
         SpecError: a wish that would have no effect, or an image size that the grid or the data does not take.
         RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
     """
-    if by not in (None, *WAYS):
-        raise SpecError(f"by: {by!r:.40} is not known; give {' or '.join(WAYS)}")
     require_bundle_place(out, overwrite=overwrite)
     artifact = source if isinstance(source, Artifact) else load_artifact(source)
-    wanted: dict[str, float] = joined_limits(limits, macs)
-    own = None if wanted else own_limit(artifact)
-    limits = wanted if own is None else {"macs": own}
-    way = by or usual_choice(artifact)
-    require_effect(artifact, limits, by=by, method=method, every_rate=every_rate)
-    sized = SizeChoice(artifact)
-    if image_size is not None:
-        sized = choose_size(
-            artifact, image_size, limits, way=way, table=table, method=method, every_rate=every_rate
-        )
-    stage = cut_down(sized.artifact, limits, tuning, by=way, every_rate=every_rate)
-    chosen = sized.part
-    if chosen is None or stage.cuts:
-        chosen = choose_part(
-            stage.artifact, limits, stage.way(way), table=table, method=method, every_rate=every_rate
-        )
-    taken = extract_chosen(
-        stage.artifact,
-        chosen,
-        out,
+    wishes = Wishes(
+        joined_limits(limits, macs),
+        table=table,
+        method=method,
+        by=by,
+        every_rate=every_rate,
         evaluated=evaluated,
         overwrite=overwrite,
+        tuning=tuning,
+        image_size=image_size,
+    )
+    return extract_as_wished(artifact, out, wishes)
+
+
+def extract_as_wished(
+    artifact: Artifact, out: Path | str, wishes: Wishes, watch: ExtractionWatch | None = None
+) -> Extraction:
+    """All steps of an extraction: image size, cuts, last choice, taking out; errors as those of `extract_bundle`.
+
+    Args:
+        artifact: a finished run or a bundle.
+        out: the bundle's folder.
+        wishes: how the part is chosen, and what becomes of it.
+        watch: hears of each step.
+    """
+    watch = watch or ExtractionWatch()
+    limits = wishes.limits_of(artifact)
+    wishes.require_effect(artifact, limits)
+    way, sized = wishes.way(artifact), _sized(artifact, limits, wishes, watch)
+    stage = Stage(sized.artifact, None)
+    if wishes.tuning is not None:
+        with watch.training() as heard:
+            stage = cut_down(
+                sized.artifact, limits, wishes.tuning, by=way, every_rate=wishes.every_rate, **heard._asdict()
+            )
+    part = sized.part
+    if part is None or stage.cuts:
+        part = _last_choice(stage.artifact, limits, stage.way(way), wishes, watch)
+    watch.chosen(part)
+    take = partial(
+        extract_chosen,
+        stage.artifact,
+        part,
+        out,
+        evaluated=wishes.evaluated,
+        overwrite=wishes.overwrite,
         tuning=stage.tuning,
         origin=artifact,
     )
-    return replace(taken, tried=sized.tried)
+    if stage.tuning is None:
+        with watch.doing("extracting, verifying and evaluating"):
+            taken = take()
+    else:
+        with watch.training() as heard:
+            taken = take(**heard._asdict())
+    return replace(taken, limits=limits, tried=sized.tried)
 
 
-def usual_choice(artifact: Artifact) -> str:
-    """By what a part is chosen where nobody says: `candidates` after a sandwich training, else `usage`."""
-    recipe = artifact.recipe
-    return "candidates" if recipe is not None and recipe.train.mode == "sandwich" else "usage"
-
-
-def require_effect(
-    artifact: Artifact, limits: Mapping[str, float], *, by: str | None, method: str, every_rate: bool
-) -> None:
-    """Raise SpecError for a wish that would have no effect; arguments as in `extract_bundle`, with all limits."""
-    wishes = {"choose": by is not None, "method": method != USUAL_METHOD, "drop_rates": not every_rate}
-    wish = next((name for name, asked in wishes.items() if asked), None)
-    if wish is not None and not limits:
-        raise SpecError(
-            f"{wish}: a static network is taken whole where nothing limits it; give a limit such as --ratio 0.5 "
-            f"(macs=…), or leave it out"
+def _sized(artifact: Artifact, limits: Mapping[str, float], wishes: Wishes, watch: ExtractionWatch) -> SizeChoice:
+    """The network at the image size that is wished, or at the best of several."""
+    if wishes.image_size is None:
+        return SizeChoice(artifact)
+    with watch.doing("evaluating parts at the image size"):
+        found = choose_size(
+            artifact,
+            wishes.image_size,
+            limits,
+            way=wishes.way(artifact),
+            table=wishes.table,
+            method=wishes.method,
+            every_rate=wishes.every_rate,
         )
-    way = by or usual_choice(artifact)
-    if method != USUAL_METHOD and way != "usage":
-        raise SpecError(f"method: {method!r} derives a part from usage, not from {way}; leave one of them out")
+    watch.sized(found)
+    return found
 
 
-def own_limit(artifact: Artifact) -> int | None:
-    """The most MACs by the recipe's own budget; None for a static network, which is taken whole.
-
-    Raises:
-        SpecError: a gated network whose recipe has no budget.
-    """
-    if artifact.net.architecture.is_static:
-        return None
-    limit = artifact.require_recipe().budget_macs()
-    if limit is None:
-        raise SpecError("macs: the recipe has no budget; say how much may be kept with --macs 12M or --ratio 0.5")
-    return limit
+def _last_choice(
+    artifact: Artifact, limits: Mapping[str, float], way: str, wishes: Wishes, watch: ExtractionWatch
+) -> Architecture:
+    """The part to take."""
+    table, every_rate = wishes.table, wishes.every_rate
+    if way != "candidates" or not limits:
+        return choose_part(artifact, limits, way, table=table, method=wishes.method, every_rate=every_rate)
+    with watch.doing("evaluating candidates"):
+        best = choose_best(artifact, limits, table=table, every_rate=every_rate)
+    watch.picked(best)
+    return best.architecture
 
 
 def extract_chosen(
