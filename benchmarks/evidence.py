@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from crew import Crew, Task
 from evidence_lines.arenas import Arena, crops, digits, digits_gpu, rehearsal, sparse, stamps, stamps_gpu
-from evidence_lines.crew import Crew, Task
 from evidence_lines.lines import LINES, NEEDS, ONCE, WORTH, Setting, accuracy_on
 from evidence_lines.measure import paces, speed_of, step_ms
 from evidence_lines.table import show, unfinished

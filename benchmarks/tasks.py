@@ -37,13 +37,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from crew import Crew, Task
 from record import record
-from task_lines.jobs import Job, side_by_side
 from task_lines.large import large, light
 from task_lines.lines import LINES, SCENES, TASKS, Setting, one, so_far
 
@@ -52,6 +53,7 @@ from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
 
 Row = dict[str, Any]
+Job = tuple[Setting, str]
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -150,7 +152,7 @@ def train(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
     if arguments.show:
         return
     if arguments.jobs > 1:
-        side_by_side(jobs, arguments.jobs, arguments.seconds)
+        side_by_side(jobs, arguments.jobs, arguments.seconds, logs=arguments.out / "logs")
         return
     start = time.monotonic()
     rows: list[Row] = []
@@ -164,6 +166,27 @@ def train(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
             print(f"{setting.task} {line} {setting.seed}: {error}")
             continue
         show(rows)
+
+
+def side_by_side(jobs: Sequence[Job], processes: int, seconds: float, *, logs: Path) -> None:
+    """Train the lines that are not finished, the first ones first, and tell how each ended.
+
+    Args:
+        jobs: settings with their lines; one with a plus waits for the routed one, where that is among them.
+        processes: that train at the same time.
+        seconds: of all of it; what still trains then is stopped, and what it has so far is in its folder.
+        logs: a folder for what the lines print.
+    """
+    names = [setting.folder(line).name for setting, line in jobs]
+    tasks = []
+    for name, (setting, line) in zip(names, jobs, strict=True):
+        first = setting.folder("routed").name
+        after = (first,) if line.endswith("+") and first in names else ()
+        tasks.append(Task(name, partial(one, setting, line), after))
+    with Crew(min(processes, len(tasks)), logs) as crew:
+        for ended in crew.run(tasks, time.monotonic() + seconds):
+            told = ended.error or f"{100 * ended.result['score']:.1f} %"
+            print(f"{ended.task.name}: {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def _found(monkeypatch):
 
 @pytest.mark.slow
 def test_a_crew_tells_of_each_task_and_stops_in_time(tmp_path):
-    from evidence_lines.crew import Crew, Task
+    from crew import Crew, Task
 
     tasks = [
         Task("dies", partial(os._exit, 3)),

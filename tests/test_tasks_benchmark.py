@@ -188,12 +188,12 @@ def test_a_training_that_was_cut_short_counts_as_far_as_it_came(tmp_path, capsys
 
 @pytest.mark.slow
 def test_lines_side_by_side_are_stopped_when_the_time_is_up(tmp_path):
-    from task_lines.jobs import side_by_side
     from task_lines.lines import Setting, so_far
+    from tasks import side_by_side
 
-    tiny, long = (Setting("semantic", 0, tmp_path / name, tiny=name == "tiny") for name in ("tiny", "long"))
+    tiny, long = (Setting("semantic", seed, tmp_path, tiny=seed == 0) for seed in (0, 1))
     begun = time.monotonic()
-    side_by_side([(tiny, "narrower"), (long, "narrower")], 2, 75)
+    side_by_side([(tiny, "narrower"), (long, "narrower")], 2, 75, logs=tmp_path / "logs")
     assert time.monotonic() - begun < 120
     assert so_far(tiny, "narrower")["epochs"] == 2
     assert so_far(long, "narrower") is None
