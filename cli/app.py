@@ -195,7 +195,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
     for ours in ("routespace", r"torch\.cuda"):
         warnings.filterwarnings("default", module=ours)
-    logging.getLogger("timm").setLevel(logging.ERROR)  # it explains its schedules
+    for theirs in ("timm", "torch.utils.cpp_extension"):  # they explain schedules, and where CUDA might be
+        logging.getLogger(theirs).setLevel(logging.ERROR)
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: object) -> str:

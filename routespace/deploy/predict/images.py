@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,15 @@ from routespace.picture_files import pictures_below
 from routespace.pictures import quiet_pillow, upright_size, why_unreadable
 from routespace.preprocess import Preprocess
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Place = str | os.PathLike[str]
-Pixels = Image.Image | NDArray[np.uint8]
-GivenImages = Place | Pixels | BinaryIO  # one image, or a folder of them
-Several = Sequence[GivenImages] | Iterator[GivenImages]
+Pixels: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor"
+GivenImages: TypeAlias = "Place | Pixels | BinaryIO"  # one image, or a folder of them
+Several: TypeAlias = "Sequence[GivenImages] | Iterator[GivenImages]"
 OF_DATA = (".json", ".csv", ".tsv", ".xml", ".txt", ".yaml", ".yml")  # endings of annotations and tables
-WANTED = "paths, folders, PIL images, or uint8 arrays (H, W, C)"
+WANTED = "paths, folders, PIL images, uint8 arrays (H, W, C), or uint8 tensors (C, H, W)"
 
 
 class InputImage(NamedTuple):
@@ -62,7 +66,8 @@ def gather(images: GivenImages | Iterable[GivenImages]) -> InputImages:
 
     Args:
         images: a path, a folder (its pictures at any depth, without hidden ones), a PIL image, an array (H, W),
-            (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, an open binary file, or several of these.
+            (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, a tensor (C, H, W) of uint8, as torchvision reads pictures,
+            an open binary file, or several of these.
 
     Raises:
         DataError: no such file, a file of annotations, or a folder without pictures.
@@ -76,7 +81,7 @@ def gather(images: GivenImages | Iterable[GivenImages]) -> InputImages:
             raise DataError(f"{images}: tells of images and is none; give an image, or a folder of images")
         _add(found, images)
         found.single = not Path(images).is_dir()
-    elif isinstance(images, Image.Image | np.ndarray) or hasattr(images, "read"):
+    elif isinstance(images, Image.Image | np.ndarray) or hasattr(images, "read") or _is_tensor(images):
         _add(found, images)
         found.single = True
     elif isinstance(images, Iterable) and not isinstance(images, bytes):
@@ -93,6 +98,8 @@ def _add(found: InputImages, given: Any) -> None:
         found.items += _in_folder(path, found.left_out) if os.path.isdir(path) else [InputImage(path, path)]
     elif isinstance(given, np.ndarray):
         found.items.append(InputImage(None, _from_array(given)))
+    elif _is_tensor(given):
+        found.items.append(InputImage(None, _from_tensor(given)))
     elif isinstance(given, Image.Image) or hasattr(given, "read"):
         found.items.append(InputImage(None, given))
     else:
@@ -118,6 +125,22 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
     if 0 in shape:
         raise SpecError(f"images: an array {shape} was given, which has no pixels")
     return Image.fromarray(pixels[:, :, 0] if len(shape) == 3 and shape[2] == 1 else pixels)
+
+
+def _is_tensor(given: Any) -> bool:
+    """Whether it is torch's tensor; who has one has imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(given, torch.Tensor)
+
+
+def _from_tensor(pixels: Any) -> Image.Image:
+    shape, kind = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
+    if kind != "uint8" or len(shape) != len("CHW") or shape[0] not in (1, 3, 4):
+        raise SpecError(
+            f"images: a tensor {shape} of {kind} was given; give uint8 (C, H, W) with 1, 3 or 4 channels, several "
+            f"as a list (numbers that are prepared already go to the network itself)"
+        )
+    return _from_array(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 class FedImage(NamedTuple):

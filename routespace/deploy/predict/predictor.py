@@ -105,8 +105,9 @@ class Predictor:
         """Name what is on images.
 
         Args:
-            images: an image: a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or
-                an open binary file; or a folder (its pictures at any depth, by name), or several of these.
+            images: an image: a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, a
+                tensor (C, H, W) of uint8, or an open binary file; or a folder (its pictures at any depth, by
+                name), or several of these.
             top: how many classes of a classifier to name; None for all.
 
         Returns:
