@@ -6,6 +6,7 @@ interrupted demo goes on where it stood. What nobody has to watch trains beside 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
 PHASES_S = (80.0, 50.0, 80.0)  # of the supernet and of the plain network, which train side by side
+LOOK_SIZE = 250  # validation scenes after each epoch of the phases before the last: for people to see
 TRIAL = {  # from its weights, which gates do not take part in: they are taught again
     "train.phases": [],
     "train.epochs": 1,
@@ -35,12 +37,12 @@ TRIAL = {  # from its weights, which gates do not take part in: they are taught 
     "budget.open_frac": 0.2,
     "budget.settle_frac": 0.25,
 }
+# On a small canvas first, where a step costs half. Both together are as long as all that is done beside them.
+TUNING_PHASE = {"epochs": 4, "seconds": 14.0, "image_size": 64, "lr_factor": 0.5, "min_lr": 1.0e-3}
 FINE_TUNING = {
     "name": "digits_sparse_finetuned",
-    "train.phases": [],
-    "train.epochs": 3,
-    "train.seconds": 40.0,
-    "train.lr": 2.0e-3,
+    "train.phases": [TUNING_PHASE | {"warmup_epochs": 0.25}],
+    "train.seconds": 46.0,
 }
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1, "train.seconds": None} | {f"data.{name}": count for name, count in QUICK_DATA.items()}
@@ -60,7 +62,7 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Build a grid, train its supernet under a budget, extract, verify, search, fine-tune, evaluate, export.
+    """Build a grid, train its supernet under a budget, extract, verify, search, fine-tune, export, evaluate.
 
     Real digits on real photographs, nothing is downloaded. The best plain network of the same MACs that is known,
     trained for exactly the same time, stands beside the routed one.
@@ -82,7 +84,7 @@ def run(
         journey = _journey(recipe.override({"train.clock": _clock()}), folder, quick=quick, best=best)
         supernet, plain = _train(journey)
         small = _extract(journey)
-        tuned = _search(journey)
+        tuned = _search(journey, supernet, small)
         conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=plain)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
@@ -92,7 +94,8 @@ def run(
 def _journey(recipe: Recipe, folder: Path, *, quick: bool, best: bool) -> Journey:
     """All that the demo does after the grid, in the seconds that it has, or quickly."""
     trial = TRIAL | {"train.weights": str(folder / "supernet"), "train.start": "open"} | (QUICK if quick else {})
-    tuning = FINE_TUNING | (QUICK if quick else {})
+    short = QUICK | {"train.phases": [TUNING_PHASE | {"epochs": 1, "seconds": None}]}
+    tuning = FINE_TUNING | (short if quick else {})
     return Journey(folder, recipe, trial, tuning, QUICK_TRIALS if quick else TRIALS, best)
 
 
@@ -159,7 +162,7 @@ def training_beside(recipe: Recipe, folder: Path, *, start: Path | None = None) 
     Args:
         recipe: of the training; it is written next to the folder.
         folder: of the run; what the command says is in a file next to it.
-        start: a bundle to fine-tune.
+        start: a bundle to fine-tune, in all phases of the recipe.
     """
     from routespace.files import write_text
     from routespace.train.run_folder import RunFolder
@@ -168,7 +171,8 @@ def training_beside(recipe: Recipe, folder: Path, *, start: Path | None = None) 
     if RunFolder(folder).is_run:
         return Beside(["train", folder, "--resume"], log=log)
     write_text(file, recipe.to_yaml())
-    given = [] if start is None else ["--from", start]
+    phases = [phase.model_dump(mode="json", exclude_defaults=True) for phase in recipe.train.phases]
+    given = [] if start is None else ["--from", start, "--set", f"train.phases={json.dumps(phases)}"]
     return Beside(["train", file, *given, "--out", folder], log=log)
 
 
@@ -212,8 +216,9 @@ def _extract(journey: Journey) -> Bundle:
     return small
 
 
-def _search(journey: Journey) -> RunResult:
-    """The search, and the fine-tuning beside it."""
+def _search(journey: Journey, supernet: RunResult, small: Bundle) -> RunResult:
+    """The search, export and pictures; the fine-tuning beside them."""
+    from routespace.cli.demo_report import export_and_draw
     from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
     from routespace.cli.watch import watching
     from routespace.recipes import load_recipe
@@ -228,6 +233,7 @@ def _search(journey: Journey) -> RunResult:
             record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=TrialWatch(watcher))
         show_study(record)
         draw_study(record, journey.out / FRONT_FILE)
+        export_and_draw(journey, supernet, small)
         tuning.wait()
     return _trained(tuned)
 
@@ -236,7 +242,7 @@ def _lasting(recipe: Recipe) -> dict[str, Any]:
     """Changes that give each phase of a recipe, its own training last, the seconds of the demo."""
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
     for phase, length in zip(phases, PHASES_S, strict=False):
-        phase["seconds"] = length
+        phase |= {"seconds": length, "data": phase["data"] | {"val_size": LOOK_SIZE}}
     return {"train.phases": phases, "train.seconds": PHASES_S[-1]}
 
 

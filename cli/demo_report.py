@@ -1,4 +1,4 @@
-"""The demo's end: the evaluation on the test split, the export, table and pictures."""
+"""The demo's end: the export, pictures, and the evaluation on the test split."""
 
 from __future__ import annotations
 
@@ -19,46 +19,62 @@ ROUTED, PLAIN = "supernet, routed", "plain PVTv2"
 
 @dataclass(frozen=True)
 class TableRow:
-    """One network of the final table; accuracy is the test split's, seconds are those of training steps."""
+    """One network of the final table.
+
+    Attributes:
+        accuracy: of the test split.
+        seconds: of the training steps that made it, those of what it was taken from with them.
+    """
 
     name: str
     macs: float
     params: int
     accuracy: float
-    seconds: float | None
+    seconds: float
     note: str = ""
 
 
+def export_and_draw(journey: Journey, supernet: RunResult, small: Bundle) -> None:
+    """Export the supernet, and draw what was learned; while the fine-tuning is still under way."""
+    from routespace.train.data.loaders import make_loaders
+    from routespace.train.run_folder import RunFolder
+    from routespace.workflow.evaluation import paint_tokens
+
+    heading(5, "export, and draw what was learned")
+    exported = _export(journey, supernet.net)
+    loaders = make_loaders(RunFolder(supernet.folder).read_recipe())
+    pictures = [paint_tokens(supernet.net, loaders, journey.out / "tokens.png", split="val")]
+    pictures += _pictures(journey, supernet, small.net)
+    for line in (*exported, *map(str, pictures)):
+        print(line)
+
+
 def conclude(journey: Journey, *, supernet: RunResult, small: Bundle, tuned: RunResult, plain: RunResult) -> None:
-    """Evaluate everything on the test split, export, draw, and write `demo.json`."""
+    """Evaluate everything on the test split, and write `demo.json`."""
     from routespace.files import write_json
     from routespace.train.data.loaders import make_loaders
     from routespace.train.run_folder import RunFolder
-    from routespace.workflow.evaluation import evaluate_network, paint_tokens
+    from routespace.workflow.evaluation import evaluate_network
 
-    heading(5, "evaluate on the test split, which nothing has looked at so far")
+    heading(6, "evaluate on the test split, which nothing has looked at so far")
     loaders, tuned_loaders, plain_loaders = (  # the same kind of scenes, at each network's image size
         make_loaders(RunFolder(run.folder).read_recipe()) for run in (supernet, tuned, plain)
     )
+    before, after = supernet.metrics["step_seconds"], tuned.metrics["step_seconds"]
     nets = {
-        ROUTED: (supernet.net, loaders, supernet.metrics["step_seconds"]),
+        ROUTED: (supernet.net, loaders, before),
         PLAIN: (plain.net, plain_loaders, plain.metrics["step_seconds"]),
-        "extracted": (small.net, tuned_loaders, None),
-        "extracted, fine-tuned": (tuned.net, tuned_loaders, tuned.metrics["step_seconds"]),
+        "extracted": (small.net, tuned_loaders, before),
+        "extracted, fine-tuned": (tuned.net, tuned_loaders, before + after),
     }
     reports = {name: evaluate_network(net, data) for name, (net, data, _) in nets.items()}
     rows = [_row(name, reports[name], seconds) for name, (_, _, seconds) in nets.items()]
     _print(rows)
-    heading(6, "export, and draw what was learned")
-    exported = _export(journey, supernet.net)
-    pictures = [paint_tokens(supernet.net, loaders, journey.out / "tokens.png")]
-    pictures += _pictures(journey, supernet, small.net)
-    for line in (*exported, *map(str, pictures)):
-        print(line)
+    print(f"\nwhat was extracted has the supernet's {before:.0f} s behind it, and {after:.0f} s of fine-tuning")
     write_json(journey.out / "demo.json", {"rows": [vars(row) for row in rows], "reports": reports})
 
 
-def _row(name: str, report: dict[str, Any], seconds: float | None) -> TableRow:
+def _row(name: str, report: dict[str, Any], seconds: float) -> TableRow:
     speed = report.get("speed")
     note = ""
     if speed:
@@ -80,7 +96,7 @@ def _print(rows: list[TableRow]) -> None:
                 giga(row.macs),
                 mega(row.params),
                 percent(row.accuracy),
-                None if row.seconds is None else f"{row.seconds:.0f} s",
+                f"{row.seconds:.0f} s",
             )
             for row in rows
         ],
