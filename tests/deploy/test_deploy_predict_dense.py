@@ -1,6 +1,7 @@
 """What Predictor says of objects and pixels: what the network itself says, in pixels of the pictures."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from routespace import BundleError, Card, Predictor, SpecError, save_bundle
 from routespace.deploy.export.write import export
 from routespace.deploy.extract import extract
 from routespace.deploy.predict.answers import FoundObjects, PixelClasses, coco_results, grown
+from routespace.deploy.predict.coco_ids import read_coco_ids
 from routespace.files import json_text
 from routespace.grid.architecture import Architecture
 from routespace.preprocess import Preprocess, preprocess_to_json, save_preprocess
@@ -162,3 +164,15 @@ def test_exported_files_say_the_same(kind, suffix, place, tmp_path):
         if kind == "instance":
             assert len(one.labels) > 3
             assert (one.masks != other.masks).mean() < 0.001
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])  # as Linux and macOS write accents
+def test_ids_are_found_however_accents_are_written(form, tmp_path):
+    name, file = unicodedata.normalize(form, "café"), tmp_path / "annotations.json"
+    images, categories = [{"id": 7, "file_name": f"{name}/1.png"}], [{"id": 90, "name": name}]
+    file.write_text(json.dumps({"images": images, "categories": categories}))
+    ids = read_coco_ids(file)
+    for other in ("NFC", "NFD"):
+        path = unicodedata.normalize(other, "pictures/café/1.png")
+        ids.require(["caf\u00e9"], [path])  # as networks call their classes
+        assert ids.image(path) == 7

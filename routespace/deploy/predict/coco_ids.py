@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from routespace.errors import DataError
 from routespace.files import read_json
+from routespace.picture_files import plain_name
 
 WANTED = "a JSON file in COCO's format, with images and categories"
 NAMED = 3  # of what is missing
 
 
 class CocoIds(NamedTuple):
-    """Ids of images by file name, and of categories by class name.
+    """Ids of images by file name, and of categories by class name; accents are written one way, as in classes.
 
     Attributes:
         images, categories: name → id.
@@ -27,7 +28,7 @@ class CocoIds(NamedTuple):
 
     def image(self, path: str | None) -> int | None:
         """The id of an image: that of the longest end of its path that is a file name; None where none is."""
-        parts = PurePath(path or "").parts
+        parts = PurePath(plain_name(path or "")).parts
         ends = ("/".join(parts[begin:]) for begin in range(len(parts)))
         return next((self.images[end] for end in ends if end in self.images), None)
 
@@ -62,6 +63,7 @@ def read_coco_ids(path: Path) -> CocoIds:
             name, number = (entry.get(field), entry.get("id")) if isinstance(entry, dict) else (None, None)
             if not isinstance(name, str) or not isinstance(number, int) or isinstance(number, bool):
                 raise DataError(f"{path}: one of the {kind} has no {field} with a whole id: {entry!r:.80}")
+            name = plain_name(name)
             if ids.setdefault(name, number) != number:
                 raise DataError(f"{path}: {kind} {ids[name]} and {number} have the same {field} {name!r}")
         named.append(ids)
