@@ -114,6 +114,9 @@ def run(
         _tell_dense(told, predictor.answers, to_csv, as_json=as_json, single=pictures.single)
     else:
         _tell_classes(found, to_csv, as_json=as_json, single=pictures.single)
+    for what, place in (("drawn in", draw), ("maps in", maps), ("tokens drawn in", picture)):
+        if place is not None and not as_json:
+            _tell(f"{what} {place}")
     if unread:
         raise typer.Exit(SOME_LEFT_OUT)
 

@@ -114,7 +114,7 @@ def show_told(told: Sequence[Told], answers: str, *, single: bool) -> None:
 
 def _line(one: Told, answers: str) -> str:
     if answers == "pixels":
-        named = [f"{row[1]} {float(row[2]):.0%}" for row in one.rows[:NAMED]]
+        named = [f"{row[1]} {100 * float(row[2]):.0f} %" for row in one.rows[:NAMED]]
     else:
         named = [f"{name} {count}" for name, count in Counter(row[1] for row in one.rows).most_common(NAMED)]
     return ", ".join(named) or "nothing"

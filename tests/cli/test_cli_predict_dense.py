@@ -127,6 +127,7 @@ def test_objects_are_drawn_on_the_pictures_and_told_as_tables(place, tmp_path):
     told = predict(*args)
     assert told.exit_code == 0
     assert "2 images, 20 objects" in told.stdout
+    assert told.stderr == f"drawn in {tmp_path / 'seen'}\n"
     drawn = sorted(path.name for path in (tmp_path / "seen").iterdir())
     assert drawn == ["a.png", "a_2.png"]
     picture = np.asarray(Image.open(tmp_path / "seen" / "a.png"))
