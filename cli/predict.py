@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,9 +114,7 @@ def run(
         _tell_dense(told, predictor.answers, to_csv, as_json=as_json, single=pictures.single)
     else:
         _tell_classes(found, to_csv, as_json=as_json, single=pictures.single)
-    for what, place in (("drawn in", draw), ("maps in", maps), ("tokens drawn in", picture)):
-        if place is not None and not as_json:
-            _tell(f"{what} {place}")
+    _tell_places({} if as_json else {"drawn in": draw, "maps in": maps, "tokens drawn in": picture})
     if unread:
         raise typer.Exit(SOME_LEFT_OUT)
 
@@ -234,6 +232,13 @@ def _tell_classes(found: Sequence[Prediction], to_csv: str | None, *, as_json: b
         print(printable(f"{table_file}  {summary_of_classes(found)}"))
     else:
         show_classes(found, single=single)
+
+
+def _tell_places(written: Mapping[str, Path | None]) -> None:
+    """Say on stderr where pictures were written."""
+    for what, place in written.items():
+        if place is not None:
+            _tell(f"{what} {place}")
 
 
 def _tell_dense(told: Sequence[Told], answers: str, to_csv: str | None, *, as_json: bool, single: bool) -> None:
