@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,16 +66,16 @@ def run(
     if latency is not None:
         said_once("search.latency_table", "--latency", latency, asked, read=absolute)
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
+    chosen, lines = as_asked(chosen, {**asked, **({} if data is None else {"data.root": str(data)})})
     seen = _data_of_trials(chosen)
     _require(seen, csv)
     folder = out or Path("runs") / f"{chosen.name}-search"
     with loading("loading torch and optuna"):
         from routespace.search import run_study
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
-    lines: list[str] = []
     if data is not None and seen is not None:
-        chosen, lines = with_own_classes(chosen, recipe, {*asked, *chosen.require_search().overrides})
-        seen = _data_of_trials(chosen)
+        chosen, more = with_own_classes(chosen, recipe, {*asked, *chosen.require_search().overrides})
+        seen, lines = _data_of_trials(chosen), [*lines, *more]
     try:
         with watching() as watcher:
             for line in (*lines, *_told_of(seen)):  # the trials warn of what is dubious
@@ -92,6 +93,24 @@ def run(
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     conclude(record, folder, csv)
+
+
+def as_asked(recipe: Recipe, asked: Mapping[str, object]) -> tuple[Recipe, list[str]]:
+    """The recipe whose trials have what was asked for, where its search has other values for them; lines on these.
+
+    Args:
+        recipe: with what was asked for.
+        asked: dotted fields that were set on purpose; of `search.overrides` itself, they all hold.
+    """
+    overrides = dict(recipe.require_search().overrides)
+    if any(name in ("search", "search.overrides") for name in asked):
+        return recipe, []
+    lines = []
+    for field in list(overrides):
+        if any(f"{field}.".startswith(f"{name}.") for name in asked):
+            value = overrides.pop(field)
+            lines.append(f"{field}: as asked for, in place of the {value} that search.overrides has for trials")
+    return (recipe.override({"search.overrides": overrides}) if lines else recipe), lines
 
 
 def _require(seen: Recipe | None, csv: Path | None) -> None:

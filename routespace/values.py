@@ -83,9 +83,25 @@ class Value(BaseModel):
             SpecError: one line: the field, what was given, what is allowed.
         """
         try:
-            return cls.model_validate(data)
+            return super().model_validate(data)
         except ValidationError as error:
             raise SpecError(explain(error, cls, name=name)) from error
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """pydantic's name of `parse`; raises SpecError, too."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise SpecError(explain(error, cls)) from error
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """`parse` of JSON text; raises SpecError, too."""
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise SpecError(explain(error, cls)) from error
 
     @classmethod
     def field_names(cls) -> list[str]:

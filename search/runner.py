@@ -182,8 +182,9 @@ class Loop:
     def _check_end(self) -> None:
         """A study that ends without one finished trial, and not for its limits, has failed."""
         found = self._look()
-        if self.failed and not any(trial.state in ("finished", "running") for trial in found):
-            raise RoutespaceError(f"study: no trial finished, {len(self.failed)} failed{_cause(self.failed)}")
+        failed = [trial for trial in found if trial.state == "failed"]  # in whichever call
+        if failed and not any(trial.state in ("finished", "running") for trial in found):
+            raise RoutespaceError(f"study: no trial finished, {len(failed)} failed{_cause(failed)}")
 
     def _tell(
         self,

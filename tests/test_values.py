@@ -1,6 +1,7 @@
 """Values: every bad field of every public value is one SpecError, in the field's own words and in no others."""
 
 import copy
+import json
 import pickle
 from typing import Annotated, Literal
 
@@ -59,7 +60,13 @@ class Drawing(Value):
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
 def test_an_unknown_field_is_a_routespace_error(value):
     assert issubclass(value, Value)
-    for make in (lambda: value(no_such_field=1), lambda: value.parse({"no_such_field": 1})):
+    field = {"no_such_field": 1}
+    for make in (
+        lambda: value(**field),
+        lambda: value.parse(field),
+        lambda: value.model_validate(field),
+        lambda: value.model_validate_json(json.dumps(field)),
+    ):
         with pytest.raises(RoutespaceError) as caught:
             make()
         assert isinstance(caught.value, SpecError)

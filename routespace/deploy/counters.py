@@ -161,8 +161,11 @@ def _image(net: nn.Module, image_size: tuple[int, int] | int | None) -> tuple[in
 
 @contextmanager
 def _computing_all(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every token of every edge computed, whatever gates decide."""
-    with evaluating(net):
+    """Evaluation mode, and every token of every edge computed, whatever gates decide.
+
+    Nothing is in inference mode, where operators reach the counters whole, as names that they do not know.
+    """
+    with evaluating(net), torch.inference_mode(False), torch.no_grad():
         if not isinstance(net, TaskNet | RouteNet):
             yield
             return
@@ -188,10 +191,12 @@ def torch_macs(net: nn.Module, image_size: tuple[int, int] | int | None = None, 
     if meta:
         tensors = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     some = next((t for t in tensors.values() if t.is_floating_point()), torch.empty(0))
-    images = torch.zeros(1, *_image(net, image_size), dtype=some.dtype, device=some.device)
     count = FlopCounterMode(display=False, custom_mapping=_added_formulas())
-    with _computing_all(net), torch.no_grad(), count as counter, _Operators() as operators:
-        torch.func.functional_call(whole, tensors, (images,))
+    with _computing_all(net):
+        tensors = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in tensors.items()}
+        images = torch.zeros(1, *_image(net, image_size), dtype=some.dtype, device=some.device)
+        with count as counter, _Operators() as operators:
+            torch.func.functional_call(whole, tensors, (images,))
     counted = counter.get_flop_counts()["Global"]
     by_operator = {str(name).removeprefix("aten."): int(n) // FLOPS_PER_MAC for name, n in counted.items()}
     return MacCount(counter.get_total_flops() // FLOPS_PER_MAC, by_operator, dict(operators.unknown))
@@ -214,9 +219,9 @@ def fvcore_macs(
         attention: register a handle for fused attention. Without it fvcore drops it, and `unknown` says so.
     """
     net = unwrap(net)
-    images = torch.zeros(1, *_image(net, image_size), dtype=next(net.parameters()).dtype)
     module = net.as_module() if isinstance(net, RouteNet | TaskNet) else net
-    with _computing_all(net), torch.no_grad(), warnings.catch_warnings():
+    with _computing_all(net), warnings.catch_warnings():
+        images = torch.zeros(1, *_image(net, image_size), dtype=next(net.parameters()).dtype)
         warnings.simplefilter("ignore")  # fvcore's own, and the tracer's about constants of the fixed image size
         from fvcore.nn import FlopCountAnalysis
 

@@ -117,7 +117,11 @@ class Architecture:
                 edges += [Edge(k, rate, "identity") for k in range(layer, spec.layers)]
         for edge in edges:
             if edge.name not in grid.edges:
-                raise GridError(f"split: {split} needs {edge.name}, which the grid lacks; see embed_layers")
+                down = [sum(split[: i + 1]) for i in range(len(split) - 1)]
+                raise GridError(
+                    f"split: {split} goes down in columns {down}, and patch embeddings stand in "
+                    f"{sorted(spec.embed_columns)} alone; set embed_layers to all, or to what it needs"
+                )
         return cls(spec, {edge.name: "open" for edge in edges})
 
     @classmethod

@@ -66,7 +66,7 @@ def _plain(key: str) -> str:
 def some_keys(state: Mapping[str, Tensor]) -> str:
     """Some keys of a state dict, for a message."""
     if not state:
-        return "it is empty"
+        return "it holds no tensors"
     return f"keys: {', '.join(list(state)[:SHOWN_KEYS])}{', …' if len(state) > SHOWN_KEYS else ''}"
 
 

@@ -212,6 +212,8 @@ def _weights(gates: GateSpec) -> tuple[object, ...]:
 
 def _check_routing(recipe: Recipe, architecture: Architecture, asked: Collection[str] | None) -> None:
     """Raise SpecError when another part of the grid was asked for than the network has."""
+    if asked is None and recipe.routing == "static" and not architecture.is_static:
+        raise SpecError("routing: static was asked, but the given network has gates; extract a static part of it")
     for name in ("routing", "split"):
         if name not in (asked or ()):
             continue

@@ -157,7 +157,9 @@ class RunFolder:
             raise BundleError(f"{self.path}: is a finished run; choose another --out, or remove it")
         if not self.path.exists():
             require_place(self.path)
-        elif not self.path.is_dir() or (any(self.path.iterdir()) and not self._is_leftover()):
+        elif not self.path.is_dir():
+            raise BundleError(f"{self.path}: is a file; choose another --out")
+        elif any(self.path.iterdir()) and not self._is_leftover():
             hint = "go on with --resume, or " if self.is_run else ""
             raise BundleError(f"{self.path}: exists and is not empty; {hint}choose another --out")
 

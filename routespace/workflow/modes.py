@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routespace.deploy.latency.device import check_threads, using_threads
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.families.base import Block
@@ -28,7 +29,6 @@ from routespace.nn.routing.deciding import Execution
 from routespace.nn.routing.routes import Routes
 from routespace.nn.running import as_input, evaluating, now
 from routespace.nn.task_net import TaskNet
-from routespace.workflow.timing import using_threads
 
 ROUNDS = 9
 WARM_UP = 2  # calls of each mode that are not timed: they compile, and find their memory
@@ -100,6 +100,8 @@ def mode_times(
     images, keeps = as_input(net, images), () if net.architecture.is_static else keeps
     if rounds < 1 or threads < 1:
         raise SpecError(f"rounds {rounds}, threads {threads}: give at least 1 of each")
+    if images.device.type == "cpu":
+        check_threads(threads)
     if processor_time and (images.device.type != "cpu" or threads > 1):
         raise SpecError("clock: cpu is for one thread on the CPU; use wall")
     if not all(0 < keep <= 1 for keep in keeps):

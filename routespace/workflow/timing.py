@@ -6,12 +6,11 @@ Shapes: B images · C channels · H, W pixels.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from routespace.deploy.latency.device import using_threads
 from routespace.nn.running import as_input, evaluating, now
 from routespace.nn.task_net import TaskNet
 
@@ -50,14 +49,3 @@ def routed_times(
                 if turn >= 0:
                     taken[mode].append(seconds)
     return {mode: statistics.median(times) for mode, times in taken.items()}
-
-
-@contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    """So many threads for torch; as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -55,6 +55,7 @@ def test_a_recipe_and_a_static_bundle(cli, tmp_path):
         (("--batch", 0), "batch"),
         (("--rounds", 0), "rounds"),
         (("--threads", 0), "threads"),
+        (("--threads", 9999), "threads"),
         (("--dtype", "int8"), "dtype"),
         (("--clock", "sun"), "clock"),
         (("--image-size", "big"), "image_size"),

@@ -11,9 +11,11 @@ import pytest
 from tiny_grid import TINY_GRID
 from train_photos import photos
 
+from routespace.cli.search import as_asked
 from routespace.cli.study_view import TrialWatch, draw_study, show_study
 from routespace.cli.watch import Watcher
 from routespace.errors import DataError
+from routespace.recipes import load_recipe
 from routespace.search import run_study
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
@@ -151,3 +153,14 @@ def test_a_search_tells_its_classes_and_refuses_other_ones_before_it_begins(cli,
     out = cli("search", "digits_tiny", *few, *small, *space, "--out", tmp_path / "study").assert_fine().out
     told = "grid.num_classes: 3, as the data has, in place of the recipe's 10\n"
     assert out.startswith(f"{told}3 classes, 51 images (train 36, val 15): ant 17, cat 17, dog 17\n")
+
+
+def test_what_is_set_holds_for_the_trials_too():
+    """Where the recipe's search has other values for them, unless that is set, too."""
+    recipe = load_recipe("digits_tiny").override({"train.epochs": 1})
+    before = recipe.require_search().overrides
+    chosen, lines = as_asked(recipe, {"train.epochs": 1, "budget.ratio": 0.6})
+    assert chosen.require_search().overrides == {name: before[name] for name in before if name != "train.epochs"}
+    assert lines == ["train.epochs: as asked for, in place of the 4 that search.overrides has for trials"]
+    assert "data.train_size" not in as_asked(recipe, {"data": {}})[0].require_search().overrides
+    assert as_asked(recipe, {"train.epochs": 1, "search.overrides": before}) == (recipe, [])

@@ -1,11 +1,14 @@
 """Networks that are made under `torch.inference_mode()` can be trained."""
 
+import copy
+
 import pytest
 import torch
 from tiny_grid import TINY_GRID
 
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
 from routespace.deploy.extract import extract
+from routespace.deploy.verify import verify
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
@@ -52,6 +55,14 @@ def test_it_can_be_trained(make, tmp_path):
     sum(x.sum() for x in (found if isinstance(found, tuple) else [found])).backward()
     optimizer.step()
     net.backbone.update_gate_ema()
+
+
+def test_what_is_made_there_is_verified_there():
+    """Operators are counted as anywhere else."""
+    with torch.inference_mode():
+        supernet = copy.deepcopy(TaskNet.classifier(FULL))
+        report = verify(supernet, PART, extract(supernet, PART))
+    assert report.ok, str(report)
 
 
 def test_a_network_that_has_only_inferred_trains_on():

@@ -75,8 +75,8 @@ def test_a_wrapped_network_is_filled():
 
 
 NO_WEIGHTS = {
-    "empty": ({}, r"no weights of pvt_v2 in it \(it is empty\)"),
-    "no tensors": ({"epoch": 3}, r"no weights of pvt_v2 in it \(it is empty\)"),
+    "empty": ({}, r"no weights of pvt_v2 in it \(it holds no tensors\)"),
+    "no tensors": ({"epoch": 3}, r"no weights of pvt_v2 in it \(it holds no tensors\)"),
     "resnet18": (None, r"no weights of pvt_v2 in it \(keys: conv1.weight, bn1.weight, bn1.bias, …\)"),
     "a part": ({"stages.0.blocks.0.norm1.weight": torch.ones(32)}, "1 stages for rates"),
 }

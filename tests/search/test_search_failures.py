@@ -60,8 +60,11 @@ def test_a_study_without_one_finished_trial_fails(tmp_path: Path) -> None:
     def fail(recipe: Recipe, folder: Path) -> None:
         raise RuntimeError(f"of {folder.name}")
 
-    with pytest.raises(RoutespaceError, match="no trial finished, 2 failed; the last one: RuntimeError: of 0001"):
+    told = "no trial finished, 2 failed; the last one: RuntimeError: of 0001"
+    with pytest.raises(RoutespaceError, match=told):
         run_study(recipe(), tmp_path, evaluator=FakeEvaluator(fail), trials=2)
+    with pytest.raises(RoutespaceError, match=told):  # nor is it one when there is nothing left to do
+        run_study(recipe(), tmp_path, evaluator=FakeEvaluator(), trials=2, retry_failed=False)
 
 
 @pytest.mark.parametrize("searched", [False, True])

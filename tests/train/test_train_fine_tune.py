@@ -100,6 +100,8 @@ def test_a_recipe_of_another_grid_takes_the_networks_and_says_so(gated):
 def test_in_python_the_recipes_grid_must_be_the_networks(gated, tmp_path):
     with pytest.raises(SpecError, match=r"grid.layers: 3 was asked, but the given network has 2"):
         train_recipe(tiny(grid__layers=3), tmp_path / "run", init=gated)
+    with pytest.raises(SpecError, match=r"routing: static was asked, but the given network has gates"):
+        train_recipe(tiny(routing="static"), tmp_path / "run", init=gated)
     assert not (tmp_path / "run").exists()
 
 

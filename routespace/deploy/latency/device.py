@@ -1,14 +1,17 @@
-"""Which processor or card a measurement is of, and whether this is another one."""
+"""Which processor or card a measurement is of, with how many threads, and whether this is another one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
+from routespace.errors import SpecError
 from routespace.values import Value
 
 
@@ -35,6 +38,27 @@ def this_device(device: torch.device, threads: int) -> MeasuredDevice:
         name, versions = torch.cuda.get_device_name(device), found | {"cuda": torch.version.cuda or ""}
         return MeasuredDevice(kind="cuda", name=name, versions=versions)
     return MeasuredDevice(kind="cpu", name=_cpu_name(), threads=threads, versions=found)
+
+
+def check_threads(count: int) -> None:
+    """Raise SpecError for more threads than this machine has cores: they would wait for each other."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    if count > cores:
+        raise SpecError(f"threads: {count} are more than the {cores} cores of this machine; give at most {cores}")
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """So many threads for torch; as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cpu_name() -> str:

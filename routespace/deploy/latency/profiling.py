@@ -11,10 +11,9 @@ makes it depend on what ran before: call `routespace.memory.keep_freed_memory` f
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 
 from routespace.checked import checked
 from routespace.deploy.latency.bench import Bench, Work
-from routespace.deploy.latency.device import this_device
+from routespace.deploy.latency.device import check_threads, this_device, using_threads
 from routespace.deploy.latency.fit import fit_factors
 from routespace.deploy.latency.parts import PartTime
 from routespace.deploy.latency.table import Clock, DType, LatencyTable
@@ -80,7 +79,7 @@ def profile(
     _check(place, batch=batch, keeps=keeps, rounds=rounds, threads=threads, clock=clock)
     grid = space.grid if isinstance(space, Architecture) else space
     bench = Bench(grid, device=place, batch=batch, dtype=getattr(torch, dtype), compiled=compiled, gates=gates)
-    with _threads(threads if place.type == "cpu" else None), torch.inference_mode():
+    with using_threads(threads) if place.type == "cpu" else nullcontext(), torch.inference_mode():
         chosen = sample_static(grid, subnets, seed=seed) if subnets else []
         parts = bench.parts(keeps, seed)
         whole = [bench.subnet(architecture) for architecture in chosen]
@@ -149,35 +148,14 @@ def _time(work: Work, repeats: int, read: Callable[[], float]) -> float:
     return (read() - start) * 1e3 / repeats
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-
-
 def _check(
     device: torch.device, *, batch: int, keeps: Sequence[float], rounds: int, threads: int, clock: str
 ) -> None:
     on_cpu = device.type == "cpu"
     if batch < 1 or threads < 1 or rounds < 3:
         raise SpecError(f"batch {batch}, threads {threads}, rounds {rounds}: give at least 1, 1 and 3")
-    if on_cpu and threads > (cores := _cores()):
-        raise SpecError(
-            f"threads: {threads} are more than the {cores} cores of this machine; give at most {cores}"
-        )
+    if on_cpu:
+        check_threads(threads)
     if not all(0 < keep <= 1 for keep in keeps):
         raise SpecError(f"keeps: {list(keeps)} is not allowed; give shares above 0, at most 1")
     if clock not in ("wall", "cpu") or (clock == "cpu" and (not on_cpu or threads > 1)):
