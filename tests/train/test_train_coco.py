@@ -266,11 +266,13 @@ def test_run_lengths_are_those_that_pycocotools_packs():
 # -- parts, kinds and files ---------------------------------------------------------------------------------------
 
 
-def test_parts_are_found_where_coco_and_others_put_them(tmp_path):
+def test_parts_are_found_where_coco_and_others_put_them(tmp_path, monkeypatch):
     some_coco(tmp_path / "a", "train", 6)
     some_coco(tmp_path / "a", "val", 3)
     source = source_of(spec(tmp_path / "a"), "objects")
     assert source.summary.text == "2 classes, 9 images (train 6, val 3), 9 objects: cat 6, dog 3"
+    monkeypatch.chdir(tmp_path)
+    assert source_of(spec("a"), "objects").summary.text == source.summary.text  # from the folder above
     with pytest.raises(DataError, match="no annotated test images"):
         source.test()
     cut = source_of(spec(tmp_path / "a", val="cut", val_fraction=0.4), "objects")

@@ -120,7 +120,9 @@ class CocoAnnotations:
             return _Place(self.root, images) if whole or split == "train" else None
         annotations, images = (getattr(self.spec, f"{split}_{what}") for what in ("annotations", "images"))
         places = list(_layouts(self.root, split))
-        if annotations is None:
+        if annotations is not None:
+            file = self.root / annotations
+        else:
             place = next((place for place in places if place.annotations.is_file()), None)
             if place is None and split == "train":
                 tried = ", ".join(dict.fromkeys(str(p.annotations.relative_to(self.root)) for p in places))
@@ -128,10 +130,9 @@ class CocoAnnotations:
                     f"{self.root}: has no annotations to train with (looked for {tried}); name them with "
                     f"data.train_annotations"
                 )
-            annotations = None if place is None else place.annotations
-        if annotations is None:
-            return None
-        file = self.root / annotations
+            if place is None:
+                return None
+            file = place.annotations
         if not file.is_file():
             raise DataError(f"{file}: no such file; mend data.{split}_annotations")
         if images is not None:
