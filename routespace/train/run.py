@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from routespace.checked import checked
-from routespace.errors import BundleError, SpecError
-from routespace.files import json_text, undone, write_text
+from routespace.errors import SpecError
+from routespace.files import undone, write_text
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.lookup import allow_families
 from routespace.nn.module import unwrap
@@ -28,7 +28,7 @@ from routespace.nn.task_net import TaskNet
 from routespace.train.balance import balanced
 from routespace.train.batch import settled_batch
 from routespace.train.budget import check_budget
-from routespace.train.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.kept import look_at
 from routespace.train.data.loaders import Loaders, ProcessShare
 from routespace.train.data.source import located
@@ -42,7 +42,8 @@ from routespace.train.recipe.phases import phase_text
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.run_lock import held, refuse_held
-from routespace.train.start import Start, make_net, run_key, start_folder
+from routespace.train.run_state import load_state, save_state, state_of, write_metrics
+from routespace.train.start import Start, make_net, start_folder
 from routespace.train.stopping import StopSignal
 from routespace.train.teaching import check_teaching
 
@@ -131,7 +132,7 @@ def train_recipe(
         with _alone(run, first=accelerator.is_main_process, resume=resume):
             _begin(trainer, run, replace(start, recipe=trainer.recipe), resume=resume)
             with StopSignal() as stop:
-                trainer.fit(stop, lambda: _save(trainer, run))
+                trainer.fit(stop, lambda: save_state(trainer, run))
             return RunResult(run.path, *finish(trainer, run))
 
 
@@ -260,57 +261,13 @@ def _begin(trainer: Trainer, run: RunFolder, start: Start, *, resume: bool) -> N
     """Make the folder, or go on from its checkpoint."""
     accelerator, seed = trainer.accelerator, trainer.recipe.seed
     set_seed((seed * 1009 + 1 + accelerator.process_index) % 2**32)  # noise: each process its own
-    state = _state(trainer)  # every process gives its part
+    state = state_of(trainer)  # every process gives its part
     with together():
         if resume and run.checkpoint_path.exists():
-            _load(trainer, run)
+            load_state(trainer, run)
         elif accelerator.is_main_process:
             start_folder(run, start, trainer.course.phases[-1].loaders.source, state)
         if resume and accelerator.is_main_process:
             write_text(run.recipe_path, start.recipe.to_yaml())  # it may tell of data that was moved
             if trainer.records:  # a run may have been killed between its checkpoint and these
-                _write_metrics(trainer, run)
-
-
-def _load(trainer: Trainer, run: RunFolder) -> None:
-    """Go on from a run's checkpoint; raises BundleError when it is of another recipe or number of processes."""
-    state, count = load_checkpoint(run.checkpoint_path), trainer.accelerator.num_processes
-    if state.get("recipe") != run_key(trainer.recipe):
-        raise BundleError(f"{run.checkpoint_path}: is of another recipe; choose another --out")
-    teacher = state.get("teacher")
-    if teacher != _taught_by(trainer):
-        raise BundleError(
-            f"train.teacher: {trainer.recipe.train.teacher} has other weights than when {run.path} began; give "
-            f"the former teacher, or start anew with another --out"
-        )
-    before = len(state["random"])
-    if before != count:
-        raise BundleError(
-            f"{run.path}: was trained by {before} processes, these are {count}, whose noise would be another one; "
-            f"go on with {before}, or start anew with another --out"
-        )
-    trainer.load_state(state)
-
-
-def _state(trainer: Trainer) -> dict[str, Any]:
-    return {"recipe": run_key(trainer.recipe), "teacher": _taught_by(trainer), **trainer.state()}
-
-
-def _taught_by(trainer: Trainer) -> str | None:
-    """Digest of an outside teacher's weights; None without one."""
-    teacher = trainer.course.phase.teacher
-    return None if teacher is None else teacher.digest
-
-
-def _save(trainer: Trainer, run: RunFolder) -> None:
-    """Write a checkpoint and the metrics so far; every process must call it."""
-    state = _state(trainer)
-    with together():
-        if trainer.accelerator.is_main_process:
-            save_checkpoint(run.checkpoint_path, state)
-            _write_metrics(trainer, run)
-
-
-def _write_metrics(trainer: Trainer, run: RunFolder) -> None:
-    lines = [json_text(record, indent=None) + "\n" for record in trainer.records]
-    write_text(run.metrics_path, "".join(lines))
+                write_metrics(trainer, run)

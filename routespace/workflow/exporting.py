@@ -8,7 +8,8 @@ from pathlib import Path
 from routespace import file_names
 from routespace.checked import checked
 from routespace.deploy.export.formats import exporter_named
-from routespace.deploy.export.write import ExportReport, Say, export, least_side
+from routespace.deploy.export.sides import least_side
+from routespace.deploy.export.write import ExportReport, Say, export
 from routespace.deploy.folder import require_export_place
 from routespace.errors import BundleError
 from routespace.files import json_text

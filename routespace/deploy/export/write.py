@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from routespace.checked import checked
-from routespace.deploy.examples import example_images, image_shape
+from routespace.deploy.examples import example_images
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
 from routespace.deploy.export.region_files import FIRST, NETWORK, REGION, REGIONS, region_path
+from routespace.deploy.export.sides import checked_sizes, least_side, least_steps, side_step
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import json_text, replaced, require_place
@@ -152,7 +153,7 @@ def export_as(
     allowed, say = tolerance_for(dtype, CONVERTED, tolerance), say or _silent
     say("running the network")
     with _dense(net) as module, torch.no_grad():
-        sizes = _sizes(net, image_size)
+        sizes = checked_sizes(net, image_size)
         checked = zip(CHECKED_BATCHES, sizes, strict=True)  # an image size that does not fit ends here
         fed = [example_images(net, batch, size, seed=batch) for batch, size in checked]
         pairs = [(images, _by_name(module.names, module(images))) for images in fed]
@@ -160,7 +161,7 @@ def export_as(
         regions = _of_regions(net, path, tolerance)
         about = _about(net, sizes[0], regions) | dict(metadata or {})
         traced = example_images(net, TRACED_BATCH, sizes[-1])
-        prepared = Prepared(module, module.names, traced, about, step=_step(net), least=_least(net))
+        prepared = Prepared(module, module.names, traced, about, step=side_step(net), least=least_steps(net))
         first = _Graph(path, prepared, pairs, dtype, allowed)
         return _written(exporter, [first, *regions.values()], say)
 
@@ -242,35 +243,9 @@ def _by_name(names: Sequence[str], outputs: Tensor | tuple[Tensor, ...]) -> dict
     return dict(zip(names, given, strict=True))
 
 
-def _step(net: TaskNet) -> int | None:
-    """Pixels of which the images' sides may be any multiple; None where they are fixed."""
-    return net.spec.max_down if net.head.free_size and net.spec.family.free_size else None
-
-
-def _least(net: TaskNet) -> int:
-    """Steps of a free side, at least: two tokens of the coarsest map, of which the second may be a part."""
-    return net.head.coarsest(net.spec) // net.spec.max_down + 1
-
-
-def least_side(net: TaskNet) -> int | None:
-    """Pixels that a side of an exported network's images has at least; None where files take one size."""
-    step = _step(net)
-    return None if step is None else _least(net) * step
-
-
-def _sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple[int, int]]:
-    """Of the checked images; where it is free, the size that is asked for as whole steps, and a larger one."""
-    _, *asked = image_shape(net, image_size)
-    step = _step(net)
-    if step is None:
-        return [(asked[0], asked[1])] * len(CHECKED_BATCHES)
-    height, width = (max(_least(net), -(-side // step)) * step for side in asked)
-    return [(height, width), (height + step, width + 2 * step)]
-
-
 def _about(net: TaskNet, size: tuple[int, int], regions: Mapping[str, _Graph]) -> dict[str, str]:
     """What every first file tells."""
-    step = _step(net)
+    step = side_step(net)
     more = {} if step is None else {"side_step": str(step), "least_side": str(least_side(net))}
     if regions:
         files = {name: graph.path.name for name, graph in regions.items()}
