@@ -12,10 +12,10 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.families.packing_costs import PackingCosts
 from routespace.nn.kernels.depthwise import Expansion, Layout, expand, gather_depthwise, scatter_depthwise, taps_of
 from routespace.nn.packing.keep import KeptTokens
 from routespace.nn.packing.ragged import chunks_of, ragged_attention
-from routespace.nn.routing.execution import PackingCosts
 from routespace.nn.routing.routes import EdgeRoute, Routes
 from routespace.nn.task_net import TaskNet
 
@@ -361,13 +361,12 @@ def test_images_that_skip_an_edge_are_not_in_its_batch():
 )
 def test_auto_packs_where_that_pays(keep, calls_cost, masked, monkeypatch):
     costs = PackingCosts(channels=100, calls=calls_cost, moves=0.2)  # on small maps calls take more than tokens
-    for name in ("TORCH_COSTS", "ONEDNN_COSTS", "NARROW_COSTS"):
-        monkeypatch.setattr(f"routespace.nn.routing.execution.{name}", costs)
     net = small_net().eval()
     images = torch.randn(4, 3, 64, 64)
     routes = Routes.random(net, images, keep=keep)
     calls = []
     block = type(next(iter(net.edges["l00_r04_transformer"].blocks)))
+    monkeypatch.setattr(block, "packing_costs", costs)
     plain = block.masked
     monkeypatch.setattr(block, "masked", lambda *args: (calls.append(1), plain(*args))[1])
     net.decide(execution="auto")

@@ -23,6 +23,7 @@ from routespace.grid.families.base import Family
 from routespace.grid.families.lookup import import_attribute
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.again import computed_again, is_worth_it, keeps_inputs
+from routespace.nn.families.packing_costs import PACKING_COSTS, PackingCosts
 from routespace.nn.families.parts import image_parts, in_parts
 from routespace.nn.packing.keep import KeptTokens
 
@@ -43,13 +44,13 @@ class Block(nn.Module, ABC):
         compiled: run them; see `RouteNet.compile_blocks`.
         row_numbers: how many numbers a compiled step makes of a token at its widest, by which a batch is parted;
             0 where that is not known.
-        has_narrow_heads: its attention has heads of a few numbers, so that its other parts weigh more.
+        packing_costs: what packing takes beside the kept tokens, in eager execution on a CPU.
     """
 
     has_compiled_steps: ClassVar[bool] = False
     compiled: bool = False
     row_numbers: int = 0
-    has_narrow_heads: bool = False
+    packing_costs: ClassVar[PackingCosts] = PACKING_COSTS
 
     def forward(
         self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False
@@ -137,9 +138,9 @@ class Stage(nn.Module):
         return any(block.compiled for block in self.blocks)
 
     @property
-    def has_narrow_heads(self) -> bool:
-        """Whether its blocks' attention has heads of a few numbers."""
-        return any(isinstance(block, Block) and block.has_narrow_heads for block in self.blocks)
+    def packing_costs(self) -> PackingCosts:
+        """Of its first block."""
+        return next((b.packing_costs for b in self.blocks if isinstance(b, Block)), PACKING_COSTS)
 
     def forward(
         self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False

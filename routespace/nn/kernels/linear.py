@@ -2,8 +2,8 @@
 
 torch multiplies fp32 matrices with MKL, which keeps to AVX2 where a processor is not Intel's. oneDNN, which torch
 brings too, uses AVX-512 there and takes less than half the time (one Zen 5 core: 121 against 55 GMACs a second).
-Large products on such a processor go to it, forwards and backwards (`onednn.py`). So do, on Intel's, layers that in
-inference make more channels of few (`FEW_CHANNELS`); everything else is torch's own.
+Large products on such a processor go to it, forwards and backwards (`onednn.py`). So do, on Intel's, in inference
+layers that make more channels of few (`FEW_CHANNELS`); everything else is torch's own.
 
     with products("torch"): ...          # for comparisons: `auto` (the default), `torch`, `onednn`
 

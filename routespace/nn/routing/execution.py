@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from routespace.grid.spec import map_size
 from routespace.nn.families.base import Stage, TokenEmbed, has_hooks
-from routespace.nn.kernels.linear import onednn_is_used
+from routespace.nn.families.packing_costs import PACKING_COSTS
 from routespace.nn.packing.keep import KeptTokens, kept_rows
 from routespace.nn.packing.rows import spread_rows, take
 from routespace.nn.routing.deciding import Execution
@@ -27,31 +27,6 @@ from routespace.nn.routing.state import NodeState
 
 Keys = Literal["all", "kept"]
 PACK_BELOW = 0.9  # share of kept tokens from which on packing takes more time than it saves
-
-
-class PackingCosts(NamedTuple):
-    """What packing costs in eager execution on a CPU, by which it pays later on small or narrow maps.
-
-    The unit is the time that a dense block's element-wise parts take for one number.
-
-    Attributes:
-        channels: a dense block's matrix products take C / channels for one number.
-        calls: what a packed block's further calls take.
-        moves: what moving one number takes.
-    """
-
-    channels: int
-    calls: int
-    moves: float
-
-
-# Measured on PVTv2-b2, a batch of 1 and of 8: by torch's own products on an Intel Xeon, where packing breaks even
-# at 0.79 to 0.91 of the tokens, and by oneDNN's on a Zen 5, whose faster products leave less to save.
-TORCH_COSTS = PackingCosts(channels=100, calls=20_000, moves=0.2)
-ONEDNN_COSTS = PackingCosts(channels=220, calls=15_000, moves=0.3)
-# Of blocks with heads of at most 16 numbers, whose norms and convolutions of whole maps weigh more: measured on 8
-# and 64 maps of 4×4 to 32×32 tokens and 8 to 96 channels. Packing breaks even at 0.7 of the tokens at most.
-NARROW_COSTS = PackingCosts(channels=200, calls=13_000, moves=0.4)
 
 
 @dataclass(frozen=True)
@@ -243,9 +218,7 @@ def _pack_below(x: Tensor, stage: Stage | None) -> float:
     """The share of kept tokens of (B, N, C) below which a packed edge takes less time than a masked one."""
     if x.device.type != "cpu" or (stage is not None and stage.compiled):
         return PACK_BELOW
-    costs = ONEDNN_COSTS if onednn_is_used() else TORCH_COSTS
-    if stage is not None and stage.has_narrow_heads:
-        costs = NARROW_COSTS
+    costs = PACKING_COSTS if stage is None else stage.packing_costs
     dense = x.numel() * (1 + x.shape[2] / costs.channels)
     return min(PACK_BELOW, 1 - (costs.calls + costs.moves * x.numel()) / dense)
 
