@@ -129,7 +129,7 @@ def other_classes(recipe: Recipe, given: Sequence[str] | None) -> tuple[str, ...
     from routespace.train.data.catalogue import examples
     from routespace.train.data.source import class_names
 
-    if recipe.task.target != "label" or not given:
+    if not given:
         return ()
     names = class_names(recipe)
     if len(names) != len(given) or names == tuple(given):

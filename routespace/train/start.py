@@ -23,7 +23,7 @@ from routespace.train.budget import check_budget
 from routespace.train.checkpoint import save_checkpoint
 from routespace.train.data.kept import keep
 from routespace.train.data.source import Source, count_classes
-from routespace.train.fine_tune import Fitted, fit_to, keep_fitted, same_network
+from routespace.train.fine_tune import OF_CLASSIFIERS, Fitted, fit_to, keep_fitted, same_network
 from routespace.train.pretrained import load_pretrained
 from routespace.train.recipe.parts import AUTO, TIMM
 from routespace.train.recipe.recipe import Recipe
@@ -202,6 +202,8 @@ def _first_weights(net: TaskNet, recipe: Recipe, init: TaskNet | None, tell: Cal
         }
         backbone = {name: tensor for name, tensor in given.items() if not name.startswith(HEAD)}
         net.load_state_dict(given if fits else backbone | fresh)
+        if not fits and recipe.task.classes_field != OF_CLASSIFIERS:  # whose own line has told it
+            tell(f"head: new, for {recipe.num_classes} classes; all but its head is kept of the given network")
         return
     source = recipe.train.weights
     if source is not None:

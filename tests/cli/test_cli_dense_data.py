@@ -5,10 +5,11 @@ import json
 import pytest
 import yaml
 from dense_tiny import dense_net
-from train_annotated import ade, voc
+from train_annotated import ade, some_coco, voc
 from train_tiny import tiny
 
 from routespace import Card, save_bundle
+from routespace.cli.train import other_classes
 from routespace.grid.architecture import Architecture
 from routespace.train.run import train_recipe
 
@@ -51,6 +52,15 @@ def test_a_head_of_other_classes_is_not_compared(run, tmp_path, cli):
         save_bundle(net, tmp_path / name, Card.of(net))
     cli("verify", tmp_path / "other", "--against", run).assert_refused("a head of other classes", "extracted from")
     cli("verify", tmp_path / "boxes", "--against", run).assert_refused("'detect'", "'semantic'")
+
+
+def test_a_given_detectors_outputs_are_told_where_they_are_to_be_others(tmp_path):
+    some_coco(tmp_path)
+    recipe = small({"kind": "detect", "classes": 2}, data={"kind": "coco", "root": str(tmp_path)})
+    assert other_classes(recipe, ("cat", "dog")) == ()
+    assert other_classes(recipe, ("cat", "dog", "owl")) == ()  # the head is new, which is told elsewhere
+    (line,) = other_classes(recipe, ("dog", "cat"))
+    assert line.startswith("classes: the network's outputs were dog, cat, and are now to be cat, dog")
 
 
 def test_what_is_set_holds_beside_the_data(tmp_path, cli):

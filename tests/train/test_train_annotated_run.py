@@ -18,6 +18,7 @@ from routespace.train.data.source import count_classes
 from routespace.train.evaluate import evaluate
 from routespace.train.fine_tune import fit_to
 from routespace.train.run import train_recipe
+from routespace.train.start import Start, make_net
 from routespace.train.stopping import TrainingStoppedError
 
 PYRAMID = {"grid.outputs": "pyramid", "grid.num_classes": 0, "train.batch_size": 2, "train.epochs": 1}
@@ -81,6 +82,10 @@ def test_a_network_that_is_fine_tuned_takes_the_classes_of_the_data(tmp_path):
     )
     assert "task.classes: 2, as many as the data has" in lines
     assert torch.equal(*(next(iter(one.head.parameters())) for one in (run.net, net)))
+    assert not any(line.startswith("head: new") for line in lines)
+    other = recipe.override({"task.classes": 3})
+    make_net(Start.of(other, net), other.task.make(other.grid, other.train), net, tell=lines.append)
+    assert lines[-1] == "head: new, for 3 classes; all but its head is kept of the given network"
     classifier = TaskNet.classifier(tiny().architecture())
     with pytest.raises(SpecError, match="task: 'detect' reads pyramid maps, and the given network gives coarsest"):
         fit_to(recipe, classifier, asked=())
