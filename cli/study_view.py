@@ -79,7 +79,8 @@ def show_study(record: StudyRecord) -> None:
     if best and best[0].state == "finished":
         if not best[0].feasible:
             print(f"no trial keeps the limits; the closest one passes {_passed(best[0])}:")
-        _show_table(record, "Pareto front" if best[0].feasible else None)
+        title = "Pareto front" if len(record.objectives) > 1 else "best trial"
+        _show_table(record, title if best[0].feasible else None)
     elif best:
         closest = f"trial {best[0].number} comes closest and passes {_passed(best[0])}"
         print(f"no front: no trial keeps the limits, so none was trained; {closest}")
