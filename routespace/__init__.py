@@ -51,6 +51,7 @@ _PUBLIC = {
     "routespace.deploy.export.load": ("load_exported",),
     "routespace.deploy.latency.profiling": ("profile",),
     "routespace.deploy.predict.predictor": ("Predictor",),
+    "routespace.deploy.timm_model": ("as_timm",),
     # looking at it
     "routespace.draw.grid": ("draw_grid",),
     # a command's work
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from routespace.deploy.latency.profiling import profile as profile
     from routespace.deploy.predict.predictor import Predictor as Predictor
     from routespace.deploy.removal import removal_scores as removal_scores
+    from routespace.deploy.timm_model import as_timm as as_timm
     from routespace.deploy.verify import verify as verify
     from routespace.draw.grid import draw_grid as draw_grid
     from routespace.errors import BudgetError as BudgetError

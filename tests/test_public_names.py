@@ -32,6 +32,7 @@ PUBLIC = [
     "TaskNet",
     "TaskOutput",
     "architecture_cost",
+    "as_timm",
     "batch_cost",
     "budget_loss",
     "calibrate_threshold",
