@@ -6,6 +6,7 @@ it is as it comes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import content_hash
 from routespace.train.recipe.data_kinds import LOCATIONS
 from routespace.train.recipe.parts import LATER, TrainSpec
+from routespace.train.recipe.searching import SearchSpec
+from routespace.values import Value
+
+SECTIONS: Mapping[str, type[Value]] = {"train": TrainSpec, "gates": GateSpec, "search": SearchSpec}
 
 
 def recipe_hash(data: dict[str, Any]) -> str:
@@ -26,8 +31,10 @@ def recipe_hash(data: dict[str, Any]) -> str:
 def without_train_places(data: dict[str, Any]) -> dict[str, Any]:
     """A recipe's data with the names of weights and teacher for their paths, and no later field unset."""
     kept: dict[str, dict[str, Any]] = {}
-    for section, spec in (("train", TrainSpec()), ("gates", GateSpec())):
-        fresh, later = spec.model_dump(mode="json"), LATER[section]
+    for section, kind in SECTIONS.items():
+        if data[section] is None:
+            continue
+        fresh, later = kind.model_construct().model_dump(mode="json"), LATER[section]
         given = data[section].items()
         kept[section] = {name: value for name, value in given if name not in later or value != fresh[name]}
     if "phases" in kept["train"]:

@@ -65,6 +65,7 @@ LATER = {
     ),
     "phases": ("seconds",),  # of each
     "gates": ("scout", "scout_width", "scout_square", "skipped"),
+    "search": ("pruner",),
 }
 
 
