@@ -33,6 +33,7 @@ __all__ = ["TimmModel", "as_timm", "routespace"]
 
 PREVIOUS_LAYER = 99999  # timm's word for "of the layer before"
 PICTURE_CHANNELS = (1, 3, 4)  # of which ImageNet's mean and deviation are known
+OF_CREATE_MODEL = ("pretrained_cfg_overlay", "cache_dir")  # of which the latter has nothing to keep
 Pool = Literal["avg", ""]
 
 
@@ -227,31 +228,21 @@ def routespace(
         BundleError: the folder is no bundle.
         SpecError: a network that has gates, other image channels, or an option that is not known.
     """
-    overlay = {**(timms.pop("pretrained_cfg", None) or {}), **(timms.pop("pretrained_cfg_overlay", None) or {})}
-    timms.pop("cache_dir", None)  # nothing is fetched
-    if timms:
-        raise SpecError(f"{', '.join(timms)}: not known for a bundle's network; leave it out")
+    asked = [name for name, value in timms.items() if value is not None and name not in OF_CREATE_MODEL]
+    if asked:
+        raise SpecError(f"{', '.join(asked)}: not known for a bundle's network; leave it out")
     net, fed = load_bundle(bundle).net, load_preprocess(bundle)
     if in_chans not in (None, net.spec.in_channels):
         raise SpecError(
             f"in_chans: {in_chans}, but the network in {bundle} reads {net.spec.in_channels}; leave it out"
         )
     if not pretrained:
-        _renew(net)
+        net.backbone.load_state_dict(RouteNet(net.architecture).state_dict())
     model = as_timm(net, *(fed or ()))
-    model.pretrained_cfg.update(overlay)
-    if num_classes is not None or global_pool is not None:
+    model.pretrained_cfg.update(timms.get("pretrained_cfg_overlay") or {})
+    if not pretrained or num_classes is not None or global_pool is not None:
         model.reset_classifier(model.num_classes if num_classes is None else num_classes, global_pool)
     if not features_only:
         return model
     every = tuple(range(len(model.rates)))
     return FeatureGetterNet(model, out_indices if isinstance(out_indices, int) else tuple(out_indices or every))
-
-
-def _renew(net: TaskNet) -> None:
-    """Give a network the weights that a new one of its kind begins with."""
-    new = RouteNet(net.architecture, net.gate_spec)
-    net.backbone.load_state_dict(new.state_dict())
-    if isinstance(net.head, Classifier):
-        classes, features = net.head.weight.shape
-        net.head.load_state_dict(Classifier(features, classes, rate=net.head.rate).state_dict())

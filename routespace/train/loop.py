@@ -156,9 +156,7 @@ class Trainer:
 
     def _train_epoch(self, stop: StopSignal, save: Callable[[], None]) -> None:
         course = self.course
-        self.loaders.set_epoch(course.epochs_done, course.step)
-        if course.phase.own_images is not None:
-            course.phase.own_images.set_epoch(course.epochs_done, course.step)
+        course.phase.set_epoch(course.epochs_done, course.step)
         self.step_loss.train()
         start, first = time.perf_counter(), course.step
         self.clock.start()

@@ -51,6 +51,12 @@ class Phase:
     teacher: Teacher | None = None
     own_images: OwnImages | None = None
 
+    def set_epoch(self, epoch: int, step: int) -> None:
+        """Choose the images that come next: those of an epoch, from a step of it on."""
+        self.loaders.set_epoch(epoch, step)
+        if self.own_images is not None:
+            self.own_images.set_epoch(epoch, step)
+
 
 def phase_loaders(recipe: Recipe, share: ProcessShare, kind: type[Loaders] = Loaders) -> list[Loaders]:
     """The images of each phase of a recipe, the recipe's own last.

@@ -5,9 +5,7 @@ told = load_pretrained(net, "timm:pvt_v2_b2")        # or a file, a bundle, a ru
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -19,6 +17,7 @@ from torch import nn
 
 from routespace import file_names
 from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.logs import quieted
 from routespace.nn.checkpoints import state_dict_of
 from routespace.nn.pretrained import load_network_weights, load_timm_weights
 from routespace.nn.task_net import TaskNet
@@ -92,25 +91,13 @@ def timm_network(source: str) -> nn.Module:
     if not timm.list_pretrained(name.partition(".")[0] + "*"):
         raise SpecError(f"timm has no weights of it; {HINT}")
     try:
-        with _without_retries():
+        with quieted("huggingface_hub.utils._http"):  # it tells each attempt; where all fail, the error does
             return timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the hub's client raises without a network, of a tag that is not there, …
         reason = shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" …")
         raise BundleError(
             f"cannot be fetched ({reason}); try again with a network, or give a file of the weights"
         ) from error
-
-
-@contextmanager
-def _without_retries() -> Iterator[None]:
-    """Without a line for each of the hub's attempts: where all fail, the error tells it."""
-    log = logging.getLogger("huggingface_hub.utils._http")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -118,6 +118,8 @@ def test_what_timm_cannot_have_is_refused(net, bundle, tmp_path):
         as_timm(net).reset_classifier(3, "")
     with pytest.raises(SpecError, match="in_chans: 1"):
         timm.create_model("routespace", bundle=bundle, in_chans=1)
+    with pytest.raises(SpecError, match="pretrained_cfg"):
+        timm.create_model("routespace.tag", bundle=bundle)
     with pytest.raises(SpecError, match="act_layer"):
         timm.create_model("routespace", bundle=bundle, act_layer="gelu")
     with pytest.raises(BundleError):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.errors import SpecError
+from routespace.logs import quieted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,8 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
 
     # Fused attention lays its result out differently from the plain products into which the exporter takes it
     # apart, and the views behind it would no longer fit (SwinV2); so it is traced as plain products.
-    with sdpa_kernel(SDPBackend.MATH), _quiet():
+    with sdpa_kernel(SDPBackend.MATH), quieted("onnxscript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the exporter and its optimiser say of their own internals
         program = torch.onnx.export(
             prepared.module,
             (prepared.images,),
@@ -45,20 +45,6 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
     program.model.metadata_props.update(prepared.metadata)
     program.save(str(path), external_data=False)
     return Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter and its optimiser say of their own internals."""
-    log = logging.getLogger("onnxscript")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

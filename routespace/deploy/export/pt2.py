@@ -6,13 +6,13 @@ import json
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routespace.deploy.export.base import Exporter, LoadedNet, Prepared
 from routespace.files import json_text
+from routespace.logs import quieted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,8 @@ def _load(path: Path, device: str | None = None) -> LoadedNet:
     from routespace.nn.running import pick_device
 
     extra = {METADATA: ""}
-    with _told_once():
+    # Of a damaged file torch also logs what it raises, with a traceback; here it is raised alone.
+    with quieted("torch.export", logging.CRITICAL):
         program = torch.export.load(path, extra_files=extra)
     if device is not None:
         program = move_to_device_pass(program, pick_device(device))
@@ -53,18 +54,6 @@ def _load(path: Path, device: str | None = None) -> LoadedNet:
         return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
     return LoadedNet(tuple(json.loads(metadata.get("outputs", "[]"))), metadata, run, _batch(program))
-
-
-@contextmanager
-def _told_once() -> Iterator[None]:
-    """Of a damaged file torch also logs what it raises, with a traceback; here it is raised alone."""
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _batch(program: Any) -> int | None:
