@@ -1,4 +1,4 @@
-"""README and docs: Python blocks run, quick bash blocks run, links lead somewhere.
+"""README and docs: Python blocks run, quick bash blocks run, links and anchors lead somewhere, lines are short.
 
 Python blocks of one file run in one namespace, from top to bottom, beside a bundle `small` and a folder `photos`.
 Bash blocks run where the fence says `bash quick`, and only their lines that start with `routespace`.
@@ -18,14 +18,34 @@ from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, file_
 from routespace.preprocess import Preprocess, preprocess_to_json
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"(?:\]\(|src=\")([^)#\s\"]*)#?([^)\s\"]*)[)\"]")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page: Path, *fences: str) -> list[str]:
     """The code blocks of a page whose fence line is one of `fences`."""
     return [code for fence, code in FENCE.findall(page.read_text()) if fence.strip() in fences]
+
+
+def anchors(page: Path) -> list[str]:
+    """The names that GitHub gives a page's headings: in small letters, hyphens for spaces, no punctuation."""
+    names: list[str] = []
+    for heading in HEADING.findall(FENCE.sub("", page.read_text())):
+        text = re.sub(r"\]\([^)]*\)", "]", heading).lower()
+        names.append(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
+    before = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}-{number}" if number else name for name, number in zip(names, before, strict=True)]
 
 
 def what_pages_speak_of(folder: Path) -> None:
@@ -38,7 +58,7 @@ def what_pages_speak_of(folder: Path) -> None:
         Image.new("RGB", (60, 40), "green").save(folder / "photos" / name)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     what_pages_speak_of(tmp_path)
@@ -47,7 +67,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash quick")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash quick")], ids=name_of)
 def test_quick_commands_run(page, tmp_path, monkeypatch):
     from routespace.cli.app import app
 
@@ -63,11 +83,26 @@ def test_quick_commands_run(page, tmp_path, monkeypatch):
             assert result.exit_code == 0, (line, result.output, result.exception)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
-    for target in LINK.findall(page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for path, anchor in LINK.findall(FENCE.sub("", page.read_text())):
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_lines_are_short(page):
+    lines = page.read_text().splitlines()
+    long = [
+        f"{n}: {line[:40]}…"
+        for n, line in enumerate(lines, 1)
+        if len(line) > 128 and not line.startswith(("|", "<img"))
+    ]
+    assert not long, long
 
 
 def test_each_command_is_in_the_readme():
