@@ -147,7 +147,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Neural architecture search over a routing space: build a grid of layers × downsampling rates, "
-    "train it as a supernet under a budget, extract a small network, and verify that it is the same one.",
+    "train it as a supernet under a budget, extract a small network, and verify that it is the same one.\n\n"
+    "A RECIPE fixes a training and a RUN is its folder, a BUNDLE is the folder of an extracted network, a STUDY "
+    "that of a search. One multiply-add is one MAC.",
     epilog="Start with `routespace demo`: the whole journey on real handwritten digits in a few minutes.",
 )
 for module in (

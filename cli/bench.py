@@ -16,7 +16,7 @@ NAME = "bench"
 EXAMPLE = "routespace bench pvt_v2_b2 --batch 8 --keep 0.5,0.25"
 
 Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
-Keeps = Annotated[str, typer.Option("--keep", help="Shares of tokens that rows compute.")]
+Keeps = Annotated[str, typer.Option("--keep", help="Shares of tokens that are kept, with commas.")]
 Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled blocks too: minutes more.")]
 Rounds = Annotated[int, typer.Option(help="Turns behind each median.")]
 
@@ -34,11 +34,11 @@ def run(
     clock: ClockName = "wall",
     as_json: AsJson = False,
 ) -> None:
-    """Time a network in each mode, dense and routed, eager and compiled, and name the fastest.
+    """Time a network in each mode on this machine, and name the fastest.
 
-    A GRID is timed as its staircase with gated rows, a RECIPE as what it trains, with first weights. Which tokens
-    are kept is drawn at random. What counts is the fastest way to run the routed network over the
-    fastest way to run it with everything computed.
+    Dense (everything computed) and routed, eager and compiled. A GRID is timed as its staircase with gated rows, a
+    RECIPE as what it trains, with first weights. Which tokens are kept is drawn at random. What counts is the
+    fastest way to run the routed network over the fastest way to run it with everything computed.
     """
     from routespace.cli.arguments import one_of, parse_numbers, size_pair
     from routespace.cli.status import busy, loading

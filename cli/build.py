@@ -26,7 +26,11 @@ LONGEST = 4000  # digits of an integer that JSON readers still take
 def run(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="GRID|RECIPE|BUNDLE|RUN", help="Start from its grid; else from the options alone."),
+        typer.Argument(
+            metavar="GRID|RECIPE|BUNDLE|RUN",
+            help="Whose grid to start from (a preset such as dit_b2, a grid's JSON file, a recipe, a folder); "
+            "else the options alone.",
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Set any field of the grid: --set window=8. Repeatable.")

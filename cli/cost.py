@@ -32,14 +32,15 @@ EXAMPLE = "routespace cost dit_b2 --architecture staircase --by rate"
 def run(
     source: SubjectName,
     architecture: Annotated[
-        str | None, typer.Option(help="full, staircase or a JSON file; else its own, or of a GRID full.")
+        str | None,
+        typer.Option(help="full, staircase (the plain network) or a JSON file; else its own, of a GRID full."),
     ] = None,
     usage: Annotated[Path | None, typer.Option(help="Measured usage (a run's usage.json) to apply.")] = None,
     by: Annotated[str | None, typer.Option(help="Also list the edges by edge, layer, rate or kind.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     check: Annotated[bool, typer.Option(help="Count again with torch and with fvcore (takes seconds).")] = False,
 ) -> None:
-    """What a network costs for one image: parameters, MACs, bytes moved, and where they go.
+    """Tell what a network costs for one image: parameters, MACs, bytes, and where.
 
     One multiply-add is one MAC. Gated edges count as wholly computed, unless --usage tells what a run measured.
     Their gates count too: its own, or those of a default GateSpec for a GRID. Of a detector or a network

@@ -52,9 +52,10 @@ def check(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; else one for each processor.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every finding.")] = False,
 ) -> None:
-    """Find unreadable, truncated, huge, duplicate and misnamed pictures, and annotations that do not fit.
+    """Read every picture and annotation, and name those that training would trip over.
 
-    Exit code 0 when every picture can be read and its class trained, and 1 when not: training would refuse it, or
+    Those are unreadable, truncated, huge, duplicate and misnamed pictures, and annotations that do not fit. Exit
+    code 0 when every picture can be read and its class trained, and 1 when not: training would refuse it, or
     leave it out where data.skip_bad allows for it.
     """
     import os
@@ -155,7 +156,7 @@ def scenes(
     ] = "digits_tiny",
     changes: Changes = None,
 ) -> None:
-    """Write rendered scenes to files: COCO's JSON and PNG pictures, or pictures and label maps.
+    """Write rendered scenes to files, as COCO's JSON or as label maps.
 
     detect gives boxes, instance boxes and masks, semantic a class for each pixel. Training scenes are those of the
     first epoch. Train on them with --data FOLDER.

@@ -25,10 +25,11 @@ def run(
     device: Device = "cpu",
     overwrite: Annotated[bool, overwriting("files that are there")] = False,
 ) -> None:
-    """Write a network as ONNX or as torch's .pt2, with a free batch size, and check it against the original.
+    """Write a network as ONNX or as torch's .pt2, checked against the original.
 
-    Files that find objects or pixels take images of any size whose sides the coarsest rate divides; those of
-    swin_v2 one size. Mask R-CNN comes as three files: model.boxes and model.masks compute what was proposed.
+    The batch size is free. Files that find objects or pixels take images of any size whose sides the coarsest rate
+    divides; those of swin_v2 one size. Mask R-CNN comes as three files: model.boxes and model.masks compute what
+    was proposed.
 
     A file is kept only when it gives, loaded again, the network's own numbers.
     """

@@ -37,8 +37,10 @@ def run(
         typer.Option(metavar="NAME=AMOUNT", help="The most of any resource, such as params=2M. Repeatable."),
     ] = None,
     latency: Latency = None,
-    trial: Annotated[int | None, typer.Option(help="Number of a study's trial.")] = None,
-    method: Annotated[str, typer.Option(help="milp (proven best) or threshold.")] = "milp",
+    trial: Annotated[int | None, typer.Option(help="Which trial of a STUDY, by its number.")] = None,
+    method: Annotated[
+        str, typer.Option(help="How a part is found by its scores: milp (proven best) or threshold.")
+    ] = "milp",
     choose: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +49,8 @@ def run(
         ),
     ] = None,
     finetune: Annotated[
-        int | None, typer.Option(metavar="EPOCHS", help="Train the part on for so long before it is saved.")
+        int | None,
+        typer.Option(metavar="EPOCHS", help="Train the part for so many epochs before it is saved."),
     ] = None,
     teacher: Annotated[
         str | None,
@@ -59,7 +62,8 @@ def run(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="The most MACs that one cut takes away before a fine-tuning: 0.6; 1 is all at once.",
+            help="The largest share of the MACs that one cut takes away before a fine-tuning, such as 0.6; "
+            "else all are cut at once.",
         ),
     ] = None,
     image_size: Annotated[

@@ -16,7 +16,7 @@ SubjectName = Annotated[
     str,
     typer.Argument(
         metavar="GRID|RECIPE|BUNDLE|RUN",
-        help="A preset, a recipe's name or file, a grid's JSON file, or a folder.",
+        help="A preset such as dit_b2, a grid's JSON file, a recipe's name or file, a bundle's or run's folder.",
     ),
 ]
 Changes = Annotated[

@@ -75,11 +75,12 @@ def run(
     maps: Maps = None,
     ids: Ids = None,
 ) -> None:
-    """Tell what is on images, fed exactly as in evaluation: classes, objects or pixels, by the network's task.
+    """Tell what is on images: classes, objects or pixels, by the network's task.
 
-    Objects are told in pixels of the pictures themselves; --json gives COCO's result format, with --ids in the
-    data set's own numbers. Of a folder every picture at any depth is taken, by name. Pictures that cannot be read
-    or fed are named and left out; the exit code is then 1, and 2 when none is left.
+    Pictures are fed exactly as in evaluation. Objects are told in pixels of the pictures themselves; --json gives
+    COCO's result format, with --ids in the data set's own numbers. Of a folder every picture at any depth is
+    taken, by name. Pictures that cannot be read or fed are named and left out; the exit code is then 1, and 2 when
+    none is left.
     """
     from routespace.cli.predict_dense import known_ids, told_of
     from routespace.cli.status import busy, loading

@@ -42,9 +42,10 @@ def run(
     threads: Threads = 1,
     clock: ClockName = "wall",
 ) -> None:
-    """Measure how long each kind of edge takes, warm, as medians; `build --latency` and search use the table.
+    """Measure how long each kind of edge takes on this machine, as a table.
 
-    Of a network with gates, these too. The table names the device, threads, versions and date; one of another grid
+    `build`, `search` and `extract` predict milliseconds with it (--latency). Times are medians, warm. Of a network
+    with gates, these are timed too. The table names the device, threads, versions and date; one of another grid
     is refused later.
     """
     from routespace.cli.arguments import one_of, parse_numbers

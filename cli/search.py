@@ -20,9 +20,12 @@ EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
 
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe's name or YAML file, with a `search` section.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe with a `search` section: its name (`recipes` lists them) or YAML file."
+    ),
 ]
-Trials = Annotated[int | None, typer.Option(help="Trials wanted in all; else the recipe's number.")]
+Trials = Annotated[int | None, typer.Option(help="Trials (trainings) wanted in all; else the recipe's number.")]
 Storage = Annotated[str | None, typer.Option(help="Database URL or journal file; else study.db in --out.")]
 StudyName = Annotated[str | None, typer.Option(help="The study's name; else the recipe's.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampler.")]
@@ -45,10 +48,11 @@ def run(
     out: Out = None,
     changes: Changes = None,
 ) -> None:
-    """Search any fields of a recipe with Optuna; the same command resumes or joins a study.
+    """Search any fields of a recipe with Optuna, by many short trainings.
 
-    The task's metric is measured on validation; the test split is for `evaluate` alone. Times are measured, or
-    predicted by the --latency table, which also checks their limit.
+    The same command goes on with a study, or joins one that runs in another shell. The task's metric is measured
+    on validation; the test split is for `evaluate` alone. Times are measured, or predicted by the --latency table,
+    which also checks their limit.
     """
     from routespace.cli.arguments import said_once
     from routespace.cli.own_classes import with_own_classes

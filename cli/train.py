@@ -21,12 +21,17 @@ EXAMPLE = "routespace train digits_tiny --set train.epochs=5 --out runs/first"
 
 def run(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE|RUN", help="A recipe's name, a YAML file, or a run folder.")
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN", help="A recipe's name (`recipes` lists them) or YAML file, or a run's folder."
+        ),
     ],
     data: Data = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The run's folder; else runs/RECIPE.")] = None,
     changes: Changes = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run where it stopped.")
+    ] = False,
     start: Annotated[
         Path | None,
         typer.Option("--from", metavar="BUNDLE|RUN", help="Fine-tune this network: its grid and gates."),

@@ -24,9 +24,10 @@ def run(
     ] = None,
     device: Device = "cpu",
 ) -> None:
-    """Compare an extracted network with the one it came from: outputs, weights, parameters and MACs.
+    """Check that an extracted network computes what the one does that it came from.
 
-    Exit code 0 when they agree and 1 when not. A network that was fine-tuned since does not agree.
+    Outputs, weights, parameters and MACs are compared. Exit code 0 when they agree and 1 when not. A network that
+    was fine-tuned since does not agree.
     """
     from routespace.cli.arguments import size_pair
     from routespace.cli.status import busy, loading
