@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny_grid import TINY_GRID
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, file_names, save_bundle
@@ -46,6 +47,14 @@ def anchors(page: Path) -> list[str]:
         names.append(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
     before = [names[:place].count(name) for place, name in enumerate(names)]
     return [f"{name}-{number}" if number else name for name, number in zip(names, before, strict=True)]
+
+
+def leaves(command, path=()):
+    """Each command that does something, with the words that call it."""
+    for name, each in getattr(command, "commands", {}).items():
+        yield from leaves(each, (*path, name))
+    if path and not hasattr(command, "commands"):
+        yield path, command
 
 
 def what_pages_speak_of(folder: Path) -> None:
@@ -103,6 +112,19 @@ def test_lines_are_short(page):
         if len(line) > 128 and not line.startswith(("|", "<img"))
     ]
     assert not long, long
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_have_the_options_that_pages_give_them(page):
+    from routespace.cli.app import app
+
+    commands = {" ".join(path): command for path, command in leaves(get_command(app))}
+    spans = re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text()))
+    calls = "\n".join(span.replace("\n", " ") for span in spans) + "\n".join(blocks(page, "bash", "bash quick"))
+    for name, rest in re.findall(rf"\broutespace ({'|'.join(commands)})\b([^#\n]*)", calls.replace("\\\n", " ")):
+        allowed = {option for param in commands[name].params for option in (*param.opts, *param.secondary_opts)}
+        asked = set(re.findall(r"(?<=[ \[(])--[a-z][a-z-]*", rest))
+        assert asked <= allowed, (name, asked - allowed)
 
 
 def test_each_command_is_in_the_readme():
