@@ -3,6 +3,7 @@
     python benchmarks/evidence.py digits [--seeds 0 1 2] [--ratios .3 .5 .7] [--lines dense routed …] [--out DIR]
     python benchmarks/evidence.py crops          small digits on large images, everybody by the same clock
     python benchmarks/evidence.py stamps --data runs/stamps_data          about half an hour each on one core
+    python benchmarks/evidence.py stamp_crops --data runs/stamps_data     cut-outs in place of digits, by the clock
     python benchmarks/evidence.py b0 --data runs/stamps_data --seeds 0 --ratios .5     on a GPU; b1 likewise
     python benchmarks/evidence.py sparse --ratios .4 --jobs 11 --fit 150     on a GPU; digits_gpu likewise
     python benchmarks/evidence.py --rehearse [--jobs 2]                   every line, tiny, in a minute or two
@@ -38,7 +39,7 @@ from typing import Any
 
 import torch
 from crew import Crew, Task
-from evidence_lines.arenas import Arena, crops, digits, digits_gpu, rehearsal, sparse, stamps, stamps_gpu
+from evidence_lines.arenas import Arena, crops, digits, digits_gpu, rehearsal, sparse, stamp_crops, stamps, stamps_gpu
 from evidence_lines.lines import LINES, NEEDS, ONCE, WORTH, Setting, accuracy_on
 from evidence_lines.measure import paces, speed_of, step_ms
 from evidence_lines.table import show, unfinished
@@ -52,6 +53,7 @@ ARENAS: Mapping[str, Callable[[Path | None], Arena]] = {
     "digits": lambda data: digits(),
     "crops": lambda data: crops(),
     "stamps": stamps,
+    "stamp_crops": stamp_crops,
     "digits_gpu": lambda data: digits_gpu(),
     "sparse": lambda data: sparse(),
     "b0": lambda data: stamps_gpu(data, "b0"),

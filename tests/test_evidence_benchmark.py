@@ -73,7 +73,7 @@ def test_rivals_have_the_macs_and_smaller_images_shrink_with_all_that_is_on_them
     assert smaller.train.epochs == setting.recipe.train.epochs
 
 
-@pytest.mark.parametrize("name", ["digits", "crops", "sparse", "digits_gpu"])
+@pytest.mark.parametrize("name", ["digits", "crops", "stamp_crops", "sparse", "digits_gpu"])
 def test_every_arena_has_a_start_for_the_oracle_and_a_supernet(name, tmp_path):
     from evidence import ARENAS
     from evidence_lines.lines import Setting, start_recipe, supernet_recipe

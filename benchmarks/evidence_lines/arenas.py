@@ -186,6 +186,31 @@ def crops() -> Arena:
     )
 
 
+def stamp_crops(folder: Path | None) -> Arena:
+    """Cut-outs of 18 to 32 px on photographs of 128 px, learned on crops of 48 px first; a scout makes the map."""
+    changes = {
+        "data": scenes_of(folder, 3200),
+        "grid.num_classes": classes_of(folder),
+        "gates.scout": 4,
+        "gates.scout_square": 4,
+    }
+    supernet = {"grid.layers": 6, "grid.widths": [6, 12, 24, 36]}
+    first, own, canvas = (18, 48), (18, 32), (24, 48, 6400)
+    return Arena(
+        "stamp_crops_cpu",
+        "cpu",
+        changes,
+        supernet,
+        "object_px",
+        first,
+        own,
+        canvas,
+        based_on="digits_sparse",
+        crops=True,
+        seconds=(150.0, 40.0, 110.0),
+    )
+
+
 def _composed(*, ratio: float) -> dict[str, Any]:
     """Of digits on photographs, composed where the network is; rows are masked, as packing waits for a GPU."""
     return {
