@@ -231,6 +231,20 @@ def test_watching_prints_one_line_an_epoch(capsys):
     assert clock(65) == "1:05"
 
 
+def test_the_demos_plain_network_has_the_time_of_the_supernet_and_of_the_fine_tuning(tmp_path):
+    from routespace.cli.demo import RECIPE, _journey, _lasting, _plain_recipe
+
+    recipe = load_recipe(RECIPE)
+    journey = _journey(recipe.override(_lasting(recipe)), tmp_path, quick=False, best=False)
+    tuned = journey.recipe.override(journey.fine_tuning)
+    plain, *parts = (
+        [*(phase.seconds for phase in own.train.phases), own.train.seconds]
+        for own in (_plain_recipe(journey), journey.recipe, tuned)
+    )
+    assert sum(plain) == pytest.approx(sum(map(sum, parts)))
+    assert [own / plain[0] for own in plain] == pytest.approx([own / parts[0][0] for own in parts[0]])
+
+
 @pytest.mark.slow
 def test_quick_demo_looks_for_the_best_plain_network(cli, tmp_path):
     out = cli("demo", "--quick", "--best-plain", "--out", tmp_path / "demo").assert_fine().out
