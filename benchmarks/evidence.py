@@ -39,7 +39,17 @@ from typing import Any
 
 import torch
 from crew import Crew, Task
-from evidence_lines.arenas import Arena, crops, digits, digits_gpu, rehearsal, sparse, stamp_crops, stamps, stamps_gpu
+from evidence_lines.arenas import (
+    Arena,
+    crops,
+    digits,
+    digits_gpu,
+    rehearsal,
+    sparse,
+    stamp_crops,
+    stamps,
+    stamps_gpu,
+)
 from evidence_lines.lines import LINES, NEEDS, ONCE, WORTH, Setting, accuracy_on
 from evidence_lines.measure import paces, speed_of, step_ms
 from evidence_lines.table import show, unfinished

@@ -98,7 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["semantic", "detect"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE")
+    usual = [line for line in LINES if line != "unlabelled"]  # that is of stamps alone
+    parser.add_argument("--lines", nargs="+", choices=LINES, default=usual, metavar="LINE")
     parser.add_argument("--scenes", choices=SCENES, default="recipe", help="those of the recipes, or fuller ones")
     parser.add_argument("--data", type=Path, help="what benchmarks/data_stamps.py wrote")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no new line begins")

@@ -247,7 +247,7 @@ def _lasting(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plain_recipe(journey: Journey) -> Recipe:
-    """The plain network's: of the budget's MACs, as long as any other has, less the seconds that finding it took."""
+    """The plain network's: as long as any other has, less the seconds that finding it took."""
     from routespace.cli.watch import clock, watching
     from routespace.train.plain import smaller_recipe
     from routespace.train.plain_search import best_plain

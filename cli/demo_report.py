@@ -71,8 +71,8 @@ def conclude(journey: Journey, *, supernet: RunResult, small: Bundle, tuned: Run
     rows = [_row(name, reports[name], seconds) for name, (_, _, seconds) in nets.items()]
     _print(rows)
     print(
-        f"\nwhat was extracted has the supernet's {before:.0f} s behind it, and {after:.0f} s of fine-tuning; the plain "
-        f"network had {plain.metrics['step_seconds']:.0f} s"
+        f"\nwhat was extracted has the supernet's {before:.0f} s behind it, and {after:.0f} s of fine-tuning; the "
+        f"plain network had {plain.metrics['step_seconds']:.0f} s"
     )
     write_json(journey.out / "demo.json", {"rows": [vars(row) for row in rows], "reports": reports})
 

@@ -1,6 +1,7 @@
 """The networks that are compared on dense tasks, and how each becomes a row of the table.
 
-routed      the recipe as it is
+routed      the recipe as it is; stamps with a scout, and with gates that boxes teach where a task reads them
+unlabelled  the same with gates that the dense pass teaches, without boxes
 narrower    as many blocks at each rate, in widths that take the routed backbone's MACs
 shallower   no blocks at the finest rate, and wider: the same MACs
 smaller     the recipe's own blocks on smaller images, within a tenth of these MACs
@@ -29,6 +30,7 @@ from routespace.recipes import load_recipe
 from routespace.train.data.loaders import make_loaders
 from routespace.train.plain import plain_recipe, smaller_recipe
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.targets import KNOW_OBJECTS
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from task_lines.looking import looked_at
@@ -53,7 +55,17 @@ HEAVY = {  # heads
 }
 SCENES = ("recipe", "crowded")
 TASKS = ("detect", "instance", "semantic")
-LINES = ("routed", "narrower", "shallower", "smaller", "narrower+", "shallower+", "smaller+", "dense")
+LINES = (
+    "routed",
+    "unlabelled",
+    "narrower",
+    "shallower",
+    "smaller",
+    "narrower+",
+    "shallower+",
+    "smaller+",
+    "dense",
+)
 PLAIN = {"routing": "static", "gates": {}, "budget": {"ratio": None}}
 ROUNDS, TIMED_IMAGES = 9, 32
 ON_CUDA = {  # many scenes a step: a step of small networks takes as long as its kernels' calls
@@ -66,6 +78,7 @@ MORE_ON_CUDA = (
     2  # times the scenes of a step; Mask R-CNN of torchvision goes from image to image, and gets no more
 )
 REHEARSAL = {"data.train_size": 32, "data.val_size": 16, "train.epochs": 1}
+SCOUT = {"scout": 4, "scout_square": 4}  # for photographs on photographs
 STAMP_SIZE = 1.25  # of a stamp, for one of a digit: a photograph needs more pixels to be known by
 OF_STAMPS = {"digit_px": "object_px", "digits_per_scene": "objects_per_scene"}
 BACKGROUND_WEIGHT = 0.1  # as in digits_semantic
@@ -151,6 +164,8 @@ def on_stamps(recipe: Recipe, folder: Path) -> Recipe:
     scenes = scenes_of(folder, *(data[name] for name in ("train_size", "val_size", "test_size")))
     phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
     changes: dict[str, Any] = {"name": f"{recipe.name}_stamps", "data": scenes | own}
+    taught = "objects" if recipe.task.target in KNOW_OBJECTS else "dense"
+    changes["gates"] = recipe.gates.model_dump(mode="json") | SCOUT | {"teach": taught}
     changes["train.phases"] = [phase | {"data": told(phase["data"], phase["image_size"])} for phase in phases]
     task = recipe.task.model_dump(mode="json")
     if recipe.task.target == "pixels":
@@ -176,6 +191,8 @@ def recipe_of(setting: Setting, line: str) -> Recipe:
         return for_as_long(recipe_of(setting, line.removesuffix("+")), setting)
     if line == "routed":
         return own
+    if line == "unlabelled":
+        return own.override({"name": f"{own.name}_unlabelled", "gates.teach": "dense"})
     if line == "dense":
         return own.override({"name": f"{own.name}_dense", **PLAIN})
     if line == "narrower":
@@ -227,7 +244,7 @@ def one(setting: Setting, line: str) -> dict[str, Any]:
         "epochs": result["epochs"],
         "of_epochs": result["epochs"],
         "time": time_of(setting, net, recipe) if setting.device == "cpu" else None,
-        **(looked_at(net, recipe) if line == "routed" else {}),
+        **(looked_at(net, recipe) if line in ("routed", "unlabelled") else {}),
     }
     write_json(told, row)
     return row

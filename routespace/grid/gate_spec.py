@@ -82,7 +82,9 @@ class GateSpec(Value):
             follow from the budget, see `BudgetSpec`.
         teach: `dense` teaches rows while all gates are held open (`budget.open_frac`): the tokens whose block
             changes most of what the loss depends on should open, see `routespace/train/teaching.py`; they learn
-            from nothing else. `none`: rows learn from the task's and the budget's gradients.
+            from nothing else. `objects`: the same, by what annotations tell: tokens that touch an object's box
+            should open (detection and instance segmentation). `none`: rows learn from the task's and the
+            budget's gradients.
         teach_share: share of a batch's tokens that `dense` teaches to open; a taught gate begins with this chance
             in place of `openness`, so that it need not unlearn that first.
         keys: what skipped tokens do as keys and values: `all` keeps them visible, `kept` hides them (the
@@ -117,7 +119,7 @@ class GateSpec(Value):
     scout_width: Annotated[int, Field(ge=1, le=512)] = 16
     scout_square: Literal[1, 2, 4, 8] = 2
     opening: Literal["threshold", "share"] = "threshold"
-    teach: Literal["none", "dense"] = "none"
+    teach: Literal["none", "dense", "objects"] = "none"
     teach_share: Open01 = 0.15
     keys: Literal["all", "kept"] = "all"
     early_stop: bool = False
@@ -158,7 +160,7 @@ class GateSpec(Value):
             f"context: {self.context}": self.context_side > 1,
             f"smooth: {self.smooth}": self.smooth_side > 1,
             "opening: 'share'": self.opening == "share",
-            "teach: 'dense'": self.teach == "dense",
+            f"teach: {self.teach!r}": self.is_taught,
         }
         places = ("token", "window") if self.source == "map" else ("token",)
         for wish, wanted in wants.items():
@@ -176,6 +178,11 @@ class GateSpec(Value):
             raise ValueError(f"context: {self.context} has no reader, as the scout looks around; leave it out")
         if self.opening == "share" and (self.capacity or self.early_stop):
             raise ValueError("opening: 'share' fixes how much opens; leave out capacity and early_stop")
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether rows learn from labels, and from nothing else."""
+        return self.teach != "none"
 
     @property
     def read_rows(self) -> Granularity:

@@ -58,8 +58,9 @@ def touched_tokens(
         wider = F.max_pool2d(seen, side, 1, around_px)
         padded = F.pad(wider, (0, width * rate - image_size[1], 0, height * rate - image_size[0]))
         return F.max_pool2d(padded, rate).flatten() > 0
-    down, across = torch.arange(height) * rate, torch.arange(width) * rate
-    left, top, right, bottom = known["boxes"].float().cpu()[:, :, None].unbind(1)
+    boxes = known["boxes"].float()
+    down, across = (torch.arange(side, device=boxes.device) * rate for side in (height, width))
+    left, top, right, bottom = boxes[:, :, None].unbind(1)
     rows = (down + rate > top - around_px) & (down < bottom + around_px)
     columns = (across + rate > left - around_px) & (across < right + around_px)
     return (rows[:, :, None] & columns[:, None, :]).any(0).flatten()
@@ -116,7 +117,7 @@ def object_auc(
             size = (images.shape[-2], images.shape[-1])
             for row in rows:
                 chance = routes[row.name].chance if row.name in routes else None
-                tokens = torch.stack([touched_tokens(known, size, row.rate, by=by) for known in objects])
+                tokens = torch.stack([touched_tokens(known, size, row.rate, by=by) for known in objects]).cpu()
                 if chance is not None and chance.shape == tokens.shape:
                     said[row.name].append(chance.float().cpu().flatten())  # maps of several sizes
                     true[row.name].append(tokens.flatten())

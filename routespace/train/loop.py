@@ -195,7 +195,7 @@ class Trainer:
         self.stepper.turn_to(course.schedule_at)
         held, shares = self.holding.at(course.phase, progress), self.spending.opened(progress)
         taught = held is not None and not course.phase.clock.held
-        with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(on=taught):
+        with self.net.deciding_as(held=held, shares=shares), self.gate_teacher.watching(batch, on=taught):
             losses = self.passes(batch, progress, course.epochs_done * course.steps + course.step)
         if not course.phase.clock.held:
             self.gate_teacher.teach(self.accelerator)

@@ -133,7 +133,7 @@ def one_pass(net, precision=torch.float32):
     """A backward pass that is watched, then the teaching; the gradients before and after."""
     teacher, accelerator = GateTeacher(net), Accelerator(cpu=True)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    with teacher.watching(on=True), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+    with teacher.watching([], on=True), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         loss = net(images).logits.float().logsumexp(1).sum()
     loss.backward()
     before = {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
@@ -187,7 +187,7 @@ def test_a_taught_gate_is_settled_when_it_is_let_go():
     teacher = GateTeacher(net)
     with torch.no_grad():
         gate.weight.add_(1.0)
-    with teacher.watching(on=False):
+    with teacher.watching([], on=False):
         net(torch.randn(2, 3, 32, 32)).logits.sum().backward()
     teacher.teach(Accelerator(cpu=True))
     assert torch.equal(gate.weight, gate.ema_weight)

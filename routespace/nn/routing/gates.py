@@ -96,7 +96,7 @@ class Gate(nn.Module):
         self.learned = self.selection == "learned" and not follows
         if not self.learned:
             return
-        taught = rows and spec.teach == "dense"
+        taught = rows and spec.is_taught
         self.bias = nn.Parameter(initial_bias(spec, spec.teach_share if taught else spec.openness))
         self.register_buffer("ema_bias", self.bias.detach().clone())
         if granularity == "layer":  # one learned number (two logits), no features
@@ -174,7 +174,7 @@ class Gate(nn.Module):
         if self.group > 1:  # of a patch embedding
             return margins
         margins = smoothed(margins, hw, spec.smooth_side)
-        return margins.detach() if spec.teach == "dense" else margins
+        return margins.detach() if spec.is_taught else margins
 
     def _spread_over(self, hw: tuple[int, int]) -> tuple[int, int]:
         """The height and width of the map over which decisions are spread."""

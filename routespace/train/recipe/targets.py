@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import Literal
 
 Target = Literal["label", "objects", "masks", "pixels"]
+KNOW_OBJECTS: tuple[Target, ...] = ("objects", "masks")  # that tell where objects are
 RENDERED: tuple[Target, ...] = ("label", "objects", "masks", "pixels")  # what is known of a scene made here
 IGNORE = 255  # of a pixel without a class
 BACKGROUND = "background"  # the first class of pixels, where what is no object has a name

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.spec import GridSpec
 from routespace.train.recipe.parts import Natural, TrainSpec
-from routespace.train.recipe.targets import Target
+from routespace.train.recipe.targets import KNOW_OBJECTS, Target
 from routespace.train.tasks.by_class import ByClass
 from routespace.values import Value
 
@@ -130,8 +130,12 @@ class TaskSpec(Value, ABC):
         return
 
     def check_gates(self, gates: GateSpec, *, routing: str) -> None:
-        """Raise ValueError, naming the recipe's field, when gates do not tell what the task asks of them."""
-        return
+        """Raise ValueError, naming the recipe's field, when gates and task do not go together."""
+        if gates.teach == "objects" and routing != "static" and self.target not in KNOW_OBJECTS:
+            raise ValueError(
+                f"gates.teach: 'objects' is taught by the boxes of annotations, which task {self.kind!r} does not "
+                f"read; give 'dense'"
+            )
 
     def without_gates(self) -> Self:
         """The same task for a network that has no gates."""

@@ -55,6 +55,7 @@ class ClassifySpec(TaskSpec):
 
     def check_gates(self, gates: GateSpec, *, routing: str) -> None:
         """A mean over computed tokens needs gates that choose among tokens."""
+        super().check_gates(gates, routing=routing)
         if self.pool == "all":
             return
         if routing not in ("both", "depth"):
