@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from routespace.checked import device_word
+
 DEVICES = "auto (a GPU where there is one), cpu, cuda or cuda:1"
 
 DTYPES = ("float32", "bfloat16", "float16")  # that networks are timed with
@@ -36,7 +38,15 @@ DataRecipe = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ImageSize = Annotated[str | None, typer.Option(help="Side in pixels, or HxW; else the grid's own.")]
 Latency = Annotated[Path | None, typer.Option(help="A table of `profile`, for this grid: predicts milliseconds.")]
-Device = Annotated[str, typer.Option(help=f"Where to run: {DEVICES}.")]
+
+
+def _device(name: str) -> str:
+    """The word itself; raises SpecError for one that names no device, before torch is imported."""
+    device_word(name)
+    return name
+
+
+Device = Annotated[str, typer.Option(help=f"Where to run: {DEVICES}.", callback=_device)]
 
 Type = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Threads = Annotated[int, typer.Option(help="Threads of torch on a CPU.")]

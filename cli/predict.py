@@ -85,10 +85,8 @@ def run(
     from routespace.cli.predict_dense import known_ids, told_of
     from routespace.cli.status import busy, loading
     from routespace.deploy.predict.network import require_network
-    from routespace.errors import SpecError
 
-    if as_json and to_csv == STDOUT:
-        raise SpecError("csv: --csv - and --json both print; give --csv a file, or leave one of them out")
+    _require_forms(to_csv, ids, as_json=as_json)
     require_network(source)
     _require_files(source, picture, to_csv)
     pictures = pictures_of(images)
@@ -99,7 +97,7 @@ def run(
         least = usual if score is None else score
         predictor = Predictor(source, device, batch, workers=workers, least_score=least)
         _check_wishes(predictor, top, score)
-        known = None if ids is None else known_ids(predictor, pictures, ids, as_json=as_json)
+        known = None if ids is None else known_ids(predictor, pictures, ids)
         folder = _folder(predictor, pictures, draw, maps)
         if picture is not None:  # it brings what training needs
             from routespace.workflow.predicting import paint_predictions
@@ -118,6 +116,18 @@ def run(
     _tell_places({} if as_json else {"drawn in": draw, "maps in": maps, "tokens drawn in": picture})
     if unread:
         raise typer.Exit(SOME_LEFT_OUT)
+
+
+def _require_forms(to_csv: str | None, ids: Path | None, *, as_json: bool) -> None:
+    """Raise SpecError where two forms are printed, nothing has ids, or their file is not there."""
+    from routespace.errors import SpecError
+
+    if as_json and to_csv == STDOUT:
+        raise SpecError("csv: --csv - and --json both print; give --csv a file, or leave one of them out")
+    if ids is not None and not as_json:
+        raise SpecError("ids: only objects that are told as JSON have them; give --json, or leave --ids out")
+    if ids is not None and not ids.is_file():
+        raise SpecError(f"ids: {ids}: no such file; give COCO's JSON of these images")
 
 
 def _require_files(source: Path, picture: Path | None, to_csv: str | None) -> None:

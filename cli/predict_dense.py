@@ -73,13 +73,13 @@ def told_of(
     return told
 
 
-def known_ids(predictor: Predictor, pictures: InputImages, ids: Path, *, as_json: bool) -> CocoIds:
+def known_ids(predictor: Predictor, pictures: InputImages, ids: Path) -> CocoIds:
     """The ids of a file; raises DataError or SpecError for what they cannot be given to."""
     from routespace.deploy.predict.coco_ids import read_coco_ids
     from routespace.errors import SpecError
 
-    if predictor.answers != "objects" or not as_json:
-        raise SpecError("ids: only objects that are told as JSON have them; give --json, or leave --ids out")
+    if predictor.answers != "objects":
+        raise SpecError("ids: only objects have them; leave --ids out")
     known = read_coco_ids(ids)
     if not predictor.classes:
         raise SpecError("ids: the network has no names of its classes, by which categories are found")

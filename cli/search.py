@@ -67,13 +67,15 @@ def run(
     asked = parse_assignments(changes or [])
     chosen = with_changes(recipe, changes or [], data=data)
     chosen.require_search()
+    _require_numbers(trials, seed)
     if latency is not None:
         said_once("search.latency_table", "--latency", latency, asked, read=absolute)
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     chosen, lines = as_asked(chosen, {**asked, **({} if data is None else {"data.root": str(data)})})
     seen = _data_of_trials(chosen)
-    _require(seen, csv)
     folder = out or Path("runs") / f"{chosen.name}-search"
+    _require(chosen, seen, csv)
+    _require_place(folder, storage)
     with loading("loading torch and optuna"):
         from routespace.search import run_study
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
@@ -117,14 +119,38 @@ def as_asked(recipe: Recipe, asked: Mapping[str, object]) -> tuple[Recipe, list[
     return (recipe.override({"search.overrides": overrides}) if lines else recipe), lines
 
 
-def _require(seen: Recipe | None, csv: Path | None) -> None:
-    """Raise what can be told before torch is imported: no such images, or no place for the table."""
+def _require_numbers(trials: int | None, seed: int | None) -> None:
+    """Raise SpecError for numbers that no study can have."""
+    from routespace.checked import require_seed
+    from routespace.train.recipe.searching import require_trials
+
+    if trials is not None:
+        require_trials(trials)
+    if seed is not None:
+        require_seed(seed)
+
+
+def _require_place(folder: Path, storage: str | None) -> None:
+    """Raise where no study can lie."""
+    from routespace.deploy.study_place import require_study_place
+
+    require_study_place(folder, storage)
+
+
+def _require(recipe: Recipe, seen: Recipe | None, csv: Path | None) -> None:
+    """Raise what can be told before torch is imported: no images, files or weights, no place."""
     from routespace.cli.train import require_images
+    from routespace.errors import SpecError
     from routespace.files import require_place
+    from routespace.train.given_weights import require_given
 
     if csv is not None:
         require_place(csv)
+    table = recipe.require_search().latency_table
+    if table is not None and not Path(table).is_file():
+        raise SpecError(f"search.latency_table: {table}: no such file; give one that `routespace profile` wrote")
     if seen is not None:
+        require_given(seen.train)
         require_images(seen)
 
 

@@ -91,6 +91,8 @@ def _interrupted(folder: Path) -> KeyboardInterrupt:
 
 def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) -> None:
     """Raise what can be told before torch is imported."""
+    from routespace.files import require_folder
+    from routespace.train.given_weights import require_given
     from routespace.train.run_folder import RunFolder
     from routespace.train.run_lock import refuse_held
     from routespace.train.stopping import is_first_process
@@ -102,7 +104,9 @@ def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) 
     if start is not None:
         _require_network(start)
     if not resume:
+        require_given(recipe.train)
         require_images(recipe)
+        require_folder(folder)
 
 
 def _require_network(start: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
@@ -33,7 +34,7 @@ NAMED = (
 ASKED: dict[type, Callable[[Any], bool]] = {
     bool: lambda value: value is not None and hasattr(value, "__bool__"),
     int: lambda value: hasattr(value, "__index__"),
-    float: lambda value: hasattr(value, "__float__") or hasattr(value, "__index__"),
+    float: lambda value: (hasattr(value, "__float__") or hasattr(value, "__index__")) and not _beyond(value),
     Path: lambda value: isinstance(value, os.PathLike),
 }
 WORDS = {
@@ -44,6 +45,8 @@ WORDS = {
     str: "a text",
     type: "a class",
 }
+DEVICES = "auto, cpu, cuda or a numbered one such as cuda:1"
+SEEDS = 2**32  # as many as numpy's generators take
 MANY = {"a whole number": "whole numbers", "a class": "classes"}
 
 SEVERAL = (Iterable, Collection, Sequence, list, tuple, set, frozenset)
@@ -88,6 +91,30 @@ def _kinds(function: Callable[..., Any]) -> tuple[list[str], dict[str, Kind]]:
     asked = {each.name: _kind(each.annotation) for each in parameters if each.kind in NAMED}
     positions = [each.name for each in parameters if each.kind in NAMED[:2]]
     return positions, {name: kind for name, kind in asked.items() if kind is not None}
+
+
+def _beyond(value: Any) -> bool:
+    """Whether a value is a whole number that no float can hold."""
+    return isinstance(value, int) and abs(value) > sys.float_info.max
+
+
+def device_word(name: str) -> tuple[str, int]:
+    """Kind and number of the device that a word names; whether it is there is another question.
+
+    Raises:
+        SpecError: another word.
+    """
+    kind, colon, number = name.partition(":")
+    numbered = kind == "cuda" and number.isdecimal()
+    if kind not in ("auto", "cpu", "cuda") or (colon and not numbered):
+        raise SpecError(f"device: {name!r:.40} is not allowed; give {DEVICES}")
+    return kind, int(number or 0)
+
+
+def require_seed(seed: int) -> None:
+    """Raise SpecError for a seed that not every generator takes."""
+    if not 0 <= seed < SEEDS:
+        raise SpecError(f"seed: {seed!s:.40} is not allowed; give 0 to {SEEDS - 1}")
 
 
 class _Anything:

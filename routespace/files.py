@@ -184,6 +184,11 @@ def require_place(path: Path | str) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
+def require_folder(folder: Path | str) -> None:
+    """Raise BundleError when nothing can be written in a folder, which may be missing: asked before the work."""
+    require_place(Path(folder) / ".asked")
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn what the system says about a failed write into one line."""

@@ -13,14 +13,15 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 
 from routespace import file_names
-from routespace.errors import BundleError, SpecError
+from routespace.deploy.study_place import DATABASE, TURN_FILE, WORKERS, default_url
+from routespace.errors import SpecError
 from routespace.files import read_json, write_json
 from routespace.grid.spec import content_hash
 from routespace.search.candidate import ELSEWHERE
 from routespace.search.objectives import directions, objectives_of
 from routespace.search.problem import Problem
 from routespace.search.records import FORMAT
-from routespace.search.storage import DATABASE, TURN_FILE, WORKERS, default_url, without_password
+from routespace.search.storage import without_password
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -123,18 +124,6 @@ def _value(data: Mapping[str, Any], field: str) -> str:
         return "not given"
     text = repr(data[field])
     return text if len(text) <= VALUE_CHARS else f"{text[:VALUE_CHARS]}…"
-
-
-def check_folder(out: Path, url: str) -> None:
-    """Raise BundleError where `out` holds something else than a study: nothing is written beside foreign files."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise BundleError(f"{out}: is a file; choose another --out")
-    names = {path.name for path in out.iterdir()}
-    own = {file_names.STUDY, WORKERS, DATABASE, Path(url.removeprefix("sqlite:///")).name}
-    if names and not names & own:
-        raise BundleError(f"{out}: exists, is not empty and holds no study; choose another --out")
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from routespace import file_names
 from routespace.checked import checked
+from routespace.deploy.study_place import DATABASE, default_url
 from routespace.errors import BundleError, SpecError
 from routespace.files import read_json
 from routespace.search.objectives import objective, objectives_of
 from routespace.search.sampler import retried
-from routespace.search.storage import DATABASE, default_url, open_storage, without_password
+from routespace.search.storage import open_storage, without_password
 from routespace.search.trial import Attr, violations
 from routespace.train.recipe.recipe import Recipe
 

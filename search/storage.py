@@ -25,20 +25,24 @@ from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from routespace.deploy.study_place import (
+    ALLOWED,
+    DATABASE,
+    REDIS,
+    TURN_FILE,
+    WORKERS,
+    absolute_storage,
+    check_storage,
+)
 from routespace.errors import BundleError, MissingDependencyError, SpecError
 from routespace.search.journal import mend_journal
 
-DATABASE = "study.db"
 HEARTBEAT_S = 30
 GRACE_S = 120  # a worker that is silent for so long is taken for dead; its trial is queued again
 MAX_RETRIES = 3  # a trial that kills its worker (out of memory) must not do so for ever
 LOCK_WAIT_S = 60  # for another worker's SQLite transaction; a transaction takes milliseconds
 
-TURN_FILE, WORKERS = ".turn.lock", ".workers"  # in a study's folder
-
-_REDIS = ("redis", "rediss", "unix")
 _DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "PyMySQL"}
-_ALLOWED = "sqlite:///FILE, postgresql://…, mysql://…, redis://…, or the path of a journal file"
 
 
 def retry(limit: int | None = MAX_RETRIES) -> RetryHeartbeatStaleTrialCallback:
@@ -46,23 +50,6 @@ def retry(limit: int | None = MAX_RETRIES) -> RetryHeartbeatStaleTrialCallback:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return RetryHeartbeatStaleTrialCallback(max_retry=limit)
-
-
-def default_url(out: Path) -> str:
-    """The SQLite file in a study's folder."""
-    return f"sqlite:///{out.resolve() / DATABASE}"
-
-
-def absolute_storage(storage: str) -> str:
-    """The storage with its file's whole path, so that it is found from any working directory."""
-    scheme, sign, rest = storage.partition("://")
-    if not sign:
-        if not storage.endswith((".db", ".sqlite", ".sqlite3")):
-            return str(Path(storage).resolve())
-        scheme, rest = "sqlite", f"/{storage}"
-    if scheme == "sqlite" and rest.strip("/") and rest != "/:memory:":
-        return f"sqlite:///{Path(rest.removeprefix('/')).resolve()}"
-    return f"{scheme}://{rest}"
 
 
 def open_storage(storage: str, *, create: bool = True) -> BaseStorage:
@@ -82,20 +69,11 @@ def open_storage(storage: str, *, create: bool = True) -> BaseStorage:
     scheme, sign, rest = storage.partition("://")
     if not sign:
         return _journal(Path(storage), create)
-    if scheme in _REDIS:
+    if scheme in REDIS:
         return JournalStorage(_redis(storage))
     if scheme == "sqlite":
         _check_file(Path(rest.removeprefix("/")), create)
     return _database(storage)
-
-
-def check_storage(storage: str) -> None:
-    """Raise SpecError when a URL is of no kind that can hold a study; nothing is opened for that."""
-    scheme, sign, rest = storage.partition("://")
-    if sign and scheme not in _REDIS and scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql"):
-        raise SpecError(f"storage: {scheme}://… is not allowed; give {_ALLOWED}")
-    if scheme == "sqlite" and (not rest.strip("/") or rest == "/:memory:"):
-        raise SpecError("storage: a study in memory cannot be resumed; give sqlite:///FILE")
 
 
 def without_password(storage: str) -> str:
@@ -124,7 +102,7 @@ def _database(url: str) -> RDBStorage:
             f"storage: {without_password(url)} needs its driver; pip install {package}"
         ) from error
     except ArgumentError as error:
-        raise SpecError(f"storage: {without_password(url)} is no database URL; give {_ALLOWED}") from error
+        raise SpecError(f"storage: {without_password(url)} is no database URL; give {ALLOWED}") from error
     except (SQLAlchemyError, RuntimeError, ValueError) as error:  # RuntimeError: written by another Optuna
         reason = str(error).splitlines()[0]
         raise BundleError(f"storage: {without_password(url)} cannot be used ({reason:.150})") from error

@@ -16,20 +16,21 @@ from pathlib import Path
 
 from optuna.storages import BaseStorage
 
-from routespace.checked import checked
-from routespace.errors import SpecError
+from routespace.checked import checked, require_seed
+from routespace.deploy.study_place import require_study_place
 from routespace.grid.families.lookup import allow_families
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Evaluator
 from routespace.search.latency import study_table
-from routespace.search.opening import check_folder, left_clean, open_study
+from routespace.search.opening import left_clean, open_study
 from routespace.search.problem import recipe_problem
 from routespace.search.pruning import make_pruner
 from routespace.search.records import StudyRecord, close, snapshot
 from routespace.search.rescue import quiet, sigterm_interrupts, usable
 from routespace.search.runner import Loop, StudyCall, Watch
-from routespace.search.storage import Turn, Worker, absolute_storage, check_storage, default_url, open_storage
+from routespace.search.storage import Turn, Worker, open_storage
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.searching import require_trials
 
 
 @checked
@@ -61,24 +62,24 @@ def run_study(
         progress: told when a trial starts, trains and ends.
 
     Raises:
-        SpecError: the recipe's search or the storage is not usable, or the study is of another recipe.
+        SpecError: the recipe's search, the storage, the number of trials or the seed is not usable, or the study
+            is of another recipe.
         BundleError: the folder or the storage cannot be used.
         DataError: the data cannot be used; not where the space varies it.
         RoutespaceError: the first trials all failed, or no trial finished.
         KeyboardInterrupt: also upon SIGTERM; the trial in hand is queued again.
     """
-    table, search = study_table(recipe), recipe.require_search()
+    search = recipe.require_search()
+    number = search.trials if trials is None else trials
+    require_trials(number)
+    draws = recipe.seed if seed is None else seed
+    require_seed(draws)
+    table = study_table(recipe)
     problem = recipe_problem(recipe, table, evaluator)
     pruner = make_pruner(search.pruner, problem.objectives)
-    number = search.trials if trials is None else trials
-    if number < 1:
-        raise SpecError(f"trials: {number} is not allowed; give at least 1")
-    draws = recipe.seed if seed is None else seed
     wanted = StudyCall(number, search.sampler, search.trials, draws, retry_failed, progress)
     out = Path(out).resolve()
-    url = default_url(out) if storage is None else absolute_storage(storage)
-    check_storage(url)
-    check_folder(out, url)
+    url = require_study_place(out, storage)
     with (
         left_clean(out),
         allow_families(recipe.grid.family),  # the storage holds its name

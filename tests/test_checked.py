@@ -51,6 +51,10 @@ def net() -> TaskNet:
 
 
 CASES: dict[str, tuple[Callable[[TaskNet], Any], str]] = {
+    "a number of too many digits": (
+        lambda net: derive(FULL, {}, macs=10**400),
+        f"macs: 1{'0' * 59} was given; give a number",
+    ),
     "a spec for a grid": (lambda net: Architecture.full(SPEC), "grid: a GridSpec was given; give a RoutingGrid"),
     "a name for a spec": (lambda net: RoutingGrid("dit_b2"), "spec: 'dit_b2' was given; give a GridSpec"),
     "a spec for an architecture": (

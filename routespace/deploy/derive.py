@@ -25,7 +25,7 @@ from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import Edge
 from routespace.grid.resources import joined_limits
 from routespace.grid.select import select
-from routespace.grid.usage import ALL_USED, Usage, check_usage_names
+from routespace.grid.usage import ALL_USED, Usage, check_usage
 
 Method = Literal["milp", "threshold"]
 # An identity is chosen over nothing only to break ties: far below one block's usage, far above the solver's
@@ -69,7 +69,7 @@ def derive(
         SpecError: usage or scores of edges that the grid lacks, an unknown method or resource, or no limit.
         GridError: the table is of another grid.
     """
-    check_usage_names(usage, architecture.grid.edges)
+    check_usage(usage, architecture.grid.edges)
     if method not in get_args(Method):
         raise SpecError(f"method: {method!r:.60} is not known; allowed: {', '.join(get_args(Method))}")
     wanted = joined_limits(limits, macs)

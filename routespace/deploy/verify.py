@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from routespace.checked import checked
+from routespace.checked import checked, require_seed
 from routespace.deploy.counters import dense_usage, torch_macs
 from routespace.deploy.examples import example_images, image_shape
 from routespace.deploy.extract import resized
@@ -124,6 +124,7 @@ def verify(
         SpecError: a module is neither a TaskNet nor a RouteNet, nor one in a wrapper such as torch.compile's; or a
             tolerance that is no number of 0 or more, no such device, or two devices and none to compare on.
     """
+    require_seed(seed)
     wanted = TaskNet, RouteNet
     supernet, subnet = unwrap(supernet, wanted=wanted), unwrap(subnet, wanted=wanted)
     if subnet.architecture != architecture:

@@ -22,7 +22,7 @@ from routespace.checked import checked
 from routespace.draw.canvas import save_figure
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import Edge, Node
-from routespace.grid.usage import ALL_USED, Usage, check_usage_names
+from routespace.grid.usage import ALL_USED, Usage, check_usage
 
 NUMBERED_EDGES = 60  # more numbers than this no longer fit beside their edges
 COLUMN_INCHES, RATE_INCHES = 1.15, 1.0
@@ -59,7 +59,7 @@ def draw_grid(
         BundleError: the file cannot be written.
     """
     grid = architecture.grid
-    check_usage_names(usage or {}, grid.edges)
+    check_usage(usage or {}, grid.edges)
     columns, rates = grid.spec.layers + 1, len(grid.spec.rates)
     size = (min(MAX_INCHES, 1.6 + COLUMN_INCHES * columns), 1.6 + RATE_INCHES * rates)
     figure = Figure(figsize=size, layout="constrained")

@@ -24,7 +24,7 @@ from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.leading import leading_row
 from routespace.grid.prices import CostTable, cost_table, gate_cost
 from routespace.grid.resources import NO_GATE, RESOURCES, GateCost, analytic
-from routespace.grid.usage import ALL_USED, Usage, check_usage_names
+from routespace.grid.usage import ALL_USED, Usage, check_usage
 
 By = Literal["edge", "layer", "rate", "kind"]
 Amounts = Mapping[str, float]  # resource → amount for one image; integers, unless measured usage made them floats
@@ -112,10 +112,10 @@ def architecture_cost(
         image_size: height and width in pixels, or one number, when not the spec's own.
 
     Raises:
-        SpecError: an image size that the grid cannot take, or usage of an edge that the grid lacks.
+        SpecError: an image size that the grid cannot take, or usage of an edge that the grid lacks, or no shares.
     """
     table = cost_table(architecture.grid, image_size)
-    check_usage_names(usage or {}, architecture.grid.edges)
+    check_usage(usage or {}, architecture.grid.edges)
     edges = {name: table.edges[name] for name in architecture.edges}
     prices: dict[str, GateCost] = {}
     leader = leading_row(architecture) if gates is not None and gates.source == "map" else None

@@ -122,7 +122,7 @@ def check_request(n: int, low_macs: float, high_macs: float) -> None:
     """Raise SpecError for a negative number of samples or an empty window."""
     if n < 0:
         raise SpecError(f"n: {n} samples cannot be drawn; give 0 or more")
-    if not low_macs <= high_macs:
+    if not low_macs <= high_macs or low_macs == math.inf:
         raise SpecError(f"low_macs: the window {low_macs:.6g} to {high_macs:.6g} is empty; give low <= high")
 
 

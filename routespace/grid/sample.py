@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from routespace.checked import checked
+from routespace.checked import checked, require_seed
 from routespace.errors import BudgetError
 from routespace.grid.architecture import Architecture
 from routespace.grid.count import (
@@ -223,9 +223,10 @@ def sample_static_bits(
 
     Raises:
         BudgetError: nothing lies in the window, or so little that `MAX_TRIES` draws a sample did not find it.
-        SpecError: n is negative or the window is empty.
+        SpecError: n is negative, the window is empty, or a seed that not every generator takes.
     """
     check_request(n, low_macs, high_macs)
+    require_seed(seed)
     grid = grid_in(space)
     tables, rng, table = _tables(space, every_rate=every_rate), np.random.default_rng(seed), cost_table(grid)
     units = tables.window(low_macs, high_macs)

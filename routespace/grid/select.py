@@ -15,8 +15,10 @@ where only transformers score and the limit is tight.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -266,7 +268,7 @@ def _scores(grid: RoutingGrid, names: Sequence[str], scores: Mapping[str, float]
     for name, score in scores.items():
         if name not in grid.edges:
             raise SpecError(f"scores: {name!r:.60} is not an edge of the grid, such as {names[0]}")
-        if not math.isfinite(score):
+        if not isinstance(score, Real) or not abs(score) <= sys.float_info.max:
             raise SpecError(f"scores.{name}: {score!r} is not allowed; give a finite number")
     return np.array([float(scores.get(name, 0.0)) for name in names])
 

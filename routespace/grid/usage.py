@@ -7,7 +7,7 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from routespace.checked import checked
@@ -16,6 +16,7 @@ from routespace.grid.graph import RoutingGrid
 
 USAGE_FORMAT = "routespace.usage/1"
 
+MOST_SHARE = 1 + 1e-6  # averages of shares are rounded
 UsageShare = Any  # a number in 0…1, or a 0-d tensor of one where the budget loss differentiates through it
 
 
@@ -40,23 +41,33 @@ Usage = Mapping[str, EdgeUsage]
 ALL_USED = EdgeUsage()
 
 
-def check_usage_names(names: Iterable[str], edges: Mapping[str, Any]) -> None:
-    """Raise SpecError for usage of an edge that is not among the grid's `edges`."""
-    for name in names:
+def check_usage(usage: Usage, edges: Mapping[str, Any]) -> None:
+    """Raise SpecError for usage of an edge that is not among the grid's `edges`, and for a share that is none."""
+    for name, used in usage.items():
         if name not in edges:
             raise SpecError(
                 f"usage: {name!r:.60} is not an edge of the grid; it has {len(edges)} edges, "
                 f"such as {next(iter(edges))}"
             )
+        if not isinstance(used, EdgeUsage):
+            raise SpecError(f"usage: {used!r:.60} of {name} is not allowed; give an EdgeUsage")
+        _check_shares(name, used._asdict())
+
+
+def _check_shares(edge: str, shares: Mapping[str, Any]) -> None:
+    for part, share in shares.items():
+        number = hasattr(share, "__float__") and not isinstance(share, bool) and not getattr(share, "ndim", 0)
+        if not number or not 0 <= share <= MOST_SHARE:  # NaN fails the comparison
+            raise SpecError(f"usage.{edge}.{part}: {share!r:.60} is no share; give a number from 0 to 1")
 
 
 def usage_to_json(usage: Usage, grid: RoutingGrid) -> dict[str, Any]:
     """A usage file as JSON data: which grid it is of, and edge name → its shares.
 
     Raises:
-        SpecError: usage of an edge that the grid lacks.
+        SpecError: usage of an edge that the grid lacks, or a share that is no number in 0…1.
     """
-    check_usage_names(usage, grid.edges)
+    check_usage(usage, grid.edges)
     return {"format": USAGE_FORMAT, "grid": grid.hash, "edges": shares_to_json(usage)}
 
 
@@ -88,15 +99,14 @@ def usage_from_json(data: Any, grid: RoutingGrid) -> dict[str, EdgeUsage]:
     edges = data.get("edges")
     if not isinstance(edges, dict):
         raise SpecError("edges: missing; a usage file maps edge names to {tokens, images, asked}")
-    check_usage_names(edges, grid.edges)
-    return {name: _edge_usage(name, shares) for name, shares in edges.items()}
+    found = {name: _edge_usage(name, shares) for name, shares in edges.items()}
+    check_usage(found, grid.edges)
+    return found
 
 
 def _edge_usage(name: str, shares: Any) -> EdgeUsage:
     if not isinstance(shares, dict) or set(shares) - set(EdgeUsage._fields):
-        raise SpecError(f"edges.{name}: {shares!r:.60} is not allowed; give {{tokens, images, asked, skipped}}")
-    for key, value in shares.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value <= 1:  # NaN fails the comparison
-            raise SpecError(f"edges.{name}.{key}: {value!r:.60} is no share; give a number from 0 to 1")
+        raise SpecError(
+            f"edges.{name!s:.60}: {shares!r:.60} is not allowed; give {{tokens, images, asked, skipped}}"
+        )
     return EdgeUsage(**shares)

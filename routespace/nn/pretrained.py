@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from routespace.checked import checked
 from routespace.errors import BundleError, SpecError
@@ -17,6 +18,8 @@ from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, backbone_of
+
+Fills = dict[str, tuple[nn.Module, StateDict]]  # what it is called in messages → what is filled, and with what
 
 
 @checked
@@ -47,7 +50,7 @@ def load_timm_weights(
 
     Raises:
         SpecError: the family has no timm counterpart.
-        BundleError: shapes or keys do not fit this grid, or the module's windows do not.
+        BundleError: shapes or keys do not fit this grid, or the module's windows do not. The network is as it was.
     """
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     head = net.head if isinstance(net, TaskNet) else None
@@ -60,7 +63,9 @@ def load_timm_weights(
     state = state_dict_of(weights)
     if module is not None and parts.check_timm is not None:
         parts.check_timm(net.spec, module)
-    return _load(net, head, parts.from_timm(state), path, told=some_keys(state))
+    fills, kept = _matched(net, head, parts.from_timm(state), path, told=some_keys(state))
+    _fill(fills)
+    return kept
 
 
 def load_network_weights(net: TaskNet, given: TaskNet) -> list[str]:
@@ -81,14 +86,15 @@ def load_network_weights(net: TaskNet, given: TaskNet) -> list[str]:
         BundleError: shapes or rates do not fit.
     """
     path = net.architecture if net.architecture.is_static else Architecture.staircase(net.architecture.grid)
-    kept = _load(net.backbone, net.head, _sorted_weights(given), path, told="of a run or bundle")
+    fills, kept = _matched(net.backbone, net.head, _sorted_weights(given), path, told="of a run or bundle")
     if same_but(net.spec, given.spec):
         for name in set(net.edges) & set(given.edges):
-            _fill(net.edges[name], given.edges[name].state_dict(), name)
+            fills[name] = net.edges[name], given.edges[name].state_dict()
         ours, theirs = net.backbone.skips, given.backbone.skips
         for name in set(ours) & set(theirs):
-            _fill(ours[name], theirs[name].state_dict(), name)
+            fills[f"skips.{name}"] = ours[name], theirs[name].state_dict()
             kept.remove(f"skips.{name}")
+    _fill(fills)
     return kept
 
 
@@ -127,35 +133,34 @@ def _sorted_weights(net: TaskNet) -> TimmWeights:
     )
 
 
-def _load(
+def _matched(
     net: RouteNet, head: nn.Module | None, weights: TimmWeights, path: Architecture, *, told: str
-) -> list[str]:
-    """See `load_timm_weights`; `told` are some of the keys, for messages."""
+) -> tuple[Fills, list[str]]:
+    """What is to be filled, and what keeps its own weights; `told` are some of the keys, for messages."""
     _check_stages(net, weights, told)
-    stem = adapted_stem(weights.stem, net.spec.in_channels)
-    _fill(net.stem, stem, "stem")
+    fills: Fills = {"stem": (net.stem, adapted_stem(weights.stem, net.spec.in_channels))}
     for name, blocks in _assign_blocks(net, weights, path).items():
-        _fill(net.edges[name], blocks, name)
+        fills[name] = net.edges[name], blocks
     for name, module in net.edges.items():
         edge = net.architecture.grid.edges[name]
         if edge.kind == "patch_embed":
-            _fill(module, weights.embeds[net.spec.index(edge.rate)], name)
+            fills[name] = module, weights.embeds[net.spec.index(edge.rate)]
     kept = [*(f"gates.{name}" for name in net.gates), *(f"skips.{name}" for name in net.skips)]
     for i, rate in enumerate(net.spec.rates):
         if rate not in net.architecture.output_rates:
             continue
         output = net.outputs[f"r{rate:02d}"]
         if weights.outputs[i] or not list(output.parameters()):
-            _fill(output, weights.outputs[i], f"outputs at rate {rate}")
+            fills[f"outputs at rate {rate}"] = output, weights.outputs[i]
         else:  # a family with one norm, whose grid ends at a finer rate than timm's network
             kept.append(f"outputs.r{rate:02d}")
     if head is not None and list(head.parameters()):
         fits = isinstance(head, Classifier) and weights.head
-        if fits and weights.head["weight"].shape == head.weight.shape:
-            _fill(head, weights.head, "head")
+        if fits and _shapes(weights.head).get("weight") == head.weight.shape:
+            fills["head"] = head, weights.head
         else:
             kept.append("head")
-    return kept
+    return fills, kept
 
 
 def _check_stages(net: RouteNet, weights: TimmWeights, told: str) -> None:
@@ -199,9 +204,23 @@ def _assign_blocks(net: RouteNet, weights: TimmWeights, path: Architecture) -> d
     return assigned
 
 
-def _fill(module: nn.Module, state: StateDict, what: str) -> None:
-    try:
+def _fill(fills: Fills) -> None:
+    """Load all of them, or raise BundleError with nothing changed."""
+    for name, (module, state) in fills.items():
+        ours, theirs = _shapes(module.state_dict()), _shapes(state)
+        if any(tensor.is_meta for tensor in state.values()):
+            raise BundleError(f"weights: those of {name} lie on the meta device, without values; load them")
+        for key in {**ours, **theirs}:
+            if ours.get(key) != theirs.get(key):
+                found = f"has {tuple(theirs[key])}" if key in theirs else "is missing"
+                wanted = f"it needs {tuple(ours[key])}" if key in ours else "it knows no such weight"
+                raise BundleError(
+                    f"weights: {name} does not fit this grid's family and size ({key} {found}, {wanted}); nothing "
+                    f"was loaded"
+                )
+    for module, state in fills.values():
         module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise BundleError(f"weights: {what} does not fit this grid's family and size ({reason})") from error
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in state.items()}

@@ -78,6 +78,9 @@ class RouteNet(nn.Module):
 
     Attributes:
         drop_path: the same.
+
+    Raises:
+        SpecError: `drop_path` is no probability below 1.
     """
 
     stem: Stem
@@ -96,6 +99,8 @@ class RouteNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= drop_path < 1:
+            raise SpecError(f"drop_path: {drop_path} is not allowed; give a probability, 0 or more and below 1")
         with torch.inference_mode(False):  # whoever makes it at inference may train it later
             self._assemble(architecture, Deciding.at_start(gates or GateSpec(), execution), drop_path, source=None)
 

@@ -18,10 +18,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from routespace.checked import device_word
 from routespace.errors import SpecError
 
 Module = TypeVar("Module", bound=nn.Module)
-WORDS = "auto, cpu, cuda or a numbered one such as cuda:1"
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -31,12 +31,10 @@ def pick_device(name: str | torch.device) -> torch.device:
         SpecError: another word, or a GPU that is not there.
     """
     name, there = str(name), torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
+    kind, number = device_word(name)
+    if kind == "auto":
         return torch.device("cuda" if there else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
-        raise SpecError(f"device: {name!r:.40} is not allowed; give {WORDS}")
-    if kind == "cuda" and int(number or 0) >= there:
+    if kind == "cuda" and number >= there:
         found = "no GPU that torch can use" if not there else f"GPUs cuda:0 to cuda:{there - 1}"
         raise SpecError(f"device: {name!r:.40} is not there; this machine has {found}; give auto or cpu")
     return torch.device(name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from routespace.checked import checked
-from routespace.errors import BudgetError
+from routespace.errors import BudgetError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.nn.module import unwrap
@@ -104,7 +104,12 @@ def budget_loss(
     Raises:
         BudgetError: the gates cannot reach `macs`, or it is no number.
         GridError: the grid has no plain staircase; give a base.
+        SpecError: a negative weight, or a base that is no number above 0.
     """
+    if not 0 <= weight < math.inf:
+        raise SpecError(f"weight: {weight} is not allowed; give a number from 0 up, such as 10")
+    if base is not None and not 0 < base < math.inf:
+        raise SpecError(f"base: {base} is not allowed; give the MACs of one image, a number above 0")
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     least = closed_macs(net.architecture, net.gate_spec)
     if not least <= macs < math.inf:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from routespace.checked import checked
-from routespace.errors import DataError
+from routespace.errors import DataError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.nn.candidates import SharedParts
@@ -65,11 +65,13 @@ def evaluate_candidates(
         (this process's of the whole pass, the same for all).
 
     Raises:
-        SpecError: a part with gates, or none at all.
+        SpecError: a part with gates, or none at all; or `drop_errors` below 0.
         GridError: an architecture that is no part of the network's.
         DataError: the loader holds no images, or one of them cannot be read.
         DivergedError: the network gives no finite numbers.
     """
+    if drop_errors is not None and not 0 <= drop_errors < math.inf:
+        raise SpecError(f"drop_errors: {drop_errors} is not allowed; give a number from 0 up, such as 3")
     net = unwrap(net, wanted=TaskNet)
     task = task or task_of_head(net.head, net.spec)
     running = _Running(SharedParts(net, architectures), list(range(len(architectures))))

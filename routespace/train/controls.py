@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 
 from routespace.checked import checked
+from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
 from routespace.grid.spec import map_size
 from routespace.nn.module import unwrap
@@ -79,7 +80,12 @@ def oracle_routes(
         images: (B, C, H, W), for their size and device.
         objects: what is known of each.
         by, around_px: as in `touched_tokens`.
+
+    Raises:
+        SpecError: `around_px` is negative.
     """
+    if around_px < 0:
+        raise SpecError(f"around_px: {around_px} is not allowed; give pixels, 0 or more")
     net, size = unwrap(net, wanted=TaskNet), (images.shape[-2], images.shape[-1])
     routes = dict(Routes.full(net, images))
     made: dict[int, Tensor] = {}

@@ -15,16 +15,14 @@ import timm
 import torch
 from torch import nn
 
-from routespace import file_names
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.logs import quieted
 from routespace.nn.checkpoints import state_dict_of
 from routespace.nn.pretrained import load_network_weights, load_timm_weights
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
+from routespace.train.given_weights import WEIGHTS_HINT, weights_place
 from routespace.train.recipe.parts import TIMM
-
-HINT = f"give {TIMM}NAME, a file (.safetensors, .pth), or the folder of a run or bundle"
 
 
 def load_pretrained(net: TaskNet, source: str) -> str:
@@ -41,9 +39,7 @@ def load_pretrained(net: TaskNet, source: str) -> str:
         SpecError: no such file, folder or network of timm.
         BundleError: the weights cannot be fetched or read, or do not fit the grid.
     """
-    place = None if source.startswith(TIMM) else network_folder(Path(source))
-    if place is None and not source.startswith(TIMM) and not Path(source).is_file():
-        raise SpecError(f"train.weights: {missing(Path(source))}; {HINT}")
+    place = None if source.startswith(TIMM) else weights_place(Path(source))
     try:
         if place is not None:
             given = load_net(place, families=[net.spec.family])
@@ -63,21 +59,6 @@ def load_pretrained(net: TaskNet, source: str) -> str:
     return f"weights: {source}, {millions:.3g} M parameters" + (f"; new: {', '.join(told)}" if told else "")
 
 
-def network_folder(path: Path) -> Path | None:
-    """Where a run or a bundle keeps its network; None where there is none."""
-    if path.name == file_names.WEIGHTS and (path.parent / file_names.NETWORK).exists():
-        return path.parent
-    for place in (path / "net", path):
-        if (place / file_names.NETWORK).exists():
-            return place
-    return None
-
-
-def missing(path: Path) -> str:
-    """What is wrong with a path that should have had a network."""
-    return f"{path}: {'has no network' if path.exists() else 'does not exist'}"
-
-
 def timm_network(source: str) -> nn.Module:
     """timm's pretrained network of `timm:NAME`.
 
@@ -87,9 +68,9 @@ def timm_network(source: str) -> nn.Module:
     """
     name = source.removeprefix(TIMM)
     if not timm.is_model(name):
-        raise SpecError(f"timm knows no network of that name; {HINT}")
+        raise SpecError(f"timm knows no network of that name; {WEIGHTS_HINT}")
     if not timm.list_pretrained(name.partition(".")[0] + "*"):
-        raise SpecError(f"timm has no weights of it; {HINT}")
+        raise SpecError(f"timm has no weights of it; {WEIGHTS_HINT}")
     try:
         with quieted("huggingface_hub.utils._http"):  # it tells each attempt; where all fail, the error does
             return timm.create_model(name, pretrained=True)
@@ -112,5 +93,5 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"cannot be read ({reason:.120}); give a .safetensors file, or a .pth file of tensors alone"
         ) from error
     if not isinstance(found, Mapping):
-        raise BundleError(f"holds a {type(found).__name__}, no state dict; {HINT}")
+        raise BundleError(f"holds a {type(found).__name__}, no state dict; {WEIGHTS_HINT}")
     return found

@@ -28,12 +28,12 @@ from routespace.nn.task_net import TaskNet, TaskOutput
 from routespace.nn.weights import load_net
 from routespace.preprocess import Preprocess, load_preprocess
 from routespace.train.data.source import Source
-from routespace.train.pretrained import missing, network_folder, timm_network
+from routespace.train.given_weights import TEACHER_HINT, missing, network_folder
+from routespace.train.pretrained import timm_network
 from routespace.train.recipe.parts import SELF, TIMM
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.start import weights_digest
 
-HINT = f"give {TIMM}NAME, the folder of a run or bundle, or self"
 FLOPS_OF_A_MAC = 2  # torch counts the multiplication and the addition
 
 
@@ -203,7 +203,7 @@ def _timm(source: str) -> Loaded:
 def _folder(path: Path) -> Loaded:
     place = network_folder(path)
     if place is None:
-        raise SpecError(f"{missing(path).removeprefix(f'{path}: ')}; {HINT}")
+        raise SpecError(f"{missing(path)}; {TEACHER_HINT}")
     net = load_net(place)
     own = path if path.is_dir() else path.parent
     found = load_preprocess(own) or load_preprocess(own.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from grid_strategies import grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routespace.deploy.derive import derive
 from routespace.errors import GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost, batch_cost, bits_of
@@ -163,6 +165,31 @@ def test_bad_usage_names_the_edge(value: object) -> None:
     name = next(iter(GRID.edges))
     with pytest.raises(SpecError, match=f"{name}.tokens"):
         usage_from_json({"format": "routespace.usage/1", "edges": {name: {"tokens": value}}}, GRID)
+
+
+@pytest.mark.parametrize("part", EdgeUsage._fields)
+@pytest.mark.parametrize("share", [-1, -0.1, 1.1, 2, math.nan, math.inf, 10**400, True, "all", None, np.ones(2)])
+def test_a_share_that_is_none_is_refused(part: str, share: object) -> None:
+    full, name = Architecture.full(GRID), next(iter(GRID.edges))
+    usage = {name: EdgeUsage(**{part: share})}
+    for call in (
+        lambda: architecture_cost(full, usage=usage),
+        lambda: derive(full, usage, macs=1e12),
+        lambda: usage_to_json(usage, GRID),
+    ):
+        with pytest.raises(SpecError, match=rf"usage\.{name}\.{part}: .* is no share; give a number from 0 to 1"):
+            call()
+
+
+@pytest.mark.parametrize("share", [0, 1, 0.5, np.float32(0.1), np.float64(1), torch.tensor(0.25)])
+def test_any_kind_of_number_is_a_share(share: Any) -> None:
+    full, name = Architecture.full(GRID), next(iter(GRID.edges))
+    assert float(architecture_cost(full, usage={name: EdgeUsage(share)}).macs) > 0
+
+
+def test_usage_is_made_of_shares() -> None:
+    with pytest.raises(SpecError, match="give an EdgeUsage"):
+        architecture_cost(Architecture.full(GRID), usage={next(iter(GRID.edges)): 0.5})  # type: ignore[dict-item]
 
 
 def test_usage_of_another_grid_is_refused() -> None:

@@ -11,10 +11,11 @@ from torch import nn
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
+from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.checkpoints import adapted_input
-from routespace.nn.pretrained import load_timm_weights
+from routespace.nn.pretrained import load_network_weights, load_timm_weights
 from routespace.nn.task_net import TaskNet
 
 MODELS = {"pvt_v2": "pvt_v2_b0", "swin_v2": "swinv2_tiny_window8_256"}
@@ -94,6 +95,46 @@ def test_half_a_network_is_refused(family):
     state = {k: v for k, v in oracle(family).state_dict().items() if "downsample" not in k}
     with pytest.raises(BundleError, match=r"a part of a swin_v2 network|l01_r04_patch_embed does not fit"):
         load_timm_weights(ours(family), state)
+
+
+def of_other_last_blocks(state):
+    return {
+        key: tensor[:-1] if key == "stages.3.blocks.1.mlp.fc2.bias" else tensor for key, tensor in state.items()
+    }
+
+
+LATE = {
+    "a shape": (of_other_last_blocks, r"l03_r32_transformer does not fit .*\(255,\), it needs \(256,\)"),
+    "an output norm": (
+        lambda s: {k: v for k, v in s.items() if k != "stages.3.norm.bias"},
+        "rate 32 .*missing",
+    ),
+    "half a head": (lambda s: {k: v for k, v in s.items() if k != "head.bias"}, r"head .*bias is missing"),
+    "no values": (lambda s: {**s, "head.bias": s["head.bias"].to("meta")}, "head lie on the meta device"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), LATE.values(), ids=list(LATE))
+def test_what_does_not_fit_at_its_end_changes_nothing(change, told):
+    net, state = ours(), oracle(num_classes=10).state_dict()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(BundleError, match=told):
+        load_timm_weights(net, change(state))
+    after = net.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("what", ["edges", "skips", "head"])
+def test_another_network_of_ours_is_loaded_whole_or_not_at_all(what):
+    grid = RoutingGrid(GridSpec.preset("pvt_v2_b0", image_size=IMAGE, num_classes=10))
+    nets = [TaskNet.classifier(Architecture.full(grid), GateSpec(skipped="linear")) for _ in range(2)]
+    part = nets[1].head if what == "head" else getattr(nets[1].backbone, what)
+    module = [each for each in part.modules() if list(each.parameters(recurse=False))][-1]
+    before = {name: tensor.clone() for name, tensor in nets[0].state_dict().items()}
+    module.register_buffer("more", torch.zeros(1))
+    with pytest.raises(BundleError, match=r"more .*it knows no such weight"):
+        load_network_weights(*nets)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in nets[0].state_dict().items())
 
 
 @pytest.mark.parametrize(("weights", "told"), [("b0.pth", "'b0.pth'"), (None, "None"), ([1], "a list")])

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from optuna.storages import JournalStorage, RDBStorage
 
+from routespace.deploy.study_place import absolute_storage
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.search.records import close, load_study
-from routespace.search.storage import Worker, absolute_storage, open_storage, without_password
+from routespace.search.storage import Worker, open_storage, without_password
 
 
 def test_databases_have_heartbeats_and_journals_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

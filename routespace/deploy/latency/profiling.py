@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 
-from routespace.checked import checked
+from routespace.checked import checked, require_seed
 from routespace.deploy.latency.bench import Bench, Work
 from routespace.deploy.latency.device import check_threads, this_device, using_threads
 from routespace.deploy.latency.fit import fit_factors
@@ -75,6 +75,7 @@ def profile(
         SpecError: an argument that is not allowed, or no such device.
     """
     keeps = default_keeps(gates) if keeps is None else keeps
+    require_seed(seed)
     place = pick_device(device)
     _check(place, batch=batch, keeps=keeps, rounds=rounds, threads=threads, clock=clock)
     grid = space.grid if isinstance(space, Architecture) else space

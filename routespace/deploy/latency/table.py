@@ -41,7 +41,7 @@ from routespace.grid.graph import Node, RoutingGrid
 from routespace.grid.leading import leading_row
 from routespace.grid.resources import MeasuredPrices
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import ALL_USED, Usage, check_usage_names
+from routespace.grid.usage import ALL_USED, Usage, check_usage
 from routespace.values import Value
 
 Clock = Literal["wall", "cpu"]  # the time that passes, or the processor's of the process, on a busy machine
@@ -166,7 +166,7 @@ def predict(
 def sum_ms(table: LatencyTable, architecture: Architecture, usage: Usage | None = None) -> float:
     """`predict` without its warnings, for those who predict often and have looked at `gate_problem` once."""
     require_grid(table, architecture.grid)
-    check_usage_names(usage or {}, architecture.grid.edges)
+    check_usage(usage or {}, architecture.grid.edges)
     total = table.constant_ms - sum(table.ms(PartKey("output", rate)) for rate in architecture.missing_rates)
     leader = leading_row(architecture) if table.gates is not None and table.gates.source == "map" else None
     for rate, count in merges(architecture).items():

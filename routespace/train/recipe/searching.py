@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from routespace.errors import SpecError
 from routespace.grid.resources import RESOURCES
 from routespace.train.recipe.parts import Natural, Section, parse_count
 
@@ -69,6 +70,12 @@ def _read_limit(name: str, most: Any) -> int | float:
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
         raise ValueError(f"{name}: {most!r:.40} is not allowed; give a number greater than 0")
     return number
+
+
+def require_trials(number: int) -> None:
+    """Raise SpecError unless a study can have so many trials."""
+    if number < 1:
+        raise SpecError(f"trials: {number} is not allowed; give at least 1")
 
 
 class SearchSpec(Section):
