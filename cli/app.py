@@ -1,7 +1,7 @@
 """The `routespace` command: one file per command, and one way for every error to look.
 
 Whatever a user can cause ends as one line `error: …` on stderr and exit code 2, never a traceback; an interrupt
-ends as one line and exit code 130. A traceback is a bug of ours.
+ends as one line and exit code 130, SIGTERM and 143. A traceback is a bug of ours.
 
 The command files import typer and the standard library only; everything else is imported when a command runs,
 so that `--help` answers at once and commands that need no torch do not wait for it.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from typing import Any, cast
@@ -36,11 +37,11 @@ from routespace.cli import (
     verify,
 )
 from routespace.cli.families import allowing_families
-from routespace.cli.interrupts import INTERRUPTED, Interrupts
+from routespace.cli.interrupts import OF_SIGNALS, Interrupts
 from routespace.cli.typed import TYPED
 from routespace.errors import RoutespaceError, reason
 from routespace.memory import keep_freed_memory
-from routespace.train.stopping import PeerError, is_first_process
+from routespace.train.stopping import PeerError, TrainingStoppedError, is_first_process
 
 BAD_INPUT = 2
 
@@ -83,20 +84,20 @@ class OneLineErrors(TyperGroup):
                 raise
             raise ended from error
         if interrupts.came:
-            raise fail("interrupted", INTERRUPTED)
+            raise fail("interrupted", OF_SIGNALS + interrupts.came)
 
 
-def told(error: BaseException, *, interrupted: bool = False) -> typer.Exit | None:
+def told(error: BaseException, *, interrupted: signal.Signals | None = None) -> typer.Exit | None:
     """Print what a user can cause as one line; returns what ends the program, or None for a bug of ours.
 
     Args:
         error: what a command raised.
-        interrupted: Ctrl-C came before; whatever a library made of it, that is what happened.
+        interrupted: the signal that came before; whatever a library made of it, that is what happened.
     """
     if isinstance(error, KeyboardInterrupt):
-        return fail(str(error) or "interrupted", INTERRUPTED)
+        return fail(str(error) or "interrupted", OF_SIGNALS + (interrupted or _signal_behind(error)))
     if interrupted:
-        return fail("interrupted", INTERRUPTED)
+        return fail("interrupted", OF_SIGNALS + interrupted)
     if isinstance(error, BrokenPipeError):
         return None  # the reader of our output left (`… | head`): click ends quietly
     if isinstance(error, PeerError):
@@ -106,9 +107,16 @@ def told(error: BaseException, *, interrupted: bool = False) -> typer.Exit | Non
     return None
 
 
+def _signal_behind(error: BaseException | None) -> signal.Signals:
+    """The signal that ended a training, of which an interrupt tells; else Ctrl-C."""
+    while error is not None and not isinstance(error, TrainingStoppedError):
+        error = error.__cause__
+    return signal.SIGINT if error is None else error.by
+
+
 def fail(message: str, code: int) -> typer.Exit:
     """Print one line on stderr, in one of several processes; returns the exception that ends the program."""
-    if tells(stopped=code == INTERRUPTED):
+    if tells(stopped=code > OF_SIGNALS):
         typer.echo(f"error: {message}", err=True)
     return typer.Exit(code)
 

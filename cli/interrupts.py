@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment, or SIGTERM: one line, exit code 130, and nothing half-done.
+"""Ctrl-C at any moment, or SIGTERM: one line, exit code 130 or 143, and nothing half-done.
 
 start       from the program's first moment on: nothing is half-done yet, so it ends at once
 Interrupts  while a command runs: KeyboardInterrupt, so that files are tidied up; sure to arrive, and remembered
@@ -8,9 +8,8 @@ Raising KeyboardInterrupt is not enough. A library whose import is interrupted t
 or hides it; so does Python in destructors. So an interrupt waits until no module is being imported, comes again
 when a destructor hid it, and whatever ends a command after it is told as the interrupt that it was.
 
-SIGTERM, by which batch systems end a job, does the same while a command runs; before that, there is nothing to
-tidy up. One of several processes that train together leaves it to the training: it may wait for the others, where
-no exception reaches it.
+SIGTERM, by which batch systems end a job, does the same. One of several processes that train together leaves it to
+the training: it may wait for the others, where no exception reaches it.
 """
 
 from __future__ import annotations
@@ -25,15 +24,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+OF_SIGNALS = 128  # what shells add to a signal for an exit code: 130 of SIGINT, 143 of SIGTERM
 AGAIN_S = 0.05
 IMPORT_FRAMES = "<frozen importlib"
 LEFT_LINE = "\r\x1b[K\x1b[?25h"  # clears a status line and shows the cursor that it hid
 
 
 def start() -> Interrupts:
-    """Handle SIGINT from now on. For the program's own process: it is not undone."""
-    signal.signal(signal.SIGINT, end_at_once)
+    """Handle signals from now on. For the program's own process: it is not undone."""
+    for number in _signals():
+        signal.signal(number, end_at_once)
     interrupts = Interrupts()
     sys.unraisablehook = interrupts.hidden
     if hasattr(os, "register_at_fork"):
@@ -54,25 +54,25 @@ def end_at_once(number: int = signal.SIGINT, frame: FrameType | None = None) -> 
     finally:
         left = LEFT_LINE if os.isatty(2) else ""
         os.write(2, f"{left}error: interrupted\n".encode())
-        os._exit(INTERRUPTED)
+        os._exit(OF_SIGNALS + number)
 
 
 class Interrupts:
     """The handler of SIGINT and SIGTERM while a command runs; the second of them ends at once.
 
     Attributes:
-        came: an interrupt came, whatever became of it.
+        came: the first that came, whatever became of it; None while none has.
     """
 
     def __init__(self) -> None:
-        self.came = False
+        self.came: signal.Signals | None = None
         self._raised = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise KeyboardInterrupt, when no import is under way that would make something else of it."""
         if self._raised:
-            end_at_once()
-        self.came = True
+            end_at_once(self.came or signal.SIGINT)
+        self.came = self.came or signal.Signals(number)
         if _importing(frame):
             self._again()
             return
@@ -131,12 +131,14 @@ def _importing(frame: FrameType | None) -> bool:
 @contextmanager
 def imports() -> Iterator[None]:
     """A block that only imports, with nothing to tidy up: an interrupt ends the program at once."""
-    before = signal.getsignal(signal.SIGINT)
-    if not isinstance(before, Interrupts):  # a program of somebody else's, such as a test
+    before = {number: signal.getsignal(number) for number in _signals()}
+    if not isinstance(before[signal.SIGINT], Interrupts):  # a program of somebody else's, such as a test
         yield
         return
-    signal.signal(signal.SIGINT, end_at_once)
+    for number in before:
+        signal.signal(number, end_at_once)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

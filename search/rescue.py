@@ -114,8 +114,14 @@ def usable(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Batch systems stop a job with SIGTERM: treat it as Ctrl-C. Only a main thread may say so."""
-    if threading.current_thread() is not threading.main_thread():
+    """Batch systems stop a job with SIGTERM: treat it as Ctrl-C. Only a main thread may say so.
+
+    A program that handles it, as the command line does, goes on to.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
         yield
         return
 

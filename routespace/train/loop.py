@@ -9,6 +9,7 @@ Shape legend: B images of one process and step.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -236,9 +237,10 @@ class Trainer:
 
     def _stop(self, stop: StopSignal, save: Callable[[], None]) -> None:
         save()
+        name = "a signal" if stop.caught is None else stop.caught.name
         raise TrainingStoppedError(
-            f"{stop.caught or 'a signal'}: stopped in {self.course.where()}; the checkpoint is saved, go on with "
-            f"--resume"
+            f"{name}: stopped in {self.course.where()}; the checkpoint is saved, go on with --resume",
+            by=stop.caught or signal.SIGINT,
         )
 
     def _told_to_stop(self, stop: StopSignal) -> bool:

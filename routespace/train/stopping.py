@@ -20,7 +20,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStoppedError(RoutespaceError):
-    """A signal ended the training; its checkpoint is saved."""
+    """A signal ended the training; its checkpoint is saved.
+
+    Attributes:
+        by: the signal; SIGINT where another process had it.
+    """
+
+    def __init__(self, message: str, *, by: signal.Signals = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.by = by
 
 
 class DivergedError(RoutespaceError):
@@ -68,7 +76,7 @@ class StopSignal:
     """While active, the first SIGTERM or SIGINT is only noted in `caught`; a second one acts as usual."""
 
     def __init__(self) -> None:
-        self.caught: str | None = None
+        self.caught: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -77,7 +85,7 @@ class StopSignal:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.caught = signal.Signals(number).name
+        self.caught = signal.Signals(number)
         self._restore()
 
     def _restore(self) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM at any moment: one line, exit code 130, no traceback, nothing left behind."""
+"""Ctrl-C or SIGTERM at any moment: one line, exit code 130 or 143, no traceback, nothing left behind."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tiny_grid import TINY_GRID
 
 from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, save_bundle
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 FIRST = "routespace.cli.interrupts"  # before it, Python itself is starting
 SOON_S = 0.02
 READING_S = 3.0  # after which processes have been started, and read
@@ -116,7 +116,36 @@ def test_batch_systems_end_it_in_the_same_way(tmp_path):
     process = run_work(tmp_path, "signal.raise_signal(signal.SIGTERM)", "print('not reached')")
     out, err = process.communicate(timeout=60)
     assert (out, err) == ("tidied up\n", "error: interrupted\n")
-    assert process.returncode == INTERRUPTED
+    assert process.returncode == TERMINATED
+
+
+def test_batch_systems_end_a_training_in_the_same_way(tmp_path):
+    lines = [
+        "from routespace.train.stopping import StopSignal, TrainingStoppedError",
+        "with StopSignal() as stop:",
+        "    signal.raise_signal(signal.SIGTERM)",
+        "try:",
+        "    raise TrainingStoppedError('stopped', by=stop.caught)",
+        "except TrainingStoppedError as error:",
+        "    raise KeyboardInterrupt('interrupted; nothing was saved') from error",
+    ]
+    process = run_work(tmp_path, *lines)
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("tidied up\n", "error: interrupted; nothing was saved\n")
+    assert process.returncode == TERMINATED
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_imports_ends_at_once(number, tmp_path):
+    lines = [
+        "from routespace.cli.interrupts import imports",
+        "with imports():",
+        f"    signal.raise_signal({number})",
+    ]
+    process = run_work(tmp_path, *lines, "    time.sleep(30)")
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("", "error: interrupted\n")
+    assert process.returncode == 128 + number
 
 
 def test_a_process_that_reads_pictures_ends_at_once_when_it_is_told_to(tmp_path):

@@ -16,9 +16,10 @@ import multiprocessing
 import random
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -165,10 +166,11 @@ def read_files(
 ) -> dict[str, CheckedFile]:
     """What reading each file as a whole showed; arguments as in `check_pictures`."""
     found: list[CheckedFile] = []
-    for file in _examined(places, workers):
-        found.append(file)
-        if progress is not None:
-            progress(len(found), len(places))
+    with closing(_examined(places, workers)) as files:
+        for file in files:
+            found.append(file)
+            if progress is not None:
+                progress(len(found), len(places))
     return dict(zip(places, found, strict=True))
 
 
@@ -206,16 +208,22 @@ def _parts(spec: CsvSpec | FolderSpec) -> dict[str, Listed]:
     return {split: listed for split in splits if (listed := catalogue.part(split)) is not None}
 
 
-def _examined(places: Sequence[str], workers: int) -> Iterator[CheckedFile]:
+def _examined(places: Sequence[str], workers: int) -> Generator[CheckedFile]:
     if workers <= 1:
         yield from map(examine, places)
         return
     # Fresh processes: a copy of one with threads may wait for ever for a lock that was held while it was copied.
     # Ctrl-C reaches them too, and is this one's to tell: they leave it alone before they import anything.
     deaf: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), **deaf) as pool:
         try:
             yield from pool.map(examine, places, chunksize=CHUNK)
+        except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what they still read
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that reads pictures was ended from outside; give fewer --workers"
