@@ -79,12 +79,11 @@ class _Worker:
         return Ended(task, result, error)
 
     def stop(self) -> None:
-        """Ask it to end, and end it."""
+        """Ask it to end: what it does is stopped, and nothing comes after that."""
         if self.task is not None:
             self.process.terminate()
-        else:
-            with contextlib.suppress(BrokenPipeError):
-                self.pipe.send(None)
+        with contextlib.suppress(BrokenPipeError):
+            self.pipe.send(None)
 
 
 class Crew:
@@ -181,17 +180,17 @@ def _serve(pipe: Connection, logs: Path) -> None:
     while True:
         try:
             task = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+            if task is None:
+                return
+            with (
+                (logs / f"{task.name}.log").open("a", buffering=1) as log,
+                contextlib.redirect_stdout(log),
+                contextlib.redirect_stderr(log),
+            ):
+                answer = _answer(task)
+            pipe.send(answer)
+        except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the script has ended, or is told to, as this is
             return
-        if task is None:
-            return
-        with (
-            (logs / f"{task.name}.log").open("a", buffering=1) as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            answer = _answer(task)
-        pipe.send(answer)
 
 
 def _answer(task: Task) -> tuple[Any, str | None]:

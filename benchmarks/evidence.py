@@ -54,10 +54,12 @@ from evidence_lines.lines import LINES, NEEDS, ONCE, WORTH, Setting, accuracy_on
 from evidence_lines.measure import paces, speed_of, step_ms
 from evidence_lines.table import show, unfinished
 from record import record
+from stopping import until_stopped
 
 from routespace.errors import RoutespaceError
 from routespace.files import read_json, write_json
 from routespace.memory import keep_freed_memory
+from routespace.train.stopping import TrainingStoppedError
 
 ARENAS: Mapping[str, Callable[[Path | None], Arena]] = {
     "digits": lambda data: digits(),
@@ -105,6 +107,8 @@ def one_by_one(asked: Asked, until: float) -> Rows:
             continue
         try:
             done.append((setting, measured(setting, trained(setting, line))))
+        except TrainingStoppedError:
+            raise
         except RoutespaceError as error:  # a share that a line cannot reach; the others go on
             print(f"{line} {setting.ratio:g} {setting.seed}: {error}", flush=True)
             continue
@@ -284,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    until_stopped(main)

@@ -45,12 +45,14 @@ from typing import Any
 import torch
 from crew import Crew, Task
 from record import record
+from stopping import until_stopped
 from task_lines.large import large, light
 from task_lines.lines import LINES, SCENES, TASKS, Setting, one, so_far
 
 from routespace.errors import RoutespaceError
 from routespace.memory import keep_freed_memory
 from routespace.recipes import load_recipe
+from routespace.train.stopping import TrainingStoppedError
 
 Row = dict[str, Any]
 Job = tuple[Setting, str]
@@ -163,6 +165,8 @@ def train(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
             continue
         try:
             rows.append(one(setting, line))
+        except TrainingStoppedError:
+            raise
         except RoutespaceError as error:
             print(f"{setting.task} {line} {setting.seed}: {error}")
             continue
@@ -191,4 +195,4 @@ def side_by_side(jobs: Sequence[Job], processes: int, seconds: float, *, logs: P
 
 
 if __name__ == "__main__":
-    main()
+    until_stopped(main)
