@@ -39,7 +39,7 @@ from routespace.cli import (
 from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import OF_SIGNALS, Interrupts
 from routespace.cli.typed import TYPED
-from routespace.errors import RoutespaceError, reason
+from routespace.errors import RoutespaceError, RoutespaceWarning, reason
 from routespace.memory import keep_freed_memory
 from routespace.train.stopping import PeerError, TrainingStoppedError, is_first_process
 
@@ -203,8 +203,8 @@ def quiet_libraries() -> None:
     """Warnings are ours, or about a GPU that cannot be used; libraries warn of each other and of our choices."""
     warnings.formatwarning = _one_line_warning  # type: ignore[assignment]  # meant to be replaced, says Python
     warnings.filterwarnings("ignore")
-    for ours in ("routespace", r"torch\.cuda"):
-        warnings.filterwarnings("default", module=ours)
+    warnings.filterwarnings("default", category=RoutespaceWarning)  # told at the line of whoever called us
+    warnings.filterwarnings("default", module=r"torch\.cuda")
     for theirs in ("timm", "torch.utils.cpp_extension"):  # they explain schedules, and where CUDA might be
         logging.getLogger(theirs).setLevel(logging.ERROR)
 

@@ -47,10 +47,10 @@ def run(
     that segments, backbone and whole network are told; budgets count the backbone.
     """
     from routespace.files import read_json
-    from routespace.grid.cost import By, architecture_cost
+    from routespace.grid.cost import By, architecture_cost, measured_cost
     from routespace.grid.gate_spec import GateSpec
-    from routespace.grid.usage import usage_from_json
-    from routespace.workflow.subjects import load_architecture, load_subject
+    from routespace.grid.usage import sizes_from_json
+    from routespace.workflow.subjects import USAGE_FILE, load_architecture, load_subject
 
     if by is not None and by not in get_args(By):
         raise SpecError(f"by: {by!r:.40} is not allowed; give one of {', '.join(get_args(By))}")
@@ -58,9 +58,9 @@ def run(
     part = found.architecture
     if architecture is not None or part is None:
         part = load_architecture(found.grid, architecture or "full")
-    measured = usage_from_json(read_json(usage, wanted="a run's usage.json"), found.grid) if usage else None
+    measured = sizes_from_json(read_json(usage, wanted=USAGE_FILE), found.grid) if usage else None
     gates = found.gates or GateSpec()  # a grid has none yet; static architectures have none to pay for
-    cost = architecture_cost(part, gates=gates, usage=measured)
+    cost = measured_cost(part, measured, gates=gates) if measured else architecture_cost(part, gates=gates)
     dense = _dense_head(found, part)
     head = None if dense is None else dense.cost(part.spec)
     report = as_data(part, cost if head is None else cost.with_head(head), by)
@@ -133,11 +133,11 @@ def _dense_head(found: Subject, part: Architecture) -> Head | None:
 
 def _measured(found: Subject, part: Architecture, head: EdgeCost | None) -> dict[str, Any]:
     """What a run's own measured usage makes of it, when there is one and it is about this architecture."""
-    from routespace.grid.cost import architecture_cost
+    from routespace.grid.cost import measured_cost
 
-    if found.usage is None or part != found.architecture:
+    if not found.sizes or part != found.architecture:
         return {}
-    cost = architecture_cost(part, gates=found.gates, usage=found.usage)
+    cost = measured_cost(part, found.sizes, gates=found.gates)
     whole = cost if head is None else cost.with_head(head)
     report = {"measured": {what: amount for what, amount in whole.totals.items() if what != "params"}}
     if head is not None:

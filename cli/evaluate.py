@@ -134,19 +134,39 @@ def show(report: dict[str, Any]) -> None:
         ("by class", worst_classes(report)),
         ("loss", f"{report['loss']:.4f}"),
         ("parameters", mega(report["params"])),
-        ("MACs", giga(macs) + (" with everything computed" if routed else "")),
+        ("MACs", giga(macs) + (" with everything computed" if routed else "") + _size(report)),
     ]
     if routed:
         rows.append(("MACs, counted", f"{giga(counted)} ({percent(counted / macs)})"))
         rows.append(("MACs, expected", f"{giga(expected)} ({percent(expected / macs)})"))
     if report["network_macs"] != macs:
         rows.append(("", f"{giga(report['network_macs'])} with the head, which no budget counts"))
+    rows += _as_fed(report, routed=routed)
     if report.get("object_auc"):
         areas = report["object_auc"]
         low, high = min(areas, key=lambda name: areas[name]), max(areas, key=lambda name: areas[name])
         text = f"{areas[high]:.2f} ({high})" + (f", worst {areas[low]:.2f} ({low})" if low != high else "")
         rows.append(("gates find objects", f"area under the curve {text}; a coin has 0.50"))
     pairs([*rows, *_speed(report)])
+
+
+def _size(report: dict[str, Any]) -> str:
+    """The size of the images that MACs are told of, where not all have it."""
+    height, width = report["image_size"]
+    return f", of a picture of {height} × {width} px" if "as_fed" in report else ""
+
+
+def _as_fed(report: dict[str, Any], *, routed: bool) -> list[tuple[str, object]]:
+    """The row of what pictures of other sizes than the grid's took as they were fed."""
+    from routespace.cli.render import giga
+
+    if "as_fed" not in report:
+        return []
+    fed = report["as_fed"]
+    ways = f"{giga(fed['counted_macs'])} counted, {giga(fed['macs'])}" if routed else giga(fed["macs"])
+    head = f", {giga(fed['network_macs'])} with the head" if report["network_macs"] != report["macs"] else ""
+    sizes = f"{fed['sizes']} {'size' if fed['sizes'] == 1 else 'sizes'}"
+    return [("MACs, as fed", f"{ways} with everything computed{head}: means of pictures of {sizes}")]
 
 
 def _speed(report: dict[str, Any]) -> list[tuple[str, object]]:
@@ -156,7 +176,8 @@ def _speed(report: dict[str, Any]) -> list[tuple[str, object]]:
     speed = report["speed"]
     where = "one thread" if speed["device"] == "cpu" else speed["device"]
     ways = f"routed {speed['routed_ms']:.1f} ms, everything computed {speed['dense_ms']:.1f} ms"
+    batch = f"batch {speed['batch']}" + (f" of {speed['sizes']} sizes" if speed["sizes"] > 1 else "")
     return [
         ("speed-up", f"{speed['measured_speedup']:.2f}× measured, {speed['counted_speedup']:.2f}× counted"),
-        ("", f"batch {speed['batch']}: {ways}, {where}" + (", compiled" if speed["compiled"] else "")),
+        ("", f"{batch}: {ways}, {where}" + (", compiled" if speed["compiled"] else "")),
     ]

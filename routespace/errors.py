@@ -48,6 +48,10 @@ class MissingDependencyError(RoutespaceError):
     """An optional package is needed; the message gives the install command."""
 
 
+class RoutespaceWarning(UserWarning):
+    """What somebody should know of what was given; the command line prints it as one line, whoever called."""
+
+
 def reason(error: BaseException) -> str:
     """What an exception says, as one line.
 
@@ -64,11 +68,11 @@ def reason(error: BaseException) -> str:
 
 
 def warn(text: str) -> None:
-    """A UserWarning about what a user gave, at the user's own line that led here, however deep it is within."""
+    """A RoutespaceWarning about what a user gave, at the line of the user's own that led here, however deep."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, stacklevel=level)
+    warnings.warn(text, RoutespaceWarning, stacklevel=level)
 
 
 def command_line(*words: object) -> str:

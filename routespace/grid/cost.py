@@ -2,6 +2,7 @@
 
     architecture_cost(architecture, …)     one architecture, its parts listed apart; with gates, measured usage
                                            or another image size when given
+    measured_cost(architecture, parts, …)  the same from usage measured on images of several sizes
     batch_cost(grid, bits)                 many static architectures at once, exact integers
 
 One multiply-add is one MAC, for one image; bytes count 4 per number. What is counted is told by the table in
@@ -10,7 +11,7 @@ One multiply-add is one MAC, for one image; bytes count 4 per number. What is co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,7 +25,7 @@ from routespace.grid.graph import Edge, RoutingGrid
 from routespace.grid.leading import leading_row
 from routespace.grid.prices import CostTable, cost_table, gate_cost
 from routespace.grid.resources import NO_GATE, RESOURCES, GateCost, analytic
-from routespace.grid.usage import ALL_USED, Usage, check_usage
+from routespace.grid.usage import ALL_USED, SizedUsage, Usage, check_usage
 
 By = Literal["edge", "layer", "rate", "kind"]
 Amounts = Mapping[str, float]  # resource → amount for one image; integers, unless measured usage made them floats
@@ -137,6 +138,54 @@ def architecture_cost(
         head=table.head,
         used=used,
     )
+
+
+HeadAt = Callable[[tuple[int, int] | None], EdgeCost]  # (H, W), or None for the grid's own → price of a head
+
+
+def measured_cost(
+    architecture: Architecture,
+    parts: Sequence[SizedUsage],
+    *,
+    gates: GateSpec | None = None,
+    head_at: HeadAt | None = None,
+    as_fed: bool = False,
+) -> ArchitectureCost:
+    """The cost of one image, averaged over images whose usage was measured by their sizes.
+
+    It is that of an image of the grid's size: what an image of another size takes is a share of what the whole
+    architecture takes at that size, and the share counts, so that a small photograph saves nothing. This is how
+    budgets count.
+
+    Args:
+        architecture, gates: as for `architecture_cost`.
+        parts: what the images of each size used; at least one.
+        head_at: the price of a head in place of the grid's own.
+        as_fed: what images really took in their own sizes instead.
+
+    Raises:
+        SpecError: a size that the grid cannot take, or usage of an edge that the grid lacks.
+    """
+
+    def at(size: tuple[int, int] | None, usage: Usage | None) -> ArchitectureCost:
+        cost = architecture_cost(architecture, gates=gates, usage=usage, image_size=size)
+        return cost if head_at is None else cost.with_head(head_at(size))
+
+    whole, rows = at(None, None), list[tuple[ArchitectureCost, dict[str, float]]]()
+    for part in parts:
+        factors = dict.fromkeys(whole.totals, float(part.images))
+        if part.size is not None and not as_fed:
+            there = at(part.size, None).totals
+            factors = {what: part.images * whole.totals[what] / there[what] for what in there}
+        rows.append((at(part.size, part.usage), factors))
+    images = sum(part.images for part in parts)
+
+    def mean(amounts: Callable[[ArchitectureCost], Amounts]) -> Amounts:
+        each = [(amounts(cost), factors) for cost, factors in rows]
+        return {what: sum(some[what] * factors[what] for some, factors in each) / images for what in whole.totals}
+
+    used = {name: mean(lambda cost, name=name: cost.used[name]) for name in whole.used}  # type: ignore[misc]
+    return replace(whole, totals=mean(lambda cost: cost.totals), used=used)
 
 
 def _used(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from routespace.checked import checked
 from routespace.errors import DataError
-from routespace.grid.usage import ALL_USED, EdgeUsage
+from routespace.grid.usage import ALL_USED, EdgeUsage, SizedUsage
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.routing.routes import Routes
@@ -132,14 +132,14 @@ class UsageMeter:
             found[name] = EdgeUsage(tokens, (by_image[1] / self.images).clamp(0, 1).item(), asked, skipped)
         return found
 
-    def by_size(self) -> dict[Size, tuple[int, dict[str, EdgeUsage]]]:
-        """Image size → number of images, and what they used: MACs of different sizes are priced apart."""
-        found = {}
+    def by_size(self, own: Size) -> tuple[SizedUsage, ...]:
+        """What the images of each size used; `own` (H, W) is the grid's, as is a size that was not told."""
+        found = []
         for size, sums in self._sizes.items():
             alone = UsageMeter()
             alone._sizes[size] = sums
-            found[size] = sums.images, alone.usage()
-        return found
+            found.append(SizedUsage(sums.images, alone.usage(), None if size in (SAME_SIZE, own) else size))
+        return tuple(found)
 
 
 @checked

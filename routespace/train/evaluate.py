@@ -36,7 +36,7 @@ from routespace.train.tasks.base import Meter, Task
 from routespace.train.tasks.kinds import task_of_head
 
 # What is told of every task.
-COUNTED = ("images", "images_per_s", "counted_macs", "expected_macs", "usage", "by_class")
+COUNTED = ("images", "images_per_s", "counted_macs", "expected_macs", "usage", "sizes", "by_class")
 NOISE_SEED = 0  # of the sampling gates: the same numbers for the same network
 
 
@@ -80,8 +80,8 @@ def evaluate(
     Returns:
         The task's metric by its name (`accuracy`, 0…1), what else its meter tells, loss, images, images_per_s
         (this process's, data included, sampling left out), counted_macs, expected_macs (MACs of one image, both on
-        all images of the loader), usage (edge name → {tokens, images, asked}), and with `by_class` a `ByClass`, or
-        None where the task has no classes.
+        all images of the loader), usage (edge name → {tokens, images, asked}), sizes (a `SizedUsage` for
+        each size of images), and with `by_class` a `ByClass`, or None where the task has no classes.
 
     Raises:
         DataError: the loader holds no images, nothing that the metric is about, or one that cannot be read.
@@ -119,6 +119,7 @@ def evaluate(
         "counted_macs": counted,
         "expected_macs": sampled if expected else None,
         "usage": shares_to_json(total.usage()),
+        "sizes": total.by_size(net.spec.image_size),
     }
 
 

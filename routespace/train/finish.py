@@ -46,16 +46,16 @@ def finish(trainer: Trainer, run: RunFolder) -> tuple[dict[str, Any], TaskNet]:
     result = _result(trainer, measured, found, seconds)
     with together():
         if trainer.accelerator.is_main_process:
-            _save_final(run, net, measured["usage"], result)
+            _save_final(run, net, measured, result)
     return result, net.compile_blocks(False).cpu()
 
 
-def _save_final(run: RunFolder, net: TaskNet, usage: dict[str, Any], result: dict[str, Any]) -> None:
+def _save_final(run: RunFolder, net: TaskNet, measured: dict[str, Any], result: dict[str, Any]) -> None:
     """net/, usage.json and, last, result.json: the folder is finished when that is there."""
     with replaced_folder(run.net_path) as partial:
         save_net(net, partial)
-    used = {name: EdgeUsage(**shares) for name, shares in usage.items()}
-    write_json(run.usage_path, usage_to_json(used, net.architecture.grid))
+    used = {name: EdgeUsage(**shares) for name, shares in measured["usage"].items()}
+    write_json(run.usage_path, usage_to_json(used, net.architecture.grid, measured["sizes"]))
     write_json(run.result_path, result)
 
 

@@ -19,24 +19,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import architecture_cost
+from routespace.grid.cost import ArchitectureCost, architecture_cost, measured_cost
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import Node
 from routespace.grid.resources import NO_GATE, RESOURCES, Terms
-from routespace.grid.usage import ALL_USED, EdgeUsage, Usage
+from routespace.grid.usage import ALL_USED, EdgeUsage, SizedUsage, Usage
 from routespace.nn.cost import head_cost_of
 from routespace.nn.heads.base import NO_COST
 from routespace.nn.plan import Row, compile_plan
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import AnyNet, TaskNet
-from routespace.nn.usage import SAME_SIZE, UsageMeter
+from routespace.nn.usage import UsageMeter
 
 UNUSED = EdgeUsage(tokens=0, images=0, asked=0)
 
@@ -108,14 +108,18 @@ def counted_macs(net: AnyNet, usage: Usage, *, image_size: tuple[int, int] | Non
 
 
 def metered_macs(net: AnyNet, meter: UsageMeter) -> float:
-    """MACs of one image of the grid's size, averaged over what a meter saw; see `size_factor`."""
-    costs = (
-        images * counted_macs(net, usage)
-        if size in (SAME_SIZE, net.spec.image_size)
-        else images * counted_macs(net, usage, image_size=size) * size_factor(net, size)
-        for size, (images, usage) in meter.by_size().items()
-    )
-    return sum(costs) / meter.images
+    """MACs of one image of the grid's size, averaged over what a meter saw; see `measured_cost`."""
+    return budgeted_cost(net, meter.by_size(net.spec.image_size)).macs
+
+
+def budgeted_cost(net: AnyNet, parts: Sequence[SizedUsage], *, as_fed: bool = False) -> ArchitectureCost:
+    """What one image takes of what a budget counts, from measured usage; see `measured_cost`."""
+    head_at = partial(_head_at, net)
+    return measured_cost(net.architecture, parts, gates=net.gate_spec, head_at=head_at, as_fed=as_fed)
+
+
+def _head_at(net: AnyNet, size: tuple[int, int] | None) -> EdgeCost:
+    return budgeted_head(net, image_size=size)
 
 
 def size_factor(net: AnyNet, size: tuple[int, int]) -> float:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from routespace.checked import checked
 from routespace.draw.canvas import require_format
-from routespace.draw.tokens import draw_tokens
+from routespace.draw.tokens import TokenRow, draw_rows, token_rows
 from routespace.errors import SpecError
 from routespace.grid.leading import gated_rows
+from routespace.grid.usage import SizedUsage
 from routespace.nn.cost import network_cost
 from routespace.nn.heads.classify import Classifier
 from routespace.nn.module import unwrap
@@ -26,7 +27,7 @@ from routespace.train.controls import annotated_scenes, knows_objects, object_au
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.skipping import Batches
 from routespace.train.evaluate import evaluate, further
-from routespace.train.macs import counted_macs
+from routespace.train.macs import budgeted_cost, counted_macs
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.tasks.by_class import ByClass
 from routespace.train.tasks.kinds import task_of_head, task_spec_of
@@ -59,8 +60,10 @@ def evaluate_network(
     Returns:
         task; metric: the name of the task's, and under that name its value (accuracy 0…1);
         what else the task's meter tells, and `also` with its names; loss, images and images_per_s; params; macs
-        (everything computed), counted_macs and expected_macs of one image, all of what a budget counts, and
-        network_macs with the head of a dense task; usage; classes, where the task has any: name → what was found
+        (everything computed), counted_macs and expected_macs of one image of the grid's size, image_size, all of
+        what a budget counts, and network_macs with the head of a dense task; where images have other sizes also
+        as_fed, the means of what these took as they were: macs, counted_macs and network_macs (everything
+        computed), and sizes, how many there are; usage; classes, where the task has any: name → what was found
         of it (images, accuracy and precision; objects and AP; pixels, accuracy and iou), and which other one it
         was most often taken_for; for images with one class each also confusion, class → answer → how many; for a
         routed network also speed, with the measured and counted ratio, and object_auc where it is known where the
@@ -93,6 +96,8 @@ def evaluate_network(
         "params": cost.params,
         "macs": int(whole),
         "network_macs": int(cost.macs),
+        "image_size": list(net.spec.image_size),
+        **_as_fed(net, result["sizes"]),
         "counted_macs": result["counted_macs"],
         "expected_macs": result["expected_macs"],
         "images_per_s": result["images_per_s"],
@@ -105,10 +110,27 @@ def evaluate_network(
     if speed and not net.architecture.is_static:
         timed = beside - net.head.rest_macs(net.spec)  # of what a forward pass pays
         report["speed"] = {
-            **_speed(net, next(iter(loader))[0][:TIMED_IMAGES], compiled=compiled),
+            **_speed(net, _some(loader, TIMED_IMAGES), compiled=compiled),
             "counted_speedup": (whole + timed) / (result["counted_macs"] + timed),
         }
     return report
+
+
+def _as_fed(net: TaskNet, sizes: Sequence[SizedUsage]) -> dict[str, Any]:
+    """What is reported of images that are not of the grid's size: the MACs that they take as they are."""
+    if all(part.size is None for part in sizes):
+        return {}
+    dense = [part._replace(usage={}) for part in sizes]
+    images = sum(part.images for part in sizes)
+    whole = sum(part.images * network_cost(net, image_size=part.size).macs for part in sizes) / images
+    return {
+        "as_fed": {
+            "sizes": len(sizes),
+            "macs": budgeted_cost(net, dense, as_fed=True).macs,
+            "counted_macs": budgeted_cost(net, sizes, as_fed=True).macs,
+            "network_macs": whole,
+        }
+    }
 
 
 def _classes(found: ByClass | None, names: Sequence[str]) -> dict[str, Any]:
@@ -128,11 +150,24 @@ def _object_areas(net: TaskNet, data: Loaders, split: Split, *, count: int) -> d
     return object_auc(net, annotated_scenes(split_loader(data, split), count)) or None
 
 
-def _speed(net: TaskNet, images: Tensor, *, compiled: bool) -> dict[str, Any]:
+def _some(loader: Batches, count: int) -> list[Tensor]:
+    """The first images, a tensor for each size."""
+    groups: dict[torch.Size, list[Tensor]] = {}
+    left = count
+    for images, _ in loader:
+        groups.setdefault(images.shape[1:], []).append(images[:left])
+        left -= min(left, len(images))
+        if not left:
+            break
+    return [torch.cat(some) for some in groups.values()]
+
+
+def _speed(net: TaskNet, images: Sequence[Tensor], *, compiled: bool) -> dict[str, Any]:
     """How long a batch of images takes, routed and with everything computed."""
     times = routed_times(net, images, compiled=compiled)
     return {
-        "batch": len(images),
+        "batch": sum(map(len, images)),
+        "sizes": len(images),
         "device": str(next(net.parameters()).device),
         "compiled": compiled,
         "dense_ms": 1e3 * times["dense"],
@@ -191,15 +226,22 @@ def paint_tokens(net: TaskNet, data: Recipe | Loaders, path: Path, *, split: Spl
     """
     require_paintable(net, path)
     loaders = make_loaders(data) if isinstance(data, Recipe) else data
-    images, labels = next(iter(split_loader(loaders, split)))
-    images = images[:PAINTED_IMAGES]
+    rows: list[TokenRow] = []
+    for images, labels in split_loader(loaders, split):  # a batch has one size
+        rows += _painted(net, loaders, images[: PAINTED_IMAGES - len(rows)], labels)
+        if len(rows) == PAINTED_IMAGES:
+            break
+    return draw_rows(rows, path=path)
+
+
+def _painted(net: TaskNet, loaders: Loaders, images: Tensor, labels: Any) -> list[TokenRow]:
+    """What is drawn of images of one size."""
     with evaluating(net), torch.inference_mode():
         out = net(as_input(net, images))
     words: list[str] = []
     if net.head.kind == Classifier.kind:  # others' targets are no names
-        answers = out.logits.argmax(1).tolist()
         names = loaders.source.classes
-        pairs = zip(labels.tolist(), answers, strict=False)
+        pairs = zip(labels.tolist(), out.logits.argmax(1).tolist(), strict=False)
         words = [f"{names[label]} → {names[answer]}" for label, answer in pairs]
     shown = torch.from_numpy(loaders.source.preprocess.shown(images.numpy()))
-    return draw_tokens(net.architecture, shown, out.routes, path=path, labels=words)
+    return token_rows(net.architecture, shown, out.routes, words)

@@ -21,7 +21,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.presets import preset_names
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import Usage, usage_from_json
+from routespace.grid.usage import SizedUsage, Usage, sizes_from_json, usage_from_json
 from routespace.recipes import load_recipe, recipe_names
 from routespace.train.tasks.base import TaskSpec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from routespace.nn.heads.base import Head
 
 GRID_FILE = "a grid file, as `routespace build … -o grid.json` writes it"
+USAGE_FILE = "a run's usage.json"
 ARCHITECTURE_FORMAT = "routespace.architecture/1"
 RECIPE_FILES = (".yaml", ".yml")
 OWN = (file_names.NET, file_names.NETWORK, file_names.RECIPE, file_names.STUDY)  # what folders of ours hold
@@ -84,7 +85,7 @@ class Subject:
     Attributes:
         grid: the routing grid.
         architecture, gates: what a recipe trains, or of a run's or bundle's network; None for a grid.
-        usage: what the run measured, if it did.
+        usage: what the run measured, if it did. sizes: the same by the sizes of the images.
         head: kind and settings of that network's head, as the folder tells them, or the recipe's task; None for a
             grid, whose networks classify.
     """
@@ -93,6 +94,7 @@ class Subject:
     architecture: Architecture | None = None
     gates: GateSpec | None = None
     usage: Usage | None = None
+    sizes: tuple[SizedUsage, ...] = ()
     head: Mapping[str, Any] | TaskSpec | None = None
 
     @property
@@ -133,6 +135,7 @@ def load_subject(text: str) -> Subject:
         architecture=architecture,
         gates=GateSpec.parse(data.get("gates"), name="gates"),
         usage=load_usage(folder, architecture.grid),
+        sizes=sizes_in(folder / file_names.USAGE, architecture.grid),
         head=head if isinstance(head, dict) else None,
     )
 
@@ -157,7 +160,12 @@ def _of_recipe(text: str) -> Subject:
 def load_usage(folder: Path, grid: RoutingGrid) -> Usage | None:
     """What a run measured on validation; None where there is no `usage.json`."""
     path = folder / file_names.USAGE
-    return usage_from_json(read_json(path, wanted="a run's usage.json"), grid) if path.exists() else None
+    return usage_from_json(read_json(path, wanted=USAGE_FILE), grid) if path.exists() else None
+
+
+def sizes_in(path: Path, grid: RoutingGrid) -> tuple[SizedUsage, ...]:
+    """What images of each size used, from a usage file; nothing where there is none."""
+    return sizes_from_json(read_json(path, wanted=USAGE_FILE), grid) if path.exists() else ()
 
 
 def require_routed(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from routespace.draw.front import Point, draw_front, front_points
 from routespace.draw.grid import draw_grid, used_share
-from routespace.draw.tokens import computed_share, draw_tokens
+from routespace.draw.tokens import computed_share, draw_rows, draw_tokens, token_rows
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -171,3 +171,18 @@ def test_another_process_draws_the_same_file(tmp_path):
             [sys.executable, "-c", code, str(picture)], env=os.environ | {"PYTHONHASHSEED": str(seed)}, check=True
         )
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_images_of_several_sizes_are_rows_of_one_picture(tmp_path):
+    found = [routed_pass(1, (64, 72)), routed_pass(2, (32, 96))]
+    rows = [row for passed in found for row in token_rows(*passed, labels=["first"])]
+    assert [row.picture.shape for row in rows] == [(64, 72, 3), (32, 96, 3), (32, 96, 3)]
+    assert [row.label for row in rows] == ["first", "first", ""]
+    for rate, share in rows[2].shares.items():
+        architecture, _, routes = found[1]
+        assert np.array_equal(
+            share, computed_share(architecture, routes, rate, (-(-32 // rate), -(-96 // rate)))[1]
+        )
+    whole = draw_rows(rows, path=tmp_path / "tokens.png")
+    alone = draw_rows(rows[:1], path=tmp_path / "alone.png")
+    assert matplotlib.image.imread(whole).shape[0] > 2 * matplotlib.image.imread(alone).shape[0]

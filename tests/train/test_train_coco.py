@@ -216,6 +216,10 @@ def test_what_is_of_no_area_or_no_polygon_is_left_out_and_told(tmp_path):
     lines = source.summary.warnings
     assert any("2 boxes without area" in line and "annotation 2 of image 1" in line for line in lines)
     assert any("2 objects without a polygon" in line and "annotation 5 of image 2" in line for line in lines)
+    alone = write_coco(tmp_path / "alone", coco_data(SIZES, annotations[:2]))
+    one = check_annotated(coco_annotations(spec(alone), "objects")).findings[-1]
+    assert one.path == str(alone)
+    assert one.detail == "1 box without area or outside of its picture left out (annotation 2 of image 1)"
     found = source_of(spec(file), "objects", whole=True).test()[1][1]
     assert found["boxes"].tolist()[0] == [-5, -5, 10, 10]  # judged as it stands there
     assert len(found["boxes"]) == 4  # boxes need no polygons

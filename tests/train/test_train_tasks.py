@@ -10,13 +10,14 @@ from tiny_grid import TINY_GRID
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tiny import tiny
 
+from routespace.deploy.counters import torch_macs
 from routespace.errors import DataError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
-from routespace.grid.cost import architecture_cost
+from routespace.grid.cost import architecture_cost, measured_cost
 from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
-from routespace.grid.usage import EdgeUsage
+from routespace.grid.usage import EdgeUsage, sizes_from_json, usage_from_json, usage_to_json
 from routespace.nn.heads import kinds as head_kinds
 from routespace.nn.heads.base import Head
 from routespace.nn.task_net import TaskNet
@@ -237,3 +238,47 @@ def test_one_class_has_no_accuracy():
     batches = [(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.long))]
     with pytest.raises(SpecError, match=r"num_classes: 1 class .* two classes or more"):
         evaluate(net, batches)
+
+
+def test_measured_costs_are_one_function_of_sizes_and_shares():
+    """What evaluation counts, what `cost` reads from a run's file, and what torch's counter says of open gates."""
+    net = gated().eval()
+    batches = [torch.randn(2, 3, 32, 32), torch.randn(1, 3, 64, 96), torch.randn(3, 3, 48, 40)]
+    meter = UsageMeter()
+    for batch in batches:
+        meter.update(net(batch).routes, len(batch), size=batch.shape[-2:])
+    parts = meter.by_size(net.spec.image_size)
+    grid = net.architecture.grid
+    kept = json.loads(json.dumps(usage_to_json(meter.usage(), grid, parts)))
+    assert sizes_from_json(kept, grid) == parts
+    assert usage_from_json(kept, grid) == meter.usage()
+    alone = [size_factor(net, size) * counted_macs(net, use, image_size=size) for _, use, size in parts if size]
+    own = [counted_macs(net, use) for _, use, size in parts if size is None]
+    assert len(own) == 1
+    assert metered_macs(net, meter) == pytest.approx((2 * own[0] + alone[0] + 3 * alone[1]) / 6)
+    found = measured_cost(net.architecture, parts, gates=net.gate_spec)
+    assert found.macs == pytest.approx(metered_macs(net, meter))
+    assert sum(used["macs"] for used in found.used.values()) < found.macs
+    everything = [part._replace(usage={}) for part in parts]
+    assert measured_cost(net.architecture, everything, gates=net.gate_spec).totals == pytest.approx(
+        architecture_cost(net.architecture, gates=net.gate_spec).totals
+    )
+    fed = measured_cost(net.architecture, everything, gates=net.gate_spec, as_fed=True)
+    assert fed.macs == pytest.approx(sum(len(b) * torch_macs(net, tuple(b.shape[-2:])).macs for b in batches) / 6)
+    assert fed.params == sum(weight.numel() for weight in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ([], "a list of"),
+        ([{"size": [32], "images": 1, "edges": {}}], r"sizes\[0\]: size \[32\]"),
+        ([{"size": [32, 32], "images": 0, "edges": {}}], "images 0"),
+        ([{"size": [32, 32], "images": 1}], r"sizes\[0\]\.edges: missing"),
+        ([{"size": [32, 32], "images": 1, "edges": {"l00_r04_transformer": 3}}], r"sizes\[0\]\.edges\.l00_r04"),
+    ],
+)
+def test_sizes_that_cannot_be_meant_are_named(sizes, words):
+    grid = RoutingGrid(GridSpec(**TINY_GRID))
+    with pytest.raises(SpecError, match=words):
+        sizes_from_json({"format": "routespace.usage/1", "edges": {}, "sizes": sizes}, grid)

@@ -10,7 +10,6 @@ A batch is dealt out into groups of images of one size: nothing is ever padded.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from routespace.errors import DataError
+from routespace.errors import DataError, warn
 
 MOST_TRIES = 20  # pictures tried in place of an unreadable one
 
@@ -117,7 +116,7 @@ class Skipped:
         if len(self._told) > self.most:
             more = f"; it is one more than data.skip_bad={self.most}" if self.most else ""
             raise DataError(f"{word}{more}")
-        warnings.warn(f"{word}; left out ({len(self._told)} of at most {self.most})", stacklevel=2)
+        warn(f"{word}; left out ({len(self._told)} of at most {self.most})")
 
 
 class Steps(Iterable[tuple[Group, ...]]):

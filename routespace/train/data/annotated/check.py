@@ -48,7 +48,11 @@ def check_annotated(
         for split, part in parts.items()
     }
     findings += duplicates(listed, files)
-    findings += [Finding(part.where, "left out", note) for part in parts.values() for note in part.notes]
+    findings += [
+        Finding(part.where, "left out", note.removeprefix(f"{part.where}: "))
+        for part in parts.values()
+        for note in part.notes
+    ]
     counts: dict[str, dict[str, int]] = {split: _objects(annotations, part) for split, part in parts.items()}
     return DataReport(
         counts,

@@ -26,10 +26,10 @@ from routespace.picture_files import plain_name
 from routespace.train.data.annotated.truth import LeftOut
 
 WANTED = "a JSON file of annotations in COCO's format"
-NO_AREA = "boxes without area or outside of their pictures"
+NO_AREA = "box without area or outside of its picture", "boxes without area or outside of their pictures"
 MOST_PX = 2**31 - 1  # of a picture's side, whatever its annotations say
 FAR = 100  # sides of a picture: a point that lies further away cannot be meant
-NO_POLYGON = "objects without a polygon of three points"
+NO_POLYGON = "object without a polygon of three points", "objects without a polygon of three points"
 
 
 class CocoObjects(NamedTuple):

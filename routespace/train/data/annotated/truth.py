@@ -22,6 +22,7 @@ from routespace.errors import DataError
 from routespace.pictures import header, upright_size, why_unreadable
 from routespace.train.data.catalogue import Entry, Split
 
+Reason = tuple[str, str]
 IMAGES = "(images)"  # takes the place of a class where pictures are listed that have none of their own
 
 
@@ -121,11 +122,11 @@ class LeftOut:
     """
 
     where: str
-    first: dict[str, str] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[Reason, str] = field(default_factory=dict)
+    counts: Counter[Reason] = field(default_factory=Counter)
 
-    def add(self, reason: str, what: str) -> None:
-        """Count one more; the first of a reason is named."""
+    def add(self, reason: Reason, what: str) -> None:
+        """Count one more; the first of a reason, whose words are for one and for several, is named."""
         self.first.setdefault(reason, what)
         self.counts[reason] += 1
 
@@ -133,7 +134,8 @@ class LeftOut:
     def notes(self) -> tuple[str, ...]:
         """A line for each reason."""
         return tuple(
-            f"{self.where}: {count} {reason} left out ({'the first: ' if count > 1 else ''}{self.first[reason]})"
+            f"{self.where}: {count} {reason[count > 1]} left out "
+            f"({'the first: ' if count > 1 else ''}{self.first[reason]})"
             for reason, count in self.counts.items()
         )
 
