@@ -157,10 +157,13 @@ class Preprocess(Value):
 
     def numbers(self, image: Image.Image) -> NDArray[np.float32]:
         """A PIL image in the network's channels → (C, H, W) float32, normalised and no more."""
-        values_HWC = np.asarray(image).reshape(image.height, image.width, self.channels).astype(np.float32)
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        normalised_HWC = (values_HWC / np.float32(255) - mean) / std
-        return np.ascontiguousarray(normalised_HWC.transpose(2, 0, 1), dtype=np.float32)
+        values_HWC = np.asarray(image).reshape(image.height, image.width, self.channels)
+        numbers_CHW = np.empty((self.channels, image.height, image.width), np.float32)
+        for channel, plane in enumerate(numbers_CHW):  # in place: a channel at a time is several times as fast
+            np.divide(values_HWC[..., channel], np.float32(255), out=plane)
+            plane -= np.float32(self.mean[channel])
+            plane /= np.float32(self.std[channel])
+        return numbers_CHW
 
     def cut(self, image: Image.Image) -> Image.Image:
         """The upright picture in the network's channels, resized and cut: what the network sees."""

@@ -141,6 +141,8 @@ def bad(**changes):
         (bad(segmentation=[[0, 0, 1e30, 0, 5, 5]]), ["annotation 17", "1e+30", "far outside"]),  # edges of 1e30 px
         (bad(segmentation=[[0, 0, 10**400, 0, 5, 5]]), ["annotation 17", "polygon"]),
         (bad(bbox=[1, 2, 10**400, 4]), ["annotation 17", "bbox"]),
+        (bad(iscrowd="0"), ["annotation 17", "iscrowd is '0'"]),
+        (bad(iscrowd=2), ["annotation 17", "iscrowd is 2"]),
         (bad(id=2**64), ["annotations[1]", "64 bits"]),
         (bad(id="x"), ["annotations[1]", "'x'"]),
         (bad(id=1), ["annotations[1]", "1 is there twice"]),
@@ -230,6 +232,20 @@ def test_what_is_of_no_area_or_no_polygon_is_left_out_and_told(tmp_path):
     assert len(source_of(spec(file), "masks", whole=True).test()[1][1]["boxes"]) == 2
 
 
+@pytest.mark.parametrize(("crowded", "what"), [("train", "to learn from"), ("val", "to measure by")])
+def test_a_part_of_crowds_alone_is_refused_before_anything_is_trained(tmp_path, crowded, what):
+    for split in ("train", "val"):
+        some_coco(tmp_path, split)
+    file = tmp_path / "annotations" / f"instances_{crowded}.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"annotations": [one | {"iscrowd": 1} for one in data["annotations"]]}))
+    source = source_of(spec(tmp_path), "objects")
+    assert sum(source.summary.counts[crowded].values()) == 6
+    with pytest.raises(DataError, match=f"instances_{crowded}.json: 6 images without any object {what}"):
+        source.quick_check()
+    assert source_of(spec(tmp_path), "pixels").quick_check() == ()
+
+
 def test_pictures_that_are_missing_or_of_another_size_are_told_before_training(tmp_path):
     file = some_coco(tmp_path)
     (tmp_path / "train/2.png").unlink()
@@ -305,7 +321,7 @@ def test_parts_are_found_where_coco_and_others_put_them(tmp_path, monkeypatch):
     ("file", "folder"), [("result.json", "images"), ("annotations/instances_val2017.json", "val2017")]
 )
 def test_file_names_may_begin_with_the_folder_that_they_lie_in(tmp_path, file, folder):
-    data = coco_data(SIZES, [annotation(1, 1)])
+    data = coco_data(SIZES, [annotation(1, 1), annotation(2, 2)])
     for image in data["images"]:
         image["file_name"] = f"{folder}/{image['file_name']}"
         noise(tmp_path / image["file_name"], (image["height"], image["width"]))

@@ -59,7 +59,7 @@ class CityscapesAnnotations:
         """From the picture's header and the whole label map; see `Annotations`."""
         return self._maps.trouble(image)
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
         """None: pixels are labelled."""
         return {}
 

@@ -106,9 +106,12 @@ class CocoAnnotations:
         """From the picture's header; see `Annotations`."""
         return picture_trouble(image)
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
         """Label → objects."""
-        return Counter(label for image in images for label in image.known.labels.tolist())
+        found = Counter[int]()
+        for image in images:
+            found.update(image.known.labels[~image.known.crowd | crowds].tolist())
+        return found
 
     def _place(self, split: Split, *, whole: bool) -> _Place | None:
         """Where a part lies; None where there is none."""

@@ -216,7 +216,10 @@ class _Reading:
         area = self.row.get("area")
         if not _is_finite(area) or area < 0:
             area = self.row["bbox"][2] * self.row["bbox"][3]
-        return _Object(self.number, box, label, bool(self.row.get("iscrowd", 0)), float(area), segment)
+        crowd = self.row.get("iscrowd")
+        if crowd not in (None, 0, 1):  # False and True are these, and "0" would be a crowd
+            self.fail(f"its iscrowd is {crowd!r:.40}, not 0 or 1")
+        return _Object(self.number, box, label, bool(crowd), float(area), segment)
 
     def _box(self) -> tuple[float, float, float, float]:
         box = self.row.get("bbox")

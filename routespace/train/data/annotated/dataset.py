@@ -116,6 +116,7 @@ class AnnotatedImages(Dataset[tuple[Tensor, Any]]):
                 sample = self.varied(sample)
             numbers = fed.numbers(sample["image"])
         else:
+            del sample["image"]  # that is resized by the way of evaluation
             if "pixels" not in sample:
                 sample = resized(sample, fed.fed_size(*size), fed.interpolation)
             numbers = fed(picture)

@@ -102,7 +102,7 @@ class LabelMaps:
             return str(error).rpartition("; ")[0]
         return None
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
         """None: pixels are labelled."""
         return {}
 
@@ -163,7 +163,7 @@ class FolderAnnotations:
         """From the picture's header and the whole label map; see `Annotations`."""
         return self.maps.trouble(image)
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
         """None: pixels are labelled."""
         return {}
 

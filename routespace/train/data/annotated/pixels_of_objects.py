@@ -43,6 +43,6 @@ class PixelsOfObjects:
         """See `Annotations`."""
         return self.inner.trouble(image)
 
-    def objects(self, images: Sequence[Annotated]) -> dict[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> dict[int, int]:
         """Label → objects."""
-        return {1 + label: count for label, count in self.inner.objects(images).items()}
+        return {1 + label: count for label, count in self.inner.objects(images, crowds=crowds).items()}

@@ -130,7 +130,17 @@ class AnnotatedSource:
         entries = [image.entry() for part in self.parts for image in part.images]
         where = self.spec.root or "PATH"
         found = quick_check(self.annotations, entries, where=where, skip_bad=self.spec.skip_bad, most=QUICK)
+        self._require_objects()
         return (*found, *self._one_class())
+
+    def _require_objects(self) -> None:
+        """Raise DataError where there is no object to learn from, or to measure by."""
+        for part, what in zip(self.parts, ("to learn from", "to measure by"), strict=True):
+            if self.target != "pixels" and not self.annotations.objects(part.images, crowds=False):
+                raise DataError(
+                    f"{part.where}: {len(part.images)} images without any object {what} (crowds are none); give "
+                    f"annotations of some, or other images"
+                )
 
     def _one_class(self) -> tuple[str, ...]:
         """A line where label maps tell nothing apart, such as masks of 0 and 255, which counts for nothing."""

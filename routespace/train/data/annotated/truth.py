@@ -108,8 +108,8 @@ class Annotations(Protocol):
         """From as little as possible: one line on why picture or truth cannot be read, or None."""
         ...
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
-        """Label → objects in these pictures; nothing where pixels are labelled."""
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
+        """Label → objects in these pictures, crowds among them or not; nothing where pixels are labelled."""
         ...
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -148,13 +149,24 @@ def resized(sample: Sample, size: tuple[int, int], interpolation: str) -> Sample
     for name, value in sample.items():
         if name == "image":
             found[name] = F.resize(value, list(size), interpolation=InterpolationMode(interpolation))
-        elif name in ("masks", "pixels"):  # v2's own rounds places down, a quarter of a pixel beside the picture
-            values = value.as_subclass(Tensor).to(torch.uint8)
-            stack = values if name == "masks" else values[None]
-            scaled = F.resize_image(stack, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
-            found[name] = tv_tensors.Mask((scaled if name == "masks" else scaled[0]).to(value.dtype))
+        elif name in ("masks", "pixels"):
+            found[name] = tv_tensors.Mask(_nearest(value.as_subclass(Tensor), size))
         elif name == "boxes":
             found[name] = F.resize(value, list(size))
         else:
             found[name] = value
     return found
+
+
+def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(…, H, W) → (…, h, w): the values that lie nearest, as torch's `nearest-exact` takes them.
+
+    v2's own rounds places down, a quarter of a pixel beside the picture. Columns are copied, and then whole rows,
+    in numpy: about four times as fast as interpolating each mask.
+    """
+    found = values.numpy()
+    for axis, side in ((-1, size[1]), (-2, size[0])):
+        places = torch.arange(found.shape[axis], dtype=torch.float32)[None, None]
+        at = torch.nn.functional.interpolate(places, size=side, mode="nearest-exact")[0, 0].long()
+        found = np.take(found, at.numpy(), axis=axis)
+    return torch.from_numpy(found)

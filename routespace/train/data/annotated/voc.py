@@ -102,7 +102,7 @@ class VocPixels(_Voc):
         """From the picture's header and the whole label map; see `Annotations`."""
         return self.maps.trouble(image)
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
         """None: pixels are labelled."""
         return {}
 
@@ -125,13 +125,15 @@ class VocBoxes(_Voc):
             return str(error).rpartition("; ")[0]
         return picture_trouble(image)
 
-    def objects(self, images: Sequence[Annotated]) -> Mapping[int, int]:
+    def objects(self, images: Sequence[Annotated], *, crowds: bool = True) -> Mapping[int, int]:
         """Label → objects; what cannot be read is told by `trouble`."""
         found = Counter[int]()
         for image in images:
             with suppress(DataError):
-                labels = _boxes_of(image.known).labels
-                found.update([] if labels is None else labels.tolist())
+                known = _boxes_of(image.known)
+                assert known.labels is not None
+                assert known.crowd is not None
+                found.update(known.labels[~known.crowd | crowds].tolist())
         return found
 
 
