@@ -117,6 +117,22 @@ def test_a_predictor_says_what_the_bundles_does(place):
     assert len(pairs) == 2
 
 
+def test_masks_on_pictures_of_mixed_sizes_are_the_eager_detectors(place, tmp_path):
+    rng, sizes, net = np.random.default_rng(1), [(40, 60), (60, 40), (90, 70), (48, 48), (40, 60)], static()
+    for number, size in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    for size, found in zip(
+        sizes, Predictor(place / "files/model.pt2", "cpu", least_score=0.0)(tmp_path), strict=True
+    ):
+        numbers = torch.from_numpy(FED.read(found.path))[None]
+        with torch.no_grad():
+            (wanted,) = net(numbers).outputs.detections([tuple(numbers.shape[-2:])], [size])
+        assert found.classes.tolist() == wanted["labels"].tolist()
+        np.testing.assert_allclose(found.boxes, wanted["boxes"], atol=1e-3)
+        assert found.masks.shape == tuple(wanted["masks"].shape) == (10, *size)
+        assert (found.masks != wanted["masks"].numpy()).mean() < 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
 def test_gates_decide_densely(suffix, tmp_path):

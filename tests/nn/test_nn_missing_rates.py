@@ -25,6 +25,7 @@ HEADS = {
     "fcos": ("detect", {"classes": 3, "width": 64, "detector": "fcos"}),
     "mask r-cnn": ("instance", {"classes": 3, "width": 16, "proposals": 20, "max_detections": 10}),
     "semantic fpn": ("semantic", {"classes": 5, "channels": 64}),
+    "semantic fpn, 3x3": ("semantic", {"classes": 5, "channels": 64, "decoder": "semantic_fpn_3x3"}),
     "upernet": ("semantic", {"classes": 5, "channels": 64, "decoder": "upernet"}),
 }
 SIZES = (64, 64), (75, 101)  # also one that no rate divides

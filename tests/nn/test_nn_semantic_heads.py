@@ -4,6 +4,7 @@ import pytest
 import torch
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+from torchvision.ops import FeaturePyramidNetwork
 
 from routespace.deploy.counters import torch_macs
 from routespace.errors import SpecError
@@ -56,6 +57,21 @@ def test_with_four_rates_semantic_fpn_is_the_librarys_decoder():
         assert ours(maps((63, 70))).shape == (2, 32, 16, 18)  # of odd sizes, which theirs refuses
 
 
+def test_a_smoothed_semantic_fpn_is_torchvisions_pyramid_under_the_librarys_branches():
+    theirs = FeaturePyramidNetwork(list(WIDTHS), 64).eval()
+    ours, plain = SemanticFpn(WIDTHS, 64, smoothed=True).eval(), SemanticFpn(WIDTHS, 64).eval()
+    for mine, other in zip(ours.laterals, theirs.inner_blocks, strict=True):
+        mine.load_state_dict(other[0].state_dict())
+    for mine, other in zip(ours.smooth, theirs.layer_blocks, strict=True):
+        mine.load_state_dict(other[0].state_dict())
+    ours.branches.load_state_dict(plain.branches.state_dict())
+    features = maps()
+    with torch.no_grad():
+        levels = theirs({str(place): x for place, x in enumerate(features)}).values()
+        wanted = sum(branch(level) for branch, level in zip(plain.branches, levels, strict=True))
+        torch.testing.assert_close(ours(features), wanted)
+
+
 def test_upernet_is_the_librarys_decoder_but_for_its_norms():
     ours = UperNet(WIDTHS, 64).eval()
     theirs = UPerNetDecoder((3, 3, *WIDTHS), decoder_channels=64)
@@ -69,7 +85,7 @@ def test_upernet_is_the_librarys_decoder_but_for_its_norms():
         torch.testing.assert_close(ours(features), theirs([features[0], features[0], *features]))
 
 
-@pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
+@pytest.mark.parametrize("decoder", ["semantic_fpn", "semantic_fpn_3x3", "upernet"])
 @pytest.mark.parametrize(("rates", "channels"), [(1, 64), (2, 64), (4, 64), (4, 16), (4, 48)])
 def test_the_head_is_built_of_the_rates_that_there_are_and_priced_to_the_last_mac(decoder, rates, channels):
     net = network(decoder, rates, channels)
@@ -82,7 +98,7 @@ def test_the_head_is_built_of_the_rates_that_there_are_and_priced_to_the_last_ma
         assert told.params == sum(parameter.numel() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
+@pytest.mark.parametrize("decoder", ["semantic_fpn", "semantic_fpn_3x3", "upernet"])
 def test_one_image_alone_trains_every_weight_and_its_numbers_are_its_own(decoder):
     net = network(decoder)
     images = torch.randn(3, 3, 64, 64)
@@ -106,7 +122,10 @@ def test_a_saved_head_comes_back(tmp_path):
     ("settings", "message"),
     [
         ({"classes": 0}, r"task\.classes: 0 classes of pixels cannot be told apart"),
-        ({"decoder": "unet"}, r"task\.decoder: 'unet' is not known; give semantic_fpn or upernet"),
+        (
+            {"decoder": "unet"},
+            r"task\.decoder: 'unet' is not known; give one of semantic_fpn, semantic_",
+        ),
         ({"channels": 100}, r"task\.channels: 100 is not allowed; give a multiple of 16"),
     ],
 )
@@ -115,7 +134,7 @@ def test_settings_that_are_not_allowed_are_one_line(settings, message):
         PixelClassifier.build(pyramid_spec(), {"classes": 5, **settings})
 
 
-@pytest.mark.parametrize("decoder", ["semantic_fpn", "upernet"])
+@pytest.mark.parametrize("decoder", ["semantic_fpn", "semantic_fpn_3x3", "upernet"])
 @pytest.mark.parametrize("channels", [16, 64])
 def test_one_image_of_one_coarse_token_is_taken(decoder, channels):
     net = network(decoder, channels=channels).train()

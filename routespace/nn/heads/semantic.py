@@ -32,7 +32,7 @@ class PixelClassifier(Head):
     Args:
         widths: channels of each map, fine to coarse.
         classes: K.
-        decoder: `semantic_fpn` or `upernet`.
+        decoder: `semantic_fpn`, `semantic_fpn_3x3` or `upernet`.
         channels: of the decoder; a multiple of 16.
 
     Raises:
@@ -50,7 +50,7 @@ class PixelClassifier(Head):
         if classes < 1:
             raise SpecError(f"task.classes: {classes} classes of pixels cannot be told apart; give 1 or more")
         if decoder not in DECODERS:
-            raise SpecError(f"task.decoder: {decoder!r:.40} is not known; give {' or '.join(DECODERS)}")
+            raise SpecError(f"task.decoder: {decoder!r:.40} is not known; give one of {', '.join(DECODERS)}")
         if channels < 1 or channels % CHANNELS_STEP:
             raise SpecError(f"task.channels: {channels} is not allowed; give a multiple of {CHANNELS_STEP}")
         from segmentation_models_pytorch.base.initialization import initialize_decoder

@@ -86,7 +86,8 @@ class SemanticSpec(DenseSpec):
 
     Args:
         classes: of pixels, with the background's, where it has one; 255 is the mark of pixels without a class.
-        decoder: `semantic_fpn` or `upernet`.
+        decoder: `semantic_fpn`, `upernet`, or `semantic_fpn_3x3`, whose pyramid has a convolution on each level
+            as in the papers' tables.
         channels: of the decoder's maps; a multiple of 16.
         class_weights: of each class's pixels in the loss, such as a small one for a background that covers nearly
             everything; None for all alike.
@@ -98,7 +99,7 @@ class SemanticSpec(DenseSpec):
 
     kind: Literal["semantic"] = "semantic"
     classes: Annotated[int, Field(ge=1, le=IGNORE)]
-    decoder: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
+    decoder: Literal["semantic_fpn", "semantic_fpn_3x3", "upernet"] = "semantic_fpn"
     channels: Annotated[int, Field(ge=16, multiple_of=16)] = 256
     class_weights: tuple[Weight, ...] | None = None
 
