@@ -263,6 +263,15 @@ def test_pictures_that_are_missing_or_of_another_size_are_told_before_training(t
     assert report.text == "2 classes, 6 images (train 6), 6 objects"
 
 
+def test_pictures_that_no_annotations_name_are_told(tmp_path):
+    for split in ("train", "val"):
+        some_coco(tmp_path, split)
+    noise(tmp_path / "val/more/extra.png", (40, 40))
+    (found,) = check_annotated(coco_annotations(spec(tmp_path), "objects")).findings
+    assert (found.path, found.problem) == (str(tmp_path / "val"), "left out")
+    assert found.detail == "1 picture that no annotations name (more/extra.png)"
+
+
 def test_a_picture_of_both_sides_is_told(tmp_path):
     some_coco(tmp_path)
     some_coco(tmp_path, "val", 3)

@@ -52,7 +52,7 @@ PROBLEMS: dict[Problem, str] = {
     "unreadable": "cannot be read",
     "truncated": "cannot be read to the end",
     "annotation": "with annotations that do not fit",
-    "left out": "with annotations that are left out",
+    "left out": "that are left out, or have annotations that are",
     "huge": "so large that they slow training down",
     "duplicate": "of the same content as another",
     "wrong ending": "of another format than their name says",

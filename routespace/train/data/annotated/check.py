@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from routespace.errors import DataError
+from routespace.picture_files import pictures_below
 from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Annotations
-from routespace.train.data.catalogue import Listed, Split
+from routespace.train.data.catalogue import Listed, Split, examples
 from routespace.train.data.check import (
     THREADS,
     DataReport,
@@ -53,6 +56,7 @@ def check_annotated(
         for part in parts.values()
         for note in part.notes
     ]
+    findings += _unnamed([part.folder for part in parts.values()], [image.place for image in images])
     counts: dict[str, dict[str, int]] = {split: _objects(annotations, part) for split, part in parts.items()}
     return DataReport(
         counts,
@@ -72,6 +76,20 @@ def _trouble(annotations: Annotations, image: Annotated) -> str | None:
         except DataError as error:
             found = str(error)
     return None if found is None else found.removeprefix(f"{image.place}: ")
+
+
+def _unnamed(folders: Sequence[str | None], places: Sequence[str]) -> list[Finding]:
+    """Pictures beside the annotated ones that no part's annotations name, a line for each folder."""
+    known, found = {os.path.realpath(place) for place in places}, list[Finding]()
+    for folder in dict.fromkeys(folders):
+        if folder is None:
+            continue
+        others = [path for path in pictures_below(folder, Counter()) if os.path.realpath(path) not in known]
+        if others:
+            pictures = "1 picture that" if len(others) == 1 else f"{len(others)} pictures that"
+            names = examples(os.path.relpath(path, folder) for path in others)
+            found.append(Finding(folder, "left out", f"{pictures} no annotations name ({names})"))
+    return found
 
 
 def _objects(annotations: Annotations, part: AnnotatedPart) -> dict[str, int]:

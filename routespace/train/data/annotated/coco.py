@@ -83,7 +83,7 @@ class CocoAnnotations:
             Annotated(str(folder / name), plain_key(PurePath(name)), number, objects, size)
             for number, name, size, objects in found.pictures
         )
-        return AnnotatedPart(str(place.annotations), images, found.classes, found.notes)
+        return AnnotatedPart(str(place.annotations), images, found.classes, found.notes, str(place.images))
 
     def truth(self, image: Annotated) -> Truth:
         """Boxes, and masks where they are asked for; see `Annotations`."""

@@ -77,12 +77,14 @@ class AnnotatedPart:
         images: its pictures.
         classes: names of the classes, by number.
         notes: on what was left out, a line each.
+        folder: of its pictures, where others may lie beside them that no annotations name; None where none can.
     """
 
     where: str
     images: Sequence[Annotated]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    folder: str | None = None
 
 
 class Annotations(Protocol):
