@@ -182,18 +182,17 @@ def net_runs(settings: Settings, architecture: Architecture, *, batch: int, trai
         .train(train)
     )
     equal.load_state_dict(net.state_dict())
-    plain = net.restrict(Architecture.staircase(architecture.grid))
     images = torch.randn(batch, spec.in_channels, *spec.image_size, device=settings.device, dtype=settings.dtype)
 
     def run(
         keep: float | None, *, packed: bool = True, capacity: bool = False, on: bool = False, auto: bool = False
     ) -> Callable:
-        model = plain if keep is None else equal if capacity else net
+        part = Architecture.staircase(architecture.grid) if keep is None else architecture
+        model = (equal if capacity else net).restrict(part)  # with settings of its own
+        model.compile_blocks(on).decide(execution="auto" if auto else "packed" if packed else "dense")
         routes = cycle([None] if keep is None else drawn(settings, model, images, keep))
 
         def forward() -> torch.Tensor:
-            compile_blocks(model, on)
-            model.decide(execution="auto" if auto else "packed" if packed else "dense")
             return model(images, routes=next(routes)).logits
 
         return stepped(model, forward, train)

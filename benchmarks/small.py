@@ -85,18 +85,16 @@ def routed(widths: tuple[int, ...], px: int, keep: Keep) -> TaskNet:
 
 def runs_of(net: TaskNet, batches: list[torch.Tensor], *, train: bool) -> dict[str, Callable[[], object]]:
     """The plain network, and the routed one in each mode."""
-    plain = net.restrict(Architecture.staircase(net.architecture.grid))
+    net.train(train)
 
-    def run(model: TaskNet, execution: Execution) -> Callable[[], object]:
+    def run(part: Architecture, execution: Execution) -> Callable[[], object]:
         turns: Iterator[torch.Tensor] = cycle(batches)
+        model = net.restrict(part).decide(execution=execution)  # with settings of its own
+        return stepped(model, lambda: model(next(turns)).logits, train)
 
-        def forward() -> torch.Tensor:
-            model.train(train).decide(execution=execution)
-            return model(next(turns)).logits
-
-        return stepped(model, forward, train)
-
-    return {"plain": run(plain, "dense")} | {name: run(net, execution) for name, execution in MODES.items()}
+    plain = Architecture.staircase(net.architecture.grid)
+    routed = {name: run(net.architecture, execution) for name, execution in MODES.items()}
+    return {"plain": run(plain, "dense")} | routed
 
 
 def operators(net: TaskNet, image: torch.Tensor) -> dict[str, int]:

@@ -44,13 +44,16 @@ class Block(nn.Module, ABC):
         compiled: run them; see `RouteNet.compile_blocks`.
         row_numbers: how many numbers a compiled step makes of a token at its widest, by which a batch is parted;
             0 where that is not known.
-        packing_costs: what packing takes beside the kept tokens, in eager execution on a CPU.
     """
 
     has_compiled_steps: ClassVar[bool] = False
     compiled: bool = False
     row_numbers: int = 0
-    packing_costs: ClassVar[PackingCosts] = PACKING_COSTS
+
+    @property
+    def packing_costs(self) -> PackingCosts:
+        """What packing takes beside the kept tokens, in eager execution on this CPU."""
+        return PACKING_COSTS
 
     def forward(
         self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None = None, *, packed: bool = False

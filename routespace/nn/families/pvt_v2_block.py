@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from routespace.grid.spec import GridSpec
 from routespace.nn.families.base import Block, drop_paths
 from routespace.nn.families.compiled import compiled, use_compiled
-from routespace.nn.families.packing_costs import PackingCosts
+from routespace.nn.families.packing_costs import PACKING_COSTS, PackingCosts
 from routespace.nn.families.parts import in_parts
 from routespace.nn.families.pvt_v2_fused import may_fuse, run_fused
 from routespace.nn.families.pvt_v2_layers import Attention, Mlp
 from routespace.nn.kernels.depthwise import taps_of
-from routespace.nn.kernels.linear import is_unheard
+from routespace.nn.kernels.linear import convolutions_go_on, is_unheard
 from routespace.nn.kernels.norm import LayerNorm, add_norm
 from routespace.nn.packing.keep import KeptTokens, PackTables
 from routespace.nn.packing.rows import put, spread_rows, take
@@ -29,14 +29,16 @@ from routespace.nn.packing.rows import put, spread_rows, take
 NORM_EPS = 1e-6  # timm: 1e-6 around blocks and stages, torch's 1e-5 inside attention and patch embeddings
 
 
+# Measured on blocks of b2 in inference, a batch of 1 and of 8, on an Intel Xeon, where oneDNN's convolution goes
+# on to GELU: packing breaks even at 0.65 to 0.87 of the tokens. Narrow blocks (8 and 64 maps of 4×4 to 32×32
+# tokens, 8 to 96 channels) did so at 0.7.
+BESIDE_CHEAP_MAPS = PackingCosts(channels=210, calls=13_000, moves=0.38)
+
+
 class PvtBlock(Block):
     """x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
     has_compiled_steps = True
-    # Measured on blocks of b2 in inference, a batch of 1 and of 8, on an Intel Xeon: packing breaks even at 0.65
-    # to 0.87 of the tokens. Narrow blocks (8 and 64 maps of 4×4 to 32×32 tokens, 8 to 96 channels) did so at 0.7,
-    # and b2 on a Zen 5 a little later, before oneDNN's convolution went on to GELU.
-    packing_costs = PackingCosts(channels=210, calls=13_000, moves=0.38)
 
     def __init__(self, spec: GridSpec, rate: int, drop_path: float = 0.0, *, index: int = 0) -> None:
         super().__init__()
@@ -48,6 +50,11 @@ class PvtBlock(Block):
         self.row_numbers = self.mlp.fc1.out_features
         self.drop_path = drop_path
         self.apply(init_weights)
+
+    @property
+    def packing_costs(self) -> PackingCosts:
+        """See Block: packing pays later where whole maps are cheap."""
+        return BESIDE_CHEAP_MAPS if convolutions_go_on() else PACKING_COSTS
 
     def whole(self, x: Tensor, hw: tuple[int, int]) -> Tensor:
         """(B, N, C) → (B, N, C), every token."""

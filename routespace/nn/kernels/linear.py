@@ -157,9 +157,15 @@ def onednn_convolves(maps: Tensor, *weights: Tensor) -> bool:
     """Whether oneDNN may go on from a convolution of maps to GELU: without autograd, and where nobody looks on."""
     if not (maps.is_cpu and maps.numel() and is_plain_run(maps) and all(map(_is_plain, (maps, *weights)))):
         return False
-    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled or not _onednn_convolves():
+    if torch.is_autocast_enabled("cpu") or not convolutions_go_on():
         return False
     return not onednn.transforms_are_active()
+
+
+@assume_constant_result
+def convolutions_go_on() -> bool:
+    """Whether oneDNN's convolution goes on to GELU on this processor, by which whole maps are cheap."""
+    return bool(torch.backends.mkldnn.enabled) and _onednn_convolves()
 
 
 def adds_bias_apart(x: Tensor) -> bool:

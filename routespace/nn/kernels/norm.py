@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from routespace.nn.kernels.linear import is_unheard, is_untouched
+from routespace.nn.kernels.patches import convolved_tokens
 from routespace.nn.packing.maps import as_tokens
 from routespace.nn.packing.triton_here import runs_triton
 
@@ -133,7 +134,7 @@ def norm_of_map(norm: nn.LayerNorm, conv: nn.Conv2d, maps: Tensor) -> Tensor:
     """
     fits = isinstance(norm, LayerNorm) and norm.elementwise_affine and norm.bias is not None
     if not fits or not _can_add(norm, conv, maps) or conv.bias is None:
-        normed: Tensor = norm(as_tokens(conv(maps)))
+        normed: Tensor = norm(convolved_tokens(conv, maps))
         return normed
     from routespace.nn.kernels.norm_triton import normalize
 
