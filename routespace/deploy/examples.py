@@ -27,4 +27,4 @@ def example_images(net: AnyNet, batch: int, image_size: ImageSize = None, *, see
         SpecError: a size that the network cannot take.
     """
     shape = batch, *image_shape(net, image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(*place_of(net))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(*place_of(net))

@@ -130,7 +130,7 @@ def filled(make: Callable[[], Net], state: Mapping[str, Tensor]) -> Net:
     Raises:
         RuntimeError: keys or shapes differ, in torch's words.
     """
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         net = make()
         _adapt(net, state)
         net.load_state_dict(state, strict=True)

@@ -179,7 +179,9 @@ def _of_regions(net: TaskNet, first: Path, tolerance: float | None) -> dict[str,
     for name, graph in graphs.items():
         drawn = torch.Generator().manual_seed(0)
         counts = *CHECKED_BATCHES, TRACED_BATCH
-        *fed, traced = (torch.randn(count, *graph.shape, generator=drawn).to(device) for count in counts)
+        *fed, traced = (
+            torch.randn(count, *graph.shape, generator=drawn, device="cpu").to(device) for count in counts
+        )
         pairs = [(regions, _by_name(graph.names, graph(regions))) for regions in fed]
         told = {
             "format": FORMAT,

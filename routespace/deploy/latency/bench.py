@@ -162,7 +162,7 @@ class Bench:
     def _kept(self, rate: int, keep: float, seed: int) -> Tensor:
         """(B, N) bool: the share `keep` of each image's tokens, or of its windows where rows decide by these."""
         generator = torch.Generator().manual_seed(seed)
-        draw = torch.rand((self.batch, self._places(rate)), generator=generator)
+        draw = torch.rand((self.batch, self._places(rate)), generator=generator, device="cpu")
         return spread(top_share(draw, keep).bool().to(self.device), self.spec.map_size(rate), self._side)
 
     @property

@@ -196,7 +196,7 @@ class Routes(Mapping[str, EdgeRoute]):
         edges, gated = {}, cast(HasGates, unwrap(net)) if isinstance(net, nn.Module) else net
         for name, places in gated.gate_places(images.shape[-2:]).items():
             share = columns if places.down else keep
-            draw = torch.rand((images.shape[0], places.decisions), generator=generator)
+            draw = torch.rand((images.shape[0], places.decisions), generator=generator, device="cpu")
             per_image = None
             if places.ranked and share > 0:
                 per_image = share_count(share, places.decisions)

@@ -61,7 +61,7 @@ BAD: tuple[Problem, ...] = ("classes", "unreadable", "truncated", "annotation") 
 HUGE_PX = 50_000_000  # pixels: about half a second to decode
 QUICK = 20_000  # headers read before a training, two seconds of a local disk: of more, as many by chance
 THREADS = 8
-CHUNK = 16  # files that a checking process is given at a time
+CHUNK = 2  # files that a checking process is given at a time: an interrupt waits for them
 SAME_FORMAT = (frozenset({"JPEG", "MPO"}), frozenset({"BMP", "DIB"}))  # MPO: a camera's JPEG with a second picture
 
 
@@ -166,7 +166,9 @@ def read_files(
 ) -> dict[str, CheckedFile]:
     """What reading each file as a whole showed; arguments as in `check_pictures`."""
     found: list[CheckedFile] = []
-    with closing(_examined(places, workers)) as files:
+    with closing(
+        _examined(places, workers)
+    ) as files:  # an interrupt waits for what is being read, and for no more
         for file in files:
             found.append(file)
             if progress is not None:
@@ -215,15 +217,9 @@ def _examined(places: Sequence[str], workers: int) -> Generator[CheckedFile]:
     # Fresh processes: a copy of one with threads may wait for ever for a lock that was held while it was copied.
     # Ctrl-C reaches them too, and is this one's to tell: they leave it alone before they import anything.
     deaf: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), **deaf) as pool:
         try:
             yield from pool.map(examine, places, chunksize=CHUNK)
-        except (KeyboardInterrupt, GeneratorExit):  # nobody waits for what they still read
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that reads pictures was ended from outside; give fewer --workers"

@@ -72,16 +72,16 @@ class TrainBatches(Sampler[list[int]]):
 
     def of_epoch(self, epoch: int) -> list[list[int]]:
         """The images of each of an epoch's steps, of all processes."""
-        order, generator = torch.arange(self.count), torch.Generator()
+        order, generator = torch.arange(self.count, device="cpu"), torch.Generator()
         if self.seed is not None:
             generator.manual_seed((self.seed << 20) + epoch)
-            order = torch.randperm(self.count, generator=generator)
+            order = torch.randperm(self.count, generator=generator, device="cpu")
         images = order[: self.count // self.batch_size * self.batch_size].tolist()
         sizes = None if self.sizes is None else self.sizes(epoch)
         if sizes is None or self.seed is None:
             return _chunks(images, self.batch_size)
         steps = by_size(images, sizes, self.batch_size)
-        return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
+        return [steps[place] for place in torch.randperm(len(steps), generator=generator, device="cpu").tolist()]
 
     def groups(self, epoch: int) -> float | None:
         """Sizes among the images of a step, on average; None where sizes are not known."""
@@ -232,7 +232,7 @@ class Loaders:
         chosen = list(range(count))
         if most is not None and count > most:  # folders are in the order of their classes
             generator = torch.Generator().manual_seed(CALIBRATION_SEED)
-            chosen = torch.randperm(count, generator=generator)[:most].tolist()
+            chosen = torch.randperm(count, generator=generator, device="cpu")[:most].tolist()
         mine = chosen[self.part.rank :: self.part.world]
         loader: DataLoader[Any] = DataLoader(
             Subset(Guarded(dataset, replace=False), mine),
