@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +15,11 @@ from routespace.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from routespace.cli.budgets import Budgets
     from routespace.deploy.latency.table import LatencyTable
     from routespace.workflow.artifacts import Artifact
-    from routespace.workflow.extraction import Extraction
     from routespace.workflow.fine_tuning import FineTuning
+    from routespace.workflow.taking import Extraction
     from routespace.workflow.wishes import Wishes
 
 NAME = "extract"
@@ -28,9 +30,18 @@ CHOICES = ("usage", "kl", "candidates")
 
 def run(
     source: Annotated[Path, typer.Argument(metavar="RUN|STUDY", help="A finished run, or a study with --trial.")],
-    folder: Annotated[Path, out("The bundle's folder.")],
-    macs: Annotated[str | None, typer.Option(help="The most MACs, such as 12M.")] = None,
-    ratio: Annotated[float | None, typer.Option(help="The most MACs, as a share of the recipe's base.")] = None,
+    folder: Annotated[Path, out("The bundle's folder; of several budgets one with a bundle for each.")],
+    macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MACS[,MACS…]",
+            help="The most MACs, such as 12M; of several each gives a network, cut from the one before.",
+        ),
+    ] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE[,SHARE…]", help="The same as shares of the MACs of the recipe's base."),
+    ] = None,
     ms: Annotated[float | None, typer.Option(help="The most milliseconds, by the --latency table.")] = None,
     limit: Annotated[
         list[str] | None,
@@ -80,7 +91,7 @@ def run(
     drop_rates: Annotated[
         bool, typer.Option("--drop-rates", help="Let the part do without rates of a pyramid where that is best.")
     ] = False,
-    overwrite: Annotated[bool, overwriting("a bundle that is there")] = False,
+    overwrite: Annotated[bool, overwriting("a bundle, or several, that are there")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
     device: Device = "auto",
 ) -> None:
@@ -88,19 +99,21 @@ def run(
 
     Without a limit it is the recipe's own budget. A static network is then taken whole. With --finetune the part
     is trained on before it is saved, by the recipe of its run. Smaller images are often a cheaper way to save MACs
-    than fewer blocks: --image-size.
+    than fewer blocks: --image-size. Several budgets with commas between them (--ratio 0.85,0.7,0.5 --finetune 2)
+    give several networks: each is cut from the one before and trained on.
     """
-    from routespace.cli.arguments import named_recipe, parse_sizes
+    from routespace.cli.arguments import named_recipe, parse_limits, parse_sizes
+    from routespace.cli.budgets import Budgets
     from routespace.cli.status import loading
-    from routespace.deploy.folder import net_folder, require_bundle_place
+    from routespace.deploy.folder import net_folder, require_bundle_place, require_series_place
 
     _check_choice(choose, method)
     given = named_recipe(recipe)
-    limits = _given_limits(limit, macs)
-    _check_limits(limits, ratio, ms=ms, latency=latency)
+    limits, budgets = parse_limits(limit or []), Budgets.parse(macs, ratio)
+    _check_limits(limits, budgets, ms=ms, latency=latency)
     _check_teacher(finetune, teacher, cut)
     sizes = parse_sizes(image_size)
-    require_bundle_place(folder, overwrite=overwrite)
+    (require_series_place if budgets.several else require_bundle_place)(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
     with loading():
@@ -111,7 +124,7 @@ def run(
     _require_images(found, wanted=given is not None and (evaluate or tuning is not None))
     table = None if latency is None else _table(latency, found, sized=bool(sizes))
     wishes = Wishes(
-        _all_limits(found, limits, ratio, ms),
+        limits | ({} if ms is None else {"latency_ms": ms}),
         table=table,
         method=method,
         by=choose,
@@ -121,32 +134,30 @@ def run(
         tuning=tuning,
         image_size=sizes or None,
     )
-    show(found, _watched(found, folder, wishes), table)
+    first = _watched(found, folder, budgets, wishes)
     print(f"\nwritten to {folder}")
-    _what_next(found, folder)
+    _what_next(found, first)
 
 
-def _watched(found: Artifact, folder: Path, wishes: Wishes) -> Extraction:
-    """The extraction, whose steps are shown."""
+def _watched(found: Artifact, folder: Path, budgets: Budgets, wishes: Wishes) -> Path:
+    """Take out what is wished, and show it; the bundle, or the first of several."""
+    from routespace.cli.extract_series import taken_series
     from routespace.cli.extract_steps import ShownExtraction
     from routespace.train.stopping import TrainingStoppedError
     from routespace.train.tasks.kinds import task_of_head
     from routespace.workflow.extraction import extract_as_wished
 
+    limits = budgets.of(found)
     try:
+        if budgets.several:
+            return folder / taken_series(found, folder, limits, wishes).members[0].name
+        for most in limits.values():  # one, or none
+            wishes = replace(wishes, limits={**wishes.limits, "macs": most})
         shown = ShownExtraction(task_of_head(found.net.head, found.net.spec).metric)
-        return extract_as_wished(found, folder, wishes, shown)
+        show(found, extract_as_wished(found, folder, wishes, shown), wishes.table)
+        return folder
     except TrainingStoppedError as error:
         raise KeyboardInterrupt("interrupted; nothing was saved") from error
-
-
-def _given_limits(limit: list[str] | None, macs: str | None) -> dict[str, float]:
-    """Resource → the most allowed, by --limit and --macs."""
-    from routespace.cli.arguments import parse_limits, parse_macs
-    from routespace.grid.resources import joined_limits
-
-    limits = parse_limits(limit or [])
-    return limits if macs is None else joined_limits(limits, parse_macs(macs))
 
 
 def _table(path: Path, found: Artifact, *, sized: bool) -> LatencyTable:
@@ -161,14 +172,6 @@ def _require_images(found: Artifact, *, wanted: bool) -> None:
     """Raise DataError, before the work, where a recipe that was given is about images of other classes."""
     if wanted:
         _ = found.held_out().val
-
-
-def _all_limits(
-    found: Artifact, limits: Mapping[str, float], ratio: float | None, ms: float | None
-) -> dict[str, float]:
-    """The limits that were given; a ratio is a share of the recipe's base."""
-    given = {**limits, **({} if ms is None else {"latency_ms": ms})}
-    return given if ratio is None else given | {"macs": round(ratio * found.require_recipe().base_macs())}
 
 
 def _check_choice(choose: str | None, method: str) -> None:
@@ -204,15 +207,15 @@ def _what_next(found: Artifact, folder: Path) -> None:
 
 
 def _check_limits(
-    limits: Mapping[str, float], ratio: float | None, *, ms: float | None, latency: Path | None
+    limits: Mapping[str, float], budgets: Budgets, *, ms: float | None, latency: Path | None
 ) -> None:
     """Raise SpecError for limits that say one thing twice, or half of one."""
-    if "macs" in limits and ratio is not None:
+    if budgets.ratios and ("macs" in limits or budgets.macs):
         raise SpecError("macs: --macs and --ratio are two ways to say one thing; give one of them")
+    if "macs" in limits and budgets.macs:
+        raise SpecError("macs: it is limited twice; give it once")
     if "latency_ms" in limits:
         raise SpecError("limit.latency_ms: give it as --ms, with the --latency table that it is about")
-    if ratio is not None and not ratio > 0:
-        raise SpecError(f"ratio: {ratio} is not allowed; give a share above 0, such as 0.5")
     if (ms is None) != (latency is None):
         raise SpecError("ms: --ms and --latency go together; give a limit and the table that it is about")
 

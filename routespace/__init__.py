@@ -58,6 +58,8 @@ _PUBLIC = {
     "routespace.workflow.artifacts": ("load_run",),
     "routespace.workflow.evaluation": ("evaluate_network",),
     "routespace.workflow.extraction": ("extract_bundle",),
+    "routespace.workflow.series": ("extract_series",),
+    "routespace.workflow.fine_tuning": ("FineTuning",),
     # searching
     "routespace.search.study": ("run_study",),
     "routespace.search.records": ("load_study",),
@@ -129,6 +131,8 @@ if TYPE_CHECKING:
     from routespace.workflow.artifacts import load_run as load_run
     from routespace.workflow.evaluation import evaluate_network as evaluate_network
     from routespace.workflow.extraction import extract_bundle as extract_bundle
+    from routespace.workflow.fine_tuning import FineTuning as FineTuning
+    from routespace.workflow.series import extract_series as extract_series
 
 else:
 

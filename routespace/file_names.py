@@ -20,6 +20,7 @@ RESULT = "result.json"
 EARLIER = "earlier.json"  # what was measured of the network that a run started from
 USAGE = "usage.json"
 
-# of a bundle, and of a study
+# of a bundle, of a series of bundles, and of a study
 CARD = "card.json"
+SERIES = "series.json"  # the table of several bundles in one folder
 STUDY = "study.json"  # which storage and study a folder belongs to

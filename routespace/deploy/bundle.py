@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from routespace import file_names
 from routespace.checked import checked
-from routespace.deploy.folder import is_bundle, require_bundle_place
+from routespace.deploy.folder import is_bundle, is_series, require_bundle_place, series_hint
 from routespace.deploy.scores import Score, older_scores
 from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
@@ -262,6 +262,8 @@ def _check_source(folder: Path) -> None:
         raise BundleError(f"{folder}: is a file; give a bundle's folder, {made}")
     if is_bundle(folder):
         return
+    if is_series(folder):
+        raise BundleError(f"{folder}: {series_hint(folder)}")
     if any(folder.glob(f"*/{file_names.NETWORK}")):
         raise BundleError(
             f"{folder}: is a run, not a bundle; read it with load_run, or take a network out of it with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from routespace import file_names
@@ -16,6 +16,11 @@ def is_bundle(folder: Path | str) -> bool:
     return (Path(folder) / file_names.CARD).is_file()
 
 
+def is_series(folder: Path | str) -> bool:
+    """True for a folder that holds the table of several bundles."""
+    return (Path(folder) / file_names.SERIES).is_file()
+
+
 def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None:
     """Raise BundleError when no bundle can be saved there: asked before the work that makes it.
 
@@ -23,24 +28,44 @@ def require_bundle_place(folder: Path | str, *, overwrite: bool = False) -> None
         folder: where to; it must not exist, be empty, or be a bundle to overwrite.
         overwrite: replace an existing bundle.
     """
-    folder = Path(os.path.abspath(folder))
+    _require_place(Path(os.path.abspath(folder)), "bundle", is_bundle, overwrite=overwrite)
+
+
+def require_series_place(folder: Path | str, *, overwrite: bool = False) -> None:
+    """Raise BundleError when no series of bundles can be saved there: asked before the work that makes it.
+
+    Args:
+        folder: where to; it must not exist, be empty, or be a series to overwrite.
+        overwrite: replace an existing series.
+    """
+    _require_place(Path(os.path.abspath(folder)), "series", is_series, overwrite=overwrite)
+
+
+def _require_place(folder: Path, kind: str, is_one: Callable[[Path], bool], *, overwrite: bool) -> None:
+    """Raise BundleError unless nothing is there, or one of this kind to overwrite."""
     if not os.path.lexists(folder):
         require_place(folder)
         return
     if not folder.is_dir():
-        raise BundleError(f"{folder}: is a file; give a folder for the bundle")
+        raise BundleError(f"{folder}: is a file; give a folder for the {kind}")
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read ({error.strerror}); choose another folder") from error
     if empty:
         return
-    if not is_bundle(folder):
-        raise BundleError(f"{folder}: exists and is no bundle; it is not replaced, give a new folder")
+    if not is_one(folder):
+        raise BundleError(f"{folder}: exists and is no {kind}; it is not replaced, give a new folder")
     if not overwrite:
         raise BundleError(
-            f"{folder}: holds a bundle already; give a new folder, or replace it with --overwrite (overwrite=True)"
+            f"{folder}: holds a {kind} already; give a new folder, or replace it with --overwrite (overwrite=True)"
         )
+
+
+def series_hint(folder: Path) -> str:
+    """What to give in place of a series."""
+    first = next(iter(sorted(place.parent for place in folder.glob(f"*/{file_names.CARD}"))), folder / "NAME")
+    return f"is a series of networks; give one of them, such as {first}"
 
 
 def require_export_place(folder: Path | str, suffixes: Iterable[str], *, overwrite: bool = False) -> None:
@@ -73,6 +98,8 @@ def net_folder(folder: Path) -> Path:
     if (folder / file_names.RECIPE).exists():
         again = command_line("train", folder, "--resume")
         raise BundleError(f"{folder}: the run is not finished; it goes on with: {again}")
+    if is_series(folder):
+        raise BundleError(f"{folder}: {series_hint(folder)}")
     if (folder / file_names.STUDY).exists():
         trial = folder / "trials" / "0000"
         raise BundleError(f"{folder}: is a study; give one of its trials' folders, such as {trial}")

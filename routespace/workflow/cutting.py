@@ -45,9 +45,11 @@ class Stage:
     tuning: FineTuning | None
     cuts: int = 0
 
-    def way(self, wanted: str) -> str:
-        """How to choose here: after a cut there is no usage that anybody measured."""
-        return "kl" if self.cuts and wanted == "usage" else wanted
+
+def way_in(artifact: Artifact, wanted: str) -> str:
+    """How to choose a part: after a cut there are choices whose usage nobody measured."""
+    unmeasured = artifact.usage == {} and not artifact.net.architecture.is_static
+    return "kl" if unmeasured and wanted == "usage" else wanted
 
 
 def cut_limits(macs: float, wanted: float, tuning: FineTuning) -> list[float]:
@@ -98,7 +100,11 @@ def cut_down(
     spent, stage = 0, Stage(artifact, tuning)
     for number, macs in enumerate(most[:-1]):
         chosen = choose_part(
-            stage.artifact, {"macs": macs}, stage.way(by), least_macs=limits["macs"], every_rate=every_rate
+            stage.artifact,
+            {"macs": macs},
+            way_in(stage.artifact, by),
+            least_macs=limits["macs"],
+            every_rate=every_rate,
         )
         epochs = round(tuning.epochs * (number + 1) / len(most)) - spent
         spent += epochs
@@ -107,19 +113,26 @@ def cut_down(
             tell(f"cut {number + 1} of {len(most)}: {left_macs / 1e6:.4g} MMACs are left, epochs: {epochs}")
         small = extract(stage.artifact.net, chosen)
         tuned = fine_tune(artifact, small, replace(tuning, epochs=epochs), progress=progress, tell=tell).net
-        left = replace(artifact, net=with_choices(tuned, whole), usage={})
+        left = left_over(artifact, tuned, whole)
         stage = Stage(left, replace(tuning, epochs=tuning.epochs - spent), number + 1)
     return stage
 
 
+def left_over(artifact: Artifact, small: TaskNet, whole: Architecture) -> Artifact:
+    """What is left after a cut, for the next one: the artifact with a part of it, which has its choices again."""
+    return replace(artifact, net=with_choices(small, whole), usage={})
+
+
 def with_choices(small: TaskNet, whole: Architecture) -> TaskNet:
-    """A static part with its weights, in which every edge that `whole` may do without is a choice again."""
+    """A static part with its weights, in which every edge that `whole` may do without is a choice again.
+
+    Of a static whole any block may be passed; its ways down stay.
+    """
     edges: dict[str, State] = {}
     for name in small.architecture.edges:
-        partner = whole.grid.edges[name].partner
-        chosen = whole.edges.get(name) == "gated" and (
-            partner is None or whole.grid.edges[name].kind == "transformer"
-        )
+        edge, partner = whole.grid.edges[name], whole.grid.edges[name].partner
+        block = edge.kind == "transformer"
+        chosen = block if whole.is_static else whole.edges.get(name) == "gated" and (block or partner is None)
         edges[name] = "gated" if chosen else "open"
         if chosen and partner is not None:
             edges[partner] = "gated"

@@ -6,65 +6,25 @@ extract_bundle("runs/first", "small", macs=12_000_000, image_size=[96, 112, 128]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from routespace import file_names
 from routespace.checked import checked
-from routespace.deploy.bundle import Card, Provenance, save_bundle
-from routespace.deploy.extract import extract
 from routespace.deploy.folder import require_bundle_place
 from routespace.deploy.latency.table import LatencyTable
-from routespace.deploy.verify import VerifyReport, verify
-from routespace.errors import RoutespaceError
-from routespace.files import json_text
+from routespace.deploy.scores import Score
 from routespace.grid.architecture import Architecture
 from routespace.grid.resources import joined_limits
-from routespace.nn.task_net import TaskNet
-from routespace.preprocess import preprocess_to_json
-from routespace.train.progress import Progress
-from routespace.train.recipe.recipe import Recipe
-from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
 from routespace.workflow.choosing import choose_best, choose_part
-from routespace.workflow.cutting import Stage, cut_down
-from routespace.workflow.fine_tuning import FineTuning, fine_tune
-from routespace.workflow.history import with_score
-from routespace.workflow.scoring import card_scores, measured, tuned_score
-from routespace.workflow.sizing import Size, SizeChoice, TriedSize, choose_size
+from routespace.workflow.cutting import Stage, cut_down, way_in
+from routespace.workflow.fine_tuning import FineTuning
+from routespace.workflow.sizing import Size, SizeChoice, choose_size
+from routespace.workflow.taking import Extraction, saved, take_chosen
 from routespace.workflow.wishes import USUAL_METHOD, ExtractionWatch, Wishes
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What was extracted, and how it was found to be.
-
-    Attributes:
-        net: the small network, in evaluation mode.
-        card: of the bundle.
-        max_difference: largest difference of outputs to the part that it was taken from.
-        metric: name of the task's.
-        score_whole, score: the metric on validation, of the network it came from and of itself as it was taken
-            out, each on images of its own size; None when not evaluated.
-        images: that were evaluated.
-        tuned: the result of its fine-tuning, as in a run's result.json; None without one.
-        tried: the image sizes that were compared, where there were several.
-        limits: resource → the most that was allowed.
-    """
-
-    net: TaskNet
-    card: Card
-    max_difference: float
-    metric: str
-    score_whole: float | None = None
-    score: float | None = None
-    images: int = 0
-    tuned: Mapping[str, Any] | None = None
-    tried: tuple[TriedSize, ...] = ()
-    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @checked
@@ -140,10 +100,43 @@ def extract_as_wished(
         wishes: how the part is chosen, and what becomes of it.
         watch: hears of each step.
     """
-    watch = watch or ExtractionWatch()
+    require_bundle_place(out, overwrite=wishes.overwrite)
+    taken = take_as_wished(artifact, wishes, watch or ExtractionWatch())
+    return saved(taken.found, taken.artifact, out, overwrite=wishes.overwrite)
+
+
+class Taken(NamedTuple):
+    """What was taken out, and what it was taken out of.
+
+    Attributes:
+        found: the part, in memory.
+        artifact: the network before the last cut, at the part's image size.
+    """
+
+    found: Extraction
+    artifact: Artifact
+
+
+def take_as_wished(
+    artifact: Artifact,
+    wishes: Wishes,
+    watch: ExtractionWatch,
+    *,
+    origin: Artifact | None = None,
+    whole: Score | None = None,
+) -> Taken:
+    """All steps of an extraction but the saving.
+
+    Args:
+        artifact: a finished run or a bundle, or what was left of one after a cut.
+        wishes: how the part is chosen, and what becomes of it.
+        watch: hears of each step.
+        origin: the run or bundle itself, where the artifact was cut already.
+        whole: its metric on validation, where it is known.
+    """
     limits = wishes.limits_of(artifact)
     wishes.require_effect(artifact, limits)
-    way, sized = wishes.way(artifact), _sized(artifact, limits, wishes, watch)
+    way, sized = way_in(artifact, wishes.way(artifact)), _sized(artifact, limits, wishes, watch)
     stage = Stage(sized.artifact, None)
     if wishes.tuning is not None:
         with watch.training() as heard:
@@ -152,25 +145,24 @@ def extract_as_wished(
             )
     part = sized.part
     if part is None or stage.cuts:
-        part = _last_choice(stage.artifact, limits, stage.way(way), wishes, watch)
+        part = _last_choice(stage.artifact, limits, way_in(stage.artifact, way), wishes, watch)
     watch.chosen(part)
     take = partial(
-        extract_chosen,
+        take_chosen,
         stage.artifact,
         part,
-        out,
         evaluated=wishes.evaluated,
-        overwrite=wishes.overwrite,
         tuning=stage.tuning,
-        origin=artifact,
+        origin=artifact if origin is None else origin,
+        whole=whole,
     )
     if stage.tuning is None:
         with watch.doing("extracting, verifying and evaluating"):
-            taken = take()
+            found = take()
     else:
         with watch.training() as heard:
-            taken = take(**heard._asdict())
-    return replace(taken, limits=limits, tried=sized.tried)
+            found = take(**heard._asdict())
+    return Taken(replace(found, limits=limits, tried=sized.tried), stage.artifact)
 
 
 def _sized(artifact: Artifact, limits: Mapping[str, float], wishes: Wishes, watch: ExtractionWatch) -> SizeChoice:
@@ -182,7 +174,7 @@ def _sized(artifact: Artifact, limits: Mapping[str, float], wishes: Wishes, watc
             artifact,
             wishes.image_size,
             limits,
-            way=wishes.way(artifact),
+            way=way_in(artifact, wishes.way(artifact)),
             table=wishes.table,
             method=wishes.method,
             every_rate=wishes.every_rate,
@@ -202,87 +194,3 @@ def _last_choice(
         best = choose_best(artifact, limits, table=table, every_rate=every_rate)
     watch.picked(best)
     return best.architecture
-
-
-def extract_chosen(
-    artifact: Artifact,
-    chosen: Architecture,
-    out: Path | str,
-    *,
-    evaluated: bool = True,
-    overwrite: bool = False,
-    tuning: FineTuning | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-    origin: Artifact | None = None,
-) -> Extraction:
-    """Extract, verify, evaluate on validation, fine-tune where that is asked for, and save.
-
-    The test split is for `evaluate` alone.
-
-    Args:
-        artifact: where the weights come from.
-        chosen: a static part of its architecture.
-        out: the bundle's folder.
-        evaluated: measure the task's metric of the whole and of the part.
-        overwrite: replace a bundle that is there.
-        tuning: how long to train it on, and by whom it is taught.
-        progress, tell: of the fine-tuning, as in `train_recipe`.
-        origin: what the first of several cuts was made from, or what was moved to another image size; its metric
-            is the whole's.
-
-    Raises:
-        BundleError: `out` holds something else, or cannot be written.
-        RoutespaceError: the extracted network differs from the supernet's part; nothing is saved then.
-        TrainingStoppedError: a signal came while it was fine-tuned; nothing is saved.
-    """
-    require_bundle_place(out, overwrite=overwrite)
-    small = extract(artifact.net, chosen).eval()
-    report = _verified(artifact.net, chosen, small)
-    metric = task_of_head(small.head, small.spec).metric.name
-    origin = artifact if origin is None else origin
-    whole, part = measured(origin, artifact, small, metric) if evaluated else (None, None)
-    scores, tuned = card_scores(origin, small, whole, part), None
-    if tuning is not None:
-        result = fine_tune(artifact, small, tuning, progress=progress, tell=tell)
-        small, tuned = result.net, result.metrics
-        scores = with_score(scores, tuned_score(artifact, tuned))
-    card = Card.of(small, scores=scores, provenance=_provenance(origin))
-    card = save_bundle(small, out, card, overwrite=overwrite, texts=_papers(artifact))
-    found = Extraction(small, card, report.max_difference, metric, tuned=tuned)
-    if whole is None or part is None:
-        return found
-    return replace(found, score_whole=whole.value, score=part.value, images=part.images or 0)
-
-
-def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
-    """The report on an extraction, made on a CPU: a GPU may choose other sums for the same layer.
-
-    Raises:
-        RoutespaceError: the extracted network is not the part.
-    """
-    report = verify(net, chosen, small, device="cpu")
-    if not report.ok:
-        raise RoutespaceError("verify: the extracted network differs: " + "; ".join(report.lines()))
-    return report
-
-
-def _papers(artifact: Artifact) -> dict[str, str]:
-    """What a bundle keeps beside its network: how images go in, and the recipe that tells of its data."""
-    papers = {}
-    if artifact.recipe is not None:
-        papers[file_names.RECIPE] = artifact.recipe.to_yaml()
-    if artifact.preprocess is not None:
-        data = preprocess_to_json(artifact.preprocess, artifact.classes or ())
-        papers[file_names.PREPROCESS] = json_text(data) + "\n"
-    return papers
-
-
-def _provenance(artifact: Artifact) -> Provenance:
-    recipe: Recipe | None = artifact.recipe
-    return Provenance(
-        recipe=recipe.name if recipe else None,
-        recipe_hash=recipe.hash if recipe else None,
-        run=str(artifact.folder),
-        parent=artifact.net.architecture.hash,
-    )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from routespace.deploy.scores import Score
+from routespace.deploy.scores import Score, ScoreStage
 from routespace.nn.task_net import TaskNet
+from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import evaluate
 from routespace.workflow.artifacts import Artifact
 from routespace.workflow.history import images_of, with_score
 
 
-def measured(origin: Artifact, artifact: Artifact, small: TaskNet, metric: str) -> tuple[Score, Score]:
+def measured(
+    origin: Artifact, artifact: Artifact, small: TaskNet, metric: str, *, whole: Score | None = None
+) -> tuple[Score, Score]:
     """The task's metric of a network and of its part, each on validation images of its own size.
 
     Args:
@@ -20,26 +23,29 @@ def measured(origin: Artifact, artifact: Artifact, small: TaskNet, metric: str) 
         artifact: what the part was taken from: the same, cut already, or moved to another image size.
         small: the part.
         metric: its name.
+        whole: the network's, where it is known.
     """
     loaders = origin.held_out()
     sized = loaders if artifact.net.spec.hash == origin.net.spec.hash else artifact.held_out()
-    whole = evaluate(origin.net, loaders.val, expected=False)
-    same = small.architecture == origin.net.architecture
-    part = whole if same else evaluate(small, sized.val, expected=False)
-    before, after = (
-        Score(
-            stage=stage,
-            metric=metric,
-            value=result[metric],
-            images=result["images"],
-            split="val",
-            data=images_of(of.recipe),
-            digest=None if of.source.record is None else of.source.record.digest,
-            image_size=of.source.preprocess.size,
-        )
-        for stage, result, of in (("before_extraction", whole, loaders), ("extracted", part, sized))
+    before = _score("before_extraction", origin.net, loaders, metric) if whole is None else whole
+    if small.architecture == origin.net.architecture:
+        return before, before.model_copy(update={"stage": "extracted"})
+    return before, _score("extracted", small, sized, metric)
+
+
+def _score(stage: ScoreStage, net: TaskNet, of: Loaders, metric: str) -> Score:
+    """A network on validation images."""
+    result = evaluate(net, of.val, expected=False)
+    return Score(
+        stage=stage,
+        metric=metric,
+        value=result[metric],
+        images=result["images"],
+        split="val",
+        data=images_of(of.recipe),
+        digest=None if of.source.record is None else of.source.record.digest,
+        image_size=of.source.preprocess.size,
     )
-    return before, after
 
 
 def card_scores(origin: Artifact, small: TaskNet, whole: Score | None, part: Score | None) -> tuple[Score, ...]:

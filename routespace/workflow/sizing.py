@@ -90,7 +90,7 @@ def choose_size(
         SpecError: a size that the grid or the data does not take.
         BundleError: there is no recipe of images to compare sizes by.
     """
-    wanted = _listed(artifact, sizes)
+    wanted = listed_sizes(artifact, sizes)
     if table is not None:
         for size in wanted:
             require_grid(table, grid_of(resized_spec(artifact.net.spec, size)))
@@ -119,7 +119,7 @@ def choose_size(
     return SizeChoice(best, part, tuple(tried))
 
 
-def _listed(artifact: Artifact, sizes: Size | Sequence[Size]) -> list[tuple[int, int]]:
+def listed_sizes(artifact: Artifact, sizes: Size | Sequence[Size]) -> list[tuple[int, int]]:
     """(H, W) of each size, once; raises SpecError for what is none."""
     pair = isinstance(sizes, tuple) and len(sizes) == PAIR and all(isinstance(side, int) for side in sizes)
     several = isinstance(sizes, Sequence) and not pair and not isinstance(sizes, str)

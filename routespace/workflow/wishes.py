@@ -100,6 +100,9 @@ class Listener(NamedTuple):
 class ExtractionWatch:
     """Hears what an extraction does, step by step; this one keeps it to itself."""
 
+    def member(self, name: str, limits: Mapping[str, float]) -> None:
+        """The next network of a series begins."""
+
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """A block of work without progress."""

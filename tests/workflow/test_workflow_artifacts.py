@@ -26,8 +26,8 @@ from routespace.preprocess import load_preprocess, preprocess_from_json
 from routespace.workflow.artifacts import load_artifact
 from routespace.workflow.choosing import choose
 from routespace.workflow.exporting import export_artifact
-from routespace.workflow.extraction import extract_chosen
 from routespace.workflow.fine_tuning import FineTuning, fine_tuned_recipe
+from routespace.workflow.taking import saved, take_chosen
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,8 @@ def test_a_part_is_fine_tuned_by_what_it_was_cut_from(run, tmp_path):
     lines = []
     found = load_run(run)
     chosen = choose(found, {"macs": round(0.6 * found.recipe.base_macs())})
-    taken = extract_chosen(found, chosen, tmp_path / "small", tuning=FineTuning(1), tell=lines.append)
+    taken = take_chosen(found, chosen, tuning=FineTuning(1), tell=lines.append)
+    assert saved(taken, found, tmp_path / "small").net is taken.net
     assert any(line.startswith(f"teacher: {run}, ") for line in lines)
     small = load_bundle(tmp_path / "small")
     before, cut, after = small.card.scores

@@ -8,7 +8,7 @@ from routespace import extract_bundle, load_bundle, load_run, train_recipe
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.cost import network_cost
-from routespace.workflow.cutting import cut_down, cut_limits, with_choices
+from routespace.workflow.cutting import cut_down, cut_limits, way_in, with_choices
 from routespace.workflow.fine_tuning import FineTuning
 
 
@@ -59,7 +59,7 @@ def test_the_last_cut_is_made_inside_what_the_first_ones_left(run, by, tmp_path)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert stage.cuts == 1
     assert stage.tuning.epochs == 1
-    assert stage.way("usage") == "kl"
+    assert [way_in(each, "usage") for each in (run, stage.artifact)] == ["usage", "kl"]
     left = network_cost(stage.artifact.net.restrict(stage.artifact.net.architecture.opened())).macs
     assert wanted < left <= (wanted * whole) ** 0.5
     assert any("cut 1 of 2" in line for line in said)

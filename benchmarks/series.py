@@ -1,0 +1,175 @@
+"""Six networks of one series, each cut from the trained one before, next to six plain ones that are trained apart.
+
+    python benchmarks/series.py [--seeds 0 1] [--epochs 6] [--finetune 2] [--plain] [--turns 3] [--out DIR]
+
+The task is that of the recipe `digits_tiny`; ratios are shares of the MACs of its plain network. The largest plain
+network is trained as every plain one is, and is the first of its series; the others are cut from it as by
+`routespace extract RUN --ratio .85,.7,… --finetune 2 --teacher none --image-size 64,56,…`. The series' processor
+seconds hold everything: sizes and parts that were tried, trainings, files. With `--plain` the other plain networks
+(`plain_recipe`) are trained, too.
+
+Seconds of trainings that ran at different times compare the machine's other work as well. So `--turns ROUNDS`
+trains each network for a fifth of an epoch, all in turns, and tells the series' share of the plain networks' time
+by medians of these; what the choices took is added as it was measured. Accuracies are of validation, which chose,
+and of the test split, which did not. What is in the folder is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from record import record
+from sandwich import PLAIN, timed, train
+
+from routespace.files import write_json
+from routespace.grid.cost import architecture_cost
+from routespace.memory import keep_freed_memory
+from routespace.nn.task_net import TaskNet
+from routespace.recipes import load_recipe
+from routespace.train.evaluate import evaluate
+from routespace.train.plain import CLOSE_FRAC, plain_recipe
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.run import train_recipe
+from routespace.workflow.artifacts import Artifact, load_artifact
+from routespace.workflow.fine_tuning import FineTuning
+from routespace.workflow.series import extract_series_as_wished
+from routespace.workflow.sizing import SizeChoice
+from routespace.workflow.wishes import ExtractionWatch, Listener, Wishes
+
+SIZES = [64, 56, 48, 40, 32]  # of images, in pixels
+PART = 5  # a fifth of an epoch is timed
+
+
+class Watch(ExtractionWatch):
+    """Keeps the processor seconds of a series' fine-tunings, and says what is done."""
+
+    def __init__(self, place: Path) -> None:
+        self.path, self._spent = place.parent / f"{place.name}.tuning_seconds", 0.0
+
+    def member(self, name: str, limits: Mapping[str, float]) -> None:
+        """The next network begins."""
+        print(f"cutting {name}: at most {limits['macs'] / 1e6:.3f} MMACs", flush=True)
+
+    def sized(self, choice: SizeChoice) -> None:
+        """Sizes were compared."""
+        for each in choice.tried:
+            print(f"  {each.text}: {each.macs} MACs, {each.score}", flush=True)
+
+    @contextmanager
+    def training(self) -> Iterator[Listener]:
+        """A fine-tuning."""
+        start = time.process_time()
+        yield Listener()
+        self._spent += time.process_time() - start
+        write_json(self.path, self._spent)
+
+
+def scores(artifact: Artifact) -> dict[str, float]:
+    """MACs, and accuracies of both held-out splits at the network's own image size."""
+    held_out, net = artifact.held_out(), artifact.net
+    found = {name: evaluate(net, getattr(held_out, name))["accuracy"] for name in ("val", "test")}
+    return found | {"macs": architecture_cost(net.architecture).macs, "px": net.spec.image_size[0]}
+
+
+def one_seed(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train what is not there yet, and measure."""
+    base, seed, out = recipe.base_macs(), recipe.seed, arguments.out
+    ratios = sorted(arguments.ratios, reverse=True)
+    plains = {ratio: plain_recipe(recipe.override(PLAIN), ratio * base) for ratio in ratios}
+    folders = {ratio: out / f"plain_{ratio}_{seed}" for ratio in ratios}
+    seconds = {"largest": train(plains[ratios[0]], folders[ratios[0]])}
+    place, budgets = (
+        out / f"series_{arguments.finetune}_{seed}",
+        {str(r): (1 + CLOSE_FRAC) * r * base for r in ratios},
+    )
+    wishes, watch = Wishes(tuning=FineTuning(arguments.finetune, "none"), image_size=SIZES), Watch(place)
+    source = load_artifact(folders[ratios[0]])
+    seconds["series"] = timed(place, lambda: extract_series_as_wished(source, place, budgets, wishes, watch))
+    seconds["choosing"] = seconds["series"] - float(json.loads(watch.path.read_text()))
+    table = json.loads((place / "series.json").read_text())["networks"]
+    members = {ratio: load_artifact(place / str(ratio)) for ratio in ratios}
+    found: dict[str, Any] = {"seed": seed, "finetune": arguments.finetune, "seconds": seconds}
+    if arguments.plain:
+        rest = [train(plains[ratio], folders[ratio]) for ratio in ratios[1:]]
+        seconds["plain"] = seconds["largest"] + sum(rest)
+        found["plain"] = {ratio: scores(load_artifact(folders[ratio])) for ratio in ratios}
+    if arguments.turns:
+        found["turns"] = turns(plains, members, seconds, arguments)
+    found["series"] = {row["name"]: {"cut": row["cut"]} | scores(members[float(row["name"])]) for row in table}
+    return found
+
+
+def turns(
+    plains: dict[float, Recipe],
+    members: dict[float, Artifact],
+    seconds: dict[str, float],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Processor seconds of an epoch of each network, in turns, and the series' share of the plain ones' time."""
+    runs: dict[str, tuple[Recipe, TaskNet | None]] = {f"plain {r}": (each, None) for r, each in plains.items()}
+    tuned = {f"series {r}": (each.require_recipe(), each.net) for r, each in list(members.items())[1:]}
+    times: dict[str, list[float]] = {name: [] for name in [*runs, *tuned]}
+    for _ in range(arguments.turns):
+        for name, (recipe, net) in (runs | tuned).items():
+            part = {"train.epochs": 1, "train.warmup_epochs": 0, "train.teacher": None, "train.mode": "plain"}
+            part |= {
+                f"data.{split}_size": getattr(recipe.data, f"{split}_size") // PART for split in ("train", "val")
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.process_time()
+                train_recipe(recipe.override(part), Path(folder) / "run", init=net, asked=frozenset())
+                times[name].append(time.process_time() - start)
+    epoch = {name: PART * median(each) for name, each in times.items()}
+    largest, plain = (arguments.epochs * sum(epoch[name] for name in names) for names in (list(runs)[:1], runs))
+    tuning = arguments.finetune * sum(epoch[name] for name in tuned)
+    share = (largest + tuning + seconds["choosing"]) / plain
+    return {"epoch_s": epoch, "plain_s": plain, "largest_s": largest, "tuning_s": tuning, "share": share}
+
+
+def show(found: dict[str, Any]) -> None:
+    """A seed's table."""
+    print(f"seed {found['seed']}, processor seconds {found['seconds']}")
+    for ratio, row in found["series"].items():
+        plain = found.get("plain", {}).get(float(ratio))
+        beside = "" if plain is None else f"; plain {plain['val']:.3f}, test {plain['test']:.3f}"
+        numbers = f"{row['macs'] / 1e6:.3f} MMACs, {row['px']} px, as cut {row['cut']:.3f}"
+        print(f"{ratio:>5}: {numbers}, val {row['val']:.3f}, test {row['test']:.3f}{beside}")
+    print(
+        " mean: "
+        + ", ".join(f"{key} {mean(row[key] for row in found['series'].values()):.4f}" for key in ("val", "test"))
+    )
+    if "turns" in found:
+        print(f"share of the plain networks' time, in turns: {found['turns']['share']:.3f}", flush=True)
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--finetune", type=int, default=2)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.85, 0.7, 0.6, 0.5, 0.4, 0.3])
+    parser.add_argument("--plain", action="store_true", help="train the other plain networks, too")
+    parser.add_argument("--turns", type=int, default=0, metavar="ROUNDS", help="time all networks in turns")
+    parser.add_argument("--set", action="append", default=[], help="a recipe field, such as data.train_size=3000")
+    parser.add_argument("--out", type=Path, default=Path("runs/series"))
+    arguments = parser.parse_args()
+    results = []
+    sizes = ["data.train_size=5000", "data.test_size=3000"]
+    for seed in arguments.seeds:
+        changes = [f"seed={seed}", f"train.epochs={arguments.epochs}", *sizes, *arguments.set]
+        results.append(one_seed(load_recipe("digits_tiny", changes), arguments))
+        show(results[-1])
+        record(arguments.out / "series_cpu.json", "cpu", {"what": "series", "results": results})
+
+
+if __name__ == "__main__":
+    main()
