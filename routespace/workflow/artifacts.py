@@ -7,8 +7,9 @@ artifact.resized(96)                               the same for smaller images
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from routespace import file_names
 from routespace.checked import checked
@@ -55,6 +56,7 @@ class Artifact:
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     scores: tuple[Score, ...] = ()
+    _held_out: dict[Any, Loaders] = field(default_factory=dict, repr=False, compare=False)
 
     def require_recipe(self) -> Recipe:
         """The recipe; raises BundleError when there is none."""
@@ -72,9 +74,19 @@ class Artifact:
             DataError: no such images, classes that are none of the network's, or another number of them.
             SpecError: data that the network cannot read.
         """
-        return evaluation_loaders(
-            self.require_recipe(), self.net.spec, preprocess=self.preprocess, classes=self.classes
+        recipe, spec = self.require_recipe(), self.net.spec
+        key = (
+            recipe.to_yaml(),
+            spec.image_size,
+            spec.in_channels,
+            spec.num_classes,
+            self.preprocess,
+            self.classes,
         )
+        if key not in self._held_out:  # it is shared with what is cut from this: scenes are made once
+            made = evaluation_loaders(recipe, spec, preprocess=self.preprocess, classes=self.classes)
+            self._held_out[key] = made
+        return self._held_out[key]
 
     def resized(self, image_size: tuple[int, int] | int) -> Artifact:
         """The same network for images of another size: its weights as they are, images fed at that size.

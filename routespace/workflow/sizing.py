@@ -22,7 +22,7 @@ from routespace.train.evaluate import evaluate
 from routespace.train.macs import counted_macs
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact
-from routespace.workflow.choosing import choose_part
+from routespace.workflow.choosing import choose_best, choose_part
 
 Size = int | tuple[int, int]
 PAIR = 2
@@ -102,12 +102,11 @@ def choose_size(
     tried, found = list[TriedSize](), list[tuple[tuple[float, float], Artifact, Architecture]]()
     for size, there in zip(wanted, moved, strict=True):
         try:
-            part = choose_part(there, limits, way, table=table, method=method, every_rate=every_rate)
+            part, score = _best_at(there, limits, way, table=table, method=method, every_rate=every_rate)
         except BudgetError as error:
             tried.append(TriedSize(size, why_not=str(error)))
             continue
-        net = there.net.restrict(part)
-        macs, score = counted_macs(net, {}), evaluate(net, there.held_out().val, expected=False)[metric.name]
+        macs = counted_macs(there.net.restrict(part), {})
         tried.append(TriedSize(size, macs, score))
         found.append(((sign * score, macs), there, part))
     if not found:
@@ -117,6 +116,24 @@ def choose_size(
         )
     _, best, part = min(found, key=lambda each: each[0])
     return SizeChoice(best, part, tuple(tried))
+
+
+def _best_at(
+    artifact: Artifact,
+    limits: Mapping[str, float],
+    way: str,
+    *,
+    table: LatencyTable | None,
+    method: str,
+    every_rate: bool,
+) -> tuple[Architecture, float]:
+    """The best part at an artifact's image size, and its metric on validation."""
+    if way == "candidates" and limits:
+        best = choose_best(artifact, limits, table=table, every_rate=every_rate)
+        return best.architecture, best.score
+    part = choose_part(artifact, limits, way, table=table, method=method, every_rate=every_rate)
+    net, metric = artifact.net.restrict(part), task_of_head(artifact.net.head, artifact.net.spec).metric
+    return part, evaluate(net, artifact.held_out().val, expected=False)[metric.name]
 
 
 def listed_sizes(artifact: Artifact, sizes: Size | Sequence[Size]) -> list[tuple[int, int]]:

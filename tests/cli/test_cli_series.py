@@ -4,45 +4,37 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from train_tiny import tiny
 
-from routespace import load_bundle
-from routespace.cli.app import app
+from routespace import load_bundle, train_recipe
 from routespace.train.stopping import TrainingStoppedError
 from routespace.workflow import taking
-
-TINY = [
-    *("--set", "data.train_size=32", "--set", "data.val_size=40", "--set", "data.test_size=50"),
-    *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "grid.layers=3"),
-    *("--set", "grid.embed_layers=all", "--set", "train.epochs=1", "--set", "routing=static"),
-]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A finished run of a plain network on images of 64 px."""
+    """A finished run of a plain network of three blocks on images of 32 px."""
     run = tmp_path_factory.mktemp("series") / "run"
-    result = CliRunner().invoke(app, ["train", "digits_tiny", *TINY, "--out", str(run)])
-    assert result.exit_code == 0, (result.output, result.exception)
+    train_recipe(tiny(grid__layers=3, train__epochs=1, routing="static"), run)
     return run
 
 
 def test_several_budgets_give_a_bundle_each_and_a_table(cli, run, tmp_path):
     out = tmp_path / "all"
-    wishes = ("--finetune", 1, "--teacher", "none", "--image-size", "48,64", "-o", out)
-    text = cli("extract", run, "--ratio", "0.4, 1.2", *wishes).assert_fine().out
+    wishes = ("--finetune", 1, "--teacher", "none", "--image-size", "24,32", "-o", out)
+    text = cli("extract", run, "--ratio", "0.6, 1.2", *wishes).assert_fine().out
     table = json.loads((out / "series.json").read_text())["networks"]
-    assert [row["name"] for row in table] == ["1.2", "0.4"]
+    assert [row["name"] for row in table] == ["1.2", "0.6"]
     assert [row["epochs"] for row in table] == [0, 1]  # the first is the network itself
-    assert sorted(path.name for path in out.iterdir()) == ["0.4", "1.2", "series.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["0.6", "1.2", "series.json"]
     head, first, second = (
-        line.split() for line in text.splitlines() if line.startswith(("network ", "1.2 ", "0.4 "))
+        line.split() for line in text.splitlines() if line.startswith(("network ", "1.2 ", "0.6 "))
     )
-    assert (head[0], first[0], second[0]) == ("network", "1.2", "0.4")
-    assert load_bundle(out / "0.4").card.params == table[1]["params"]
+    assert (head[0], first[0], second[0]) == ("network", "1.2", "0.6")
+    assert load_bundle(out / "0.6").card.params == table[1]["params"]
     assert "on validation at " in text
     assert f"routespace predict {out / '1.2'} IMAGE_OR_FOLDER" in text
-    cli("evaluate", out).assert_refused("is a series of networks", str(out / "0.4"))
+    cli("evaluate", out).assert_refused("is a series of networks", str(out / "0.6"))
     cli("predict", out, tmp_path).assert_refused("is a series of networks")
     cli("extract", run, "--macs", "2M,1M", "-o", out).assert_refused("holds a series already", "--overwrite")
     cli("extract", run, "-o", out).assert_refused("exists and is no bundle")

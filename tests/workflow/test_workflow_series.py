@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from workflow_tiny import TINY
+from train_tiny import tiny
 
 from routespace import (
     BudgetError,
@@ -15,7 +15,6 @@ from routespace import (
     extract_bundle,
     extract_series,
     load_bundle,
-    load_recipe,
     load_run,
     train_recipe,
 )
@@ -26,20 +25,22 @@ from routespace.workflow import taking
 from routespace.workflow.artifacts import load_artifact
 
 TUNING = FineTuning(1, "none")
+CHANGES = {"grid__layers": 3, "train__epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def run(run_folder):
-    """A finished run of a supernet on images of 64 px."""
-    return load_run(run_folder)
+def run(tmp_path_factory):
+    """A finished run of a supernet on images of 32 px."""
+    out = tmp_path_factory.mktemp("series") / "run"
+    train_recipe(tiny(**CHANGES, train__mode="sandwich"), out)
+    return load_run(out)
 
 
 @pytest.fixture(scope="module")
 def static(tmp_path_factory):
     """A finished run of a plain network of three blocks."""
-    recipe = load_recipe("digits_tiny", [*TINY, "routing=static", "split=[1, 1, 1, 0]", "grid.layers=3"])
     out = tmp_path_factory.mktemp("series") / "static"
-    train_recipe(recipe, out)
+    train_recipe(tiny(**CHANGES, routing="static"), out)
     return load_run(out)
 
 
@@ -66,7 +67,7 @@ def within(small, large) -> bool:
 def test_each_network_is_cut_from_the_trained_one_before(run, tunings, tmp_path):
     base = run.recipe.base_macs()
     budgets = {"half": 0.5 * base, "large": 0.9 * base, "0.7": 0.7 * base}
-    found = extract_series(run, tmp_path / "all", macs=budgets, by="kl", tuning=TUNING, image_size=[48, 64])
+    found = extract_series(run, tmp_path / "all", macs=budgets, by="kl", tuning=TUNING, image_size=[24, 32])
     assert [member.name for member in found.members] == ["large", "0.7", "half"]
     (first, tuned), (second, again), (third, _) = tunings
     assert within(first, run.net.state_dict())
@@ -86,7 +87,7 @@ def test_each_network_is_cut_from_the_trained_one_before(run, tunings, tmp_path)
         assert evaluate_network(bundle.net, bundle.recipe, split="val")["accuracy"] == row["score"]
         whole, cut, after = bundle.scores
         assert (cut.value, after.value) == (row["cut"], row["score"])
-        assert (whole.value, whole.image_size) == (found.members[0].taken.score_whole, (64, 64))
+        assert (whole.value, whole.image_size) == (found.members[0].taken.score_whole, (32, 32))
         assert bundle.card.provenance.parent == run.net.architecture.hash
         assert bundle.net.spec.image_size == bundle.recipe.grid.image_size == tuple(row["image_size"])
     assert [path.name for path in tmp_path.iterdir()] == ["all"]
@@ -109,7 +110,7 @@ def test_a_static_network_that_is_small_enough_is_the_first_and_loses_blocks_aft
 
 def test_without_training_each_is_a_part_of_the_network_itself(run, tmp_path):
     budgets = [0.9 * run.recipe.base_macs(), 0.6 * run.recipe.base_macs()]
-    found = extract_series(run, tmp_path / "all", macs=budgets, by="kl", image_size=[64])
+    found = extract_series(run, tmp_path / "all", macs=budgets, by="kl", image_size=[32])
     for most, member in zip(budgets, found.members, strict=True):
         assert member.name == f"{most / 1e6:.4g}M"
         alone = extract_bundle(run, tmp_path / member.name, macs=most, by="kl")
@@ -119,12 +120,12 @@ def test_without_training_each_is_a_part_of_the_network_itself(run, tmp_path):
 
 
 def test_of_sizes_at_which_all_fits_the_largest_alone_is_tried(run, tmp_path):
-    whole = architecture_cost(run.net.architecture.opened(), image_size=48).macs
+    whole = architecture_cost(run.net.architecture.opened(), image_size=24).macs
     found = extract_series(
-        run, tmp_path / "all", macs=[whole + 1, whole / 2], by="kl", image_size=[32, 40, 48, 64]
+        run, tmp_path / "all", macs=[whole + 1, whole / 2], by="kl", image_size=[16, 20, 24, 32]
     )
     first = [tried.image_size[0] for tried in found.members[0].taken.tried]
-    assert first == [64, 48]
+    assert first == [32, 24]
 
 
 def test_a_part_that_went_a_dear_way_is_left_for_the_one_before(run, monkeypatch, tmp_path):
