@@ -117,8 +117,9 @@ def turns(
     runs: dict[str, tuple[Recipe, TaskNet | None]] = {f"plain {r}": (each, None) for r, each in plains.items()}
     tuned = {f"series {r}": (each.require_recipe(), each.net) for r, each in list(members.items())[1:]}
     times: dict[str, list[float]] = {name: [] for name in [*runs, *tuned]}
-    for _ in range(arguments.turns):
-        for name, (recipe, net) in (runs | tuned).items():
+    warm_up = dict(list(runs.items())[:1])  # whose time does not count
+    for each in [warm_up, *[runs | tuned] * arguments.turns]:
+        for name, (recipe, net) in each.items():
             part = {"train.epochs": 1, "train.warmup_epochs": 0, "train.teacher": None, "train.mode": "plain"}
             part |= {
                 f"data.{split}_size": getattr(recipe.data, f"{split}_size") // PART for split in ("train", "val")
@@ -127,6 +128,7 @@ def turns(
                 start = time.process_time()
                 train_recipe(recipe.override(part), Path(folder) / "run", init=net, asked=frozenset())
                 times[name].append(time.process_time() - start)
+    del times[next(iter(warm_up))][0]
     epoch = {name: PART * median(each) for name, each in times.items()}
     largest, plain = (arguments.epochs * sum(epoch[name] for name in names) for names in (list(runs)[:1], runs))
     tuning = arguments.finetune * sum(epoch[name] for name in tuned)

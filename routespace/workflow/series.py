@@ -166,10 +166,13 @@ def extract_series_as_wished(
     chain = _Chain(artifact, replace(wishes, by=wishes.by or "candidates"), watch or ExtractionWatch())
     for name, most in sorted(budgets.items(), key=lambda each: -each[1]):
         chain.add(name, most)
-    series = Series(tuple(chain.members))
     with replaced_folder(Path(out)) as partial:
-        for member, artifact_there in zip(chain.members, chain.places, strict=True):
-            saved(member.taken, artifact_there, partial / member.name)
+        series = Series(
+            tuple(
+                replace(member, taken=saved(member.taken, place, partial / member.name))
+                for member, place in zip(chain.members, chain.places, strict=True)
+            )
+        )
         data = {"run": str(artifact.folder), "networks": series.rows(), "versions": versions_of("routespace")}
         write_json(partial / file_names.SERIES, data)
     return series
