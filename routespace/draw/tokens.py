@@ -31,6 +31,8 @@ MOST_IMAGES = 12
 DARK = 0.12  # brightness of a token that no edge computed
 SIDE_INCHES = 1.5
 TITLE = "Tokens computed"
+LINE_CHARS = 24  # of a word below a picture, as wide as that
+BETWEEN = " → "  # two names, which stand one below the other where they are long
 
 
 def computed_share(architecture: Architecture, routes: Routes, rate: int, hw: tuple[int, int]) -> NDArray[Any]:
@@ -166,8 +168,18 @@ def _transformers(architecture: Architecture, rate: int) -> list[str]:
     return [edge.name for edge in edges if edge.kind == "transformer" and edge.rate == rate]
 
 
+def fitted(label: str) -> str:
+    """A word below a picture that does not reach into the next one: long names in two lines, and shortened."""
+    if len(label) <= LINE_CHARS:
+        return label
+    first, arrow, second = label.partition(BETWEEN)
+    lines = [first, arrow.lstrip() + second] if arrow else [first]
+    half = LINE_CHARS // 2
+    return "\n".join(x if len(x) <= LINE_CHARS else f"{x[: half - 1]}…{x[-half:]}" for x in lines)
+
+
 def _show(axes: Axes, picture: NDArray[Any], label: str) -> None:
     axes.imshow(picture, interpolation="nearest")
-    axes.set(xticks=[], yticks=[], xlabel=label)
+    axes.set(xticks=[], yticks=[], xlabel=fitted(label))
     axes.xaxis.label.set_fontsize(8)
     axes.xaxis.label.set_parse_math(False)  # a name may hold dollars

@@ -12,7 +12,7 @@ import torch
 
 from routespace.draw.front import Point, draw_front, front_points
 from routespace.draw.grid import draw_grid, used_share
-from routespace.draw.tokens import computed_share, draw_rows, draw_tokens, token_rows
+from routespace.draw.tokens import computed_share, draw_rows, draw_tokens, fitted, token_rows
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -186,3 +186,21 @@ def test_images_of_several_sizes_are_rows_of_one_picture(tmp_path):
     whole = draw_rows(rows, path=tmp_path / "tokens.png")
     alone = draw_rows(rows[:1], path=tmp_path / "alone.png")
     assert matplotlib.image.imread(whole).shape[0] > 2 * matplotlib.image.imread(alone).shape[0]
+
+
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        ("7 → 1", "7 → 1"),
+        ("twenty-four characters ab", "twenty-four…haracters ab"),
+        ("animals-cats-lion → animals-bear", "animals-cats-lion\n→ animals-bear"),
+        (
+            "animals-birds-chicken_profile → animals-mammals-european-bear",
+            "animals-bir…cken_profile\n→ animals-m…uropean-bear",
+        ),
+        ("", ""),
+    ],
+)
+def test_long_names_do_not_reach_into_the_next_picture(label, wanted):
+    assert fitted(label) == wanted
+    assert all(len(line) <= 24 for line in fitted(label).splitlines())
