@@ -6,7 +6,7 @@ The task is that of the recipe `digits_tiny`; ratios are shares of the MACs of i
 network is trained as every plain one is, and is the first of its series; the others are cut from it as by
 `routespace extract RUN --ratio .85,.7,… --finetune 2 --teacher none --image-size 64,56,…`. The series' processor
 seconds hold everything: sizes and parts that were tried, trainings, files. With `--plain` the other plain networks
-(`plain_recipe`) are trained, too.
+are trained, too: narrower ones (`plain_recipe`), and the recipe's own blocks on smaller images (`smaller_recipe`).
 
 Seconds of trainings that ran at different times compare the machine's other work as well. So `--turns ROUNDS`
 trains each network for a fifth of an epoch, all in turns, and tells the series' share of the plain networks' time
@@ -20,8 +20,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -29,13 +29,14 @@ from typing import Any
 from record import record
 from sandwich import PLAIN, timed, train
 
+from routespace.errors import BudgetError
 from routespace.files import write_json
 from routespace.grid.cost import architecture_cost
 from routespace.memory import keep_freed_memory
 from routespace.nn.task_net import TaskNet
 from routespace.recipes import load_recipe
 from routespace.train.evaluate import evaluate
-from routespace.train.plain import CLOSE_FRAC, plain_recipe
+from routespace.train.plain import CLOSE_FRAC, plain_recipe, smaller_recipe
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.workflow.artifacts import Artifact, load_artifact
@@ -101,10 +102,22 @@ def one_seed(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         rest = [train(plains[ratio], folders[ratio]) for ratio in ratios[1:]]
         seconds["plain"] = seconds["largest"] + sum(rest)
         found["plain"] = {ratio: scores(load_artifact(folders[ratio])) for ratio in ratios}
+        seconds["smaller"], found["smaller"] = smaller(recipe, ratios, out)
     if arguments.turns:
         found["turns"] = turns(plains, members, seconds, arguments)
     found["series"] = {row["name"]: {"cut": row["cut"]} | scores(members[float(row["name"])]) for row in table}
     return found
+
+
+def smaller(recipe: Recipe, ratios: Sequence[float], out: Path) -> tuple[float, dict[float, dict[str, float]]]:
+    """Processor seconds of the recipe's own blocks on smaller images, where a size has the MACs; their scores."""
+    seconds, found = 0.0, {}
+    for ratio in ratios:
+        folder = out / f"smaller_{ratio}_{recipe.seed}"
+        with suppress(BudgetError):
+            seconds += train(smaller_recipe(recipe.override(PLAIN), ratio * recipe.base_macs()), folder)
+            found[ratio] = scores(load_artifact(folder))
+    return seconds, found
 
 
 def turns(
@@ -140,8 +153,8 @@ def show(found: dict[str, Any]) -> None:
     """A seed's table."""
     print(f"seed {found['seed']}, processor seconds {found['seconds']}")
     for ratio, row in found["series"].items():
-        plain = found.get("plain", {}).get(float(ratio))
-        beside = "" if plain is None else f"; plain {plain['val']:.3f}, test {plain['test']:.3f}"
+        others = ((kind, found.get(kind, {}).get(float(ratio))) for kind in ("plain", "smaller"))
+        beside = "".join(f"; {kind} {row['val']:.3f}, test {row['test']:.3f}" for kind, row in others if row)
         numbers = f"{row['macs'] / 1e6:.3f} MMACs, {row['px']} px, as cut {row['cut']:.3f}"
         print(f"{ratio:>5}: {numbers}, val {row['val']:.3f}, test {row['test']:.3f}{beside}")
     print(

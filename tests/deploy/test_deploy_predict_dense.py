@@ -32,7 +32,12 @@ KINDS = {
 
 def network(kind):
     settings = KINDS[kind] | ({"score_threshold": 0.0} if kind != "semantic" else {})
-    return dense_net(kind, classes=3, **settings).eval()
+    net = dense_net(kind, classes=3, **settings).eval()
+    with torch.no_grad():  # scores that differ by more than rounding: fresh ones are nearly all alike
+        for name, weight in net.head.named_parameters():
+            if name.endswith(("cls_logits.weight", "cls_score.weight")):
+                weight.mul_(100)
+    return net
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,11 @@ def images_of(place):
     return [torch.from_numpy(FED.read(path))[None] for path in paths]
 
 
+def by_place(boxes, labels):
+    """Places of objects in an order of their own: scores that are nearly alike come in any."""
+    return sorted(range(len(labels)), key=lambda i: (labels[i], *np.round(boxes[i]).tolist()))
+
+
 @pytest.mark.parametrize("kind", ["detect", "instance"])
 def test_objects_are_the_networks_in_pixels_of_the_pictures(kind, place):
     predictor = Predictor(place / kind, "cpu", least_score=0.0)
@@ -70,12 +80,14 @@ def test_objects_are_the_networks_in_pixels_of_the_pictures(kind, place):
         assert isinstance(answer, FoundObjects)
         assert (answer.size, len(answer.labels)) == (size, len(wanted["labels"]))
         assert len(answer.labels) > 3
-        np.testing.assert_allclose(answer.boxes, wanted["boxes"], atol=1e-3, rtol=1e-4)
-        assert answer.labels == tuple(NAMES[label] for label in wanted["labels"])
         assert list(answer.scores) == pytest.approx(wanted["scores"].tolist(), rel=1e-4)
+        names = [NAMES[label] for label in wanted["labels"]]
+        ours, theirs = by_place(answer.boxes, answer.labels), by_place(wanted["boxes"].numpy(), names)
+        np.testing.assert_allclose(answer.boxes[ours], wanted["boxes"][theirs], atol=1e-3, rtol=1e-4)
+        assert [answer.labels[i] for i in ours] == [names[i] for i in theirs]
         if kind == "instance":
             assert answer.masks.shape == (len(answer.labels), *size)
-            assert (answer.masks != wanted["masks"].numpy()).mean() < 0.01
+            assert (answer.masks[ours] != wanted["masks"].numpy()[theirs]).mean() < 0.01
         else:
             assert answer.masks is None
 

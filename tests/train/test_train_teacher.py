@@ -58,7 +58,7 @@ def test_soft_loss_is_kl_at_a_temperature():
 def test_a_teacher_of_the_same_classes_says_what_it_says(tmp_path):
     net, images = network(), torch.randn(4, 3, 32, 32)
     found = teacher(bundle(tmp_path / "b", net))
-    assert torch.equal(found(images), net(images).logits.detach())
+    assert torch.allclose(found(images), net(images).logits, atol=1e-5)
     assert "MMACs an image of 32x32 px" in found.line
     assert found.line.endswith("classes by name")
     assert found.macs == Card.of(net).macs
@@ -67,8 +67,8 @@ def test_a_teacher_of_the_same_classes_says_what_it_says(tmp_path):
 def test_classes_go_by_name(tmp_path):
     net, images = network(), torch.randn(4, 3, 32, 32)
     source = bundle(tmp_path / "b", net, classes=DIGITS[::-1])
-    assert torch.equal(teacher(source)(images), net(images).logits.detach().flip(1))
-    assert torch.equal(teacher(source, classes=("7", "2"))(images), net(images).logits.detach()[:, [2, 7]])
+    assert torch.allclose(teacher(source)(images), net(images).logits.flip(1), atol=1e-5)
+    assert torch.allclose(teacher(source, classes=("7", "2"))(images), net(images).logits[:, [2, 7]], atol=1e-5)
     with pytest.raises(DataError, match=r"train.teacher: .*does not know the class 'cat' \(1 of 2 are unknown\)"):
         teacher(source, classes=("cat", "2"))
 
@@ -152,7 +152,7 @@ def test_the_network_itself_teaches_once_its_gates_are_free(tmp_path):
     train_recipe(recipe, tmp_path / "run")
     held, free = RunFolder(tmp_path / "run").read_metrics()
     assert held["soft_loss"] == 0
-    assert free["soft_loss"] > 0
+    assert free["soft_loss"] != 0  # rounding may take next to nothing below it
     assert free["loss"] > free["task_loss"]  # that of both passes
     assert free["train_expected_ratio"] < held["train_expected_ratio"]  # the routed pass's alone
 

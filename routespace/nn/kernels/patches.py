@@ -33,6 +33,9 @@ def convolved_tokens(conv: nn.Module, maps: Tensor) -> Tensor:
 
 def _goes_by_patches(conv: nn.Conv2d, maps: Tensor) -> bool:
     """Whether a convolution is that of whole patches, and its product is faster: in inference on a CPU."""
+    compiling = torch.compiler.is_compiling()
+    if torch.compiler.is_exporting() if compiling else not is_plain_run(maps):  # whose trace is of the convolution
+        return False
     k = conv.stride[0]
     if torch.is_grad_enabled() or not maps.is_cpu or torch.is_autocast_enabled("cpu") or not is_untouched(conv):
         return False
@@ -42,7 +45,5 @@ def _goes_by_patches(conv: nn.Conv2d, maps: Tensor) -> bool:
         return False
     if conv.padding not in ("valid", (0, 0)) or maps.dim() != 4 or maps.shape[2] % k or maps.shape[3] % k:
         return False
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
     patches = maps.shape[0] * (maps.shape[2] // k) * (maps.shape[3] // k)
-    return 0 < patches <= FEW_PATCHES and is_plain_run(maps)
+    return compiling or 0 < patches <= FEW_PATCHES
