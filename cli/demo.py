@@ -27,7 +27,7 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
-PHASES_S = (76.0, 48.0, 76.0)  # of the supernet; the plain network has those of the fine-tuning, too
+PHASES_S = (76.0, 48.0, 76.0)  # of the supernet and of the plain network, which train side by side
 LOOK_SIZE = 250  # validation scenes after each epoch of the phases before the last: for people to see
 TRIAL = {  # from its weights, which gates do not take part in: they are taught again
     "train.phases": [],
@@ -37,7 +37,7 @@ TRIAL = {  # from its weights, which gates do not take part in: they are taught 
     "budget.open_frac": 0.2,
     "budget.settle_frac": 0.25,
 }
-# On a small canvas first, where a step costs half.
+# Of what is extracted, and of the plain network; on a small canvas first, where a step costs half.
 TUNING_PHASE = {"epochs": 4, "seconds": 12.0, "image_size": 64, "lr_factor": 0.5, "min_lr": 1.0e-3}
 FINE_TUNING = {
     "name": "digits_sparse_finetuned",
@@ -66,7 +66,7 @@ def run(
 
     Build a grid, train its supernet under a budget, extract, verify, search, fine-tune, export, evaluate. Digits
     lie on photographs; nothing is downloaded. Beside them a plain network of the same MACs, the same blocks on
-    smaller images, trains for as long as the supernet and the fine-tuning together.
+    smaller images, trains for exactly as long as they do.
     """
     os.environ.setdefault(*ONE_THREAD)  # maps this small are faster with one; another core trains what is beside
     from routespace.cli.demo_report import conclude
@@ -83,13 +83,10 @@ def run(
         with loading():
             from routespace.workflow import evaluation, extraction  # noqa: F401 (loaded once, here)
         journey = _journey(recipe.override({"train.clock": _clock()}), folder, quick=quick, best=best)
-        plain_folder = folder / "plain"
-        with training_beside(_plain_recipe(journey), plain_folder) as beside:
-            supernet = _train(journey, beside)
-            small = _extract(journey)
-            tuned = _search(journey, supernet, small)
-            beside.wait()
-        conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=_trained(plain_folder))
+        supernet, plain = _train(journey)
+        small = _extract(journey)
+        tuned, longer = _search(journey, supernet, small)
+        conclude(journey, supernet=supernet, small=small, tuned=tuned, plain=plain, longer=longer)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {folder}")
@@ -180,11 +177,15 @@ def training_beside(recipe: Recipe, folder: Path, *, start: Path | None = None) 
     return Beside(["train", file, *given, "--out", folder], log=log)
 
 
-def _train(journey: Journey, beside: Beside) -> RunResult:
-    """The supernet; a plain network of the MACs that its budget allows is under way beside it."""
+def _train(journey: Journey) -> tuple[RunResult, RunResult]:
+    """The supernet, and beside it a plain network of the MACs that its budget allows, for exactly as long."""
     heading(2, "two trainings: a supernet with gates that are taught where to look, and a plain network beside it")
-    print(f"plain, of the same MACs, until the fine-tuning is done as well: {beside.text}\n", flush=True)
-    return train_or_load(journey.recipe, journey.out / "supernet")
+    plain_folder = journey.out / "plain"
+    with training_beside(_plain_recipe(journey), plain_folder) as plain:
+        print(f"plain, of the same MACs and for the same time: {plain.text}\n", flush=True)
+        supernet = train_or_load(journey.recipe, journey.out / "supernet")
+        plain.wait()
+    return supernet, _trained(plain_folder)
 
 
 def _trained(folder: Path) -> RunResult:
@@ -216,18 +217,18 @@ def _extract(journey: Journey) -> Bundle:
     return small
 
 
-def _search(journey: Journey, supernet: RunResult, small: Bundle) -> RunResult:
-    """The search, export and pictures; the fine-tuning beside them."""
+def _search(journey: Journey, supernet: RunResult, small: Bundle) -> tuple[RunResult, RunResult]:
+    """The search, export and pictures; beside them what is extracted is trained on, and the plain network, too."""
     from routespace.cli.demo_report import export_and_draw
     from routespace.cli.study_view import FRONT_FILE, TrialWatch, draw_study, show_study
     from routespace.cli.watch import watching
-    from routespace.recipes import load_recipe
     from routespace.search import run_study
 
-    heading(4, f"a search of {journey.trials} short trainings with other budgets, and a fine-tuning beside it")
-    extracted, tuned = journey.out / "extracted", journey.out / "finetuned"
-    with training_beside(load_recipe(extracted).override(journey.fine_tuning), tuned, start=extracted) as tuning:
-        print(f"fine-tuning: {tuning.text}\n", flush=True)
+    heading(4, f"a search of {journey.trials} short trainings with other budgets, and fine-tunings beside it")
+    tuned, longer = journey.out / "finetuned", journey.out / "plain_finetuned"
+    first, second = _tuning(journey, "extracted", tuned), _tuning(journey, "plain", longer)
+    with first as tuning, second as rival:
+        print(f"fine-tuning: {tuning.text}\nand for as long: {rival.text}\n", flush=True)
         with watching() as watcher:
             recipe = journey.recipe.override(journey.search)
             record = run_study(recipe, journey.out / "search", trials=journey.trials, progress=TrialWatch(watcher))
@@ -235,7 +236,16 @@ def _search(journey: Journey, supernet: RunResult, small: Bundle) -> RunResult:
         draw_study(record, journey.out / FRONT_FILE)
         export_and_draw(journey, supernet, small)
         tuning.wait()
-    return _trained(tuned)
+        rival.wait()
+    return _trained(tuned), _trained(longer)
+
+
+def _tuning(journey: Journey, name: str, folder: Path) -> Beside:
+    """The fine-tuning of a network of the demo, beside this process."""
+    from routespace.recipes import load_recipe
+
+    start = journey.out / name
+    return training_beside(load_recipe(start).override(journey.fine_tuning), folder, start=start)
 
 
 def _lasting(recipe: Recipe) -> dict[str, Any]:
@@ -247,7 +257,7 @@ def _lasting(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plain_recipe(journey: Journey) -> Recipe:
-    """The plain network's: as long as any other has, less the seconds that finding it took."""
+    """The plain network's: of the budget's MACs, less the seconds that finding it took."""
     from routespace.cli.watch import clock, watching
     from routespace.train.plain import smaller_recipe
     from routespace.train.plain_search import best_plain
@@ -256,12 +266,11 @@ def _plain_recipe(journey: Journey) -> Recipe:
     folder, macs = RunFolder(journey.out / "plain"), journey.macs
     if folder.is_run:
         return folder.read_recipe()
-    recipe = _longer(journey.recipe, journey.recipe.override(journey.fine_tuning))
     if not journey.best_plain:
-        return smaller_recipe(recipe, macs)
-    text = recipe.task.metric.text
+        return smaller_recipe(journey.recipe, macs)
+    text = journey.recipe.task.metric.text
     with watching("trying ") as news:
-        found = best_plain(recipe, macs, progress=news)
+        found = best_plain(journey.recipe, macs, progress=news)
     for shape, score in found.tried.items():
         chosen = ", chosen" if shape == found.shape else ""
         print(f"{shape}: {text(score)} on validation after a short training{chosen}")
@@ -270,14 +279,3 @@ def _plain_recipe(journey: Journey) -> Recipe:
     if seconds is None:
         return found.recipe
     return found.recipe.override({"train.seconds": max(LEAST_S, seconds - found.seconds)})
-
-
-def _longer(recipe: Recipe, more: Recipe) -> Recipe:
-    """A recipe with another's seconds besides its own, each phase longer by the same factor."""
-    if recipe.train.seconds is None:
-        return recipe
-    own, others = ([*(phase.length for phase in part.train.phases), part.train.length] for part in (recipe, more))
-    *before, last = (length * (1 + sum(others) / sum(own)) for length in own)
-    phases = [phase.model_dump(mode="json") for phase in recipe.train.phases]
-    lengths = [phase | {"seconds": length} for phase, length in zip(phases, before, strict=True)]
-    return recipe.override({"train.phases": lengths, "train.seconds": last})

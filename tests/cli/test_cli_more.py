@@ -231,20 +231,6 @@ def test_watching_prints_one_line_an_epoch(capsys):
     assert clock(65) == "1:05"
 
 
-def test_the_demos_plain_network_has_the_time_of_the_supernet_and_of_the_fine_tuning(tmp_path):
-    from routespace.cli.demo import RECIPE, _journey, _lasting, _plain_recipe
-
-    recipe = load_recipe(RECIPE)
-    journey = _journey(recipe.override(_lasting(recipe)), tmp_path, quick=False, best=False)
-    tuned = journey.recipe.override(journey.fine_tuning)
-    plain, *parts = (
-        [*(phase.seconds for phase in own.train.phases), own.train.seconds]
-        for own in (_plain_recipe(journey), journey.recipe, tuned)
-    )
-    assert sum(plain) == pytest.approx(sum(map(sum, parts)))
-    assert [own / plain[0] for own in plain] == pytest.approx([own / parts[0][0] for own in parts[0]])
-
-
 @pytest.mark.slow
 def test_quick_demo_looks_for_the_best_plain_network(cli, tmp_path):
     out = cli("demo", "--quick", "--best-plain", "--out", tmp_path / "demo").assert_fine().out
@@ -259,7 +245,7 @@ def test_quick_demo_looks_for_the_best_plain_network(cli, tmp_path):
 @pytest.mark.slow
 def test_quick_demo(cli, tmp_path):
     out = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
-    for name in ("supernet, routed", "extracted, fine-tuned", "plain PVTv2"):
+    for name in ("supernet, routed", "extracted, fine-tuned", "plain PVTv2", "plain PVTv2, fine-tuned"):
         assert name in out
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"grid.json", "supernet", "search", "extracted", "finetuned", "plain", "demo.json"} <= made
@@ -272,5 +258,8 @@ def test_quick_demo(cli, tmp_path):
         phase.model_dump() | {"gates": None} for phase in routed.phases
     ]
     assert (plain.seconds, plain.epochs, plain.clock) == (routed.seconds, routed.epochs, routed.clock)
+    ours, theirs = (load_recipe(tmp_path / "demo" / name).train for name in ("finetuned", "plain_finetuned"))
+    assert ours.phases == theirs.phases
+    assert (ours.seconds, ours.epochs, ours.lr) == (theirs.seconds, theirs.epochs, theirs.lr)
     again = cli("demo", "--quick", "--out", tmp_path / "demo").assert_fine().out
     assert "plain PVTv2" in again
