@@ -173,7 +173,7 @@ def made_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _remove_empty(made)
+        _to_the_end(lambda: _remove_empty(made))
 
 
 def require_place(path: Path | str) -> None:
@@ -207,15 +207,28 @@ def _beside(path: Path) -> Iterator[Path]:
     """A folder next to `path` for what is not finished; it goes, as new parents do when the block fails."""
     made = _missing_parents(path)
     folder: Path | None = None
+
+    def tidy() -> None:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not path.exists():
+            _remove_empty(made)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield folder
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not path.exists():
-            _remove_empty(made)
+        _to_the_end(tidy)
+
+
+def _to_the_end(tidy: Callable[[], None]) -> None:
+    """Tidy up, and begin again where an interrupt comes in the middle of it; then that is raised."""
+    try:
+        tidy()
+    except KeyboardInterrupt:
+        tidy()
+        raise
 
 
 def _missing_parents(path: Path) -> list[Path]:

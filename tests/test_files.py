@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +164,22 @@ def test_a_read_only_folder(tmp_path):
     with pytest.raises(BundleError, match="Permission denied"):
         write_text(tmp_path / "a", "")
     tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("step", ["rmtree", "rmdir"])
+def test_an_interrupt_while_a_place_is_tidied_up_leaves_nothing(tmp_path, monkeypatch, step):
+    owner = shutil if step == "rmtree" else Path
+    whole, calls = getattr(owner, step), []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(owner, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        require_place(tmp_path / "a" / "b" / "c.json")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    assert len(calls) > 1
