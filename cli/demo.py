@@ -65,8 +65,8 @@ def run(
     """Go the whole journey on real handwritten digits, in some minutes.
 
     Build a grid, train its supernet under a budget, extract, verify, search, fine-tune, export, evaluate. Digits
-    lie on photographs; nothing is downloaded. Beside them a plain network of the same MACs, the same blocks on
-    smaller images, trains for exactly as long as they do.
+    lie on photographs; nothing is downloaded. Beside the supernet a plain network of the same MACs, the same
+    blocks on smaller images, trains for exactly as long, and then on for as long as what was extracted.
     """
     os.environ.setdefault(*ONE_THREAD)  # maps this small are faster with one; another core trains what is beside
     from routespace.cli.demo_report import conclude

@@ -166,9 +166,7 @@ def read_files(
 ) -> dict[str, CheckedFile]:
     """What reading each file as a whole showed; arguments as in `check_pictures`."""
     found: list[CheckedFile] = []
-    with closing(
-        _examined(places, workers)
-    ) as files:  # an interrupt waits for what is being read, and for no more
+    with closing(_examined(places, workers)) as files:  # an interrupt waits for what is being read alone
         for file in files:
             found.append(file)
             if progress is not None:
