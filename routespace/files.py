@@ -26,6 +26,7 @@ from routespace.errors import BundleError, RoutespaceError
 
 FILE_MODE = 0o644  # temporary files are made for their owner only
 FOLDER_MODE = 0o755
+ASKED = ".asked."  # begins the names of folders that are there for a moment, to see whether one can write
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -177,16 +178,34 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def require_place(path: Path | str) -> None:
-    """Raise BundleError when no file can be written at `path`: asked before the work whose result goes there."""
+    """Raise BundleError when no file can be written at `path`: asked before the work whose result goes there.
+
+    Nothing that is missing is made for that, nor removed again under the hands of another process that uses it:
+    the missing part of the path is tried inside a folder of its own, in the nearest parent that is there.
+    """
     path = Path(path)
-    with _writing(path), _beside(path):
+    with _writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _ask(path.parent, path.name)
 
 
 def require_folder(folder: Path | str) -> None:
     """Raise BundleError when nothing can be written in a folder, which may be missing: asked before the work."""
-    require_place(Path(folder) / ".asked")
+    folder = Path(folder)
+    with _writing(folder / "file"):
+        _ask(folder, "file")
+
+
+def _ask(folder: Path, name: str) -> None:
+    there = next((f for f in (folder, *folder.parents) if os.path.lexists(f)), Path())
+    asked = Path(tempfile.mkdtemp(prefix=ASKED, dir=there))
+    try:
+        place = asked / folder.relative_to(there)
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.mkdtemp(prefix=f".{name}.", dir=place)  # as `_beside` does
+    finally:
+        _to_the_end(lambda: shutil.rmtree(asked, ignore_errors=True))
 
 
 @contextmanager

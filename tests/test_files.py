@@ -12,11 +12,13 @@ import pytest
 
 from routespace.errors import BundleError, SpecError
 from routespace.files import (
+    ASKED,
     FILE_MODE,
     json_text,
     read_json,
     replaced,
     replaced_folder,
+    require_folder,
     require_place,
     undone,
     write_bytes,
@@ -143,6 +145,23 @@ def test_asking_for_a_place_leaves_nothing(tmp_path):
     require_place(tmp_path / "there")
     assert left_in(tmp_path) == ["there"]
     assert (tmp_path / "there").read_text() == "mine"
+    with pytest.raises(BundleError, match="File name too long"):
+        require_place(tmp_path / ("n" * 250))  # a file of that name could be, but not one beside it first
+
+
+def test_asking_for_a_place_makes_and_removes_no_folder_that_another_process_may_use(tmp_path, monkeypatch):
+    seen = []
+    whole = shutil.rmtree
+
+    def look(folder, **options):
+        seen.append(left_in(tmp_path))
+        whole(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    require_place(tmp_path / "runs" / "a.json")
+    require_folder(tmp_path / "runs")
+    assert [[name.startswith(ASKED) for name in names] for names in seen] == [[True], [True]]
+    assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
@@ -178,8 +197,8 @@ def test_an_interrupt_while_a_place_is_tidied_up_leaves_nothing(tmp_path, monkey
         return whole(*args, **options)
 
     monkeypatch.setattr(owner, step, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        require_place(tmp_path / "a" / "b" / "c.json")
+    with pytest.raises(KeyboardInterrupt), replaced(tmp_path / "a" / "b" / "c.json"):
+        raise BundleError("the work failed")
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     assert len(calls) > 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from routespace import file_names
 from routespace.errors import BundleError, SpecError
-from routespace.files import require_folder
+from routespace.files import ASKED, require_folder
 
 DATABASE = "study.db"
 TURN_FILE, WORKERS = ".turn.lock", ".workers"  # in a study's folder
@@ -66,7 +66,7 @@ def _check_folder(out: Path, url: str) -> None:
         return
     if not out.is_dir():
         raise BundleError(f"{out}: is a file; choose another --out")
-    names = {path.name for path in out.iterdir()}
-    own = {file_names.STUDY, WORKERS, DATABASE, Path(url.removeprefix("sqlite:///")).name}
+    names = {path.name for path in out.iterdir() if not path.name.startswith(ASKED)}  # of a worker that begins now
+    own = {file_names.STUDY, WORKERS, TURN_FILE, DATABASE, Path(url.removeprefix("sqlite:///")).name}
     if names and not names & own:
         raise BundleError(f"{out}: exists, is not empty and holds no study; choose another --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import optuna
 import pytest
 from fake_evaluator import FakeEvaluator, recipe
 
+from routespace.deploy.study_place import TURN_FILE, require_study_place
 from routespace.errors import BundleError, RoutespaceError, SpecError
+from routespace.files import ASKED
 from routespace.search import load_study, run_study
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
@@ -48,6 +51,19 @@ def test_nothing_is_written_beside_foreign_files(tmp_path: Path) -> None:
     study = run_study(recipe(), tmp_path / "study", evaluator=FakeEvaluator(), trials=1)
     (study.out / "notes.txt").write_text("")
     assert run_study(recipe(), study.out, evaluator=FakeEvaluator(), trials=2).count("finished") == 2
+
+
+def test_workers_that_begin_at_once_do_not_take_each_other_for_strangers(tmp_path: Path) -> None:
+    """What one makes for a moment is seen by another that asks whether the folder may hold a study."""
+    (tmp_path / f"{ASKED}abc").mkdir()
+    require_study_place(tmp_path, None)
+    (tmp_path / TURN_FILE).touch()  # the last that a refused study takes away
+    require_study_place(tmp_path, None)
+    assert not (tmp_path / "new").exists()
+    with ThreadPoolExecutor(8) as pool:
+        for asked in [pool.submit(require_study_place, tmp_path / f"new/{i // 8}", None) for i in range(200)]:
+            asked.result()
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
