@@ -8,6 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from routespace.nn.task_net import TaskNet
+from routespace.recipes import load_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -103,6 +107,22 @@ def test_by_the_clock_everybody_has_the_same_time_and_the_same_crops(tmp_path):
         assert recipe.train.clock == "processor"
         assert (first.image_size, first.data["digit_px"]) == (32, [10, 32])
     assert trained_recipe(setting, "smaller").data.digit_px == (8, 15)
+
+
+def test_subnets_to_rank_are_of_different_blocks():
+    from ranking import alike, subnets
+    from sandwich import SUPERNET
+
+    space = load_recipe("digits_tiny").override(SUPERNET).architecture()
+    drawn = subnets(space, 20, (0.3, 1.0), seed=0)
+    assert len({alike(part) for parts in drawn for part in parts}) == len(drawn) == 20
+    assert max(len(parts) for parts in drawn) > 1
+    for parts in drawn:
+        fresh = []
+        for part in parts:
+            torch.manual_seed(0)
+            fresh.append(TaskNet.classifier(part).state_dict().values())
+        assert all(all(map(torch.equal, values, fresh[0])) for values in fresh)
 
 
 def test_pairs_of_nearly_equal_macs_are_ranked_apart():
