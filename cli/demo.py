@@ -197,7 +197,7 @@ def _trained(folder: Path) -> RunResult:
 
 def _extract(journey: Journey) -> Bundle:
     """All blocks as a static network of the budget's MACs: on images that are as small as that asks for."""
-    from routespace.cli.extract import show
+    from routespace.cli.extract_show import show
     from routespace.cli.render import draw, legend
     from routespace.deploy.bundle import load_bundle
     from routespace.deploy.folder import is_bundle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,9 +13,10 @@ from routespace.cli.options import Device, Latency, out, overwriting
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from routespace.cli.budgets import Budgets
+    from routespace.cli.extract_steps import ShownExtraction
     from routespace.deploy.latency.table import LatencyTable
     from routespace.workflow.artifacts import Artifact
     from routespace.workflow.fine_tuning import FineTuning
@@ -49,6 +50,13 @@ def run(
     ] = None,
     latency: Latency = None,
     trial: Annotated[int | None, typer.Option(help="Which trial of a STUDY, by its number.")] = None,
+    routed: Annotated[
+        bool,
+        typer.Option(
+            "--routed",
+            help="Take the routed network itself, with its gates; a budget then calibrates their threshold.",
+        ),
+    ] = False,
     method: Annotated[
         str, typer.Option(help="How a part is found by its scores: milp (proven best) or threshold.")
     ] = "milp",
@@ -100,7 +108,8 @@ def run(
     Without a limit it is the recipe's own budget. A static network is then taken whole. With --finetune the part
     is trained on before it is saved, by the recipe of its run. Smaller images are often a cheaper way to save MACs
     than fewer blocks: --image-size. Several budgets with commas between them (--ratio 0.85,0.7,0.5 --finetune 2)
-    give several networks: each is cut from the one before and trained on.
+    give several networks: each is cut from the one before and trained on. With --routed no part is chosen: the
+    network is taken with its gates, as it was calibrated, or calibrated again to one budget.
     """
     from routespace.cli.arguments import named_recipe, parse_limits, parse_sizes
     from routespace.cli.budgets import Budgets
@@ -113,6 +122,10 @@ def run(
     _check_limits(limits, budgets, ms=ms, latency=latency)
     _check_teacher(finetune, teacher, cut)
     sizes = parse_sizes(image_size)
+    if routed:
+        parts = {"choose": choose is not None, "method": method != METHODS[0], "cut": cut is not None}
+        parts |= {"drop-rates": drop_rates, "ms": ms is not None}
+        _check_routed(parts | {f"limit.{name}": name != "macs" for name in limits}, budgets, sizes)
     (require_series_place if budgets.several else require_bundle_place)(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
@@ -134,14 +147,15 @@ def run(
         tuning=tuning,
         image_size=sizes or None,
     )
-    first = _watched(found, folder, budgets, wishes)
+    first = _watched(found, folder, budgets, wishes, routed=routed)
     print(f"\nwritten to {folder}")
-    _what_next(found, first)
+    _what_next(found, first, routed=routed)
 
 
-def _watched(found: Artifact, folder: Path, budgets: Budgets, wishes: Wishes) -> Path:
+def _watched(found: Artifact, folder: Path, budgets: Budgets, wishes: Wishes, *, routed: bool) -> Path:
     """Take out what is wished, and show it; the bundle, or the first of several."""
     from routespace.cli.extract_series import taken_series
+    from routespace.cli.extract_show import show
     from routespace.cli.extract_steps import ShownExtraction
     from routespace.train.stopping import TrainingStoppedError
     from routespace.train.tasks.kinds import task_of_head
@@ -154,10 +168,28 @@ def _watched(found: Artifact, folder: Path, budgets: Budgets, wishes: Wishes) ->
         for most in limits.values():  # one, or none
             wishes = replace(wishes, limits={**wishes.limits, "macs": most})
         shown = ShownExtraction(task_of_head(found.net.head, found.net.spec).metric)
-        show(found, extract_as_wished(found, folder, wishes, shown), wishes.table)
+        taken = (_routed if routed else extract_as_wished)(found, folder, wishes, shown)
+        show(found, taken, wishes.table)
         return folder
     except TrainingStoppedError as error:
         raise KeyboardInterrupt("interrupted; nothing was saved") from error
+
+
+def _routed(found: Artifact, folder: Path, wishes: Wishes, shown: ShownExtraction) -> Extraction:
+    """Take the network with its gates, by those of the wishes that are not about parts."""
+    from routespace.workflow.routed import extract_routed
+
+    sizes = cast("list[tuple[int, int]]", wishes.image_size or [])
+    return extract_routed(
+        found,
+        folder,
+        macs=wishes.limits.get("macs"),
+        image_size=sizes[0] if sizes else None,
+        evaluated=wishes.evaluated,
+        overwrite=wishes.overwrite,
+        tuning=wishes.tuning,
+        watch=shown,
+    )
 
 
 def _table(path: Path, found: Artifact, *, sized: bool) -> LatencyTable:
@@ -182,6 +214,25 @@ def _check_choice(choose: str | None, method: str) -> None:
         one_of("choose", choose, CHOICES)
 
 
+def _check_routed(parts: Mapping[str, bool], budgets: Budgets, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise SpecError for what has no meaning where the network is taken with its gates.
+
+    Args:
+        parts: a wish about which part is chosen → whether it is there.
+        budgets, sizes: of which there may be one.
+    """
+    wish = next((name for name, asked in parts.items() if asked), None)
+    if wish is not None:
+        raise SpecError(
+            f"{wish}: is about a part, and with --routed none is chosen: the network is taken with all of its "
+            f"edges and gates; leave one of the two out"
+        )
+    if budgets.several:
+        raise SpecError("routed: its threshold is calibrated to one budget; give one, and each other in its turn")
+    if len(sizes) > 1:
+        raise SpecError("image-size: with --routed it is one size; give one, and each other in its turn")
+
+
 def _check_teacher(epochs: int | None, teacher: str | None, cut: float | None) -> None:
     """Raise SpecError for a teacher without anything to teach, and for steps without anything between them."""
     if teacher is not None and epochs is None:
@@ -196,14 +247,15 @@ def _tuning(epochs: int | None, teacher: str | None, cut: float | None) -> FineT
     return None if epochs is None else FineTuning(epochs, teacher, AT_ONCE if cut is None else cut)
 
 
-def _what_next(found: Artifact, folder: Path) -> None:
-    """Print the commands that a bundle is for."""
+def _what_next(found: Artifact, folder: Path, *, routed: bool) -> None:
+    """Print the commands that a bundle is for; of a routed one the recipe has a budget of its own."""
     from routespace.errors import command_line
 
     if found.preprocess is not None:
         print(f"look at images with: {command_line('predict', folder, 'IMAGE_OR_FOLDER')}")
     if found.recipe is not None:
-        print(f"fine-tune it with: {command_line('train', found.folder, '--from', folder)}")
+        recipe = folder if routed else found.folder
+        print(f"fine-tune it with: {command_line('train', recipe, '--from', folder)}")
 
 
 def _check_limits(
@@ -229,58 +281,3 @@ def _run_folder(source: Path, trial: int | None) -> Path:
     from routespace.search import load_study, trial_folder
 
     return trial_folder(load_study(source), trial)
-
-
-def show(found: Artifact, taken: Extraction, table: LatencyTable | None = None) -> None:
-    """Print what was taken, under which limits, and what was measured on the way."""
-    from routespace.cli.render import amount, pairs
-    from routespace.deploy.latency.table import predict
-    from routespace.grid.resources import RESOURCES
-    from routespace.nn.cost import network_cost
-    from routespace.train.macs import counted_macs
-
-    macs = counted_macs(taken.net, {}), counted_macs(found.net, {})  # what limits are about
-    limits, network = taken.limits, taken.card.costs["macs"]
-    small = {**taken.card.costs, "macs": macs[0]}
-    whole = {**network_cost(found.net).totals, "macs": macs[1]}
-    rows: list[tuple[str, object]] = []
-    if _px(found) != _px(taken):
-        rows.append(("images", f"{_px(taken)}; the whole was trained on {_px(found)}"))
-    for name in dict.fromkeys(["macs", "params", *limits]):
-        label = {"params": "parameters"}.get(name, RESOURCES[name].label)
-        under = f" (limit {amount(name, limits[name])})" if name in limits else ""
-        if name in small:
-            rows.append((label, f"{amount(name, small[name])} of {amount(name, whole[name])}{under}"))
-            if name == "macs" and network != macs[0]:
-                rows.append(("", f"{amount('macs', network)} with the head, which no budget counts"))
-        elif table is not None:
-            rows.append((label, f"{predict(table, taken.net.architecture):.3g} ms predicted{under}"))
-    rows.append(("verified", f"largest difference of outputs {taken.max_difference:.1e}"))
-    rows += _measured(found, taken)
-    rows += [("remark", line) for line in taken.card.remarks]
-    pairs([*rows, ("architecture", taken.card.architecture)])
-
-
-def _measured(found: Artifact, taken: Extraction) -> list[tuple[str, object]]:
-    """Rows on what was measured on validation; of which size images are where there are two."""
-    from routespace.cli.watch import clock
-    from routespace.train.tasks.kinds import task_of_head
-
-    metric = task_of_head(taken.net.head, taken.net.spec).metric
-    rows: list[tuple[str, object]] = []
-    if taken.score is not None and taken.score_whole is not None:
-        own, size = _px(found), _px(taken)
-        new, old = ("", "") if own == size else (f" of {size}", f" of {own}")
-        part, whole = metric.text(taken.score), metric.text(taken.score_whole)
-        rows.append((metric.name, f"{part} of {taken.images} validation images{new}; whole{old} {whole}"))
-    if taken.tuned is not None:
-        after, spent = metric.text(taken.tuned[metric.name]), clock(taken.tuned["seconds"])
-        epochs = taken.tuned["epochs"]
-        rows.append(("fine-tuned", f"{after} after {epochs} {'epoch' if epochs == 1 else 'epochs'}, {spent}"))
-    return rows
-
-
-def _px(owner: Artifact | Extraction) -> str:
-    """Height and width of the images that a network is for."""
-    height, width = owner.net.spec.image_size
-    return f"{height}x{width} px"

@@ -58,6 +58,7 @@ _PUBLIC = {
     "routespace.workflow.artifacts": ("load_run",),
     "routespace.workflow.evaluation": ("evaluate_network",),
     "routespace.workflow.extraction": ("extract_bundle",),
+    "routespace.workflow.routed": ("extract_routed",),
     "routespace.workflow.series": ("extract_series",),
     "routespace.workflow.fine_tuning": ("FineTuning",),
     # searching
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
     from routespace.workflow.evaluation import evaluate_network as evaluate_network
     from routespace.workflow.extraction import extract_bundle as extract_bundle
     from routespace.workflow.fine_tuning import FineTuning as FineTuning
+    from routespace.workflow.routed import extract_routed as extract_routed
     from routespace.workflow.series import extract_series as extract_series
 
 else:

@@ -46,6 +46,7 @@ PUBLIC = [
     "export",
     "extract",
     "extract_bundle",
+    "extract_routed",
     "extract_series",
     "load_bundle",
     "load_exported",

@@ -26,7 +26,9 @@ from routespace.errors import BundleError, SpecError, command_line
 from routespace.files import read_json, replaced_folder, write_json, write_text
 from routespace.grid.families.base import Family
 from routespace.nn.cost import network_cost
-from routespace.nn.heads.base import Head, listed
+from routespace.nn.heads.base import Head, Maps, listed
+from routespace.nn.heads.classify import Classifier
+from routespace.nn.heads.kinds import HEADS
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
@@ -35,6 +37,7 @@ from routespace.values import Value
 from routespace.versions import versions_of
 
 CHUNK_BYTES = 1 << 20
+ANSWERING = tuple(kind for kind in HEADS if kind != Maps.kind)  # heads whose outputs say something of a picture
 Amount = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -69,20 +72,21 @@ class Card(Value):
         static: nothing is gated.
         costs: resource (`params`, `macs`, …: the table in `grid/resources.py`) → what one image of the spec's size
             takes with everything computed, gates included.
-        expected_macs: the measured average, for a routed network.
+        counted_macs: of a routed network, what one image takes on average of validation images, of all that a
+            budget counts.
         scores: how good it was found to be, at each stage of its life, and on which images.
-        remarks: what its head does without, such as maps of rates that it never reaches.
+        remarks: that it is routed; what its head does without, such as maps of rates that it never reaches.
         provenance: where it comes from.
         use: four lines of Python, to be run beside the bundle's folder; `save_bundle` fills them in.
         files: file name → SHA-256; `save_bundle` fills it in.
     """
 
-    format: Literal["routespace.card/3"] = "routespace.card/3"
+    format: Literal["routespace.card/4"] = "routespace.card/4"
     grid: str
     architecture: str
     static: bool
     costs: Mapping[str, Amount]
-    expected_macs: Amount | None = None
+    counted_macs: Amount | None = None
     scores: tuple[Score, ...] = ()
     remarks: tuple[str, ...] = ()
     provenance: Provenance = Field(default_factory=Provenance)
@@ -92,14 +96,18 @@ class Card(Value):
     @model_validator(mode="before")
     @classmethod
     def _from_older(cls, data: Any) -> Any:
-        """Cards used to name two resources (1), and two accuracies (1 and 2), as fields of their own."""
-        if not isinstance(data, dict) or data.get("format") not in ("routespace.card/1", "routespace.card/2"):
+        """Cards used to name two resources (1), and two accuracies (1 and 2), as fields of their own; and what is
+        counted of a routed network as expected (1 to 3).
+        """
+        older = [f"routespace.card/{number}" for number in (1, 2, 3)]
+        if not isinstance(data, dict) or data.get("format") not in older:
             return data
         found = dict(data)
-        if data["format"] == "routespace.card/1":
+        if data["format"] == older[0]:
             found["costs"] = {name: found.pop(name) for name in ("macs", "params") if name in found}
-        scores = older_scores(found)
-        return found | {"format": "routespace.card/3", "scores": scores}
+        if data["format"] in older[:2]:
+            found["scores"] = older_scores(found)
+        return found | {"format": "routespace.card/4", "counted_macs": found.pop("expected_macs", None)}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,7 +133,7 @@ class Card(Value):
         net: AnyNet,
         *,
         scores: Iterable[Score] = (),
-        expected_macs: float | None = None,
+        counted_macs: float | None = None,
         provenance: Provenance | None = None,
     ) -> Self:
         """The card of a network, wrapped or not: hashes, MACs and parameters are its own."""
@@ -136,7 +144,7 @@ class Card(Value):
             architecture=net.architecture.hash,
             static=net.architecture.is_static,
             costs={**cost.totals, "params": sum(parameter.numel() for parameter in net.parameters())},
-            expected_macs=expected_macs,
+            counted_macs=counted_macs,
             scores=tuple(scores),
             remarks=_remarks(net),
             provenance=provenance or Provenance(),
@@ -212,12 +220,13 @@ def how_to_use(net: TaskNet, name: str, *, fed: bool) -> tuple[str, ...]:
         name: of its folder.
         fed: the folder tells how images go in, so it can be given pictures rather than numbers.
     """
-    if fed and net.head.names == ("logits",):
+    if fed and net.head.kind in ANSWERING:
+        told = "label, found.score" if net.head.kind == Classifier.kind else "labels, found.scores"
         return (
             "from routespace import Predictor",
             f"predictor = Predictor({name!r})",
             'for found in predictor("photos"):  # a folder, or a list of paths, PIL images or arrays',
-            "    print(found.path, found.label, found.score)",
+            f"    print(found.path, found.{told})",
         )
     shape = ", ".join(map(str, (1, net.spec.in_channels, *net.spec.image_size)))
     return (

@@ -2,7 +2,8 @@
 
 Two comparisons of outputs that do not share code: against `supernet.restrict(architecture)`, and against the
 supernet itself with every gate's decision replaced by the architecture's choice. The second is only possible
-where routing can express the architecture (see `static_routes`).
+where routing can express the architecture (see `static_routes`). Where gates are kept, both decide by the subnet's
+threshold, which calibration may have moved, and what it decides is also computed packed.
 
 Shape legend: B images · H, W image height and width.
 """
@@ -40,7 +41,11 @@ class VerifyReport:
         max_difference: greatest absolute difference of any output to the restricted supernet, relative to the
             greatest output where that is above 1.
         replay_difference: the same against the supernet under replayed decisions; None where not expressible.
-        tolerance: the most allowed of both.
+        packed_difference: the same of the subnet, computed packed, to itself with everything computed and masked,
+            under the same decisions; None where nothing is gated.
+        thresholds: of the gates, of the subnet and of the supernet; None where nothing is gated.
+        tolerance: the most allowed of the differences to the supernet.
+        packed_tolerance: the most allowed of the packed one, whose kernels add up in another order.
         dtype: the coarser element type of the two networks.
         foreign_keys: keys of the subnet's state dict that the supernet lacks.
         shared_weights: keys whose memory the subnet shares with the supernet.
@@ -52,7 +57,10 @@ class VerifyReport:
 
     max_difference: float
     replay_difference: float | None
+    packed_difference: float | None
+    thresholds: tuple[float, float] | None
     tolerance: float
+    packed_tolerance: float
     dtype: str
     foreign_keys: tuple[str, ...]
     shared_weights: tuple[str, ...]
@@ -64,7 +72,8 @@ class VerifyReport:
     @property
     def equal(self) -> bool:
         """Outputs agree."""
-        return max(self.max_difference, self.replay_difference or 0.0) <= self.tolerance
+        same = max(self.max_difference, self.replay_difference or 0.0) <= self.tolerance
+        return same and (self.packed_difference or 0.0) <= self.packed_tolerance
 
     @property
     def ok(self) -> bool:
@@ -78,12 +87,21 @@ class VerifyReport:
 
     def lines(self) -> list[str]:
         """The report as text, one finding a line."""
-        allowed, replay = f"(allowed {self.tolerance:.0e} in {self.dtype})", "not expressible by routing"
-        if self.replay_difference is not None:
-            replay = f"difference {self.replay_difference:.2e} {allowed}"
-        lines = [
-            f"outputs      difference {self.max_difference:.2e} {allowed}",
-            f"replayed     {replay}",
+        allowed = f"(allowed {self.tolerance:.0e} in {self.dtype})"
+        lines = [f"outputs      difference {self.max_difference:.2e} {allowed}"]
+        if self.packed_difference is None:
+            replay = "not expressible by routing"
+            if self.replay_difference is not None:
+                replay = f"difference {self.replay_difference:.2e} {allowed}"
+            lines.append(f"replayed     {replay}")
+        else:
+            most = f"(allowed {self.packed_tolerance:.0e} in {self.dtype})"
+            lines.append(f"packed       difference {self.packed_difference:.2e} {most} to masked")
+        if self.thresholds is not None:
+            own, other = self.thresholds
+            moved = "" if own == other else f"; {other:.4g} in the network that it came from"
+            lines.append(f"gates        threshold {own:.4g}{moved}")
+        lines += [
             f"state dict   {self.keys[0]} keys of {self.keys[1]}",
             f"parameters   {self.params[1]:,d} (analytic {self.params[0]:,d})",
             f"MACs         {self.macs[1]:,d} (analytic {self.macs[0]:,d})",
@@ -110,7 +128,7 @@ def verify(
     Args:
         supernet: where the weights came from; for images of another size than the subnet's it is moved to that
             size first. Both networks are left as they came.
-        architecture: the part that was taken.
+        architecture: the part that was taken, with or without gates.
         subnet: what `extract` made of it; its weights may be of another element type since.
         image_size: height and width in pixels, or one number; the spec's own by default.
         tolerance: greatest difference of outputs, in units of the greatest output when that is above 1; by default
@@ -149,6 +167,7 @@ def verify(
     with placed(supernet, device), placed(subnet, device):
         images = example_images(supernet, BATCH, hw, seed=seed)
         same, replayed = _differences(supernet, subnet, images)
+        packed = None if architecture.is_static else _packed_difference(subnet, images)
         # On a GPU layers may run as kernels that no counter knows; on the CPU counting what is run is quicker.
         counted = torch_macs(subnet, hw, meta=place_of(subnet)[0].type != "cpu")
     usage = dense_usage(subnet.architecture, subnet.gate_spec)
@@ -156,7 +175,10 @@ def verify(
     return VerifyReport(
         max_difference=same,
         replay_difference=replayed,
+        packed_difference=packed,
+        thresholds=None if packed is None else (subnet.gate_spec.open_above, supernet.gate_spec.open_above),
         tolerance=allowed,
+        packed_tolerance=tolerance_for(dtype, CONVERTED, tolerance),
         dtype=type_name(dtype),
         foreign_keys=tuple(key for key in part if key not in whole),
         shared_weights=shared,
@@ -203,6 +225,8 @@ def _differences(supernet: AnyNet, subnet: AnyNet, images: Tensor) -> tuple[floa
     routes = static_routes(supernet, architecture, images) if architecture.is_static else None
     small = outputs(subnet, images)
     part = supernet.restrict(architecture)
+    if not architecture.is_static:  # calibration may have moved the threshold, and nothing else of the gates
+        part.decide(gates=part.gate_spec.model_copy(update={"threshold": subnet.gate_spec.threshold}))
     same = difference(outputs(part, images), small)
     if routes is None:
         return same, None
@@ -211,6 +235,19 @@ def _differences(supernet: AnyNet, subnet: AnyNet, images: Tensor) -> tuple[floa
     return same, difference(
         {name: x for name, x in outputs(whole, images, routes).items() if name in small}, small
     )
+
+
+@torch.no_grad()
+def _packed_difference(subnet: AnyNet, images: Tensor) -> float:
+    """Of a gated network, computed packed, to itself masked. Both take one set of decisions: in a second one a
+    margin that lies on the threshold may fall to its other side by the rounding of what came before.
+    """
+    with subnet.deciding_as(execution="dense"):
+        with evaluating(subnet):
+            routes = subnet(as_input(subnet, images)).routes
+        masked = outputs(subnet, images, routes)
+    with subnet.deciding_as(execution="packed"):
+        return difference(masked, outputs(subnet, images, routes))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

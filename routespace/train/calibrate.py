@@ -58,7 +58,9 @@ class Trial(NamedTuple):
 
 
 @checked
-def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Calibration:
+def calibrate_threshold(
+    net: AnyNet, loader: Iterable[Any], target: float, *, at_most: bool = False
+) -> Calibration:
     """Set `net.gate_spec.threshold` so that the counted MACs meet `target`.
 
     Args:
@@ -66,6 +68,7 @@ def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Ca
         loader: batches that training has not seen, the same in every pass, a pass for each of about six trials.
             Labels are not used.
         target: MACs of one image.
+        at_most: stay within the target, however little is above it, where any threshold that was tried does.
 
     Raises:
         SpecError: a target that is no number above 0, or a module that is no network of ours.
@@ -75,9 +78,11 @@ def calibrate_threshold(net: AnyNet, loader: Iterable[Any], target: float) -> Ca
         raise SpecError(f"target: {target!r:.40} is not allowed; give the MACs of one image, a number above 0")
     net = unwrap(net, wanted=(TaskNet, RouteNet))
     start, batches = _logit(net.gate_spec.open_above), _held(loader)
+    aim = target * (1 - TOLERANCE_FRAC) if at_most else target
     with evaluating(net):
-        tried = _search(lambda logit: Trial(logit, _macs_at(net, logit, batches)), start, target)
-    best = min(tried, key=lambda trial: abs(trial.macs - target))
+        tried = _search(lambda logit: Trial(logit, _macs_at(net, logit, batches)), start, aim)
+    within = [trial for trial in tried if trial.macs <= target] if at_most else []
+    best = min(within or tried, key=lambda trial: abs(trial.macs - target))
     set_threshold(net, best.logit)
     met = abs(best.macs - target) <= WORST_FRAC * target
     return Calibration(_sigmoid(best.logit), best.macs, target, met, "" if met else _why(target, tried))

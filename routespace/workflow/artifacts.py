@@ -43,7 +43,7 @@ class Artifact:
         net: its network, in evaluation mode.
         recipe: what it was trained with; None for a bundle that came without.
         card: a bundle's; None for a run.
-        usage: what the run measured on validation; empty for a static network, None when not measured.
+        usage: what was measured on validation; empty for a static network, None when not measured.
         preprocess, classes: how images go in, and the names of the outputs; None for one of before they were kept.
         scores: how good it and what it came from were found to be.
     """
@@ -169,7 +169,8 @@ def load_artifact(folder: Path | str, *, recipe: Recipe | None = None, device: s
     preprocess, classes = load_preprocess(folder) or (None, None)
     if is_bundle(folder):
         net, card = load_bundle(folder)
-        return Artifact(folder, net.eval().to(place), recipe, card, None, preprocess, classes, card.scores)
+        usage = load_usage(folder, net.architecture.grid)
+        return Artifact(folder, net.eval().to(place), recipe, card, usage, preprocess, classes, card.scores)
     net = load_net(net_folder(folder)).eval().to(place)
     usage = load_usage(folder, net.architecture.grid)
     scores = run_scores(RunFolder(folder), recipe)

@@ -1,9 +1,9 @@
-"""What an extraction measures on validation images, for its bundle's card: of the whole, and of the part."""
+"""What an extraction measures on validation images, for its bundle's card: of the whole, and of what is taken."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from routespace.deploy.scores import Score, ScoreStage
 from routespace.nn.task_net import TaskNet
@@ -11,6 +11,18 @@ from routespace.train.data.loaders import Loaders
 from routespace.train.evaluate import evaluate
 from routespace.workflow.artifacts import Artifact
 from routespace.workflow.history import images_of, with_score
+
+
+class Seen(NamedTuple):
+    """A network on validation images.
+
+    Attributes:
+        score: by the task's metric.
+        found: all that `evaluate` gave.
+    """
+
+    score: Score
+    found: Mapping[str, Any]
 
 
 def measured(
@@ -35,8 +47,20 @@ def measured(
 
 def _score(stage: ScoreStage, net: TaskNet, of: Loaders, metric: str) -> Score:
     """A network on validation images."""
+    return seen(stage, net, of, metric).score
+
+
+def seen(stage: ScoreStage, net: TaskNet, of: Loaders, metric: str) -> Seen:
+    """Evaluate a network on validation images.
+
+    Args:
+        stage: of its life.
+        net: the network.
+        of: images.
+        metric: the task's, by name.
+    """
     result = evaluate(net, of.val, expected=False)
-    return Score(
+    score = Score(
         stage=stage,
         metric=metric,
         value=result[metric],
@@ -46,11 +70,17 @@ def _score(stage: ScoreStage, net: TaskNet, of: Loaders, metric: str) -> Score:
         digest=None if of.source.record is None else of.source.record.digest,
         image_size=of.source.preprocess.size,
     )
+    return Seen(score, result)
+
+
+def decides_alike(net: TaskNet, other: TaskNet) -> bool:
+    """Whether two networks of the same weights are one: the same edges, and gates of the same threshold."""
+    return net.architecture == other.architecture and net.gate_spec == other.gate_spec
 
 
 def card_scores(origin: Artifact, small: TaskNet, whole: Score | None, part: Score | None) -> tuple[Score, ...]:
     """What the card tells: of a part two new scores; a network that is taken as it is keeps its history."""
-    if small.architecture != origin.net.architecture:
+    if not decides_alike(small, origin.net):
         return () if whole is None or part is None else (whole, part)
     if part is None:
         return origin.scores

@@ -1,4 +1,4 @@
-"""Taking a chosen part out: extract, verify, evaluate on validation, fine-tune; and saving it as a bundle.
+"""Taking a chosen part out: extract, verify, evaluate on validation, fine-tune; and saving what was taken.
 
 taken = take_chosen(artifact, part, tuning=FineTuning(2))       in memory
 saved(taken, artifact, "small")                                 in a folder, whole or not at all
@@ -46,6 +46,8 @@ class Extraction:
         tuned: the result of its fine-tuning, as in a run's result.json; None without one.
         tried: the image sizes that were compared, where there were several.
         limits: resource → the most that was allowed.
+        usage: JSON data of a routed network's usage.json, measured on validation; None for a static network, and
+            where nothing was measured.
     """
 
     net: TaskNet
@@ -58,6 +60,7 @@ class Extraction:
     tuned: Mapping[str, Any] | None = None
     tried: tuple[TriedSize, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
+    usage: Mapping[str, Any] | None = None
 
 
 def take_chosen(
@@ -90,7 +93,7 @@ def take_chosen(
         TrainingStoppedError: a signal came while it was fine-tuned.
     """
     small = extract(artifact.net, chosen).eval()
-    report = _verified(artifact.net, chosen, small)
+    report = verified(artifact.net, chosen, small)
     metric = task_of_head(small.head, small.spec).metric.name
     origin = artifact if origin is None else origin
     part: Score | None = None
@@ -101,7 +104,7 @@ def take_chosen(
         result = fine_tune(artifact, small, tuning, progress=progress, tell=tell)
         small, tuned = result.net, result.metrics
         scores = with_score(scores, tuned_score(artifact, tuned))
-    card = Card.of(small, scores=scores, provenance=_provenance(origin))
+    card = Card.of(small, scores=scores, provenance=provenance_of(origin))
     found = Extraction(small, card, report.max_difference, metric, tuned=tuned)
     if whole is None or part is None:
         return found
@@ -120,12 +123,13 @@ def saved(taken: Extraction, artifact: Artifact, out: Path | str, *, overwrite: 
     Raises:
         BundleError: `out` holds something else, or cannot be written.
     """
-    return replace(
-        taken, card=save_bundle(taken.net, out, taken.card, overwrite=overwrite, texts=_papers(artifact))
-    )
+    papers = _papers(artifact)
+    if taken.usage is not None:
+        papers[file_names.USAGE] = json_text(taken.usage) + "\n"
+    return replace(taken, card=save_bundle(taken.net, out, taken.card, overwrite=overwrite, texts=papers))
 
 
-def _verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
+def verified(net: TaskNet, chosen: Architecture, small: TaskNet) -> VerifyReport:
     """The report on an extraction, made on a CPU: a GPU may choose other sums for the same layer.
 
     Raises:
@@ -148,7 +152,8 @@ def _papers(artifact: Artifact) -> dict[str, str]:
     return papers
 
 
-def _provenance(artifact: Artifact) -> Provenance:
+def provenance_of(artifact: Artifact) -> Provenance:
+    """Where a network comes from that was taken out of an artifact's."""
     recipe: Recipe | None = artifact.recipe
     return Provenance(
         recipe=recipe.name if recipe else None,

@@ -113,6 +113,33 @@ def test_extracted_network_is_within_the_limit_and_verified(cli, place):
     assert "speed" not in report
 
 
+def test_the_routed_network_is_taken_home(cli, place, tmp_path):
+    result = json.loads((place / "run" / "result.json").read_text())
+    text = cli("extract", place / "run", "--routed", "-o", tmp_path / "same").assert_fine().out
+    assert "with everything computed\n" in text
+    card = load_bundle(tmp_path / "same").card
+    assert card.counted_macs == pytest.approx(result["counted_macs"])
+    assert card.scores[-1].value == pytest.approx(result["accuracy"])
+    assert [score.stage for score in card.scores] == ["trained"]
+    most = round(0.9 * card.counted_macs)
+    text = cli("extract", place / "run", "--routed", "--macs", most, "-o", tmp_path / "less").assert_fine().out
+    assert "(limit " in text
+    assert f"gates          threshold {load_bundle(tmp_path / 'less').net.gate_spec.threshold:.4g}; " in text
+    assert f"train {tmp_path / 'less'} --from {tmp_path / 'less'}" in text
+    assert 0.9 * most <= load_bundle(tmp_path / "less").card.counted_macs <= most
+    out = cli("verify", tmp_path / "less", "--against", place / "run").assert_fine().out
+    assert "packed       difference" in out
+    assert "in the network that it came from" in out
+    report = json.loads(cli("evaluate", tmp_path / "less", "--split", "val", "--json").assert_fine().out)
+    assert report["counted_macs"] == load_bundle(tmp_path / "less").card.counted_macs
+    assert "speed" in report
+    cost = json.loads(cli("cost", tmp_path / "less", "--json").assert_fine().out)
+    assert cost["measured"]["macs"] == pytest.approx(report["counted_macs"])
+    static = "--routed", "-o", tmp_path / "no"
+    cli("extract", place / "small", *static).assert_refused("has no gates, it is a static network")
+    assert not (tmp_path / "no").exists()
+
+
 def test_cost_of_run_and_bundle(cli, place):
     small = json.loads(cli("cost", place / "small", "--json").assert_fine().out)
     assert small["macs"] == load_bundle(place / "small").card.macs

@@ -28,6 +28,7 @@ from routespace.workflow.artifacts import load_artifact
 from routespace.workflow.exporting import export_artifact
 
 CLASSES = ("ant", "cat", "dog")
+ROUTED = ["extract", "here", "-o", "small", "--routed"]
 
 
 @pytest.fixture
@@ -64,6 +65,13 @@ def bundle(tmp_path):
         ),
         (["data", "check", "here", "--set", "data.root=there"], ["data.root", "here", "there"]),
         (["evaluate", "here", "--compile", "--no-speed"], ["compile", "--no-speed"]),
+        ([*ROUTED, "--choose", "kl"], ["choose: is about a part, and with --routed none is chosen"]),
+        ([*ROUTED, "--method", "threshold"], ["method: is about a part"]),
+        ([*ROUTED, "--drop-rates"], ["drop-rates: is about a part"]),
+        ([*ROUTED, "--finetune", "2", "--cut", ".5"], ["cut: is about a part"]),
+        ([*ROUTED, "--limit", "params=2M"], ["limit.params: is about a part"]),
+        ([*ROUTED, "--ratio", ".6,.5"], ["routed: its threshold is calibrated to one budget"]),
+        ([*ROUTED, "--image-size", "32,64"], ["image-size: with --routed it is one size"]),
     ],
 )
 def test_two_values_for_one_thing_are_refused(args, words, tmp_path, alone):
