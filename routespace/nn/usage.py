@@ -6,7 +6,7 @@ Shape legend: B images.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -172,10 +172,15 @@ def measure_usage(
     return meter.usage()
 
 
-def metered(net: AnyNet, batches: Iterable[UsageBatch]) -> UsageMeter:
-    """What a network as it is, in its mode and on its device, computes of some images."""
+def metered(
+    net: AnyNet, batches: Iterable[UsageBatch], watch: Callable[[Routes], None] | None = None
+) -> UsageMeter:
+    """What a network as it is, in its mode and on its device, computes of images; `watch` sees each batch's."""
     meter = UsageMeter()
     for batch in batches:
         images = batch if isinstance(batch, Tensor) else batch[0]
-        meter.update(net(as_input(net, images)).routes, images.shape[0], size=images.shape[-2:])
+        routes = net(as_input(net, images)).routes
+        meter.update(routes, images.shape[0], size=images.shape[-2:])
+        if watch is not None and len(images):
+            watch(routes)
     return meter

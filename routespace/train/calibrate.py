@@ -2,7 +2,8 @@
 
 Training holds the cost on training images to the budget; on other images, and with the averaged gate weights that
 inference uses, the same gates cost a little more or less (measured on the digits: up to 6 %). A higher threshold
-closes gates, so a search over thresholds finds the one that meets the target on validation images.
+closes gates, so a search over thresholds finds the one that meets the target on validation images. Each pass tells
+by its decisions where to try next (`foresight.py`).
 """
 
 from __future__ import annotations
@@ -12,22 +13,28 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from routespace.checked import checked
-from routespace.errors import SpecError
+from routespace.errors import DataError, SpecError
 from routespace.grid.gate_spec import GateSpec
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
 from routespace.nn.task_net import AnyNet, TaskNet
-from routespace.train.evaluate import mean_macs
+from routespace.nn.usage import metered
+from routespace.train.foresight import LOGIT_RANGE, Chances
+from routespace.train.macs import counted_macs, metered_macs
+from routespace.train.processes import together
 
 TOLERANCE_FRAC = 0.0025
 WORST_FRAC = 0.03  # farther from the target than this, the budget counts as missed
 STEPS = 20
 FIRST_STEP = 0.5  # of the logit; a trained network is near its target already
-LOGIT_RANGE = 14.0  # thresholds from 8e-7 to 1 − 8e-7: a trained gate is rarely surer
+LEAST_STEP = 0.01  # of a walk where a foreseen threshold came near, but not over
+MOST_GAIN = 2.0  # in one step, of what other thresholds change over what was foreseen
+NARROW = 2e-4  # of the logit: thresholds that are one
 HELD_BYTES = 1 << 28  # of images kept in memory between trials; more are read again for each
 INNER_FRAC = 0.1  # interpolated trials stay this far inside their interval, so that it shrinks
 
@@ -51,10 +58,17 @@ class Calibration:
 
 
 class Trial(NamedTuple):
-    """A threshold's logit, and the MACs that it gives."""
+    """A pass with one threshold.
+
+    Attributes:
+        logit: of the threshold.
+        macs: what it gives.
+        ahead: MACs → the logit at which its decisions foresee these, or None.
+    """
 
     logit: float
     macs: float
+    ahead: Callable[[float], float | None]
 
 
 @checked
@@ -65,7 +79,7 @@ def calibrate_threshold(
 
     Args:
         net: a network with gates; its threshold is replaced, and nothing else, nor that on an error.
-        loader: batches that training has not seen, the same in every pass, a pass for each of about six trials.
+        loader: batches that training has not seen, the same in every pass, a pass for each of about three trials.
             Labels are not used.
         target: MACs of one image.
         at_most: stay within the target, however little is above it, where any threshold that was tried does.
@@ -80,7 +94,7 @@ def calibrate_threshold(
     start, batches = _logit(net.gate_spec.open_above), _held(loader)
     aim = target * (1 - TOLERANCE_FRAC) if at_most else target
     with evaluating(net):
-        tried = _search(lambda logit: Trial(logit, _macs_at(net, logit, batches)), start, aim)
+        tried = _search(lambda logit: _trial(net, logit, batches), start, aim)
     within = [trial for trial in tried if trial.macs <= target] if at_most else []
     best = min(within or tried, key=lambda trial: abs(trial.macs - target))
     set_threshold(net, best.logit)
@@ -100,22 +114,47 @@ def _held(loader: Iterable[Any]) -> Iterable[Any]:
 
 
 def _search(trial: Callable[[float], Trial], start: float, target: float) -> list[Trial]:
-    """Every trial of a walk that brackets the target, then of false position inside the bracket."""
-    tried = [trial(start)]
-    side = 1.0 if tried[0].macs > target else -1.0  # a higher threshold closes gates
-    step = FIRST_STEP
-    while side * (tried[-1].macs - target) > 0 and abs(tried[-1].logit) < LOGIT_RANGE:
-        tried.append(trial(max(-LOGIT_RANGE, min(LOGIT_RANGE, tried[-1].logit + side * step))))
-        step *= 2
-    if side * (tried[-1].macs - target) > 0 or len(tried) == 1:
-        return tried
-    near, far = tried[-2], tried[-1]
-    while len(tried) < STEPS and all(abs(t.macs - target) > TOLERANCE_FRAC * target for t in (near, far)):
-        share = (near.macs - target) / (near.macs - far.macs)
-        share = max(INNER_FRAC, min(1 - INNER_FRAC, share))
-        tried.append(trial(near.logit + share * (far.logit - near.logit)))
-        near, far = (tried[-1], far) if side * (tried[-1].macs - target) > 0 else (near, tried[-1])
+    """Every trial, until one meets the target: the next is where the nearest one foresees the target.
+
+    Where that did not help, or leads out of the interval in which the target lies, a step of a walk that brackets
+    the target is taken, then one of false position inside the bracket.
+    """
+
+    def far(found: Trial) -> float:
+        return abs(found.macs - target)
+
+    tried, trusted, gain = [trial(start)], True, 1.0
+    while len(tried) < STEPS:
+        best = min(tried, key=far)
+        dear = next((found for found in reversed(tried) if found.macs > target), None)
+        cheap = next((found for found in reversed(tried) if found.macs <= target), None)
+        if far(best) <= TOLERANCE_FRAC * target or _is_narrow(dear, cheap):
+            break
+        ahead = best.ahead(best.macs + (target - best.macs) / gain) if trusted else None
+        if dear is not None and cheap is not None:
+            ends = sorted((dear.logit, cheap.logit))
+            share = (dear.macs - target) / (dear.macs - cheap.macs)
+            share = max(INNER_FRAC, min(1 - INNER_FRAC, share))
+            otherwise = dear.logit + share * (cheap.logit - dear.logit)
+        else:
+            side = 1.0 if cheap is None else -1.0  # a higher threshold closes gates
+            last = tried[-1].logit
+            if abs(last) >= LOGIT_RANGE:
+                break
+            step = max(LEAST_STEP, 2 * abs(last - tried[-2].logit)) if len(tried) > 1 else FIRST_STEP
+            ends = sorted((last, side * LOGIT_RANGE))
+            otherwise = max(-LOGIT_RANGE, min(LOGIT_RANGE, last + side * step))
+        seen = ahead is not None and ends[0] < ahead < ends[1]
+        tried.append(trial(ahead if seen and ahead is not None else otherwise))
+        trusted = not seen or far(tried[-1]) < far(best) / 2
+        if seen:  # decisions that follow others changed more, or less, than was foreseen
+            gain *= max(1 / MOST_GAIN, min(MOST_GAIN, (tried[-1].macs - best.macs) / (target - best.macs)))
     return tried
+
+
+def _is_narrow(dear: Trial | None, cheap: Trial | None) -> bool:
+    """Whether what two trials enclose is so little that many decisions flip at one threshold."""
+    return dear is not None and cheap is not None and abs(dear.logit - cheap.logit) < NARROW
 
 
 def _why(target: float, tried: list[Trial]) -> str:
@@ -126,9 +165,33 @@ def _why(target: float, tried: list[Trial]) -> str:
     return f"{reach}; the gates are saturated (train longer, or with a larger budget.weight) or have no threshold"
 
 
-def _macs_at(net: AnyNet, logit: float, batches: Iterable[Any]) -> float:
+def _trial(net: AnyNet, logit: float, batches: Iterable[Any]) -> Trial:
+    """A pass over the batches with one threshold."""
+    chances = Chances()
     with net.deciding_as(gates=_with_threshold(net.gate_spec, logit), held=None, shares=None, execution="auto"):
-        return mean_macs(net, batches)
+        with together(), torch.no_grad():
+            found = metered(net, batches, chances.update)
+        meter, chances = found.gathered(), chances.gathered()
+        if not meter.images:
+            raise DataError("data: no images to count MACs on")
+        usage, macs = meter.usage(), metered_macs(net, meter)
+
+    def macs_at(other: float) -> float:
+        return counted_macs(net, chances.foreseen(usage, at=logit, to=other))
+
+    here = macs_at(logit)
+    return Trial(logit, macs, lambda target: _crossing(macs_at, target * here / macs))
+
+
+def _crossing(macs_at: Callable[[float], float], target: float) -> float | None:
+    """The logit at which MACs that fall with it are the target's; None where they nowhere are."""
+    low, high = -LOGIT_RANGE, LOGIT_RANGE
+    if not macs_at(high) <= target <= macs_at(low):
+        return None
+    while high - low > NARROW:
+        middle = (low + high) / 2
+        low, high = (middle, high) if macs_at(middle) > target else (low, middle)
+    return (low + high) / 2
 
 
 def set_threshold(net: AnyNet, logit: float) -> None:

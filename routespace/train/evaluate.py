@@ -27,8 +27,8 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.usage import shares_to_json
 from routespace.nn.module import unwrap
 from routespace.nn.running import as_input, evaluating, in_mode, now, place_of, placed
-from routespace.nn.task_net import AnyNet, TaskNet
-from routespace.nn.usage import UsageMeter, metered
+from routespace.nn.task_net import TaskNet
+from routespace.nn.usage import UsageMeter
 from routespace.train.macs import metered_macs
 from routespace.train.processes import together
 from routespace.train.stopping import DivergedError
@@ -175,14 +175,3 @@ def sampling_gates(net: TaskNet, sampling: Sampling, seed: int) -> Iterator[None
     with torch.random.fork_rng(devices), in_mode(net.gates, training=True), net.deciding_as(**sampling._asdict()):
         torch.manual_seed(seed)
         yield
-
-
-@torch.no_grad()
-def mean_macs(net: AnyNet, loader: Iterable[Any]) -> float:
-    """Counted MACs of one image over batches of images, alone or first, by the network as it is."""
-    with together():
-        found = metered(net, loader)
-    total = found.gathered()
-    if not total.images:
-        raise DataError("data: no images to count MACs on")
-    return metered_macs(net, total)
