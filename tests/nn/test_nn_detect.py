@@ -1,6 +1,7 @@
 """RetinaNet and FCOS over a grid's pyramid: torchvision's own detectors, exactly, at any image size."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from routespace.deploy.counters import torch_macs
 from routespace.errors import SpecError
@@ -58,6 +60,33 @@ def theirs(net, detector: str):
         made = RetinaNet(Maps(net), 3, anchor_generator=anchors, score_thresh=0.0, detections_per_img=100, **still)
     made.head.load_state_dict(net.head.detector.head.state_dict())
     return made
+
+
+@pytest.mark.parametrize("width", [24, 64])  # torchvision chooses by it alone; mmdetection takes the backbone's
+@pytest.mark.parametrize("beyond", ["pyramid", "backbone"])
+def test_maps_beyond_the_last_are_those_of_torchvisions_pyramid(beyond, width):
+    net = dense_net("detect", grid=pyramid_grid(widths=[8, width]), classes=3, width=64, beyond=beyond).eval()
+    of_backbone = beyond == "backbone"
+    extra = LastLevelP6P7(width if of_backbone else 64, 64)
+    extra.use_P5 = not of_backbone
+    fpn = FeaturePyramidNetwork([width], 64, extra)
+    fpn.load_state_dict(net.head.pyramid.fpn.state_dict())
+    maps = net.backbone(torch.randn(1, 3, *SIZE)).maps
+    torch.testing.assert_close(net.head.pyramid(maps), list(fpn({"0": maps[8]}).values()))
+    assert int(network_cost(net, image_size=SIZE).macs) == torch_macs(net, SIZE).macs
+
+
+def test_detectors_of_before_maps_came_from_the_backbone_still_load(tmp_path):
+    for beyond in ("pyramid", "backbone"):
+        net, folder = detector_net(beyond=beyond).eval(), tmp_path / beyond
+        folder.mkdir()
+        save_net(net, folder)
+        told = json.loads((folder / "network.json").read_text())
+        if beyond == "pyramid":  # which older files do not tell
+            del told["head"]["beyond"]
+            (folder / "network.json").write_text(json.dumps(told))
+        images = torch.randn(1, 3, *SIZE)
+        torch.testing.assert_close(load_net(folder).eval()(images).outputs.raw, net(images).outputs.raw)
 
 
 @KINDS

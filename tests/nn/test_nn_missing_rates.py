@@ -21,6 +21,7 @@ RATES = {"max_down": 32, "widths": [8, 16, 16, 24], "heads": [1, 2, 2, 2], "mlp_
 GRID = pyramid_grid(layers=2, sr_ratios=[2, 1, 1, 1], image_size=64, **RATES)
 HEADS = {
     "retinanet": ("detect", {"classes": 3, "width": 32}),
+    "retinanet, of the backbone": ("detect", {"classes": 3, "width": 32, "beyond": "backbone"}),
     "retinanet, finest 4": ("detect", {"classes": 3, "width": 32, "finest": 4}),
     "fcos": ("detect", {"classes": 3, "width": 64, "detector": "fcos"}),
     "mask r-cnn": ("instance", {"classes": 3, "width": 16, "proposals": 20, "max_detections": 10}),
@@ -136,6 +137,20 @@ def test_missing_levels_are_made_of_those_that_there_are():
     between = net.head.over([4, 16]).pyramid({4: torch.randn(1, 8, 25, 16), 16: maps[16]})
     top = F.interpolate(inner16, size=(13, 8), mode="nearest")
     torch.testing.assert_close(between[1], fpn.layer_blocks[1](top))  # rate 8, of what comes from above
+
+
+def test_without_the_backbones_last_map_the_one_beyond_it_is_every_second_place_of_the_pyramids():
+    net = supernet("retinanet, of the backbone")
+    fpn, maps = net.head.pyramid.fpn, {8: torch.randn(1, 16, 13, 8), 16: torch.randn(1, 16, 7, 4)}
+    part = net.head.over([8, 16])
+    *levels, first, second = part.pyramid(maps)
+    wanted = levels[-1][..., ::2, ::2]
+    torch.testing.assert_close([first, second], [wanted, fpn.extra_blocks.p7(F.relu(wanted))])
+    assert not [name for name, _ in part.named_parameters() if ".p6." in name]
+    assert any(line.endswith("reads 8, 16 and makes 32, 64, 128 of them") for line in part.lines())
+    whole = {8: maps[8], 32: torch.randn(1, 24, 4, 2)}  # it reads the last one, and lacks one before it
+    between = net.head.over([8, 32]).pyramid(whole)
+    torch.testing.assert_close(between[-2], fpn.extra_blocks.p6(whole[32]))
 
 
 def test_upernet_without_some_maps_fuses_what_it_fused():

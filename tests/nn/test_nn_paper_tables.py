@@ -27,6 +27,7 @@ PLAIN = {  # recipe → M parameters, and GMACs where the tables tell them at th
     "dit_swinv2_t_coco_maskrcnn_3x": (47.8, None),  # Swin-T's; SwinV2 has 0.1 M more
     "dit_swinv2_t_ade20k_upernet": (60.0, 945 / 4),  # Swin-T's, of 512 × 2048 px; with another auxiliary head
 }
+RETINANET = {"b0": 13.0, "b1": 23.8, "b2": 35.1, "b3": 55.0, "b4": 72.3, "b5": 91.7}  # M parameters, PVTv2
 ROUTED_GMACS = {  # DiT's table of ADE20K
     "dit_b1_ade20k_semfpn": 32.7,
     "dit_b2_ade20k_semfpn": 43.4,
@@ -35,9 +36,9 @@ ROUTED_GMACS = {  # DiT's table of ADE20K
 }
 
 
-def network(name, *, plain):
+def network(name, *, plain, **changes):
     """A recipe's network on the meta device: its shapes alone."""
-    recipe = load_recipe(name)
+    recipe = load_recipe(name).override(changes)
     with torch.device("meta"):
         grid = RoutingGrid(recipe.grid)
         architecture = Architecture.staircase(grid) if plain else recipe.architecture()
@@ -54,6 +55,20 @@ def test_plain_networks_are_those_of_the_tables(name):
     assert cost.params / 1e6 == pytest.approx(params, abs=0.06 if "_b" in name else 1.0)
     if gmacs is not None:
         assert cost.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", list(RETINANET))
+def test_retinanet_is_that_of_the_table(size):
+    grid = {"preset": f"dit_{size}", "image_size": [800, 1333]}
+    recipe, net = network("dit_b2_coco_retinanet_1x", plain=True, grid=grid)
+    cost = network_cost(net)
+    assert cost.params / 1e6 == pytest.approx(RETINANET[size], abs=0.06)
+    older = recipe.override({"task.beyond": "pyramid"})
+    with torch.device("meta"):
+        of_pyramid = TaskNet(net.backbone, older.task.make(older.grid).head(older.grid))
+    more = 9 * 256 * (net.spec.width(32) - 256)  # a convolution of 3 x 3 from the backbone's width, not from 256
+    assert cost.params - network_cost(of_pyramid).params == more
 
 
 @pytest.mark.slow

@@ -29,6 +29,9 @@ def test_every_recipe_survives_yaml_and_has_an_architecture(name):
 
 def test_the_hash_is_that_of_before_the_latest_fields():
     """What was begun by an earlier version goes on: a field that is left as it comes changes no hash."""
+    detector = load_recipe("digits_detect")
+    assert "beyond" not in detector.to_data()["task"]  # nor had its hash
+    assert detector.override({"task.beyond": "backbone"}).hash != detector.hash
     assert load_recipe("digits_tiny").hash == "e263a3697b9b"  # as it was when gates had neither scout nor path
     mapped = tiny(gates__source="map", routing="depth")
     assert (

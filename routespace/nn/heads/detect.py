@@ -41,7 +41,7 @@ class DetectHead(Detector):
     def __init__(self, widths: Mapping[int, int], told: DetectSettings) -> None:
         super().__init__()
         self.told = told
-        pyramid = Pyramid(widths, told.width, convolved=True)
+        pyramid = Pyramid(widths, told.width, beyond=told.beyond)
         common: dict[str, Any] = {
             "score_thresh": told.score_threshold,
             "nms_thresh": told.overlap,

@@ -57,7 +57,7 @@ class InstanceHead(Detector):
     def __init__(self, widths: Mapping[int, int], told: InstanceSettings) -> None:
         super().__init__()
         self.told = told
-        pyramid = Pyramid(widths, told.width, convolved=False)
+        pyramid = Pyramid(widths, told.width, beyond=None)
         width, vector, classes = told.width, VECTOR * told.width, told.classes + 1  # the background is the first
         self.detector = MaskRCNN(
             pyramid,

@@ -6,6 +6,7 @@ Shape legend: B images · C channels of a rate's map · D channels of the pyrami
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,42 @@ MULTIPLYING = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 Work = tuple[nn.Module, int]  # a module, and how many places its weights are applied at
 
 
+class Beyond(LastLevelP6P7):  # type: ignore[misc]  # torchvision tells no types
+    """torchvision's two maps beyond the last one, each a convolution of the one before it.
+
+    The first is made of the pyramid's last map, or of the backbone's own, as RetinaNet has it in the papers'
+    tables (mmdetection's `add_extra_convs='on_input'`; torchvision's way wherever the two widths differ). Where
+    the backbone's is never reached, it is every second place of the pyramid's last one instead.
+
+    Args:
+        width: channels of the map that the first is made of.
+        out: D.
+        of_backbone: it is the backbone's.
+    """
+
+    def __init__(self, width: int, out: int, *, of_backbone: bool) -> None:
+        super().__init__(width, out)
+        self.use_P5 = not of_backbone
+
+    def drop_input(self) -> None:
+        """Do without the backbone's last map, in place; what was for it alone goes."""
+        if not self.use_P5:
+            self.p6 = nn.Identity()
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Maps of the pyramid and of the backbone, and names of the former → the pyramid's with two more."""
+        if not isinstance(self.p6, nn.Identity):
+            made: tuple[list[Tensor], list[str]] = super().forward(p, c, names)
+            return made
+        first = every_second(p[-1])
+        return [*p, first, self.p7(F.relu(first))], [*names, "p6", "p7"]
+
+
+def every_second(x: Tensor) -> Tensor:
+    """(B, D, H, W) → every second place, as torchvision's `LastLevelMaxPool` takes it."""
+    return F.max_pool2d(x, kernel_size=1, stride=2)
+
+
 class Pyramid(nn.Module):
     """torchvision's FPN over maps of a grid, with coarser maps behind the last one.
 
@@ -29,7 +66,8 @@ class Pyramid(nn.Module):
     Args:
         widths: rate → C of the maps that it reads, fine to coarse.
         width: D.
-        convolved: two coarser maps by convolutions (RetinaNet, FCOS); else one that is a quarter of the last.
+        beyond: how maps beyond the last are made. `pyramid` and `backbone`: two, by convolutions, of the last map
+            of either (RetinaNet, FCOS). None: one that is a quarter of the last (Mask R-CNN).
 
     Attributes:
         built: rates that it was made for, fine to coarse.
@@ -38,9 +76,13 @@ class Pyramid(nn.Module):
         rates: of all its maps.
     """
 
-    def __init__(self, widths: Mapping[int, int], width: int, *, convolved: bool) -> None:
+    def __init__(
+        self, widths: Mapping[int, int], width: int, *, beyond: Literal["pyramid", "backbone"] | None
+    ) -> None:
         super().__init__()
-        extra = LastLevelP6P7(width, width) if convolved else LastLevelMaxPool()
+        of_backbone, convolved = beyond == "backbone", beyond is not None
+        last = list(widths.values())[-1] if of_backbone else width
+        extra = Beyond(last, width, of_backbone=of_backbone) if convolved else LastLevelMaxPool()
         self.fpn = FeaturePyramidNetwork(list(widths.values()), width, extra_blocks=extra)
         self.built = self.read = self.levels = tuple(widths)
         self.rates = (*self.built, *(self.built[-1] << n for n in range(1, 3 if convolved else 2)))
@@ -50,8 +92,8 @@ class Pyramid(nn.Module):
         """Read the maps of these rates alone, in place; weights without a use go, the others keep their names.
 
         A rate between two that are read gets its map from the coarser one. Those behind the last are subsampled,
-        as torchvision's `LastLevelMaxPool` does. So anchors stay where they were; only rates that are finer than
-        any that is read have no map.
+        and so is what would be made of the backbone's last map where that is not read. So anchors stay where they
+        were; only rates that are finer than any that is read have no map.
         """
         self.read = tuple(read)
         self.levels = tuple(rate for rate in self.built if rate >= read[0])
@@ -61,6 +103,8 @@ class Pyramid(nn.Module):
                 self.fpn.inner_blocks[place] = nn.Identity()
             if not read[0] <= rate <= read[-1]:
                 self.fpn.layer_blocks[place] = nn.Identity()
+        if isinstance(self.fpn.extra_blocks, Beyond) and read[-1] != self.built[-1]:
+            self.fpn.extra_blocks.drop_input()
 
     def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
         """Rate → (B, C, H, W) → (B, D, H, W) of each of `rates`."""
@@ -68,8 +112,8 @@ class Pyramid(nn.Module):
             return list(self.fpn({str(rate): maps[rate] for rate in self.read}).values())
         made = self._top_down(maps)
         for _ in range(len(self.levels) - len(made)):
-            made.append(F.max_pool2d(made[-1], kernel_size=1, stride=2))
-        return list(self.fpn.extra_blocks(made, made, [])[0])
+            made.append(every_second(made[-1]))
+        return list(self.fpn.extra_blocks(made, [maps[self.read[-1]]], [])[0])
 
     def _top_down(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
         """torchvision's way from the coarsest map that is read to the finest, over gaps as well."""
@@ -96,7 +140,7 @@ class Pyramid(nn.Module):
             if rate in places:  # what is not multiplied has no weights any more
                 yield inner, places[rate]
                 yield outer, places[rate]
-        if isinstance(self.fpn.extra_blocks, LastLevelP6P7):
+        if isinstance(self.fpn.extra_blocks, Beyond):
             yield self.fpn.extra_blocks.p6, places[self.rates[-2]]
             yield self.fpn.extra_blocks.p7, places[self.rates[-1]]
 

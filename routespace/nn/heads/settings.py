@@ -53,6 +53,8 @@ class DetectSettings(BoxSettings):
         detector: which of the two.
         finest: rate of the finest map that it reads: 8 as usual, 4 where objects are a few pixels wide, which
             costs about four times as much.
+        beyond: what the two maps beyond the coarsest are made of: `pyramid`, its last map, as FCOS has it;
+            `backbone`, the backbone's own last map, as RetinaNet has it in the papers' tables.
         anchor_scale: side of the smallest anchor over its rate; FCOS has none.
         candidates: best boxes of each map that are compared with each other.
         nms_threshold: as above; None for 0.5, of FCOS 0.6.
@@ -60,6 +62,7 @@ class DetectSettings(BoxSettings):
 
     detector: Literal["retinanet", "fcos"] = "retinanet"
     finest: Literal[4, 8] = 8
+    beyond: Literal["pyramid", "backbone"] = "pyramid"
     anchor_scale: Annotated[float, Field(gt=0, le=64)] = 4.0
     candidates: Count = 1000
 

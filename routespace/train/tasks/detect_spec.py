@@ -1,6 +1,7 @@
 """Detection and instance segmentation in recipes. Nothing here imports torch.
 
 task: {kind: detect, classes: 80}                        # RetinaNet
+task: {kind: detect, classes: 80, beyond: backbone}      # the same as in the papers' tables
 task: {kind: detect, classes: 80, detector: fcos}
 task: {kind: instance, classes: 80}                      # Mask R-CNN
 """
@@ -23,6 +24,7 @@ class DetectSpec(DetectSettings, DenseSpec):
 
     metric = BOX_AP
     target = "objects"
+    later = ("beyond",)
 
     kind: Literal["detect"] = "detect"
 
