@@ -70,7 +70,7 @@ def check(
             from routespace.train.data.annotated.check import check_annotated
             from routespace.train.data.annotated.kinds import ANNOTATIONS
 
-            report = check_annotated(ANNOTATIONS[type(spec)](spec, target), **how)
+            report = check_annotated(ANNOTATIONS[type(spec)](spec, target), spec, **how)
         else:
             from routespace.train.data.check import check_pictures
 

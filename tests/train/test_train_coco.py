@@ -219,7 +219,7 @@ def test_what_is_of_no_area_or_no_polygon_is_left_out_and_told(tmp_path):
     assert any("2 boxes without area" in line and "annotation 2 of image 1" in line for line in lines)
     assert any("2 objects without a polygon" in line and "annotation 5 of image 2" in line for line in lines)
     alone = write_coco(tmp_path / "alone", coco_data(SIZES, annotations[:2]))
-    one = check_annotated(coco_annotations(spec(alone), "objects")).findings[-1]
+    one = check_annotated(coco_annotations(spec(alone), "objects"), spec(alone)).findings[-1]
     assert one.path == str(alone)
     assert one.detail == "1 box without area or outside of its picture left out (annotation 2 of image 1)"
     found = source_of(spec(file), "objects", whole=True).test()[1][1]
@@ -257,7 +257,7 @@ def test_pictures_that_are_missing_or_of_another_size_are_told_before_training(t
     assert any("4.png: has 20 × 20 pixels upright" in word and "image 4" in word for word in words)
     with pytest.raises(DataError, match="64 × 48"):
         source_of(spec(file), "objects", whole=True).test()[3]
-    report = check_annotated(coco_annotations(spec(tmp_path), "masks"))
+    report = check_annotated(coco_annotations(spec(tmp_path), "masks"), spec(tmp_path))
     assert not report.ok
     assert [finding.problem for finding in report.findings] == ["unreadable", "annotation"]
     assert report.text == "2 classes, 6 images (train 6), 6 objects"
@@ -267,7 +267,7 @@ def test_pictures_that_no_annotations_name_are_told(tmp_path):
     for split in ("train", "val"):
         some_coco(tmp_path, split)
     noise(tmp_path / "val/more/extra.png", (40, 40))
-    findings = check_annotated(coco_annotations(spec(tmp_path), "objects")).findings
+    findings = check_annotated(coco_annotations(spec(tmp_path), "objects"), spec(tmp_path)).findings
     (found,) = (one for one in findings if one.problem == "left out")  # both parts have the same pictures
     assert found.path == str(tmp_path / "val")
     assert found.detail == "1 picture that no annotations name (more/extra.png)"
@@ -278,11 +278,44 @@ def test_a_picture_of_both_sides_is_told(tmp_path):
     some_coco(tmp_path, "val", 3)
     for number in (1, 2):
         noise(tmp_path / f"val/{number}.png", SIZES[number - 1], 100 + number)
-    report = check_annotated(coco_annotations(spec(tmp_path), "masks"))
+    report = check_annotated(coco_annotations(spec(tmp_path), "masks"), spec(tmp_path))
     assert report.ok
     (finding,) = report.findings
     assert (finding.problem, finding.path) == ("duplicate", str(tmp_path / "val/3.png"))
     assert finding.detail == f"the same as {tmp_path / 'train/3.png'}, in train and val"
+
+
+def test_a_copy_among_what_is_held_out_is_told(tmp_path):
+    some_coco(tmp_path)
+    given = spec(tmp_path, val_fraction=0.4)
+    trained, held = source_of(given, "objects").parts
+    one, other = next((a, b) for a in trained.images for b in held.images if a.size == b.size)
+    shutil.copy(one.place, other.place)
+    (finding,) = check_annotated(coco_annotations(given, "objects"), given).findings
+    assert {finding.path, finding.detail.split(",")[0].removeprefix("the same as ")} == {one.place, other.place}
+    assert finding.detail.endswith(", one of them held out for validation")
+
+
+def test_a_picture_that_is_named_twice_is_told(tmp_path):
+    for split in ("train", "val"):
+        file = some_coco(tmp_path, split)
+        (tmp_path / split).rename(tmp_path / f"{split}_pictures")
+        data = json.loads(file.read_text())
+        for image in data["images"]:
+            image["file_name"] = f"{split}_pictures/{image['file_name']}"
+        if split == "train":
+            data["images"].append(data["images"][1] | {"id": 70})
+        else:
+            data["images"][2]["file_name"] = "train_pictures/3.png"
+        file.write_text(json.dumps(data))
+    given = spec(tmp_path, train_images=".", val_images=".")
+    report = check_annotated(coco_annotations(given, "objects"), given)
+    found = {one.path: one.detail for one in report.findings}
+    second, third = (str(tmp_path / f"train_pictures/{number}.png") for number in (2, 3))
+    assert found[second] == f"named 2 times by {tmp_path / 'annotations/instances_train.json'} (images 2, 70)"
+    assert found[third] == "there twice, in train and val"
+    (warning,) = source_of(given, "objects").summary.warnings
+    assert warning.startswith(f"1 validation image is trained on, too ({third})")
 
 
 def test_run_lengths_are_those_that_pycocotools_packs():

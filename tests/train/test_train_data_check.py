@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from routespace.cli.app import app
 from routespace.errors import DataError
 from routespace.pictures import picture_suffixes
-from routespace.train.data import check
+from routespace.train.data import check, quick_check
 from routespace.train.data.check import check_pictures
 from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.source import make_source
@@ -156,9 +156,28 @@ def test_the_quick_look_reads_headers(messy):
     assert all(line.endswith("it will be left out") for line in told)
 
 
+def test_what_the_quick_look_advises_can_be_followed(tmp_path):
+    root = photos(tmp_path / "my photos", ("ant", "cat"), 2)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError) as caught:  # none would be left
+        photo_source(root, 2, data__skip_bad=4).quick_check()
+    assert f"routespace data check '{root}'" in str(caught.value)
+    assert "skip_bad" not in str(caught.value)
+
+
+def test_a_copy_among_what_is_held_out_is_told(tmp_path):
+    root = photos(tmp_path, ("ant", "cat"), 6)
+    trained, held = (photo_source(root, 2).parts[side] for side in ("train", "val"))
+    shutil.copy(trained[0].place, held[0].place)
+    (finding,) = check_pictures(root).findings
+    assert finding.path in (trained[0].place, held[0].place)
+    assert finding.detail.endswith(", one of them held out for validation")
+
+
 def test_the_quick_look_at_very_many_is_one_at_some(tmp_path, monkeypatch):
     photos(tmp_path, count=20)
-    monkeypatch.setattr(check, "QUICK", 5)
+    monkeypatch.setattr(quick_check, "QUICK", 5)
     for path in (tmp_path / "train").rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"\(5 of 5 images\)"):

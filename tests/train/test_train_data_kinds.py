@@ -20,6 +20,7 @@ from train_photos import COLOURS, photos, picture
 from train_tiny import tiny
 
 from routespace.errors import DataError, MissingDependencyError
+from routespace.train.data.check import check_pictures
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.source import SOURCES, located, make_source
 from routespace.train.recipe.data_kinds import SPECS
@@ -119,6 +120,16 @@ def test_a_table_that_is_wrong_is_one_line(tmp_path, rows, words):
     path = table(tmp_path / "list.csv", rows)
     with pytest.raises(DataError, match=words):
         source_of("csv", path, 2).train()
+
+
+def test_a_picture_of_both_sides_of_a_table_is_told(pool):
+    rows = [(f"heap/{i}.png", NAMES[i % 3], "train" if i < 15 else "val") for i in range(30)]
+    more = [("heap/3.png", NAMES[0], "train"), ("heap/4.png", NAMES[1], "val")]  # twice in one part is a wish
+    path = table(pool / "list.csv", rows + more)
+    (warning,) = source_of("csv", path).summary.warnings
+    assert warning.startswith(f"1 validation image is trained on, too ({pool / 'heap/4.png'})")
+    (finding,) = check_pictures(path).findings
+    assert (finding.path, finding.detail) == (str(pool / "heap/4.png"), "there twice, in train and val")
 
 
 def test_a_table_that_is_none(tmp_path):

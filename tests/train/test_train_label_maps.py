@@ -117,7 +117,7 @@ def test_label_maps_that_do_not_fit_are_told_before_training(tmp_path, spoil, wo
     for word in [str(tmp_path / "annotations/training/room/1.png"), "skip_bad=1", *words]:
         assert word in str(error.value)
     assert len(source_of(spec(tmp_path, skip_bad=1), "pixels").quick_check()) == 1
-    report = check_annotated(FolderAnnotations(spec(tmp_path), "pixels"))
+    report = check_annotated(FolderAnnotations(spec(tmp_path), "pixels"), spec(tmp_path))
     (finding,) = report.findings
     assert (finding.problem, report.ok) == ("annotation", False)
     assert words[0] in finding.detail

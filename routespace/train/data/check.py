@@ -1,9 +1,7 @@
-"""Checking pictures before they are trained on.
+"""Checking pictures before they are trained on: every file of a folder or table is read as a whole.
 
-    check_pictures   every file of a folder or table, read as a whole, in several processes
-    quick_check      headers alone, before the first epoch
-
-Pictures with boxes, masks or classes of pixels are checked by `annotated/check.py`.
+Pictures with boxes, masks or classes of pixels are checked by `annotated/check.py`. `quick_check.py` looks at
+headers alone, before the first epoch.
 
 No torch here, so that a checking process starts at once.
 """
@@ -13,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
-import random
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
@@ -59,8 +56,6 @@ PROBLEMS: dict[Problem, str] = {
 }
 BAD: tuple[Problem, ...] = ("classes", "unreadable", "truncated", "annotation")  # what training stops at, or skips
 HUGE_PX = 50_000_000  # pixels: about half a second to decode
-QUICK = 20_000  # headers read before a training, two seconds of a local disk: of more, as many by chance
-THREADS = 8
 CHUNK = 2  # files that a checking process is given at a time: an interrupt waits for them
 SAME_FORMAT = (frozenset({"JPEG", "MPO"}), frozenset({"BMP", "DIB"}))  # MPO: a camera's JPEG with a second picture
 
@@ -143,7 +138,8 @@ def check_pictures(
     parts = _parts(spec)
     places = [str(entry.place) for listed in parts.values() for entry in listed.entries]
     files = read_files(places, workers, progress)
-    findings = [*_class_findings(parts, spec), *file_findings(files), *duplicates(parts, files)]
+    pictures = sided({part: listed.entries for part, listed in parts.items()}, spec.val_fraction)
+    findings = [*_class_findings(parts, spec), *file_findings(files), *duplicates(pictures, files)]
     left_out: dict[str, int] = defaultdict(int)
     counts: dict[str, dict[str, int]] = {}
     for part, listed in parts.items():
@@ -246,62 +242,49 @@ def examine(path: str) -> CheckedFile:
     return CheckedFile(digest, None, "")
 
 
-def duplicates(parts: Mapping[str, Listed], files: Mapping[str, CheckedFile]) -> Iterator[Finding]:
-    """Each file whose content was there before, with what that means: another class, or another part."""
-    first: dict[str, tuple[str, Entry]] = {}
-    for part, listed in parts.items():
-        for entry in listed.entries:
-            path, digest = str(entry.place), files[str(entry.place)].digest
-            if digest is None or files[path].problem == "unreadable":
-                continue
-            before, other = first.setdefault(digest, (part, entry))
-            if other.place == entry.place and before == part:
-                continue
-            notes = [f"the same as {other.place}"]
-            if other.name != entry.name:
-                notes.append(f"of another class ({other.name}, {entry.name})")
-            if before != part:
-                notes.append(f"in {before} and {part}")
-            yield Finding(path, "duplicate", ", ".join(notes))
+class Sided(NamedTuple):
+    """A picture, its part (train, val, test), and whether it is held out of the training part for validation."""
+
+    entry: Entry
+    part: str
+    held: bool
 
 
-class Examiner(Protocol):
-    """What looks at pictures before they are trained on."""
-
-    def trouble(self, place: Any, /) -> str | None:
-        """One line on why the picture at a place cannot be read, or None."""
-        ...
-
-
-def quick_check(
-    reader: Examiner, entries: Sequence[Entry], *, where: str, skip_bad: int, most: int | None = None
-) -> tuple[str, ...]:
-    """Read the headers of all pictures, or of some of very many.
+def sided(parts: Mapping[str, Sequence[Entry]], val_fraction: float, *, cut: bool = False) -> Iterator[Sided]:
+    """Every picture with its side.
 
     Args:
-        reader: looks at them.
-        entries: the pictures of a training.
-        where: what to call the data, for the message.
-        skip_bad: how many unreadable ones may be left out.
-        most: of more, as many are looked at by chance; None for `QUICK`.
-
-    Returns:
-        A line for each unreadable picture.
-
-    Raises:
-        DataError: more are unreadable than may be left out.
+        parts: train, val, test, those that there are.
+        val_fraction: share of the training part that is held out where there is no validation part.
+        cut: it is held out though there is one.
     """
-    most = QUICK if most is None else most
-    some = entries if len(entries) <= most else random.Random(0).sample(list(entries), most)
-    with quiet_pillow(), ThreadPoolExecutor(THREADS) as pool:
-        bad = [word for word in pool.map(lambda entry: reader.trouble(entry.place), some) if word is not None]
-    if len(bad) > skip_bad:
-        others = f" ({len(bad)} of {len(some)} images)" if len(bad) > 1 else ""
-        raise DataError(
-            f"{bad[0]}{others}; replace or remove what cannot be read (`routespace data check {where}` "
-            f"lists it), or leave it out with data.skip_bad={len(bad)}"
-        )
-    return tuple(f"{word}; it will be left out" for word in bad)
+    held: set[int] = set()
+    if "train" in parts and ("val" not in parts or cut):
+        held = {id(entry) for entry in hold_out(parts["train"], val_fraction)[1]}
+    for part, entries in parts.items():
+        for entry in entries:
+            yield Sided(entry, part, id(entry) in held)
+
+
+def duplicates(pictures: Iterable[Sided], files: Mapping[str, CheckedFile]) -> Iterator[Finding]:
+    """Each file whose content was there before, with what that means: another class, or another side."""
+    first: dict[str, Sided] = {}
+    for picture in pictures:
+        entry = picture.entry
+        path, digest = str(entry.place), files[str(entry.place)].digest
+        if digest is None or files[path].problem == "unreadable":
+            continue
+        before = first.setdefault(digest, picture)
+        other = before.entry
+        notes = ["there twice" if other.place == entry.place else f"the same as {other.place}"]
+        if other.name != entry.name:
+            notes.append(f"of another class ({other.name}, {entry.name})")
+        if before.part != picture.part:
+            notes.append(f"in {before.part} and {picture.part}")
+        elif before.held != picture.held:
+            notes.append("one of them held out for validation")
+        if len(notes) > 1 or other.place != entry.place:  # a second line in a table gives a picture weight
+            yield Finding(path, "duplicate", ", ".join(notes))
 
 
 def by_problem(findings: Iterable[Finding]) -> dict[Problem, list[Finding]]:

@@ -29,7 +29,7 @@ from routespace.train.data.catalogue import (
     too_few_images,
     why_unknown,
 )
-from routespace.train.data.check import quick_check
+from routespace.train.data.quick_check import quick_check
 from routespace.train.data.record import DataRecord, Summary, summarise
 from routespace.train.recipe.data import PicturesSpec
 

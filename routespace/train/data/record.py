@@ -71,11 +71,24 @@ def summarise(
     warnings = []
     if held := counts.get("val"):
         warnings += _few(held, classes)
+        warnings += leaks(*([entry.place for entry in parts.get(part, ())] for part in ("train", "val")))
     if "train" in counts and (unseen := [name for name in classes if name not in counts["train"]]):
         warnings.append(f"no training images of {_classes(len(unseen))} ({examples(unseen)})")
     if all(name.isdecimal() for name in classes) and list(classes) != sorted(classes, key=int):
         warnings.append("class names are numbers, in the order of their text: 10 comes before 2")
     return Summary(counts, dict(left_out), tuple(warnings))
+
+
+def leaks(trained: Iterable[Any], held: Iterable[Any]) -> tuple[str, ...]:
+    """A line where files that are trained on are also measured by; `routespace data check` finds copies, too."""
+    seen = set(trained)
+    both = list(dict.fromkeys(place for place in held if isinstance(place, str) and place in seen))
+    if not both:
+        return ()
+    what = "1 validation image is" if len(both) == 1 else f"{len(both)} validation images are"
+    return (
+        f"{what} trained on, too ({examples(both)}): what is measured says too much; leave them out of one part",
+    )
 
 
 def _classes(count: int) -> str:

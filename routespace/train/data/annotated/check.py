@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from routespace.errors import DataError
 from routespace.picture_files import pictures_below
 from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Annotations
-from routespace.train.data.catalogue import Listed, Split, examples
+from routespace.train.data.catalogue import Split, examples
 from routespace.train.data.check import (
-    THREADS,
     DataReport,
     Finding,
     duplicates,
     file_findings,
     in_order,
     read_files,
+    sided,
 )
+from routespace.train.data.quick_check import THREADS
+from routespace.train.recipe.annotated import AnnotatedSpec
 
 
 def check_annotated(
-    annotations: Annotations, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+    annotations: Annotations,
+    spec: AnnotatedSpec,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Read every picture, and what is known of it.
 
     Args:
         annotations: of a recipe's data section.
+        spec: that section: what is held out for validation.
         workers: processes that read pictures; 1 reads in this one.
         progress: called with how many pictures of how many are done.
 
@@ -46,11 +53,12 @@ def check_annotated(
         findings += [
             Finding(image.place, "annotation", word) for image, word in zip(readable, words, strict=True) if word
         ]
-    listed: dict[str, Listed] = {
-        split: Listed(part.where, [image.entry()._replace(place=image.place) for image in part.images])
+    entries = {
+        split: [image.entry()._replace(place=image.place) for image in part.images]
         for split, part in parts.items()
     }
-    findings += duplicates(listed, files)
+    findings += duplicates(sided(entries, spec.val_fraction, cut=spec.val == "cut"), files)
+    findings += [finding for part in parts.values() for finding in _named_twice(part)]
     findings += [
         Finding(part.where, "left out", note.removeprefix(f"{part.where}: "))
         for part in parts.values()
@@ -76,6 +84,17 @@ def _trouble(annotations: Annotations, image: Annotated) -> str | None:
         except DataError as error:
             found = str(error)
     return None if found is None else found.removeprefix(f"{image.place}: ")
+
+
+def _named_twice(part: AnnotatedPart) -> Iterator[Finding]:
+    """Pictures that a part names more than once: what each says of the objects is half of it."""
+    numbers: dict[str, list[int]] = {}
+    for image in part.images:
+        numbers.setdefault(image.place, []).append(image.image_id)
+    for place, found in numbers.items():
+        if len(found) > 1:
+            told = examples(str(number) for number in found)
+            yield Finding(place, "duplicate", f"named {len(found)} times by {part.where} (images {told})")
 
 
 def _unnamed(folders: Sequence[str | None], places: Sequence[str]) -> list[Finding]:

@@ -16,8 +16,8 @@ from routespace.train.data.annotated.dataset import AnnotatedImages
 from routespace.train.data.annotated.truth import AnnotatedPart, Annotations
 from routespace.train.data.annotated.vary import Change, Resized, variation
 from routespace.train.data.catalogue import Split, examples, hold_out
-from routespace.train.data.check import quick_check
-from routespace.train.data.record import DataRecord, Summary
+from routespace.train.data.quick_check import quick_check
+from routespace.train.data.record import DataRecord, Summary, leaks
 from routespace.train.recipe.annotated import AnnotatedSpec
 from routespace.train.recipe.targets import BACKGROUND, IGNORE, Target
 
@@ -122,6 +122,7 @@ class AnnotatedSource:
         if seen and (unseen := [name for name in names if name not in seen]):
             told = f"no training objects of {len(unseen)} of {len(names)} classes ({examples(unseen)})"
             warnings[told] = None
+        warnings |= dict.fromkeys(leaks(*([image.place for image in part.images] for part in self.parts)))
         images = {side: len(part.images) for side, part in sides.items()}
         return Summary(counts, warnings=tuple(warnings), images=images, classes=len(self.parts.train.classes))
 
