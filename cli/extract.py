@@ -234,11 +234,15 @@ def _check_routed(parts: Mapping[str, bool], budgets: Budgets, sizes: Sequence[t
 
 
 def _check_teacher(epochs: int | None, teacher: str | None, cut: float | None) -> None:
-    """Raise SpecError for a teacher without anything to teach, and for steps without anything between them."""
+    """Raise SpecError for a teacher that is not there or has no pupil, and for steps with nothing in between."""
+    from routespace.train.given_weights import NO_TEACHER, require_teacher
+
     if teacher is not None and epochs is None:
         raise SpecError("teacher: it teaches in a fine-tuning; give --finetune EPOCHS with it")
     if cut is not None and epochs is None:
         raise SpecError("cut: between two cuts the part is fine-tuned; give --finetune EPOCHS with it")
+    if teacher not in (None, NO_TEACHER):
+        require_teacher(teacher)
 
 
 def _tuning(epochs: int | None, teacher: str | None, cut: float | None) -> FineTuning | None:

@@ -67,7 +67,7 @@ def run(
     asked = parse_assignments(changes or [])
     chosen = with_changes(recipe, changes or [], data=data)
     chosen.require_search()
-    _require_numbers(trials, seed)
+    _require_words(trials, seed, study)
     if latency is not None:
         said_once("search.latency_table", "--latency", latency, asked, read=absolute)
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
@@ -119,15 +119,17 @@ def as_asked(recipe: Recipe, asked: Mapping[str, object]) -> tuple[Recipe, list[
     return (recipe.override({"search.overrides": overrides}) if lines else recipe), lines
 
 
-def _require_numbers(trials: int | None, seed: int | None) -> None:
-    """Raise SpecError for numbers that no study can have."""
+def _require_words(trials: int | None, seed: int | None, name: str | None) -> None:
+    """Raise SpecError for numbers, and a name, that no study can have."""
     from routespace.checked import require_seed
+    from routespace.deploy.study_place import require_study_name
     from routespace.train.recipe.searching import require_trials
 
     if trials is not None:
         require_trials(trials)
     if seed is not None:
         require_seed(seed)
+    require_study_name(name)
 
 
 def _require_place(folder: Path, storage: str | None) -> None:

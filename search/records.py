@@ -223,7 +223,7 @@ def _load(storage: BaseStorage, name: str | None, url: str) -> optuna.Study:
         raise SpecError(
             f"study: {without_password(url)} has no study {name!r}; it holds {', '.join(sorted(names))}"
         )
-    return optuna.load_study(study_name=name or names[0], storage=storage)
+    return optuna.load_study(study_name=names[0] if name is None else name, storage=storage)
 
 
 def snapshot(study: optuna.Study, *, storage: str, out: Path | None) -> StudyRecord:

@@ -17,7 +17,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage
 
 from routespace.checked import checked, require_seed
-from routespace.deploy.study_place import require_study_place
+from routespace.deploy.study_place import require_study_name, require_study_place
 from routespace.grid.families.lookup import allow_families
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Evaluator
@@ -74,6 +74,7 @@ def run_study(
     require_trials(number)
     draws = recipe.seed if seed is None else seed
     require_seed(draws)
+    require_study_name(study_name)
     table = study_table(recipe)
     problem = recipe_problem(recipe, table, evaluator)
     pruner = make_pruner(search.pruner, problem.objectives)
@@ -90,7 +91,7 @@ def run_study(
         _opened(url, out) as db,
     ):
         with Turn(out):
-            name = study_name or recipe.name
+            name = recipe.name if study_name is None else study_name
             study = open_study(recipe, problem, table, out=out, name=name, storage=db, url=url)
         study.pruner = pruner
         Loop(study, problem, wanted=wanted, out=out).run(worker)

@@ -212,11 +212,25 @@ def _pruned(trial: Trial, reason: str) -> optuna.TrialPruned:
     return optuna.TrialPruned(reason)
 
 
-def _checked(metrics: Mapping[str, float], objectives: Sequence[str]) -> dict[str, float]:
-    found = with_objectives({name: float(value) for name, value in metrics.items()}, objectives)
+def _checked(metrics: object, objectives: Sequence[str]) -> dict[str, float]:
+    """What an evaluator gave, perhaps a user's own, as numbers; raises RoutespaceError for anything else."""
+    wanted = f"return a mapping from each name to its number, such as {{{objectives[0]!r}: 0.5}}"
+    if not isinstance(metrics, Mapping):
+        raise RoutespaceError(f"evaluator: it returned {metrics!r:.60}, which is no mapping; {wanted}")
+    numbers = dict[str, float]()
+    for name, value in metrics.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor with several elements
+            raise RoutespaceError(
+                f"evaluator: {name!s:.40} is {value!r:.60}, which is no number; {wanted}"
+            ) from error
+    found = with_objectives(numbers, objectives)
     for name in objectives:
         if name not in found:
-            raise RoutespaceError(f"objective {name}: not measured; the evaluator gives {', '.join(found)}")
+            raise RoutespaceError(
+                f"objective {name}: not measured; the evaluator gives {', '.join(found) or 'nothing'}"
+            )
         if not math.isfinite(found[name]):
             raise RoutespaceError(f"objective {name}: is {found[name]}; the training went astray, try a lower lr")
     return found

@@ -27,11 +27,19 @@ def require_study_place(out: Path, storage: str | None) -> str:
         BundleError: `out` holds something else than a study, or cannot be written.
     """
     out = out.resolve()
+    if storage is not None:
+        check_storage(storage)
     url = default_url(out) if storage is None else absolute_storage(storage)
     check_storage(url)
     _check_folder(out, url)
     require_folder(out)
     return url
+
+
+def require_study_name(name: str | None) -> None:
+    """Raise SpecError for a name that says nothing, such as a variable of a script's that was not set."""
+    if name is not None and not name.strip():
+        raise SpecError(f"study: {name!r} is no name; give one, or leave it out for the recipe's")
 
 
 def default_url(out: Path) -> str:
@@ -53,6 +61,8 @@ def absolute_storage(storage: str) -> str:
 
 def check_storage(storage: str) -> None:
     """Raise SpecError when a URL is of no kind that can hold a study; nothing is opened for that."""
+    if not storage.strip():
+        raise SpecError(f"storage: {storage!r} is no place; give {ALLOWED}, or leave it out")
     scheme, sign, rest = storage.partition("://")
     if sign and scheme not in REDIS and scheme.split("+")[0] not in ("sqlite", "postgresql", "mysql"):
         raise SpecError(f"storage: {scheme}://… is not allowed; give {ALLOWED}")

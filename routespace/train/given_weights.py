@@ -9,6 +9,7 @@ from routespace.errors import SpecError
 from routespace.train.recipe.parts import SELF, TIMM, TrainSpec
 
 WEIGHTS_HINT = f"give {TIMM}NAME, a file (.safetensors, .pth), or the folder of a run or bundle"
+NO_TEACHER = "none"  # in place of a fine-tuning's own
 TEACHER_HINT = f"give {TIMM}NAME, the folder of a run or bundle, or {SELF}"
 
 
@@ -16,10 +17,14 @@ def require_given(train: TrainSpec) -> None:
     """Raise SpecError where the weights or the teacher of a recipe are not there; timm's are not looked for."""
     if train.weights is not None and not train.weights.startswith(TIMM):
         weights_place(Path(train.weights))
-    if train.teacher is not None and train.teacher != SELF and not train.teacher.startswith(TIMM):
-        path = Path(train.teacher)
-        if network_folder(path) is None:
-            raise SpecError(f"train.teacher: {path}: {missing(path)}; {TEACHER_HINT}")
+    if train.teacher is not None:
+        require_teacher(train.teacher)
+
+
+def require_teacher(source: str) -> None:
+    """Raise SpecError where the network that is to teach is not there; timm's are not looked for."""
+    if source != SELF and not source.startswith(TIMM) and network_folder(Path(source)) is None:
+        raise SpecError(f"train.teacher: {source}: {missing(Path(source))}; {TEACHER_HINT}")
 
 
 def weights_place(path: Path) -> Path | None:

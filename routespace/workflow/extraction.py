@@ -21,7 +21,7 @@ from routespace.grid.resources import joined_limits
 from routespace.workflow.artifacts import Artifact, load_artifact
 from routespace.workflow.choosing import choose_best, choose_part
 from routespace.workflow.cutting import Stage, cut_down, way_in
-from routespace.workflow.fine_tuning import FineTuning
+from routespace.workflow.fine_tuning import FineTuning, require_tuning
 from routespace.workflow.sizing import Size, SizeChoice, choose_size
 from routespace.workflow.taking import Extraction, saved, take_chosen
 from routespace.workflow.wishes import USUAL_METHOD, ExtractionWatch, Wishes
@@ -101,6 +101,7 @@ def extract_as_wished(
         watch: hears of each step.
     """
     require_bundle_place(out, overwrite=wishes.overwrite)
+    require_tuning(artifact, wishes.tuning)
     taken = take_as_wished(artifact, wishes, watch or ExtractionWatch())
     return saved(taken.found, taken.artifact, out, overwrite=wishes.overwrite)
 

@@ -10,15 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from routespace.errors import SpecError
 from routespace.nn.task_net import TaskNet
+from routespace.train.given_weights import NO_TEACHER
 from routespace.train.progress import Progress
+from routespace.train.recipe.parts import SELF
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import RunResult, train_recipe
+from routespace.train.teacher import teacher_of
 from routespace.workflow.artifacts import Artifact
 
 WARMUP_FRAC = 1 / 16  # of the epochs: the optimiser begins anew, the weights do not
-NO_TEACHER = "none"
 AT_ONCE = 1.0  # of the MACs, that one cut may take away: all of them
 
 
@@ -64,6 +68,23 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
             "train.mode": "plain",
         }
     )
+
+
+def require_tuning(artifact: Artifact, tuning: FineTuning | None) -> None:
+    """Ask before the work for what a fine-tuning needs: its recipe, and the teacher that was named.
+
+    Raises:
+        BundleError: the artifact has no recipe, or the teacher cannot be read or fetched.
+        SpecError: there is no such teacher, or none that can teach this.
+        DataError: the teacher, or the network, does not know one of the classes.
+    """
+    if tuning is None:
+        return
+    recipe = fine_tuned_recipe(artifact, tuning)
+    if recipe.train.teacher == SELF:
+        raise SpecError(f"train.teacher: {SELF!r} needs gates, and what is taken out has none; give another")
+    if tuning.teacher is not None:
+        teacher_of(recipe, artifact.held_out().source, torch.device("cpu"))
 
 
 def fine_tune(

@@ -32,7 +32,7 @@ from routespace.versions import versions_of
 from routespace.workflow.artifacts import Artifact, load_artifact
 from routespace.workflow.cutting import left_over
 from routespace.workflow.extraction import Taken, take_as_wished
-from routespace.workflow.fine_tuning import FineTuning
+from routespace.workflow.fine_tuning import FineTuning, require_tuning
 from routespace.workflow.proposing import fitting
 from routespace.workflow.sizing import Size, listed_sizes
 from routespace.workflow.taking import Extraction, saved
@@ -189,6 +189,7 @@ def _check(artifact: Artifact, budgets: Mapping[str, float], wishes: Wishes) -> 
         raise SpecError("limits: macs are given for each network apart; leave them out of what holds for all")
     if wishes.method != USUAL_METHOD:
         raise SpecError(f"method: {wishes.method!r} derives a part from usage, which only the first network has")
+    require_tuning(artifact, wishes.tuning)
     limits = {**wishes.limits, "macs": min(budgets.values())}
     whole, problems = _choices(artifact, wishes).net.architecture, list[BudgetError]()
     for size in _sizes(artifact, wishes):

@@ -9,9 +9,11 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import torch
 from fake_evaluator import FakeEvaluator, recipe
 from optuna.exceptions import ExperimentalWarning
 
@@ -41,12 +43,15 @@ def test_a_failed_training_is_recorded_and_the_study_goes_on(tmp_path: Path) -> 
     [
         ({"accuracy": float("nan"), "macs": 1.0}, "objective accuracy: is nan"),
         ({"accuracy": 0.5}, "objective macs: not measured; the evaluator gives accuracy"),
+        ({}, "objective accuracy: not measured; the evaluator gives nothing"),
+        (None, "evaluator: it returned None, which is no mapping; return a mapping from each name to its number"),
+        (0.5, "evaluator: it returned 0.5, which is no mapping"),
+        ({"accuracy": "high"}, "evaluator: accuracy is 'high', which is no number"),
+        ({"accuracy": torch.ones(2)}, "evaluator: accuracy is tensor.*, which is no number"),
     ],
 )
-def test_a_study_whose_first_trials_all_fail_stops(
-    tmp_path: Path, metrics: dict[str, float], message: str
-) -> None:
-    def broken(candidate: RecipeCandidate, place: Workplace) -> dict[str, float]:
+def test_a_study_whose_first_trials_all_fail_stops(tmp_path: Path, metrics: Any, message: str) -> None:
+    def broken(candidate: RecipeCandidate, place: Workplace) -> Any:
         return metrics
 
     with pytest.raises(RoutespaceError, match=f"the first 3 trials all failed alike: {message}"):

@@ -182,6 +182,11 @@ def test_two_studies_in_one_database(tmp_path: Path) -> None:
         load_study(shared)
     with pytest.raises(SpecError, match="has no study 'three'; it holds one, two"):
         load_study(shared, "three")
+    with pytest.raises(SpecError, match="study: '' is no name; give one, or leave it out for the recipe's"):
+        run_study(recipe(), tmp_path / "three", storage=shared, study_name="", evaluator=FakeEvaluator())
+    with pytest.raises(SpecError, match="storage: '' is no place; give sqlite:"):
+        run_study(recipe(), tmp_path / "three", storage="", evaluator=FakeEvaluator())
+    assert not (tmp_path / "three").exists()
     assert load_study(shared, "two").out == tmp_path / "two"
     assert load_study(tmp_path / "one").name == "one"
 

@@ -7,22 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_grid import TINY_GRID
 from workflow_tiny import TINY
 
 from routespace import (
+    Architecture,
     BundleError,
+    Card,
     DataError,
+    GridSpec,
+    RoutingGrid,
     SpecError,
+    TaskNet,
     evaluate_network,
     extract_bundle,
     load_bundle,
     load_recipe,
     load_run,
+    save_bundle,
     train_recipe,
     verify,
 )
 from routespace.nn.running import pick_device
 from routespace.preprocess import load_preprocess, preprocess_from_json
+from routespace.workflow import extraction, series
 from routespace.workflow.artifacts import load_artifact
 from routespace.workflow.choosing import choose
 from routespace.workflow.exporting import export_artifact
@@ -76,10 +84,27 @@ def test_a_part_is_fine_tuned_by_what_it_was_cut_from(run, tmp_path):
 def test_what_a_fine_tuning_cannot_do_is_told(run, tmp_path):
     with pytest.raises(SpecError, match="finetune: 0 epochs are not allowed; give 1 or more"):
         FineTuning(0)
-    with pytest.raises(SpecError, match=r"train.teacher: .*nosuch: does not exist"):
-        extract_bundle(run, tmp_path / "small", evaluated=False, tuning=FineTuning(1, str(tmp_path / "nosuch")))
-    assert not (tmp_path / "small").exists()
     assert fine_tuned_recipe(load_run(run), FineTuning(2, "none")).train.teacher is None
+
+
+def test_a_teacher_that_cannot_teach_is_told_before_the_work(run, tmp_path, monkeypatch):
+    for module, name in ((extraction, "take_as_wished"), (series, "_Chain")):
+        monkeypatch.setattr(module, name, None)  # the work
+    grid = RoutingGrid(GridSpec(**TINY_GRID | {"num_classes": 5}))
+    net = TaskNet.classifier(Architecture.staircase(grid))
+    save_bundle(net, tmp_path / "five", Card.of(net))
+    base, refused = load_recipe(run).base_macs(), {
+        "nosuch": r"train.teacher: .*nosuch: does not exist",
+        "five": r"train.teacher: .*five: it tells 5 classes without names, the data has 10",
+        "self": "'self' needs gates, and what is taken out has none",
+    }  # fmt: skip
+    for name, words in refused.items():
+        tuning = FineTuning(1, name if name == "self" else str(tmp_path / name))
+        with pytest.raises(SpecError, match=words):
+            extract_bundle(run, tmp_path / "small", tuning=tuning)
+        with pytest.raises(SpecError, match=words):
+            series.extract_series(run, tmp_path / "small", macs=[0.6 * base, 0.5 * base], tuning=tuning)
+    assert not (tmp_path / "small").exists()
 
 
 def test_without_a_limit_the_recipe_s_own_budget_holds(run, tmp_path):
