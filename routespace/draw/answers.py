@@ -83,10 +83,10 @@ def drawn_pixels(picture: Image.Image, classes: NDArray[np.uint8], names: Mappin
     canvas, _ = _canvas(picture)
     colours = class_map(classes).convert("RGB").resize(canvas.size, Image.Resampling.NEAREST)
     mixed = Image.blend(canvas, colours, MAP_SHARE)
-    height = 2 * _font(mixed.size).size
-    columns = max(1, mixed.width // (10 * int(height)))
+    height = 2 * _text_px(mixed.size)
+    columns = max(1, mixed.width // (10 * height))
     rows = math.ceil(len(names) / columns)
-    whole = Image.new("RGB", (mixed.width, mixed.height + round(rows * height)), "white")
+    whole = Image.new("RGB", (mixed.width, mixed.height + rows * height), "white")
     whole.paste(mixed)
     pen = ImageDraw.Draw(whole)
     for place, (number, name) in enumerate(names.items()):
@@ -118,13 +118,22 @@ def _blended(canvas: Image.Image, colour: Colour, share: float) -> Image.Image:
     return Image.blend(canvas, Image.new("RGB", canvas.size, colour), share)
 
 
+def _font(size: tuple[int, int], text: str) -> Any:
+    """Pillow's own font for English words; it has the letters of western Europe alone."""
+    if text.isascii():
+        return _font_of(_text_px(size))
+    from routespace.draw.fonts import font_for  # matplotlib takes a second, and most names do without
+
+    return _font_of(_text_px(size), font_for(text).file)
+
+
 @cache
-def _font_of(pixels: int) -> Any:
-    return ImageFont.load_default(pixels)
+def _font_of(pixels: int, file: str | None = None) -> Any:
+    return ImageFont.load_default(pixels) if file is None else ImageFont.truetype(file, pixels)
 
 
-def _font(size: tuple[int, int]) -> Any:
-    return _font_of(max(LEAST_TEXT, round(max(size) * TEXT_SHARE)))
+def _text_px(size: tuple[int, int]) -> int:
+    return max(LEAST_TEXT, round(max(size) * TEXT_SHARE))
 
 
 def _write(
@@ -137,7 +146,7 @@ def _write(
     inside: bool = False,
 ) -> None:
     """A word on a ground of its class's colour, above a corner (or from it on), wholly inside the picture."""
-    font = _font(size)
+    font = _font(size, text)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = min(max(0.0, corner[0]), max(0.0, size[0] - width))

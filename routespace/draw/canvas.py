@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from routespace.draw.fonts import fonts_for
 from routespace.errors import SpecError
 from routespace.files import replaced
 
@@ -40,7 +44,18 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
     path = Path(path)
     kind = require_format(path)
     FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        _legible(text)
     # Names inside an SVG file are drawn by chance without a salt; whose else it is stays as it was.
-    with replaced(path) as partial, matplotlib.rc_context({"svg.hashsalt": SALT}):
+    with replaced(path) as partial, matplotlib.rc_context({"svg.hashsalt": SALT}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # a box says as much
         figure.savefig(partial, format=kind, dpi=DPI, metadata=METADATA[kind])
     return path
+
+
+def _legible(text: Artist) -> None:
+    """Give a text the fonts that its characters need beside its own."""
+    assert isinstance(text, Text)
+    others = () if text.get_text().isascii() else fonts_for(text.get_text())[1:]
+    if others:
+        text.set_fontfamily([*text.get_fontfamily(), *(font.family for font in others)])

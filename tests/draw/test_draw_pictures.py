@@ -9,10 +9,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from routespace.draw.answers import drawn_objects
+from routespace.draw.fonts import font_for, fonts_for
 from routespace.draw.front import Point, draw_front, front_points
 from routespace.draw.grid import draw_grid, used_share
-from routespace.draw.tokens import computed_share, draw_rows, draw_tokens, fitted, token_rows
+from routespace.draw.tokens import TokenRow, computed_share, draw_rows, draw_tokens, fitted, token_rows
 from routespace.errors import BundleError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
@@ -171,6 +174,23 @@ def test_another_process_draws_the_same_file(tmp_path):
             [sys.executable, "-c", code, str(picture)], env=os.environ | {"PYTHONHASHSEED": str(seed)}, check=True
         )
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_names_of_any_script_are_legible_and_quiet(tmp_path, recwarn, caplog):
+    """A font that has no letters of a script draws one and the same box for each of them."""
+    assert font_for("Кошка").family == "DejaVu Sans"
+    usual, second = fonts_for("𝒜")  # matplotlib brings another font with that
+    assert usual.family == "DejaVu Sans"
+    assert font_for("𝒜") == second
+    shares, picture = {4: np.ones((2, 2))}, np.zeros((8, 8, 3))
+    names = ("𝒜", "𝒞", "狗", "ﾾ")
+    drawn = [draw_rows([TokenRow(picture, shares, name)], path=tmp_path / "a.png").read_bytes() for name in names]
+    assert drawn[0] != drawn[1]
+    box = np.array([[0, 0, 40, 30]])
+    words = [drawn_objects(Image.new("RGB", (64, 48)), box, [word], [0]) for word in ("Кошка", "Мышка")]
+    assert words[0].tobytes() != words[1].tobytes()
+    assert not recwarn.list
+    assert not caplog.records
 
 
 def test_images_of_several_sizes_are_rows_of_one_picture(tmp_path):

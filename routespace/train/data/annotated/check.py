@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from routespace.errors import DataError
 from routespace.picture_files import pictures_below
 from routespace.train.data.annotated.truth import Annotated, AnnotatedPart, Annotations
-from routespace.train.data.catalogue import Split, examples
+from routespace.train.data.catalogue import Entry, Split, examples
 from routespace.train.data.check import (
     DataReport,
     Finding,
@@ -53,7 +53,7 @@ def check_annotated(
         findings += [
             Finding(image.place, "annotation", word) for image, word in zip(readable, words, strict=True) if word
         ]
-    entries = {
+    entries: dict[str, list[Entry]] = {
         split: [image.entry()._replace(place=image.place) for image in part.images]
         for split, part in parts.items()
     }
