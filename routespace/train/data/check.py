@@ -56,7 +56,7 @@ PROBLEMS: dict[Problem, str] = {
 }
 BAD: tuple[Problem, ...] = ("classes", "unreadable", "truncated", "annotation")  # what training stops at, or skips
 HUGE_PX = 50_000_000  # pixels: about half a second to decode
-CHUNK = 2  # files that a checking process is given at a time: an interrupt waits for them
+CHUNK = 8  # files that a checking process is given at a time: an interrupt waits for them, below a second
 SAME_FORMAT = (frozenset({"JPEG", "MPO"}), frozenset({"BMP", "DIB"}))  # MPO: a camera's JPEG with a second picture
 
 
