@@ -2,10 +2,12 @@
 
 import gc
 import os
+import sqlite3
 import sys
 from types import ModuleType
 
 import pytest
+import sqlalchemy
 import torch
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
@@ -49,10 +51,17 @@ def remember_what_trainings_take(batch: ModuleType) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_wait_for_the_disk():
-    """What tests write need not outlive a power cut."""
+    """What tests write need not outlive a power cut: no file, and none of the many commits of a study."""
+
+    def relax(connection, _):
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from tiny_grid import TINY_GRID
@@ -16,7 +18,6 @@ from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, save_
 INTERRUPTED, TERMINATED = 130, 143
 FIRST = "routespace.cli.interrupts"  # before it, Python itself is starting
 SOON_S = 0.02
-READING_S = 3.0  # after which processes have been started, and read
 
 
 def assert_interrupted(process, *, words=""):
@@ -204,17 +205,29 @@ def test_libraries_keep_their_warnings_to_themselves(tmp_path):
     assert process.returncode == 0
 
 
-def test_processes_that_read_pictures_leave_ctrl_c_to_their_command(tmp_path):
+@pytest.mark.parametrize("cpu_s", [0.0, 0.5], ids=["as they start", "while they read"])
+def test_processes_that_read_pictures_leave_ctrl_c_to_their_command(cpu_s, tmp_path):
     (tmp_path / "photos/ant").mkdir(parents=True)
     first = tmp_path / "photos/ant/0.png"
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
     Image.fromarray(noise).save(first, compress_level=1)
-    for number in range(1, 600):  # a tenth of a second each: they are read until somebody interrupts
+    for number in range(1, 2000):  # hundredths of a second each: they are read until somebody interrupts
         os.link(first, first.with_name(f"{number}.png"))
     command = [sys.executable, "-m", "routespace.cli", "data", "check", "photos", "--workers", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     process = subprocess.Popen(command, **pipes, start_new_session=True)
-    time.sleep(READING_S)
-    assert process.poll() is None
+    while len(readers := readers_of(process)) < 2 or any(used < cpu_s for used in readers):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert_interrupted(process)
+
+
+def readers_of(process):
+    """The processor seconds that each process has used that was started to read."""
+    used = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                used.append(child.cpu_times().user)
+    return used

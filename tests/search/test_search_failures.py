@@ -24,7 +24,7 @@ from routespace.search.evaluator import Workplace
 from routespace.search.rescue import age_s
 from routespace.train.recipe.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("fast_storage")
+pytestmark = pytest.mark.usefixtures("no_garbage")
 
 
 def test_a_failed_training_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from routespace.search import load_study, run_study
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 
-pytestmark = pytest.mark.usefixtures("fast_storage")
+pytestmark = pytest.mark.usefixtures("no_garbage")
 
 
 @pytest.mark.parametrize("storage", ["foo://x", "sqlite://", "broken.db", "other.txt"])

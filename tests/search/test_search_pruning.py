@@ -15,7 +15,7 @@ from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 from routespace.train.progress import Progress
 
-pytestmark = pytest.mark.usefixtures("fast_storage")
+pytestmark = pytest.mark.usefixtures("no_garbage")
 
 EPOCHS = 4
 SPACE = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}}

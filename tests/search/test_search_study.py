@@ -18,7 +18,7 @@ from routespace.search import StudyProgress, load_study, pareto, run_study, tria
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 
-pytestmark = pytest.mark.usefixtures("fast_storage")
+pytestmark = pytest.mark.usefixtures("no_garbage")
 
 
 def test_a_study_starts_with_the_recipe_and_tells_its_progress(tmp_path: Path) -> None:

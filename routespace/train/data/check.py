@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -209,15 +209,30 @@ def _examined(places: Sequence[str], workers: int) -> Generator[CheckedFile]:
         yield from map(examine, places)
         return
     # Fresh processes: a copy of one with threads may wait for ever for a lock that was held while it was copied.
-    # Ctrl-C reaches them too, and is this one's to tell: they leave it alone before they import anything.
+    # Ctrl-C reaches them too, and is this one's to tell: they leave it alone from their first moment.
     deaf: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), **deaf) as pool:
-        try:
-            yield from pool.map(examine, places, chunksize=CHUNK)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that reads pictures was ended from outside; give fewer --workers"
-            ) from error
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), **deaf)
+    try:
+        with _interrupts_held_back():
+            examined = pool.map(examine, places, chunksize=CHUNK)
+        yield from examined
+    except BrokenProcessPool as error:
+        raise DataError("a process that reads pictures was ended from outside; give fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes that begin here never meet Ctrl-C, not even while Python starts; this one meets it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def examine(path: str) -> CheckedFile:
