@@ -50,13 +50,14 @@ def test_every_part_is_measured_once(table):
     assert table.device.versions["torch"] == torch.__version__
 
 
-def test_round_trip_without_a_warning_on_the_same_machine(table, saved, recwarn):
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_round_trip_without_a_warning_on_the_same_machine(table, saved):
     assert load_table(saved, grid=GRID) == table
-    assert not recwarn
     assert mismatches(table) == []
 
 
-def test_other_threads_are_no_mismatch_but_in_the_table(table, saved, recwarn):
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_other_threads_are_no_mismatch_but_in_the_table(table, saved):
     assert table.device.threads == 1
     before = torch.get_num_threads()
     try:
@@ -68,7 +69,6 @@ def test_other_threads_are_no_mismatch_but_in_the_table(table, saved, recwarn):
     data["device"]["threads"] = 64
     saved.write_text(json.dumps(data))
     assert load_table(saved).device.threads == 64
-    assert not recwarn
 
 
 def test_another_device_or_version_warns(table, saved):
@@ -227,14 +227,14 @@ def test_profile_of_every_kind_is_a_table_that_predicts(family, dtype, batch, tm
 
 
 @pytest.mark.parametrize("gates", [None, GateSpec()], ids=["static", "gated"])
-def test_a_table_is_of_the_device_that_was_asked_for(gates, device, recwarn, tmp_path):
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_table_is_of_the_device_that_was_asked_for(gates, device, tmp_path):
     table = profile(GRID, device=device, gates=gates, rounds=3, subnets=3, dtype="bfloat16")
     assert table.device.kind == device.type
     assert table.device.threads == (1 if device.type == "cpu" else 0)
     assert all(part.ms > 0 for part in table.parts)
     save_table(table, tmp_path / "table.json")
     assert load_table(tmp_path / "table.json", grid=GRID) == table
-    assert not recwarn
 
 
 def test_shifted_windows_are_measured_where_a_network_has_them(monkeypatch):

@@ -1,7 +1,8 @@
 """README and docs: Python blocks run, quick bash blocks run, links and anchors lead somewhere, lines are short.
 
 Python blocks of one file run in one namespace, from top to bottom, beside a bundle `small` and a folder `photos`.
-Bash blocks run where the fence says `bash quick`, and only their lines that start with `routespace`.
+Bash blocks run where the fence says `bash quick`, and those of `bash slow` after them in a slow test: their lines
+that start with `routespace`.
 """
 
 import json
@@ -76,12 +77,22 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "bash quick")], ids=name_of)
-def test_quick_commands_run(page, tmp_path, monkeypatch):
+QUICK = [(page, ("bash quick",)) for page in PAGES if blocks(page, "bash quick")]
+ALL = [(page, ("bash quick", "bash slow")) for page in PAGES if blocks(page, "bash slow")]
+
+
+@pytest.mark.parametrize(
+    ("page", "fences"),
+    [
+        *(pytest.param(*each, id=name_of(each[0])) for each in QUICK),
+        *(pytest.param(*each, id=f"{name_of(each[0])}, all", marks=pytest.mark.slow) for each in ALL),
+    ],
+)
+def test_commands_run(page, fences, tmp_path, monkeypatch):
     from routespace.cli.app import app
 
     monkeypatch.chdir(tmp_path)
-    for code in blocks(page, "bash quick"):
+    for code in blocks(page, *fences):
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] != ["routespace"]:
@@ -119,8 +130,8 @@ def test_commands_have_the_options_that_pages_give_them(page):
     from routespace.cli.app import app
 
     commands = {" ".join(path): command for path, command in leaves(get_command(app))}
-    spans = re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text()))
-    calls = "\n".join(span.replace("\n", " ") for span in spans) + "\n".join(blocks(page, "bash", "bash quick"))
+    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text()))]
+    calls = "\n".join([*spans, *blocks(page, "bash", "bash quick", "bash slow")])
     for name, rest in re.findall(rf"\broutespace ({'|'.join(commands)})\b([^#\n]*)", calls.replace("\\\n", " ")):
         allowed = {option for param in commands[name].params for option in (*param.opts, *param.secondary_opts)}
         asked = set(re.findall(r"(?<=[ \[(])--[a-z][a-z-]*", rest))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from modes import assert_modes_agree, assert_replays, with_lively_gates
+from thinning import thinned
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from routespace.grid.architecture import Architecture
@@ -72,21 +73,20 @@ def test_a_staircase_keeps_known_counts(family, execution, size, keep, counts):
     assert torch.equal(routes["l01_r08_transformer"].asked, went)
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("size", [EVEN, ODD])
+NETS = [
+    ("stairs", {}),
+    ("stairs", {"keys": "kept", "kind": "sigmoid", "keep": 0.7}),
+    ("stairs", {"early_stop": True, "selection": "attention"}),
+    ("scale", {}),
+    ("both", {"keys": "kept"}),
+]
+
+
 @pytest.mark.parametrize(
-    ("routing", "gates"),
-    [
-        ("stairs", {}),
-        ("stairs", {"keys": "kept", "kind": "sigmoid", "keep": 0.7}),
-        ("stairs", {"early_stop": True, "selection": "attention"}),
-        ("scale", {}),
-        ("both", {"keys": "kept"}),
-    ],
-    ids=str,
+    *thinned(2, family=list(FAMILIES), training=[True, False], size=[EVEN, ODD], made=NETS), ids=str
 )
-def test_masked_and_packed_agree(family, routing, gates, size, training):
+def test_masked_and_packed_agree(family, made, size, training):
+    routing, gates = made
     net = make_net(routing, family, **gates).train(training)
     assert_modes_agree(net, torch.randn(3, 3, *size), Routes({}))
 

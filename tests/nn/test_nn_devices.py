@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from devices import SLOW_ON_A_CPU, recorded
+from thinning import thinned
 
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
@@ -70,9 +71,9 @@ def assert_same(expected, found, tolerance: float) -> None:
         assert (grad - got[name]).norm() < 10 * tolerance * grad.norm() + tolerance / 10 * largest, name
 
 
-@pytest.mark.parametrize("keys", ["all", "kept"])
-@pytest.mark.parametrize("family", list(FAMILIES))
-@pytest.mark.parametrize("execution", ["dense", "packed", "auto"])
+@pytest.mark.parametrize(
+    *thinned(2, family=list(FAMILIES), execution=["dense", "packed", "auto"], keys=["all", "kept"])
+)
 def test_same_as_on_the_cpu(family, execution, keys, device):
     net = make_net(family, keys=keys).train()
     found = grads(*on_device(net, device, execution=execution))
@@ -95,9 +96,9 @@ def test_own_decisions_are_the_cpus(family, execution, device):
     assert 0.1 < kept.mean() < 0.9
 
 
-@pytest.mark.parametrize("dtype", list(HALF), ids=str)
-@pytest.mark.parametrize("family", list(FAMILIES))
-@pytest.mark.parametrize("execution", ["dense", "packed", "auto"])
+@pytest.mark.parametrize(
+    *thinned(2, family=list(FAMILIES), execution=["dense", "packed", "auto"], dtype=list(HALF)), ids=str
+)
 def test_autocast(family, execution, dtype, device):
     """A training step in half precision: packed queries go to an attention of their own there."""
     net = make_net(family).train()

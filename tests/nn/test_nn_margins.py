@@ -157,29 +157,28 @@ def test_windows_open_for_the_best_of_their_tokens(fields):
                 assert torch.equal(found, wanted[:, None].expand_as(found)), (name, top, left)
 
 
-@pytest.mark.parametrize("routing", ["depth", "both"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"source": "map"},
-        {"context": 5},
-        {"source": "map", "opening": "share"},
-        {"source": "map", "rows": "window", "window": 3},
-    ],
-    ids=str,
-)
+PRICED = [
+    {"source": "map"},
+    {"context": 5},
+    {"source": "map", "opening": "share"},
+    {"source": "map", "rows": "window", "window": 3},
+]
+
+
+@pytest.mark.parametrize(*thinned(2, routing=["depth", "both"], fields=PRICED), ids=str)
 def test_the_price_is_what_torch_counts(routing, fields):
     architecture, gates = Architecture.routed(grid(), routing), GateSpec(**fields)
     size = 72, 88
     cost = architecture_cost(architecture, gates=gates, image_size=size)
-    count = torch_macs(TaskNet.classifier(architecture, gates), size)
+    net = TaskNet.classifier(architecture, gates)
+    count = torch_macs(net, size)
     assert count.macs == cost.macs
     assert not count.unknown
     rows = [name for name in cost.gates if "transformer" in name]
     dear = [name for name in rows if cost.gates[name].macs]
     assert dear == (["l00_r04_transformer"] if gates.source == "map" else rows)
     assert cost.gates[dear[0]].macs == 2 * 3 * 8 * 18 * 22
-    assert sum(p.numel() for p in TaskNet.classifier(architecture, gates).parameters()) == cost.params
+    assert sum(p.numel() for p in net.parameters()) == cost.params
 
 
 def test_it_is_saved_and_loaded_with_its_cuts(tmp_path):
