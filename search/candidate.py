@@ -92,11 +92,13 @@ class RecipeCandidate:
             RoutespaceError: the values do not fit together, or a limit of latency has no table of this grid.
         """
         from routespace.train.budget import check_budget  # torch: not needed to look at a study
+        from routespace.train.shares import RowShares
 
         search = recipe.require_search()
         own = recipe.override({**search.overrides, **changes, "search": None})
         architecture = own.architecture()
         target = check_budget(own, architecture)
+        RowShares.of(own, architecture, target)  # it refuses what gates that open a share cannot meet
         planned = _planned(own, architecture, target, limits=search.limits, table=table)
         found = cls(own, architecture, planned, _key(own, architecture), violations={})
         return replace(

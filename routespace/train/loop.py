@@ -33,7 +33,7 @@ from routespace.train.processes import any_process, matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.readings import Reading, StepReadings
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.remarks import Validation, remarks_on
+from routespace.train.remarks import ACCURACY, Validation, remarks_on
 from routespace.train.spending import Spending
 from routespace.train.step_loss import StepLoss
 from routespace.train.stopping import DivergedError, StopSignal, TrainingStoppedError, diverged
@@ -279,7 +279,7 @@ class Trainer:
     def remarks(self, found: Mapping[str, Any], task_loss: float | None, progress: float) -> list[str]:
         """What looks wrong in a validation; arguments as in `remarks_on`."""
         shares = self.spending.shares.final if self.spending.shares is not None else None
-        seen = Validation(found["usage"], found["counted_macs"], task_loss, progress)
+        seen = Validation(found["usage"], found["counted_macs"], task_loss, progress, found.get(ACCURACY))
         validated = self._validated.architecture
         return remarks_on(seen, self.course.phase.recipe, validated, shares=shares, target=self.target_macs)
 

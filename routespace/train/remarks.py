@@ -20,6 +20,7 @@ SHUT_BELOW, OPEN_ABOVE = 0.01, 0.99  # shares of tokens: a gate beyond them tell
 MOST_SAVED_FRAC = 0.5  # of what is saved: more of it by shut blocks, and they are what meets the budget
 MET_WITHIN = 1.03  # of the target: as calibration counts it
 CHANCE_FRAC = 0.98  # of the loss of guessing
+LEARNED_FRAC = 0.25  # of the way from guessing to naming every image right
 LEAST_PROGRESS = 0.3  # of the training, before which a loss may well be there
 MOST_NAMED = 3
 
@@ -32,12 +33,14 @@ class Validation(NamedTuple):
         counted: MACs of one image.
         task_loss: of the epoch's training images; None where nothing was trained.
         progress: share of the training that is done.
+        accuracy: of a classifier.
     """
 
     usage: Mapping[str, Mapping[str, float]]
     counted: float
     task_loss: float | None
     progress: float
+    accuracy: float | None = None
 
 
 def remarks_on(
@@ -60,7 +63,7 @@ def remarks_on(
     said, budget, classes = list[str](), recipe.budget, recipe.num_classes
     if seen.task_loss is not None:
         chance = math.log(classes) if recipe.task.metric.name == ACCURACY and classes > 1 else None
-        said += loss_remarks(seen.task_loss, chance, seen.progress)
+        said += loss_remarks(seen.task_loss, chance, seen.progress, accuracy=seen.accuracy)
     moves = shares is not None or budget.schedule == "linear"
     judged = recipe.train.mode != "sandwich"  # there gates are left open on purpose
     if judged and seen.progress >= max(budget.open_frac, budget.warmup_frac, budget.settle_frac if moves else 0.0):
@@ -105,15 +108,22 @@ def gate_remarks(
     return found
 
 
-def loss_remarks(task_loss: float, chance_loss: float | None, progress: float) -> list[str]:
+def loss_remarks(
+    task_loss: float, chance_loss: float | None, progress: float, *, accuracy: float | None = None
+) -> list[str]:
     """On a training that has learned nothing.
 
     Args:
         task_loss: mean of an epoch's training images.
         chance_loss: that of guessing; None where nobody knows it.
         progress: share of the training that is done.
+        accuracy: on validation, after the epoch: of few steps, what was learned shows there before it does in the
+            mean of their losses.
     """
     if chance_loss is None or progress < LEAST_PROGRESS or task_loss < CHANCE_FRAC * chance_loss:
+        return []
+    guessed = math.exp(-chance_loss)
+    if accuracy is not None and accuracy - guessed > LEARNED_FRAC * (1 - guessed):
         return []
     return [
         f"training: its loss of {task_loss:.3f} is that of guessing ({chance_loss:.3f}), nothing is learned; "

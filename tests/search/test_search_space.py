@@ -9,11 +9,12 @@ import optuna
 import pytest
 from tiny_grid import TINY_GRID
 
-from routespace.errors import RoutespaceError, SpecError
+from routespace.errors import BudgetError, RoutespaceError, SpecError
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.problem import recipe_problem
 from routespace.search.sampler import Points, Rank, make_sampler
 from routespace.search.space import Space
+from routespace.train.macs import closed_macs
 from routespace.train.recipe.recipe import Recipe
 
 
@@ -128,6 +129,10 @@ def test_candidate_costs_keys_and_limits() -> None:
         RecipeCandidate.of(made, static).key
         == RecipeCandidate.of(made, {**static, "gates.rows": "layer", "budget.ratio": 0.9}).key
     )
+    fixed = made.override({"gates.opening": "share", "routing": "depth", "gates.source": "map"})
+    least = closed_macs(fixed.architecture(), fixed.gates) / fixed.base_macs()
+    with pytest.raises(BudgetError, match="leaves no tokens to gates that open a share"):
+        RecipeCandidate.of(fixed, {"budget.ratio": least + 1e-3})
     with pytest.raises(RoutespaceError, match="depths: 2 numbers for 3 layers"):
         RecipeCandidate.of(made, {"grid.layers": 3, "grid.depths": [1, 2]})
 

@@ -46,6 +46,8 @@ def test_a_loss_of_guessing_is_told_when_it_should_be_better():
     assert loss_remarks(9.9, None, 0.9) == []
     (line,) = loss_remarks(2.3, 2.3026, 0.5)
     assert line.startswith("training: its loss of 2.300 is that of guessing (2.303), nothing is learned")
+    assert loss_remarks(2.3, 2.3026, 0.5, accuracy=0.15) == [line]
+    assert loss_remarks(2.3, 2.3026, 0.5, accuracy=0.4) == []  # the mean of an epoch of few steps comes behind
 
 
 def test_a_run_tells_them_in_its_records_and_its_result(tmp_path):
