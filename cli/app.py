@@ -38,7 +38,7 @@ from routespace.cli import (
 )
 from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import OF_SIGNALS, Interrupts
-from routespace.cli.typed import TYPED
+from routespace.cli.typed import TYPED, require_words
 from routespace.errors import RoutespaceError, RoutespaceWarning, reason
 from routespace.memory import keep_freed_memory
 from routespace.train.stopping import PeerError, TrainingStoppedError, is_first_process
@@ -75,6 +75,7 @@ class OneLineErrors(TyperGroup):
         interrupts = ctx.obj if isinstance(ctx.obj, Interrupts) else Interrupts()
         try:
             with interrupts.handling(active=interrupts is ctx.obj):
+                require_words(ctx.meta[TYPED])
                 super().invoke(ctx)
         except typer.Exit:
             raise

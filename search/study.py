@@ -62,8 +62,8 @@ def run_study(
         progress: told when a trial starts, trains and ends.
 
     Raises:
-        SpecError: the recipe's search, the storage, the number of trials or the seed is not usable, or the study
-            is of another recipe.
+        SpecError: the recipe's search, the storage, the name, the number of trials or the seed is not usable,
+            the study is of another recipe, or its trials ask for a device that is not there.
         BundleError: the folder or the storage cannot be used.
         DataError: the data cannot be used; not where the space varies it.
         RoutespaceError: the first trials all failed, or no trial finished.
@@ -75,6 +75,8 @@ def run_study(
     draws = recipe.seed if seed is None else seed
     require_seed(draws)
     require_study_name(study_name)
+    if evaluator is None:
+        _require_machine(recipe)
     table = study_table(recipe)
     problem = recipe_problem(recipe, table, evaluator)
     pruner = make_pruner(search.pruner, problem.objectives)
@@ -96,6 +98,13 @@ def run_study(
         study.pruner = pruner
         Loop(study, problem, wanted=wanted, out=out).run(worker)
         return snapshot(study, storage=url, out=out)
+
+
+def _require_machine(recipe: Recipe) -> None:
+    """Raise SpecError where no trial can be trained here: each of them would fail by that."""
+    from routespace.train.run import require_device  # torch: not needed to look at a study
+
+    require_device(recipe.override(recipe.require_search().overrides).train)
 
 
 @contextmanager

@@ -174,7 +174,8 @@ def _as_before() -> Iterator[None]:
             state._shared_state.update(before)
 
 
-def _accelerator(spec: TrainSpec) -> Accelerator:
+def require_device(spec: TrainSpec) -> None:
+    """Raise SpecError for a device that this machine does not have, or whose time the clock does not see."""
     cuda = torch.cuda.is_available()
     if spec.device == "cuda" and not cuda:
         raise SpecError("train.device: 'cuda' is not there on this machine; give 'auto' or 'cpu'")
@@ -182,10 +183,14 @@ def _accelerator(spec: TrainSpec) -> Accelerator:
         raise SpecError(
             "train.clock: 'processor' does not see what an accelerator takes; give wall, or train.device=cpu"
         )
+
+
+def _accelerator(spec: TrainSpec) -> Accelerator:
+    require_device(spec)
     for state in STATES:  # an earlier run of this process may have had others
         state._shared_state.clear()
     return Accelerator(
-        cpu=spec.device == "cpu" or not cuda,
+        cpu=spec.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=spec.precision,
         kwargs_handlers=[DistributedDataParallelKwargs()],
     )

@@ -144,7 +144,7 @@ def test_log10_of_huge_counts():
         (["--layers", 4, "--family", "swin_v2", "--window", "0"], ["window", "from 1 up"]),
         (["--layers", 4, "--window", "8,8,8,4"], ["window", "pvt_v2", "swin_v2"]),
         (["--layers", 4, "--size", "b1", "--heads", "1,2,5,7"], ["heads"]),
-        (["--layers", 4, "--embed-layers", ""], ["embed_layers"]),
+        (["--layers", 4, "--embed-layers", ","], ["embed_layers"]),
         (["--layers", 4, "--embed-layers", "9"], ["embed_layers", "0 to 4"]),
         (["--layers", 4, "--depths", "1,2"], ["depths", "4 layers"]),
         (["--layers", 4, "--image-size", "16"], ["image_size", "32"]),

@@ -17,7 +17,7 @@ import torch
 from fake_evaluator import FakeEvaluator, recipe
 from optuna.exceptions import ExperimentalWarning
 
-from routespace.errors import DataError, RoutespaceError
+from routespace.errors import DataError, RoutespaceError, SpecError
 from routespace.search import load_study, run_study, trial_folder
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
@@ -57,6 +57,15 @@ def test_a_study_whose_first_trials_all_fail_stops(tmp_path: Path, metrics: Any,
     with pytest.raises(RoutespaceError, match=f"the first 3 trials all failed alike: {message}"):
         run_study(recipe(), tmp_path, evaluator=broken)
     assert load_study(tmp_path).count("failed") == 3
+
+
+def test_a_device_that_is_not_there_is_told_before_a_study_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecError, match=r"train\.device: 'cuda' is not there on this machine"):
+        run_study(recipe(overrides={"train.device": "cuda"}), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_study_without_one_finished_trial_fails(tmp_path: Path) -> None:
