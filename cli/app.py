@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
 import typer
@@ -202,7 +203,7 @@ def options(
 
 def quiet_libraries() -> None:
     """Warnings are ours, or about a GPU that cannot be used; libraries warn of each other and of our choices."""
-    warnings.formatwarning = _one_line_warning  # type: ignore[assignment]  # meant to be replaced, says Python
+    warnings.showwarning = telling_once()
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", category=RoutespaceWarning)  # told at the line of whoever called us
     warnings.filterwarnings("default", module=r"torch\.cuda")
@@ -210,8 +211,20 @@ def quiet_libraries() -> None:
         logging.getLogger(theirs).setLevel(logging.ERROR)
 
 
-def _one_line_warning(message: Warning | str, category: type[Warning], *_: object) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"
+def telling_once() -> Callable[..., None]:
+    """What shows a warning as one line, and no second time, such as by each trial of a study.
+
+    Python forgets what it has told as soon as somebody catches warnings, which many do.
+    """
+    seen = set[str]()
+
+    def show(message: Warning | str, *_: object) -> None:
+        line = f"warning: {' '.join(str(message).split())}"
+        if line not in seen:
+            seen.add(line)
+            print(line, file=sys.stderr, flush=True)
+
+    return show
 
 
 def run(interrupts: Interrupts) -> None:

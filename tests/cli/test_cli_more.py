@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from typer.testing import CliRunner
 
 import routespace
 from routespace import RoutingGrid, TaskNet, load_recipe, save_bundle
-from routespace.cli.app import app, one_line
+from routespace.cli.app import app, one_line, telling_once
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
 from routespace.deploy.latency.profiling import profile
 from routespace.deploy.latency.table import save_table
+from routespace.errors import RoutespaceWarning
 from routespace.train.progress import Progress
 
 COMMANDS = [command.name for command in app.registered_commands]
@@ -57,6 +59,7 @@ def test_help_has_an_example(cli, command):
 def test_help_imports_nothing_heavy():
     code = """
 import sys
+import warnings
 from routespace.cli.app import app
 try:
     app(["build", "--help"])
@@ -72,6 +75,7 @@ print([name for name in ("torch", "timm", "optuna", "matplotlib", "networkx", "n
 def test_commands_without_networks_import_no_torch(args):
     code = f"""
 import sys
+import warnings
 from routespace.cli.app import app
 try:
     app({args!r})
@@ -100,6 +104,17 @@ def test_errors_end_a_real_process_with_2():
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: max_down: 24")
+
+
+def test_a_warning_is_told_once(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = telling_once()
+        for word in ("some\nare left out", "some\nare left out", "others"):
+            with warnings.catch_warnings():  # makes Python forget what it has told
+                pass
+            warnings.warn(word, RoutespaceWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: some are left out\nwarning: others\n"
 
 
 def test_a_reader_that_leaves_is_no_error():
