@@ -11,6 +11,7 @@ import sqlalchemy
 import torch
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
+from uncounted import call_uncounted, import_uncounted
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 # Each run draws other examples: what fifty do not find today, those of the next days do.
@@ -23,6 +24,7 @@ settings.load_profile("routespace")
 def pytest_collection() -> None:
     """What is imported and collected is no garbage, and millions of objects: nobody looks through them."""
     gc.disable()
+    import_uncounted()
 
 
 def pytest_collection_finish() -> None:
@@ -62,6 +64,15 @@ def no_wait_for_the_disk():
         patch.setattr(os, "fsync", lambda _: None)
         yield
     sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_lines_counted_in_libraries():
+    """What takes them long in Python takes twice as long while lines of ours are counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.gettrace() is not None:
+            call_uncounted(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

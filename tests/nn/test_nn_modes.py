@@ -18,6 +18,7 @@ from modes import (
     settled_noise,
     with_lively_gates,
 )
+from thinning import thinned
 
 from routespace.errors import DataError, GridError
 from routespace.grid.architecture import Architecture
@@ -167,10 +168,12 @@ def test_an_open_row_computes_what_has_stopped(family):
         assert net(images, routes=routes).routes["l01_r08_transformer"].kept.all()
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("gates", [{}, {"columns": "token", "capacity": True}, {"early_stop": True}], ids=str)
-@pytest.mark.parametrize("family", list(FAMILIES))
+GATES = [{}, {"columns": "token", "capacity": True}, {"early_stop": True}]
+
+
+@pytest.mark.parametrize(
+    *thinned(2, family=list(FAMILIES), gates=GATES, mode=list(MODES), training=[False, True]), ids=str
+)
 def test_a_batch_of_nothing(family, gates, mode, training):
     """Filters, cascades and detectors make such batches: an answer of no rows, in every mode."""
     grid = grid_of(family, outputs="pyramid")
