@@ -11,7 +11,7 @@ import sqlalchemy
 import torch
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
-from uncounted import call_uncounted, import_uncounted
+from uncounted import call_uncounted, import_uncounted, without_counting
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 # Each run draws other examples: what fifty do not find today, those of the next days do.
@@ -24,7 +24,8 @@ settings.load_profile("routespace")
 def pytest_collection() -> None:
     """What is imported and collected is no garbage, and millions of objects: nobody looks through them."""
     gc.disable()
-    import_uncounted()
+    if sys.gettrace() is not None:
+        import_uncounted()
 
 
 def pytest_collection_finish() -> None:
@@ -37,8 +38,11 @@ def pytest_collection_finish() -> None:
 
 
 def remember_what_trainings_take(batch: ModuleType) -> None:
-    """Each training tells its memory, by two passes on tensors without content: of each network once is enough."""
-    tell, told = batch.recipe_need, {}
+    """Each training tells its memory, by two passes on tensors without content: of each network once is enough.
+
+    Its lines are counted where it is tested.
+    """
+    tell, told = without_counting(batch.recipe_need), {}
 
     def remembered(recipe, architecture, **more):
         spec = recipe.train

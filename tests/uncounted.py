@@ -6,9 +6,8 @@ is exported.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
+from functools import reduce, wraps
 from typing import Any
 
 import pytest
@@ -22,38 +21,29 @@ CALLED = (
 )
 
 
-@contextmanager
-def uncounted() -> Iterator[None]:
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(tracer)
+def without_counting(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def called(*args: Any, **named: Any) -> Any:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return call(*args, **named)
+        finally:
+            sys.settrace(tracer)  # in the frame that stopped it, or it loses count of who called whom
+
+    return called
 
 
+@without_counting
 def import_uncounted() -> None:
-    """Import what each whole run needs, if lines are counted."""
-    if sys.gettrace() is not None:
-        with uncounted():
-            for name in IMPORTED:
-                importlib.import_module(name)
+    """Import what each whole run needs."""
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 def call_uncounted(patch: pytest.MonkeyPatch) -> None:
     """From now on, what libraries do for long in Python is not counted."""
-    for module, name in CALLED:
-        owner: Any = importlib.import_module(module)
-        *owners, last = name.split(".")
-        for each in owners:
-            owner = getattr(owner, each)
-        patch.setattr(owner, last, without_counting(getattr(owner, last)))
-
-
-def without_counting(call: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(call)
-    def called(*args: Any, **named: Any) -> Any:
-        with uncounted():
-            return call(*args, **named)
-
-    return called
+    for module, path in CALLED:
+        *owners, name = path.split(".")
+        owner = reduce(getattr, owners, importlib.import_module(module))
+        patch.setattr(owner, name, without_counting(getattr(owner, name)))
