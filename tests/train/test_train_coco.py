@@ -318,6 +318,21 @@ def test_a_picture_that_is_named_twice_is_told(tmp_path):
     assert warning.startswith(f"1 validation image is trained on, too ({third})")
 
 
+def test_names_with_backslashes_between_folders_are_found(tmp_path):
+    file = some_coco(tmp_path)
+    noise(tmp_path / "train/deep/er/2.png", SIZES[1], 2)
+    data = json.loads(file.read_text())
+    data["images"][1]["file_name"] = "deep\\er\\2.png"
+    file.write_text(json.dumps(data))
+    image = coco_annotations(spec(tmp_path), "objects").part("train").images[1]
+    assert image.place == str(tmp_path / "train/deep/er/2.png")
+    assert source_of(spec(tmp_path), "objects").quick_check() == ()
+    for picture in data["images"]:  # the folder's own name in front
+        picture["file_name"] = f"train\\{picture['file_name']}"
+    file.write_text(json.dumps(data))
+    assert source_of(spec(tmp_path), "objects").quick_check() == ()
+
+
 def test_run_lengths_are_those_that_pycocotools_packs():
     for seed in range(20):
         rows = np.random.default_rng(seed).random((60, 70)) < 0.1 * (seed % 9 + 1)

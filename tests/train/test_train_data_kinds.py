@@ -138,6 +138,9 @@ def test_a_table_that_is_none(tmp_path):
     path = table(tmp_path / "list.csv", [("a", "b")], ("name", "label"))
     with pytest.raises(DataError, match=r"no column 'path' \(found: name, label\); name it with data.path_col"):
         source_of("csv", path)
+    path.write_text("path;label\na.png;cat\n")
+    with pytest.raises(DataError, match=r"no column 'path' \(found: path;label\); write commas"):
+        source_of("csv", path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read as a table"):
         source_of("csv", path)

@@ -139,6 +139,16 @@ def test_a_picture_or_a_label_map_alone_is_refused(tmp_path, gone, words):
         assert word in str(error.value)
 
 
+def test_label_maps_that_end_in_another_way_are_told(tmp_path):
+    ade(tmp_path)
+    maps = tmp_path / "annotations/training/room"
+    (maps / "2.png").rename(maps / "2.PNG")
+    assert len(source_of(spec(tmp_path), "pixels").train())
+    (maps / "2.PNG").rename(maps / "2.jpg")
+    with pytest.raises(DataError, match=r"label maps end in \.png, and .*2\.jpg is none, whose numbers JPEG has"):
+        source_of(spec(tmp_path), "pixels").train()
+
+
 def test_two_pictures_of_one_label_map_are_refused(tmp_path):
     ade(tmp_path)
     noise(tmp_path / "images/training/room/2.png", (40, 40))

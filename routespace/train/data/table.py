@@ -55,9 +55,11 @@ class TableCatalogue:
                 columns = reader.fieldnames or []
                 missing = [name for name in needed if name not in columns]
                 if missing:
+                    way = f"name it with data.{'path' if missing[0] == spec.path_column else 'label'}_column"
+                    if len(columns) == 1 and ";" in columns[0]:
+                        way = "write commas between the columns, not semicolons"
                     raise DataError(
-                        f"{self.path}: has no column {missing[0]!r} (found: {', '.join(columns) or 'none'}); "
-                        f"name it with data.{'path' if missing[0] == spec.path_column else 'label'}_column"
+                        f"{self.path}: has no column {missing[0]!r} (found: {', '.join(columns) or 'none'}); {way}"
                     )
                 rows = [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
         except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -80,7 +80,7 @@ class CocoAnnotations:
         found = read_coco(place.annotations, masks=self.masks)
         folder = _folder_of(place.images, found.pictures[0].name)
         images = tuple(
-            Annotated(str(folder / name), plain_key(PurePath(name)), number, objects, size)
+            Annotated(str(_picture_at(folder, name)), plain_key(PurePath(name)), number, objects, size)
             for number, name, size, objects in found.pictures
         )
         return AnnotatedPart(str(place.annotations), images, found.classes, found.notes, str(place.images))
@@ -181,8 +181,14 @@ def pictures_of(file: Path) -> Path:
 
 def _folder_of(folder: Path, name: str) -> Path:
     """Where a picture lies: in a folder, or beside it, as file names with the folder's own in front have it."""
-    beside = not (folder / name).exists() and (folder.parent / name).exists()
+    beside = not _picture_at(folder, name).exists() and _picture_at(folder.parent, name).exists()
     return folder.parent if beside else folder
+
+
+def _picture_at(folder: Path, name: str) -> Path:
+    """Where a picture lies whose name may have been written by Windows, with backslashes between the folders."""
+    place = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not place.exists() else place
 
 
 def holds_pictures(folder: Path) -> bool:

@@ -180,12 +180,21 @@ class FolderAnnotations:
                 where, place = (pictures, maps) if one is found else (maps, pictures)
                 raise DataError(
                     f"{where}: {len(lonely)} {'file has' if len(lonely) == 1 else 'files have'} no {what[2:]} of "
-                    f"the same name in {place} ({examples(lonely)}); add or remove it"
+                    f"the same name in {place} ({examples(lonely)}); "
+                    f"{self._other_ending(maps, lonely[0]) if one is found else ''}add or remove it"
                 )
         return [
             Annotated(path, key_below(path, pictures), number, labelled[name])
             for number, (name, path) in enumerate(found.items())
         ]
+
+    def _other_ending(self, maps: Path, name: str) -> str:
+        """What to do where the label map of a picture is there, but ends in another way."""
+        for path in pictures_below(str(maps), Counter()):
+            if key_below(path, maps).rpartition(".")[0] == name:
+                lossy = ", whose numbers JPEG has changed" if path.lower().endswith((".jpg", ".jpeg")) else ""
+                return f"label maps end in {self.spec.suffix}, and {path} is none{lossy}: set data.suffix, or "
+        return ""
 
 
 def _by_stem(folder: Path, suffix: str = "") -> dict[str, str]:
@@ -193,7 +202,7 @@ def _by_stem(folder: Path, suffix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for path in pictures_below(str(folder), Counter()):
         name = key_below(path, folder).rpartition(".")[0]
-        if path.endswith(suffix) and found.setdefault(name, path) != path:
+        if path.lower().endswith(suffix.lower()) and found.setdefault(name, path) != path:
             raise DataError(
                 f"{folder}: {Path(found[name]).name} and {Path(path).name} have one name but for the ending, and "
                 f"so one label map; rename or remove one of them"
