@@ -72,6 +72,7 @@ def run(
     from routespace.cli.demo_report import conclude
     from routespace.cli.status import loading
     from routespace.cli.typed import same_command
+    from routespace.errors import command_line
     from routespace.recipes import load_recipe
 
     start = time.perf_counter()
@@ -90,6 +91,8 @@ def run(
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command goes on: {same_command(ctx)}") from error
     print(f"\n{time.perf_counter() - start:.0f} s in all; everything is in {folder}")
+    taking = command_line("extract", folder / "supernet", "--routed", "-o", folder / "routed")
+    print(f"take the routed network as a bundle with: {taking}")
 
 
 def _journey(recipe: Recipe, folder: Path, *, quick: bool, best: bool) -> Journey:

@@ -50,7 +50,7 @@ class FineTuning:
 
 
 def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
-    """The recipe of a fine-tuning: that of the artifact but for length, warm-up and teacher.
+    """The recipe of a fine-tuning: that of the artifact's last phase but for length, warm-up and teacher.
 
     Raises:
         BundleError: the artifact has none.
@@ -61,6 +61,7 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
     teacher = own if tuning.teacher is None else tuning.teacher
     return recipe.override(
         {
+            "train.phases": [],
             "train.epochs": tuning.epochs,
             "train.warmup_epochs": tuning.epochs * WARMUP_FRAC,
             "train.teacher": None if teacher == NO_TEACHER else teacher,
@@ -70,8 +71,13 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
     )
 
 
-def require_tuning(artifact: Artifact, tuning: FineTuning | None) -> None:
+def require_tuning(artifact: Artifact, tuning: FineTuning | None, *, gated: bool = False) -> None:
     """Ask before the work for what a fine-tuning needs: its recipe, and the teacher that was named.
+
+    Args:
+        artifact: what is taken from.
+        tuning: how long, and by whom what is taken is taught; None for not at all.
+        gated: what is taken keeps its gates.
 
     Raises:
         BundleError: the artifact has no recipe, or the teacher cannot be read or fetched.
@@ -81,7 +87,7 @@ def require_tuning(artifact: Artifact, tuning: FineTuning | None) -> None:
     if tuning is None:
         return
     recipe = fine_tuned_recipe(artifact, tuning)
-    if recipe.train.teacher == SELF:
+    if recipe.train.teacher == SELF and not gated:
         raise SpecError(f"train.teacher: {SELF!r} needs gates, and what is taken out has none; give another")
     if tuning.teacher is not None:
         teacher_of(recipe, artifact.held_out().source, torch.device("cpu"))

@@ -27,7 +27,7 @@ from routespace.train.macs import closed_macs, counted_macs, open_macs
 from routespace.train.run import RunResult
 from routespace.train.tasks.kinds import task_of_head
 from routespace.workflow.artifacts import Artifact, load_artifact
-from routespace.workflow.fine_tuning import AT_ONCE, FineTuning, fine_tune
+from routespace.workflow.fine_tuning import AT_ONCE, FineTuning, fine_tune, require_tuning
 from routespace.workflow.history import with_score
 from routespace.workflow.scoring import Seen, card_scores, decides_alike, seen, tuned_score
 from routespace.workflow.taking import Extraction, provenance_of, saved, verified
@@ -86,6 +86,8 @@ def extract_routed(
     if macs is not None:
         budget = {"budget.macs": round(macs), "budget.calibrate": True}
         budgeted, limits = replace(artifact, recipe=artifact.require_recipe().override(budget)), {"macs": macs}
+    require_tuning(budgeted, tuning, gated=True)
+    if macs is not None:
         with watch.doing("calibrating"):
             found = _calibrated(artifact, net, macs)
     watch.chosen(net.architecture)

@@ -35,8 +35,10 @@ from routespace.train.data.source import make_source
 from routespace.train.macs import closed_macs, counted_macs, open_macs
 from routespace.train.run import train_recipe
 from routespace.train.teacher import make_teacher
+from routespace.workflow import routed
 from routespace.workflow.artifacts import load_artifact
 from routespace.workflow.exporting import export_artifact
+from routespace.workflow.fine_tuning import fine_tuned_recipe, require_tuning
 from routespace.workflow.wishes import ExtractionWatch, Listener
 
 TASKS = {
@@ -219,20 +221,37 @@ def test_it_is_trained_on_at_its_budget(source, tmp_path):
     assert (tmp_path / "routed" / "usage.json").exists()
 
 
+def test_what_cannot_teach_it_is_told_before_it_is_calibrated(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(routed, "calibrate_threshold", pytest.fail)
+    whole, nobody = load_artifact(source), str(tmp_path / "nobody")
+    with pytest.raises(SpecError, match="nobody: does not exist"):
+        extract_routed(source, tmp_path / "no", macs=middle(whole.net), tuning=FineTuning(1, nobody))
+    require_tuning(whole, FineTuning(1, "self"), gated=True)  # it teaches itself with everything computed
+    with pytest.raises(SpecError, match="'self' needs gates"):
+        require_tuning(whole, FineTuning(1, "self"))
+
+
+def test_phases_of_a_run_are_over_when_what_was_taken_is_trained_on(source):
+    whole = load_artifact(source)
+    phased = whole.recipe.override({"train.phases": [{"seconds": 1.0}], "train.seconds": 2.0})
+    tuned = fine_tuned_recipe(replace(whole, recipe=phased), FineTuning(3))
+    assert (tuned.train.phases, tuned.train.seconds, tuned.train.epochs) == ((), None, 3)
+
+
 def test_it_is_where_others_begin_and_who_teaches_them(source, tmp_path):
-    routed, whole = tmp_path / "routed", load_artifact(source)
+    folder, whole = tmp_path / "routed", load_artifact(source)
     wanted = middle(whole.net)
-    extract_routed(whole, routed, macs=wanted)
-    small = load_artifact(routed)
+    extract_routed(whole, folder, macs=wanted)
+    small = load_artifact(folder)
     result = train_recipe(small.recipe, tmp_path / "run", init=small.net, asked=())
     assert result.metrics["target_macs"] == round(wanted)
     assert result.net.architecture == small.net.architecture
     taught = make_teacher(
-        str(routed), like=small.preprocess, classes=small.classes, size=(32, 32), device=torch.device("cpu")
+        str(folder), like=small.preprocess, classes=small.classes, size=(32, 32), device=torch.device("cpu")
     )
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(taught(images), small.net(images).logits, atol=1e-6)
-    part = extract_bundle(routed, tmp_path / "static", macs=wanted, evaluated=False)  # by its own usage
+    part = extract_bundle(folder, tmp_path / "static", macs=wanted, evaluated=False)  # by its own usage
     assert part.card.static
     assert part.card.macs <= wanted
 
