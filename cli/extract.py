@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from routespace import file_names
-from routespace.cli.options import Device, Latency, out, overwriting
+from routespace.cli.options import Data, Device, Latency, out, overwriting
 from routespace.errors import SpecError
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def run(
     ] = False,
     overwrite: Annotated[bool, overwriting("a bundle, or several, that are there")] = False,
     recipe: Annotated[str | None, typer.Option(help="Recipe to take instead of the run's own.")] = None,
+    data: Data = None,
     device: Device = "auto",
 ) -> None:
     """Choose the best part of a supernet under a limit, take it out, verify and save it.
@@ -114,6 +115,7 @@ def run(
     from routespace.cli.arguments import named_recipe, parse_limits, parse_sizes
     from routespace.cli.budgets import Budgets
     from routespace.cli.status import loading
+    from routespace.cli.train import with_changes
     from routespace.deploy.folder import net_folder, require_bundle_place, require_series_place
 
     _check_choice(choose, method)
@@ -129,12 +131,15 @@ def run(
     (require_series_place if budgets.several else require_bundle_place)(folder, overwrite=overwrite)
     run_folder = _run_folder(source, trial)
     net_folder(run_folder)
+    if data is not None:
+        given = with_changes(str(run_folder) if recipe is None else recipe, [], data=data)
     with loading():
         from routespace.workflow.artifacts import load_artifact
         from routespace.workflow.wishes import Wishes
     tuning = _tuning(finetune, teacher, cut)
     found = load_artifact(run_folder, recipe=given, device=device)
-    _require_images(found, wanted=given is not None and (evaluate or tuning is not None))
+    if evaluate or tuning is not None:
+        _ = found.held_out().val  # before the work: images that are not there, or of other classes
     table = None if latency is None else _table(latency, found, sized=bool(sizes))
     wishes = Wishes(
         limits | ({} if ms is None else {"latency_ms": ms}),
@@ -198,12 +203,6 @@ def _table(path: Path, found: Artifact, *, sized: bool) -> LatencyTable:
 
     grid = found.net.architecture.grid
     return load_table(path, grid=None if sized else grid, families=[grid.spec.family])
-
-
-def _require_images(found: Artifact, *, wanted: bool) -> None:
-    """Raise DataError, before the work, where a recipe that was given is about images of other classes."""
-    if wanted:
-        _ = found.held_out().val
 
 
 def _check_choice(choose: str | None, method: str) -> None:

@@ -2,13 +2,14 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import safetensors.torch
 import timm
 import torch
 from tiny_grid import TINY_GRID
-from train_photos import photos
+from train_photos import photo_recipe, photos
 
 from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, save_bundle
 from routespace.preprocess import Preprocess, save_preprocess
@@ -65,6 +66,19 @@ def test_json_has_every_class_and_answer(cli, place):
     }
     assert report["confusion"] == {"ant": {"cat": 5}, "cat": {"cat": 2}, "dog": {"cat": 2}}
     assert report["balanced_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_images_that_moved_are_told_before_an_extraction_and_given_anew(cli, place, tmp_path):
+    shutil.copytree(place / "small", tmp_path / "whole")
+    (tmp_path / "whole/recipe.yaml").write_text(photo_recipe(tmp_path / "gone").to_yaml())
+    asked = "extract", tmp_path / "whole", "-o", tmp_path / "out"
+    refused = cli(*asked)
+    refused.assert_refused(str(tmp_path / "gone"), "--data PATH")
+    assert refused.out == ""
+    cli(*asked, "--data", tmp_path / "nosuch").assert_refused("nosuch", "no such folder")
+    assert "validation images; whole" in cli(*asked, "--data", place / "photos").assert_fine().out
+    assert load_recipe(tmp_path / "out").data.root == str(place / "photos")
+    cli("extract", place / "small", "-o", tmp_path / "more").assert_refused("has no recipe.yaml", "--recipe")
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_the_work(cli, place, tmp_path):

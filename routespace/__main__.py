@@ -1,0 +1,5 @@
+"""`python -m routespace`, the same as the `routespace` command."""
+
+from routespace.cli import main
+
+main()
