@@ -68,9 +68,9 @@ def timm_network(source: str) -> nn.Module:
     """
     name = source.removeprefix(TIMM)
     if not timm.is_model(name):
-        raise SpecError(f"timm knows no network of that name; {WEIGHTS_HINT}")
+        raise SpecError("timm knows no network of that name; see timm.list_models(pretrained=True)")
     if not timm.list_pretrained(name.partition(".")[0] + "*"):
-        raise SpecError(f"timm has no weights of it; {WEIGHTS_HINT}")
+        raise SpecError("timm has no weights of it; see timm.list_models(pretrained=True)")
     try:
         with quieted("huggingface_hub.utils._http"):  # it tells each attempt; where all fail, the error does
             return timm.create_model(name, pretrained=True)

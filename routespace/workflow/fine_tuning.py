@@ -67,6 +67,7 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
             "train.teacher": None if teacher == NO_TEACHER else teacher,
             "train.weights": None,
             "train.mode": "plain",
+            "train.device": "auto" if recipe.train.device == "cuda" else recipe.train.device,  # perhaps not there
         }
     )
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,11 @@ def test_a_part_is_fine_tuned_by_what_it_was_cut_from(run, tmp_path):
 def test_what_a_fine_tuning_cannot_do_is_told(run, tmp_path):
     with pytest.raises(SpecError, match="finetune: 0 epochs are not allowed; give 1 or more"):
         FineTuning(0)
-    assert fine_tuned_recipe(load_run(run), FineTuning(2, "none")).train.teacher is None
+    found = load_run(run)
+    assert fine_tuned_recipe(found, FineTuning(2, "none")).train.teacher is None
+    elsewhere = replace(found, recipe=found.recipe.override({"train.device": "cuda"}))  # trained where a GPU was
+    assert fine_tuned_recipe(elsewhere, FineTuning(2)).train.device == "auto"
+    assert fine_tuned_recipe(found, FineTuning(2)).train.device == "cpu"
 
 
 def test_a_teacher_that_cannot_teach_is_told_before_the_work(run, tmp_path, monkeypatch):
