@@ -12,12 +12,23 @@ from typing import Any
 
 import pytest
 
-IMPORTED = "torch._dynamo", "torchvision", "torchmetrics", "timm", "accelerate", "scipy.signal", "onnxscript"
+IMPORTED = (
+    *("torch._dynamo", "torchvision", "torchmetrics", "timm", "accelerate", "scipy.signal", "onnxscript"),
+    *("optuna", "segmentation_models_pytorch", "fvcore.nn"),
+)
 CALLED = (
     ("torch.export", "export"),
     ("torch.export", "load"),
     ("torch.onnx", "export"),
     ("matplotlib.figure", "Figure.savefig"),
+    ("typer.main", "get_group"),
+    ("sqlalchemy.orm", "Session.commit"),
+    ("sqlalchemy.orm", "Session.flush"),
+    ("sqlalchemy.orm", "Session.execute"),
+    ("sqlalchemy.orm", "Query.all"),
+    ("sqlalchemy.orm", "Query.first"),
+    ("sqlalchemy.orm", "Query.one"),
+    ("sqlalchemy.orm", "Query.one_or_none"),
 )
 
 
