@@ -74,6 +74,19 @@ def test_one_graph_serves_every_keep_ratio_and_mask():
 
 
 @pytest.mark.slow
+def test_one_image():
+    net = small_net().eval()
+    net.decide(execution="packed")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for keep in (0.5, 0.9, 0.1):
+            routes = Routes.random(net, images, keep=keep)
+            eager = net.compile_blocks(False)(images, routes=routes).logits
+            assert (net.compile_blocks()(images, routes=routes).logits - eager).abs().max() < 1e-4
+    assert counters["stats"]["unique_graphs"] == 2  # one a width
+
+
+@pytest.mark.slow
 def test_parts_change_nothing(monkeypatch):
     net = small_net().eval()
     static = net.restrict(net.architecture.opened())

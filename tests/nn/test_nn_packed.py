@@ -294,13 +294,26 @@ def test_chunks_hold_each_image_apart():
     assert chunks.images.tolist() == [0] * 8 + [1] + [3] * 4
 
 
-def test_neighbour_table_against_unfold():
-    kept = torch.rand(2, 15) < 0.6
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_neighbour_table_against_unfold(batch, share):
+    kept = torch.rand(batch, 15) < share
     keep = KeptTokens(kept, (3, 5))
-    values = torch.randn(2, 15) * kept
-    want = F.unfold(values.view(2, 1, 3, 5), 3, padding=1).transpose(1, 2).reshape(30, 9)[keep.rows]
+    values = torch.randn(batch, 15) * kept
+    want = F.unfold(values.view(batch, 1, 3, 5), 3, padding=1).transpose(1, 2).reshape(-1, 9)[keep.rows]
     packed = torch.cat([values.flatten()[keep.rows], torch.zeros(1)])
     assert torch.equal(packed[keep.neighbours].t(), want)
+
+
+def test_one_image_has_equal_counts():
+    """Its queries are a batch as they are, and its compiled step needs no table of slots."""
+    keep = KeptTokens(torch.rand(1, 15) < 0.6, (3, 5))
+    assert keep.tables.slots is None
+    assert keep.tables.per_image == len(keep.rows)
+    queries, keys, values = torch.randn(len(keep.rows), 2, 4), *torch.randn(2, 1, 2, 5, 4)
+    found = ragged_attention(queries, keys, values, keep.tables)
+    assert torch.allclose(found, ragged_attention(queries, keys, values, keep), atol=1e-6)
+    assert KeptTokens(torch.rand(2, 15) < 0.6, (3, 5)).tables.slots is not None
 
 
 def count_calls(net: TaskNet) -> dict[str, list[int]]:

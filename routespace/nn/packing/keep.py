@@ -192,13 +192,16 @@ class KeptTokens:
             from routespace.nn.packing.tables_triton import neighbours
 
             return neighbours(*self._places, self.hw)
-        order = self.order.int() if self.kept.is_cuda else self.order.long()  # half of what kernels there read
-        framed = torch.nn.functional.pad(order.view(-1, h, w), (1, 1, 1, 1), value=n)
-        inside = self.rows % (h * w)
-        corner = (self.images * (h + 2) + inside // w) * (w + 2) + inside % w
-        steps = torch.arange(3, device=corner.device)
-        offsets = (steps[:, None] * (w + 2) + steps[None, :]).flatten()
-        return framed.flatten().index_select(0, (offsets[:, None] + corner[None, :]).flatten()).view(9, -1)
+        # Each of these operations waits for its code where a product came before it: the fewer, the better.
+        b, dtype = self.kept.shape[0], torch.int32 if self.kept.is_cuda else torch.int64  # there half is read
+        corner = torch.add(self.rows, self.rows // w, alpha=2)  # above and to the left of each, in framed maps
+        if b != 1:
+            corner = torch.add(corner, self.images, alpha=2 * (w + 2))
+        places = torch.arange(n, device=corner.device, dtype=dtype)
+        framed = places.new_full((b * (h + 2) * (w + 2),), n).index_copy_(0, corner + (w + 3), places)
+        steps = [dy * (w + 2) + dx for dy in range(3) for dx in range(3)]
+        offsets = torch.tensor(steps, device=corner.device)
+        return framed.index_select(0, (offsets[:, None] + corner).flatten()).view(9, -1)
 
     @cached_property
     def occupied(self) -> Tensor | None:
@@ -238,16 +241,18 @@ class KeptTokens:
 
     @cached_property
     def tables(self) -> PackTables:
-        """All tables at once, for a compiled step."""
-        whole = self.per_image is not None
+        """All tables at once, for a compiled step; those of one image on a CPU are of equal counts."""
+        alone = self.kept.shape[0] == 1 and not self.kept.is_cuda
+        per_image = self.longest if alone else self.per_image
+        whole = per_image is not None
         return PackTables(
             rows=self.rows,
             neighbours=self.neighbours,
-            counts=self.counts,
+            counts=None if whole else self.counts,
             slots=None if whole else self.slots,
             longest=0 if whole else self.longest,
             tokens=self.tokens,
-            per_image=self.per_image,
+            per_image=per_image,
             visible_mask=None if self.sees_kept else self.visible_mask,
             sees_kept=self.sees_kept,
         )
@@ -258,7 +263,7 @@ class PackTables(NamedTuple):
 
     rows: Tensor
     neighbours: Tensor
-    counts: Tensor
+    counts: Tensor | None
     slots: Tensor | None
     longest: int
     tokens: int

@@ -194,6 +194,7 @@ def varlen_attention(queries: Tensor, keys: Tensor, values: Tensor, keep: KeptTo
 
 def _starts(keep: KeptTokens | PackTables) -> Tensor:
     """(B + 1,) int32 packed queries of the images before each, and of all."""
+    assert keep.counts is not None
     return F.pad(keep.counts.cumsum(0), (1, 0)).to(torch.int32)
 
 
