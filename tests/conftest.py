@@ -12,6 +12,7 @@ import torch
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
 from uncounted import call_uncounted, import_uncounted, without_counting
+from xdist import is_xdist_controller
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 # Each run draws other examples: what fifty do not find today, those of the next days do.
@@ -21,10 +22,10 @@ settings.register_profile(
 settings.load_profile("routespace")
 
 
-def pytest_collection() -> None:
+def pytest_collection(session: pytest.Session) -> None:
     """What is imported and collected is no garbage, and millions of objects: nobody looks through them."""
     gc.disable()
-    if sys.gettrace() is not None:
+    if sys.gettrace() is not None and not is_xdist_controller(session):  # which runs no test
         import_uncounted()
 
 
