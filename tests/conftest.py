@@ -11,8 +11,6 @@ import sqlalchemy
 import torch
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
-from uncounted import call_uncounted, import_uncounted, without_counting
-from xdist import is_xdist_controller
 
 # How long an example takes says how busy the machine is, and nothing about the code.
 # Each run draws other examples: what fifty do not find today, those of the next days do.
@@ -22,11 +20,9 @@ settings.register_profile(
 settings.load_profile("routespace")
 
 
-def pytest_collection(session: pytest.Session) -> None:
+def pytest_collection() -> None:
     """What is imported and collected is no garbage, and millions of objects: nobody looks through them."""
     gc.disable()
-    if sys.gettrace() is not None and not is_xdist_controller(session):  # which runs no test
-        import_uncounted()
 
 
 def pytest_collection_finish() -> None:
@@ -39,11 +35,8 @@ def pytest_collection_finish() -> None:
 
 
 def remember_what_trainings_take(batch: ModuleType) -> None:
-    """Each training tells its memory, by two passes on tensors without content: of each network once is enough.
-
-    Its lines are counted where it is tested.
-    """
-    tell, told = without_counting(batch.recipe_need), {}
+    """Each training tells its memory, by two passes on tensors without content: of each network once is enough."""
+    tell, told = batch.recipe_need, {}
 
     def remembered(recipe, architecture, **more):
         spec = recipe.train
@@ -69,15 +62,6 @@ def no_wait_for_the_disk():
         patch.setattr(os, "fsync", lambda _: None)
         yield
     sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_lines_counted_in_libraries():
-    """What takes them long in Python takes twice as long while lines of ours are counted."""
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.gettrace() is not None:
-            call_uncounted(patch)
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -94,7 +94,7 @@ def calibrate_threshold(
     start, batches = _logit(net.gate_spec.open_above), _held(loader)
     aim = target * (1 - TOLERANCE_FRAC) if at_most else target
     with evaluating(net):
-        tried = _search(lambda logit: _trial(net, logit, batches), start, aim)
+        tried = tried_thresholds(lambda logit: _trial(net, logit, batches), start, aim)
     within = [trial for trial in tried if trial.macs <= target] if at_most else []
     best = min(within or tried, key=lambda trial: abs(trial.macs - target))
     set_threshold(net, best.logit)
@@ -113,7 +113,7 @@ def _held(loader: Iterable[Any]) -> Iterable[Any]:
     return held
 
 
-def _search(trial: Callable[[float], Trial], start: float, target: float) -> list[Trial]:
+def tried_thresholds(trial: Callable[[float], Trial], start: float, target: float) -> list[Trial]:
     """Every trial, until one meets the target: the next is where the nearest one foresees the target.
 
     Where that did not help, or leads out of the interval in which the target lies, a step of a walk that brackets

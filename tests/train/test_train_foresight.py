@@ -8,7 +8,7 @@ from train_tiny import tiny
 
 from routespace.nn.task_net import TaskNet
 from routespace.nn.usage import metered
-from routespace.train.calibrate import STEPS, Trial, _search, calibrate_threshold, set_threshold
+from routespace.train.calibrate import STEPS, Trial, calibrate_threshold, set_threshold, tried_thresholds
 from routespace.train.foresight import BINS, LOGIT_RANGE, Chances
 from routespace.train.macs import closed_macs, open_macs
 
@@ -81,13 +81,17 @@ def test_a_walk_and_false_position_go_on_where_nothing_is_foreseen():
         return Trial(logit, 100.0 if logit < 1.23456 else 50.0, lambda _: None)
 
     for start in (0.0, 5.0):
-        tried = _search(trial, start, 80.0)
+        tried = tried_thresholds(trial, start, 80.0)
         assert len(tried) <= STEPS
         assert {found.macs for found in tried[-STEPS:]} == {50.0, 100.0}
         near = sorted(abs(found.logit - 1.23456) for found in tried)
         assert near[0] < 0.01
-    assert len(_search(lambda logit: Trial(logit, 100.0, lambda _: None), 0.0, 80.0)) < 8  # nothing closes them
-    misled = _search(lambda logit: Trial(logit, 80.0 - logit, lambda _: -3.0), -2.0, 77.0)  # the wrong way
+    assert (
+        len(tried_thresholds(lambda logit: Trial(logit, 100.0, lambda _: None), 0.0, 80.0)) < 8
+    )  # nothing closes them
+    misled = tried_thresholds(
+        lambda logit: Trial(logit, 80.0 - logit, lambda _: -3.0), -2.0, 77.0
+    )  # the wrong way
     assert misled[-1].macs == pytest.approx(77.0, rel=0.0025)
 
 
