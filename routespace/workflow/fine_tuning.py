@@ -5,6 +5,7 @@ tuned = fine_tune(artifact, small, FineTuning(epochs=8))
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from routespace.train.teacher import teacher_of
 from routespace.workflow.artifacts import Artifact
 
 WARMUP_FRAC = 1 / 16  # of the epochs: the optimiser begins anew, the weights do not
+GATED_LR = 0.25  # of the recipe's rates: at all of them what gates were trained for was forgotten first (measured)
 AT_ONCE = 1.0  # of the MACs, that one cut may take away: all of them
 
 
@@ -36,21 +38,30 @@ class FineTuning:
             knows no soft labels; `none` for nobody.
         most_cut: of the MACs, that one cut may take away; more is cut in steps, which share the epochs. At 1 all
             is cut at once.
+        lr_factor: of the recipe's `lr` and `gate_lr`; None for 1, and for a quarter where gates are kept.
     """
 
     epochs: int
     teacher: str | None = None
     most_cut: float = AT_ONCE
+    lr_factor: float | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise SpecError(f"finetune: {self.epochs} epochs are not allowed; give 1 or more, or leave it out")
         if not 0 < self.most_cut <= 1:
             raise SpecError(f"cut: {self.most_cut} is not allowed; give a share above 0, up to 1 for all at once")
+        if self.lr_factor is not None and not 0 < self.lr_factor < math.inf:
+            raise SpecError(f"lr_factor: {self.lr_factor} is not allowed; give a number above 0, or leave it out")
 
 
-def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
-    """The recipe of a fine-tuning: that of the artifact's last phase but for length, warm-up and teacher.
+def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning, *, gated: bool = False) -> Recipe:
+    """The recipe of a fine-tuning: that of the artifact's last phase but for length, rates, warm-up and teacher.
+
+    Args:
+        artifact: what is taken from.
+        tuning: how what is taken is trained on.
+        gated: it keeps its gates.
 
     Raises:
         BundleError: the artifact has none.
@@ -59,15 +70,19 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning) -> Recipe:
     recipe = artifact.require_recipe()
     own = str(artifact.folder) if recipe.task.teachable else NO_TEACHER
     teacher = own if tuning.teacher is None else tuning.teacher
+    factor, train = tuning.lr_factor or (GATED_LR if gated else 1.0), recipe.train
     return recipe.override(
         {
+            "train.lr": factor * train.lr,
+            "train.gate_lr": None if train.gate_lr is None else factor * train.gate_lr,
+            "train.min_lr": min(train.min_lr, factor * train.lr),
             "train.phases": [],
             "train.epochs": tuning.epochs,
             "train.warmup_epochs": tuning.epochs * WARMUP_FRAC,
             "train.teacher": None if teacher == NO_TEACHER else teacher,
             "train.weights": None,
             "train.mode": "plain",
-            "train.device": "auto" if recipe.train.device == "cuda" else recipe.train.device,  # perhaps not there
+            "train.device": "auto" if train.device == "cuda" else train.device,  # perhaps not there
         }
     )
 
@@ -87,7 +102,7 @@ def require_tuning(artifact: Artifact, tuning: FineTuning | None, *, gated: bool
     """
     if tuning is None:
         return
-    recipe = fine_tuned_recipe(artifact, tuning)
+    recipe = fine_tuned_recipe(artifact, tuning, gated=gated)
     if recipe.train.teacher == SELF and not gated:
         raise SpecError(f"train.teacher: {SELF!r} needs gates, and what is taken out has none; give another")
     if tuning.teacher is not None:
@@ -114,7 +129,7 @@ def fine_tune(
         TrainingStoppedError: a signal came; nothing is kept.
         RoutespaceError: as `train_recipe`.
     """
-    recipe = fine_tuned_recipe(artifact, tuning)
+    recipe = fine_tuned_recipe(artifact, tuning, gated=not small.architecture.is_static)
     with tempfile.TemporaryDirectory(prefix="routespace-") as place:
         folder = Path(place) / "run"
         return train_recipe(recipe, folder, init=small, asked=frozenset(), progress=progress, tell=tell)

@@ -238,6 +238,18 @@ def test_phases_of_a_run_are_over_when_what_was_taken_is_trained_on(source):
     assert (tuned.train.phases, tuned.train.seconds, tuned.train.epochs) == ((), None, 3)
 
 
+def test_what_keeps_its_gates_is_trained_on_at_a_quarter_of_the_rates(source):
+    whole = load_artifact(source)
+    train = whole.recipe.train
+    for gated, wished, factor in ((False, None, 1.0), (True, None, 0.25), (True, 2.0, 2.0), (False, 0.001, 0.001)):
+        tuned = fine_tuned_recipe(whole, FineTuning(1, lr_factor=wished), gated=gated).train
+        assert (tuned.lr, tuned.gate_lr) == pytest.approx((factor * train.lr, factor * train.gate_lr))
+        assert tuned.min_lr <= tuned.lr
+    for wished in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(SpecError, match=r"lr_factor: .* is not allowed"):
+            FineTuning(1, lr_factor=wished)
+
+
 def test_it_is_where_others_begin_and_who_teaches_them(source, tmp_path):
     folder, whole = tmp_path / "routed", load_artifact(source)
     wanted = middle(whole.net)
