@@ -9,7 +9,7 @@ by its decisions where to try next (`foresight.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,8 +116,8 @@ def _held(loader: Iterable[Any]) -> Iterable[Any]:
 def tried_thresholds(trial: Callable[[float], Trial], start: float, target: float) -> list[Trial]:
     """Every trial, until one meets the target: the next is where the nearest one foresees the target.
 
-    Where that did not help, or leads out of the interval in which the target lies, a step of a walk that brackets
-    the target is taken, then one of false position inside the bracket.
+    Where that did not help, or leads out of the interval in which the target lies, the next is a step without
+    foresight.
     """
 
     def far(found: Trial) -> float:
@@ -130,26 +130,44 @@ def tried_thresholds(trial: Callable[[float], Trial], start: float, target: floa
         cheap = next((found for found in reversed(tried) if found.macs <= target), None)
         if far(best) <= TOLERANCE_FRAC * target or _is_narrow(dear, cheap):
             break
+        step = _walked(tried, up=cheap is None) if dear is None or cheap is None else _inside(dear, cheap, target)
+        if step is None:
+            break
         ahead = best.ahead(best.macs + (target - best.macs) / gain) if trusted else None
-        if dear is not None and cheap is not None:
-            ends = sorted((dear.logit, cheap.logit))
-            share = (dear.macs - target) / (dear.macs - cheap.macs)
-            share = max(INNER_FRAC, min(1 - INNER_FRAC, share))
-            otherwise = dear.logit + share * (cheap.logit - dear.logit)
-        else:
-            side = 1.0 if cheap is None else -1.0  # a higher threshold closes gates
-            last = tried[-1].logit
-            if abs(last) >= LOGIT_RANGE:
-                break
-            step = max(LEAST_STEP, 2 * abs(last - tried[-2].logit)) if len(tried) > 1 else FIRST_STEP
-            ends = sorted((last, side * LOGIT_RANGE))
-            otherwise = max(-LOGIT_RANGE, min(LOGIT_RANGE, last + side * step))
-        seen = ahead is not None and ends[0] < ahead < ends[1]
-        tried.append(trial(ahead if seen and ahead is not None else otherwise))
-        trusted = not seen or far(tried[-1]) < far(best) / 2
-        if seen:  # decisions that follow others changed more, or less, than was foreseen
-            gain *= max(1 / MOST_GAIN, min(MOST_GAIN, (tried[-1].macs - best.macs) / (target - best.macs)))
+        if ahead is None or not step.low < ahead < step.high:
+            tried.append(trial(step.logit))
+            trusted = True
+            continue
+        tried.append(trial(ahead))
+        trusted = far(tried[-1]) < far(best) / 2
+        # Decisions that follow others changed more, or less, than was foreseen.
+        gain *= max(1 / MOST_GAIN, min(MOST_GAIN, (tried[-1].macs - best.macs) / (target - best.macs)))
     return tried
+
+
+class Step(NamedTuple):
+    """The next logit without foresight, and those between which the target lies."""
+
+    logit: float
+    low: float
+    high: float
+
+
+def _walked(tried: Sequence[Trial], *, up: bool) -> Step | None:
+    """On in the direction in which the target lies, twice as far as before; None at the end of all thresholds."""
+    last, side = tried[-1].logit, 1.0 if up else -1.0  # a higher threshold closes gates
+    if abs(last) >= LOGIT_RANGE:
+        return None
+    length = max(LEAST_STEP, 2 * abs(last - tried[-2].logit)) if len(tried) > 1 else FIRST_STEP
+    low, high = sorted((last, side * LOGIT_RANGE))
+    return Step(max(-LOGIT_RANGE, min(LOGIT_RANGE, last + side * length)), low, high)
+
+
+def _inside(dear: Trial, cheap: Trial, target: float) -> Step:
+    """False position between two trials that enclose the target."""
+    share = max(INNER_FRAC, min(1 - INNER_FRAC, (dear.macs - target) / (dear.macs - cheap.macs)))
+    low, high = sorted((dear.logit, cheap.logit))
+    return Step(dear.logit + share * (cheap.logit - dear.logit), low, high)
 
 
 def _is_narrow(dear: Trial | None, cheap: Trial | None) -> bool:
