@@ -64,6 +64,34 @@ def no_wait_for_the_disk():
     sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
 
 
+LIBRARIES_SET = "KMP_", "TORCHINDUCTOR_", "TRITON_"  # once, when the compiler is first used
+
+
+def settings_of_the_process() -> dict[str, object]:
+    """What a test could change for all that run after it in the same process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LIBRARIES_SET)}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    return {
+        "folder": os.getcwd(),
+        "default type": torch.get_default_dtype(),
+        "modes, a default device among them": torch._C._len_torch_function_stack(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        **{f"${name}": value for name, value in environment.items()},
+    }
+
+
+@pytest.fixture(autouse=True)
+def everything_as_found():
+    """Which tests share a process changes with each run: who leaves something behind fails, not its neighbour."""
+    before = settings_of_the_process()
+    yield
+    after = settings_of_the_process()
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert {name: (before.get(name), after.get(name)) for name in changed} == {}
+
+
 @pytest.fixture(autouse=True)
 def exact_products():
     """On CUDA fp32 is fp32: what results are compared with must not be rounded to TF32."""
