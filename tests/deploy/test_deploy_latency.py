@@ -207,7 +207,7 @@ def test_measuring_counts_calls_and_cancels_a_slow_round():
 SWIN = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "sr_ratios": None, "window": (8, 4, 2)}))
 
 
-@pytest.mark.parametrize(*thinned(2, family=["pvt_v2", "swin_v2"], dtype=["float32", "bfloat16"], batch=[1, 2]))
+@pytest.mark.parametrize(*thinned(family=["pvt_v2", "swin_v2"], dtype=["float32", "bfloat16"], batch=[1, 2]))
 def test_profile_of_every_kind_is_a_table_that_predicts(family, dtype, batch, tmp_path):
     grid = GRID if family == "pvt_v2" else SWIN
     keeps = (0.25, 0.5, 1.0)

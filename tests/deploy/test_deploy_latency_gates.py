@@ -52,7 +52,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(*thinned(2, dtype=["float32", "bfloat16"], gates=KINDS), ids=str)
+@pytest.mark.parametrize(*thinned(dtype=["float32", "bfloat16"], gates=KINDS), ids=str)
 def test_gates_of_every_kind_are_measured(gates, dtype):
     spec = GateSpec(**gates)
     table = profile(GRID, gates=spec, dtype=dtype, **QUICK)

@@ -41,7 +41,7 @@ def batches():
     ]
 
 
-@pytest.mark.parametrize(*thinned(2, family=list(FAMILIES), kind=["full", "staircase"], dtype=TYPES), ids=str)
+@pytest.mark.parametrize(*thinned(family=list(FAMILIES), kind=["full", "staircase"], dtype=TYPES), ids=str)
 def test_every_type_is_evaluated_and_verified(family, kind, dtype, device):
     net = make_net(family, kind).to(device, dtype)
     result = evaluate(net, batches())

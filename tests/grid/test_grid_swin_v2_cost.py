@@ -73,7 +73,7 @@ def test_other_windows_and_ratios(window, ratio):
 
 
 @pytest.mark.parametrize(
-    *thinned(2, window=[(16, 8, 8, 4), (3, 5, 7, 2)], image=[(256, 256), (160, 224), (100, 132)])
+    *thinned(window=[(16, 8, 8, 4), (3, 5, 7, 2)], image=[(256, 256), (160, 224), (100, 132)])
 )
 def test_a_window_for_each_rate_costs_what_torch_counts(window, image):
     spec = GridSpec.preset("dit_swin_v2_t", image_size=image, window=window)

@@ -20,7 +20,7 @@ from routespace.nn.task_net import TaskNet
 
 FAMILIES = {"pvt_v2": {}, "swin_v2": {"family": "swin_v2", "window": 4, "sr_ratios": None}}
 EACH = pytest.mark.parametrize(
-    *thinned(2, net=["static", "supernet"], output=["logits", "features"]), indirect=["net"]
+    *thinned(net=["static", "supernet"], output=["logits", "features"]), indirect=["net"]
 )
 
 
@@ -96,7 +96,7 @@ def test_jit_trace(net, output):
     assert_same(torch.jit.trace(module, images)(images), module(images))
 
 
-@pytest.mark.parametrize("net", ["static", pytest.param("supernet", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow  # what is exported of a run is read by onnxruntime in the quick tests
 def test_onnx(net, tmp_path):
     module, path = net.as_module("features"), tmp_path / "net.onnx"
     torch.onnx.export(
@@ -114,7 +114,8 @@ def test_fvcore(net):
     assert analysis.total() > 0
 
 
-@pytest.mark.parametrize("family", ["pvt_v2", pytest.param("swin_v2", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the network itself is compiled in the quick tests
+@pytest.mark.parametrize("family", FAMILIES)
 def test_torch_compile(family):
     module = make(family).as_module("features")
     compiled = torch.compile(module, backend="eager", fullgraph=True)

@@ -83,7 +83,7 @@ NETS = [
 
 
 @pytest.mark.parametrize(
-    *thinned(2, family=list(FAMILIES), training=[True, False], size=[EVEN, ODD], made=NETS), ids=str
+    *thinned(family=list(FAMILIES), training=[True, False], size=[EVEN, ODD], made=NETS), ids=str
 )
 def test_masked_and_packed_agree(family, made, size, training):
     routing, gates = made

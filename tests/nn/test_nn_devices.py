@@ -72,7 +72,7 @@ def assert_same(expected, found, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    *thinned(2, family=list(FAMILIES), execution=["dense", "packed", "auto"], keys=["all", "kept"])
+    *thinned(family=list(FAMILIES), execution=["dense", "packed", "auto"], keys=["all", "kept"])
 )
 def test_same_as_on_the_cpu(family, execution, keys, device):
     net = make_net(family, keys=keys).train()
@@ -97,7 +97,7 @@ def test_own_decisions_are_the_cpus(family, execution, device):
 
 
 @pytest.mark.parametrize(
-    *thinned(2, family=list(FAMILIES), execution=["dense", "packed", "auto"], dtype=list(HALF)), ids=str
+    *thinned(family=list(FAMILIES), execution=["dense", "packed", "auto"], dtype=list(HALF)), ids=str
 )
 def test_autocast(family, execution, dtype, device):
     """A training step in half precision: packed queries go to an attention of their own there."""

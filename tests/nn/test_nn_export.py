@@ -44,11 +44,15 @@ def assert_exports(net: TaskNet) -> None:
         pytest.param({}, marks=pytest.mark.slow),  # its parts are in those below
         pytest.param({"kind": "tanh", "rows": "image"}, marks=pytest.mark.slow),
         {"kind": "sigmoid", "rows": "window", "columns": "token", "keys": "kept", "early_stop": True, "layers": 2},
-        {"capacity": True, "columns": "token", "keep": 0.4},
+        pytest.param({"capacity": True, "columns": "token", "keep": 0.4}, marks=pytest.mark.slow),
         pytest.param({"source": "map"}, marks=pytest.mark.slow),
-        {"columns": "token", "skipped": "mlp"},
+        pytest.param({"columns": "token", "skipped": "mlp"}, marks=pytest.mark.slow),
+        {"routing": "depth", "capacity": True, "keep": 0.4, "skipped": "mlp"},
     ],
-    ids=["default", "tanh images", "everything per token", "equal counts", "one map", "a path for the skipped"],
+    ids=[
+        *("default", "tanh images", "everything per token", "equal counts", "one map", "a path for the skipped"),
+        "equal counts and a path",
+    ],
 )
 def test_dense_export(gates):
     assert_exports(small_net(**gates))
@@ -60,7 +64,7 @@ def test_auto_exports_as_dense():
     assert_exports(net)
 
 
-@pytest.mark.parametrize(*thinned(2, execution=["dense", "packed"], scout=[0, 2]))
+@pytest.mark.parametrize(*thinned(execution=["dense", "packed"], scout=[0, 2]))
 def test_export_of_one_map_and_its_cuts(execution, scout):
     net = small_net("depth", source="map", opening="share", scout=scout, layers=2)
     for gate in net.gates.values():

@@ -36,7 +36,7 @@ def places(granularity: str, rows: bool) -> int:
     return HW[0] * HW[1] if rows else 9
 
 
-@pytest.mark.parametrize(*thinned(2, kind=KINDS, granularity=GRANULARITIES, rows=[True, False]))
+@pytest.mark.parametrize(*thinned(kind=KINDS, granularity=GRANULARITIES, rows=[True, False]))
 def test_gradient_of_the_relaxation_by_finite_differences(kind, granularity, rows, monkeypatch):
     noise = {}
 

@@ -42,7 +42,7 @@ def part_of(net: TaskNet, edge: str, name: str) -> nn.Module:
     return net.edges[edge].get_submodule(name)
 
 
-@pytest.mark.parametrize(*thinned(2, family=list(FAMILIES), part=list(PARTS), gradients=[True, False]))
+@pytest.mark.parametrize(*thinned(family=list(FAMILIES), part=list(PARTS), gradients=[True, False]))
 def test_each_part_is_heard_and_says_the_same_in_every_execution(family, part, gradients):
     edge, name = PARTS[part]
     net, images, routes = make(family)

@@ -123,16 +123,16 @@ def check_own_decisions(case: Case, training: bool) -> None:
 
 def some(examples: int):
     calm = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    return settings(max_examples=examples, deadline=None, derandomize=examples < 100, suppress_health_check=calm)
+    return settings(max_examples=examples, deadline=None, suppress_health_check=calm)
 
 
-@some(15)
+@some(8)
 @given(cases(random=True))
 def test_modes_agree_on_given_masks(case):
     check_given_masks(case)
 
 
-@some(15)
+@some(8)
 @given(cases(random=False), st.booleans())
 def test_modes_agree_on_their_own_decisions(case, training):
     check_own_decisions(case, training)
@@ -172,7 +172,7 @@ GATES = [{}, {"columns": "token", "capacity": True}, {"early_stop": True}]
 
 
 @pytest.mark.parametrize(
-    *thinned(2, family=list(FAMILIES), gates=GATES, mode=list(MODES), training=[False, True]), ids=str
+    *thinned(family=list(FAMILIES), gates=GATES, mode=list(MODES), training=[False, True]), ids=str
 )
 def test_a_batch_of_nothing(family, gates, mode, training):
     """Filters, cascades and detectors make such batches: an answer of no rows, in every mode."""

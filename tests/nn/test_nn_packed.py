@@ -46,7 +46,6 @@ def family(request) -> str:
 
 @pytest.mark.parametrize(
     *thinned(
-        4,
         family=list(FAMILIES),
         rows=GRANULARITIES,
         columns=GRANULARITIES,
@@ -136,7 +135,6 @@ def masks(batch: int, tokens: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     *thinned(
-        3,
         family=list(FAMILIES),
         mask=["empty", "full", "single", "ragged", "lone"],
         batch=[1, 2, 16],
@@ -163,7 +161,6 @@ def settled_noise():
 @pytest.mark.usefixtures("settled_noise")
 @pytest.mark.parametrize(
     *thinned(
-        3,
         family=list(FAMILIES),
         kind=["gumbel", "sigmoid", "tanh"],
         relaxed=[("straight_through", True), ("soft", True), ("straight_through", False)],
@@ -189,7 +186,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    *thinned(3, family=list(FAMILIES), execution=["packed", "auto"], rows=GRANULARITIES, columns=GRANULARITIES)
+    *thinned(family=list(FAMILIES), execution=["packed", "auto"], rows=GRANULARITIES, columns=GRANULARITIES)
 )
 def test_soft_gates_compute_everything_and_nothing_waits(family, execution, rows, columns):
     net = small_net(family=family, rows=rows, columns=columns, relaxation="soft").train()
@@ -216,7 +213,6 @@ SELECTIONS = [
 @pytest.mark.usefixtures("settled_noise")
 @pytest.mark.parametrize(
     *thinned(
-        3,
         family=list(FAMILIES),
         training=[True, False],
         more=[{"columns": "image", "keys": "kept"}, {"columns": "token", "keys": "all"}],

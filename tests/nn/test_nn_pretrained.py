@@ -156,7 +156,7 @@ def test_networks_of_features_alone_have_all_but_a_head(family, kept):
         assert torch.allclose(found, other, atol=1e-5)
 
 
-@pytest.mark.parametrize(*thinned(2, family=list(MODELS), channels=[1, 2, 4, 6]))
+@pytest.mark.parametrize(*thinned(family=list(MODELS), channels=[1, 2, 4, 6]))
 def test_other_channels_are_adapted_as_timm_does(family, channels):
     model, net = oracle(family, num_classes=10), ours(family, in_channels=channels)
     load_timm_weights(net, model)
