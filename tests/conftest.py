@@ -4,11 +4,13 @@ import gc
 import os
 import sqlite3
 import sys
+from functools import cache
 from types import ModuleType
 
 import pytest
 import sqlalchemy
 import torch
+import typer.testing
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
 
@@ -62,6 +64,14 @@ def no_wait_for_the_disk():
         patch.setattr(os, "fsync", lambda _: None)
         yield
     sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_parser():
+    """A runner makes the parser of all commands anew at each call, which takes as long as many a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
+        yield
 
 
 LIBRARIES_SET = "KMP_", "TORCHINDUCTOR_", "TRITON_"  # once, when the compiler is first used

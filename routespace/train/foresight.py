@@ -27,7 +27,6 @@ from routespace.train.processes import process_count
 LOGIT_RANGE = 14.0  # thresholds from 8e-7 to 1 − 8e-7: a trained gate is rarely surer
 LEAST = 1 / (1 + math.exp(LOGIT_RANGE))
 BINS = 4096  # of 0.007 logits each
-BIN_EDGES = np.linspace(-LOGIT_RANGE, LOGIT_RANGE, BINS + 1)
 
 FloatArray = NDArray[np.float64]
 
@@ -37,6 +36,7 @@ class Chances:
 
     def __init__(self) -> None:
         self._edges: dict[str, Tensor] = {}  # (2, BINS + 1): places and images, the last of how many
+        self._shares: dict[str, FloatArray] = {}  # of those that were asked for; see `_above`
 
     @torch.no_grad()
     def update(self, routes: Routes) -> None:
@@ -52,6 +52,7 @@ class Chances:
 
     def _add(self, name: str, counts: Tensor) -> None:
         self._edges[name] = self._edges[name] + counts if name in self._edges else counts
+        self._shares.pop(name, None)
 
     def gathered(self) -> Chances:
         """The sums of all processes of a distributed run; itself where there is one process."""
@@ -90,10 +91,14 @@ class Chances:
 
     def _above(self, name: str, logit: float) -> FloatArray:
         """(2,) the shares of places, and of images, with a chance above a threshold; even within a bin."""
-        counts = self._edges[name].cpu().numpy()  # (2, BINS + 1), all of them last
-        below = np.pad(counts[:, :-1].cumsum(1), ((0, 0), (1, 0)))
-        shares = [float(row[-1] - np.interp(logit, BIN_EDGES, row)) for row in below]
-        found: FloatArray = np.array(shares) / np.maximum(counts[:, -1], 1)
+        if name not in self._shares:  # (2, BINS + 1), above the lower edge of each bin, and above all
+            counts = self._edges[name].cpu().numpy()
+            below = np.pad(counts[:, :-1].cumsum(1), ((0, 0), (1, 0)))
+            self._shares[name] = (below[:, -1:] - below) / np.maximum(counts[:, -1:], 1)
+        shares = self._shares[name]
+        place = (min(LOGIT_RANGE, max(-LOGIT_RANGE, logit)) + LOGIT_RANGE) / (2 * LOGIT_RANGE) * BINS
+        low = min(int(place), BINS - 1)
+        found: FloatArray = shares[:, low] + (place - low) * (shares[:, low + 1] - shares[:, low])
         return found
 
 

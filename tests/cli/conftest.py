@@ -64,12 +64,14 @@ class Ended(NamedTuple):
 # Has loaded what most commands load, which is all but torch, and gives each command a process of its own.
 FORKS = """
 import contextlib, io, json, os, sys, traceback
+from typer.main import get_command
 from routespace.cli.app import app
 
+program = get_command(app)  # takes as long as many a command
 TORCH = 100  # is added to the exit code
 for words in (["recipes", "show", "digits_tiny"], ["build", "--preset", "dit_b0"]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        app(words)
+        program(words)
 
 def run(words, folder, *modules):
     os.chdir(folder)
@@ -77,7 +79,7 @@ def run(words, folder, *modules):
     for number, (name, flags) in enumerate(FILES):
         os.dup2(os.open(name, flags), number)
     try:
-        app(words)
+        program(words)
         return 0
     except SystemExit as end:
         return end.code or 0

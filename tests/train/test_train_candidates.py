@@ -49,7 +49,7 @@ def batches(count=2, size=4):
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_outputs_are_those_of_each_part_alone_to_the_last_bit(grid, seed):
     net = supernet(GRIDS[grid])
     parts = sample_static(net.architecture.grid, 12, seed=seed)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from train_tiny import TINY, tiny
 
@@ -223,6 +223,7 @@ fields = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(max_examples=25)
 @example({"grid.max_down": 8, "grid": {}})
 @example({"grid.max_down": 8, "grid": None})
 @given(st.dictionaries(fields, junk, max_size=3))

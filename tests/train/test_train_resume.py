@@ -80,7 +80,7 @@ def given() -> TaskNet:
 
 
 @pytest.mark.parametrize(
-    "each", [4, pytest.param(1, marks=pytest.mark.slow)], ids=["some moments", "every moment"]
+    "each", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some moments", "every moment"]
 )
 @pytest.mark.parametrize("fine_tuned", [False, True], ids=["fresh", "from a network"])
 def test_a_run_that_is_killed_anywhere_gives_what_it_would_have_given(watch, given, fine_tuned, each, tmp_path):

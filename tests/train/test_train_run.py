@@ -86,7 +86,7 @@ EXTRAS = {
 
 @pytest.mark.parametrize(
     ("changes", "step"),
-    [pytest.param({}, 2, marks=pytest.mark.slow), ({}, 4), (EXTRAS, 7), ({"routing": "static"}, 5)],
+    [*(pytest.param({}, n, marks=pytest.mark.slow) for n in (2, 4)), (EXTRAS, 7), ({"routing": "static"}, 5)],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, changes, step):
     recipe = tiny(**changes)
@@ -185,13 +185,11 @@ def test_fine_tuning_starts_from_the_given_network(finished, tmp_path):
 def test_bf16_and_every_kind_of_gate_train(tmp_path):
     for i, changes in enumerate(
         [
-            {"train__precision": "bf16"},
-            {"gates__kind": "tanh"},
-            {"gates__kind": "sigmoid", "gates__relaxation": "soft"},
-            {"gates__rows": "layer", "gates__columns": "token"},
+            {"train__precision": "bf16", "gates__kind": "tanh"},
+            {"gates__kind": "sigmoid", "gates__relaxation": "soft", "train__execution": "packed"},
+            {"gates__rows": "layer", "gates__columns": "token"}
+            | {"train__cutmix": 1.0, "train__label_smoothing": 0.1, "train__drop_path": 0.2},
             {"routing": "none"},
-            {"train__execution": "packed"},
-            {"train__cutmix": 1.0, "train__label_smoothing": 0.1, "train__drop_path": 0.2},
         ]
     ):
         result = train_recipe(tiny(train__epochs=1, data__train_size=32, **changes), tmp_path / str(i))
