@@ -41,7 +41,7 @@ from routespace.cli.families import allowing_families
 from routespace.cli.interrupts import OF_SIGNALS, Interrupts
 from routespace.cli.typed import TYPED, require_words
 from routespace.errors import RoutespaceError, RoutespaceWarning, reason
-from routespace.memory import keep_freed_memory
+from routespace.memory import keep_freed_memory, told_shortage
 from routespace.train.stopping import PeerError, TrainingStoppedError, is_first_process
 
 BAD_INPUT = 2
@@ -104,7 +104,7 @@ def told(error: BaseException, *, interrupted: signal.Signals | None = None) -> 
         return None  # the reader of our output left (`… | head`): click ends quietly
     if isinstance(error, PeerError):
         return typer.Exit(BAD_INPUT)  # the process that it happened in has told it
-    if isinstance(error, RoutespaceError | OSError | MemoryError | UsageError):
+    if isinstance(error, RoutespaceError | OSError | UsageError) or told_shortage(error) is not None:
         return fail(one_line(error), BAD_INPUT)
     return None
 
@@ -141,8 +141,9 @@ def one_line(error: BaseException) -> str:
     """An exception as one line: what was wrong, and with which file."""
     if isinstance(error, UsageError):
         return f"{error.format_message().rstrip('.')}; see --help"  # type: ignore[attr-defined]  # one class in either of click's homes
-    if isinstance(error, MemoryError):
-        return "not enough memory; use a smaller batch, image or grid"
+    shortage = told_shortage(error)
+    if shortage is not None:
+        return shortage
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return reason(error)

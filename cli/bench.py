@@ -14,21 +14,29 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 EXAMPLE = "routespace bench pvt_v2_b2 --batch 8 --keep 0.5,0.25"
+KEEPS = "1,0.5,0.25"
 
 Batch = Annotated[int, typer.Option(help="Images of a forward pass.")]
-Keeps = Annotated[str, typer.Option("--keep", help="Shares of tokens that are kept, with commas.")]
-Compiled = Annotated[bool, typer.Option("--compile/--no-compile", help="Time compiled blocks too: minutes more.")]
+Keeps = Annotated[
+    str | None, typer.Option("--keep", help="Shares of tokens that are kept, with commas; else 1,0.5,0.25.")
+]
+Compiled = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="Time compiled blocks too, minutes more; by default where there are any."
+    ),
+]
 Rounds = Annotated[int, typer.Option(help="Turns behind each median.")]
 
 
 def run(
     source: SubjectName,
     batch: Batch = 1,
-    keeps: Keeps = "1,0.5,0.25",
+    keeps: Keeps = None,
     image_size: ImageSize = None,
     device: Device = "cpu",
     dtype: Type = "float32",
-    compiled: Compiled = True,
+    compiled: Compiled = None,
     rounds: Rounds = 9,
     threads: Threads = 1,
     clock: ClockName = "wall",
@@ -46,7 +54,7 @@ def run(
 
     one_of("dtype", dtype, DTYPES)
     processor_time = one_of("clock", clock, CLOCKS) == "cpu"
-    kept, size = parse_numbers(keeps, "keep", float), size_pair(image_size)
+    kept, size = parse_numbers(keeps or KEEPS, "keep", float), size_pair(image_size)
     if batch < 1:
         raise SpecError(f"batch: {batch} is not allowed; give at least 1")
     with loading():
@@ -55,13 +63,16 @@ def run(
         from routespace.deploy.latency.device import this_device
         from routespace.workflow.modes import mode_times
     net = load(source, device).to(getattr(torch, dtype))
+    if keeps is not None and net.architecture.is_static:
+        raise SpecError("keep: the network is static and computes every token; leave it out, or give a routed one")
+    net.compile_blocks(bool(compiled)).compile_blocks(False)  # a family that cannot is refused before the work
     size = size or net.spec.image_size
     with busy("measuring"):
         times = mode_times(
             net,
             torch.randn(batch, net.spec.in_channels, *size, generator=torch.Generator().manual_seed(0)),
             keeps=kept,
-            compiled=compiled,
+            compiled=compiled is not False,
             rounds=rounds,
             threads=threads,
             processor_time=processor_time,

@@ -22,7 +22,7 @@ class Budgets:
 
     Attributes:
         macs: as it was typed, such as 12M → the most MACs.
-        ratios: as it was typed, such as 0.5 → the share of the recipe's base.
+        ratios: as it was typed, such as 0.5 → the share of the recipe's base. Of both, 0.5 where .5 was typed.
     """
 
     macs: dict[str, int] = field(default_factory=dict)
@@ -53,8 +53,13 @@ def _each(name: str, given: str | None, read: Callable[[str], Number]) -> dict[s
         number = read(text)
         if number in found.values():
             raise SpecError(f"{name}: {given!r:.60} says {text.strip()} twice; give each budget once")
-        found[text.strip()] = number
+        found[_visible(text.strip())] = number
     return found
+
+
+def _visible(text: str) -> str:
+    """A number as typed, fit for the name of its bundle: one that begins with a dot would be hidden."""
+    return f"0{text}" if text.startswith(".") else text
 
 
 def _share(text: str) -> float:

@@ -22,7 +22,10 @@ SubjectArgument = Annotated[
     Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or an extracted network.")
 ]
 SplitName = Annotated[str, typer.Option(help="test, or val: what training and search looked at.")]
-Speed = Annotated[bool, typer.Option(help="Time a routed network against all of it computed.")]
+Speed = Annotated[
+    bool | None,
+    typer.Option("--speed/--no-speed", help="Time a routed network against all of it computed, as by default."),
+]
 Compiled = Annotated[bool, typer.Option("--compile", help="Time both with compiled blocks: a minute more.")]
 ByClass = Annotated[bool, typer.Option("--by-class", help="Also print a row for each class.")]
 Confusion = Annotated[
@@ -36,7 +39,7 @@ def run(
     split: SplitName = "test",
     recipe: DataRecipe = None,
     data: Data = None,
-    speed: Speed = True,
+    speed: Speed = None,
     compiled: Compiled = False,
     by_class: ByClass = False,
     confusion: Confusion = None,
@@ -57,7 +60,7 @@ def run(
     from routespace.train.data.lookup import require_at
 
     one_of("split", split, SPLITS)
-    if compiled and not speed:
+    if compiled and speed is False:
         raise SpecError("compile: what is compiled is timed, and --no-speed times nothing; give one of them")
     net_folder(source)
     if data is not None:
@@ -74,19 +77,20 @@ def run(
     chosen = found.images_recipe(named=data is not None)
     if picture is not None:
         evaluation.require_paintable(found.net, picture)
-    _check_wishes(found.net, compiled=compiled, confusion=confusion)
+    _check_wishes(found.net, speed=speed, compiled=compiled, confusion=confusion)
     loaders = evaluation_loaders(
         chosen, found.net.spec, preprocess=found.preprocess, classes=found.classes, data=data
     )
     part = evaluation.require_split(split)
     with busy("evaluating"):
-        report = evaluation.evaluate_network(found.net, loaders, split=part, speed=speed, compiled=compiled)
+        timed = speed is not False
+        report = evaluation.evaluate_network(found.net, loaders, split=part, speed=timed, compiled=compiled)
         if picture is not None:
             evaluation.paint_tokens(found.net, loaders, picture, split=part)
     _tell(report, as_json=as_json, by_class=by_class, confusion=confusion)
 
 
-def _check_wishes(net: TaskNet, *, compiled: bool, confusion: Path | None) -> None:
+def _check_wishes(net: TaskNet, *, speed: bool | None, compiled: bool, confusion: Path | None) -> None:
     """Raise SpecError for what such a network cannot be asked."""
     from routespace.errors import SpecError
     from routespace.nn.heads.classify import Classifier
@@ -95,9 +99,10 @@ def _check_wishes(net: TaskNet, *, compiled: bool, confusion: Path | None) -> No
         raise SpecError(
             "confusion: is of images that have one class each; leave it out, --by-class tells of the classes"
         )
-    if compiled and net.architecture.is_static:
+    if (compiled or speed) and net.architecture.is_static:
         raise SpecError(
-            "compile: a static network is not timed here; leave it out, or time it with `routespace bench`"
+            f"{'compile' if compiled else 'speed'}: a static network is not timed here; leave it out, or time it "
+            f"with `routespace bench`"
         )
     net.compile_blocks(compiled).compile_blocks(False)  # a family that cannot is refused before the work
 

@@ -30,7 +30,10 @@ def run(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The run's folder; else runs/RECIPE.")] = None,
     changes: Changes = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run where it stopped.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with an interrupted run where it stopped; device and memory may be others."
+        ),
     ] = False,
     start: Annotated[
         Path | None,

@@ -3,6 +3,7 @@
 keep_freed_memory()    glibc would give it back and fetch it again page by page
 free_bytes()           of the machine, within a container's limit
 bytes_text(count)      for people
+told_shortage(error)   what to do about an error by which some library tells that there was too little
 
 A forward pass on a CPU frees and allocates the same large maps again and again. By default glibc unmaps them at
 every free, which can double the time of a fine map. This is a setting of the whole process, so a program chooses
@@ -24,6 +25,9 @@ PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 KIB = 1024
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 UNLIMITED = 1 << 60  # version 1 writes a huge number where there is no limit
+# How torch tells that memory ran out: on a CPU, on a GPU, in a GPU's library of products.
+SHORTAGES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+LOST_WORKER = "DataLoader worker (pid"  # how it tells that a process that loads images is no more
 
 
 def keep_freed_memory() -> bool:
@@ -48,6 +52,25 @@ def free_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
     """
     found = [amount for amount in (_machine_free(proc), _group_free(proc, groups)) if amount is not None]
     return min(found) if found else None
+
+
+def told_shortage(error: BaseException) -> str | None:
+    """A line for people on an error that tells of too little memory; None for any other error.
+
+    torch has no one exception for that: what its allocators raise is a RuntimeError, told apart by its text.
+    """
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if text.startswith(LOST_WORKER):
+        return (
+            "a process that loads images was killed or ended, as happens where (shared) memory is short; set "
+            "data.workers to fewer, or 0 (also with --resume)"
+        )
+    if isinstance(error, MemoryError) or any(shortage in text for shortage in SHORTAGES):
+        return (
+            "not enough memory; use a smaller batch, image or grid, or set train.grad_checkpointing=true (also "
+            "with --resume)"
+        )
+    return None
 
 
 def _machine_free(proc: Path) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from routespace.errors import RoutespaceError, SpecError
 
@@ -70,6 +70,19 @@ class Value(BaseModel):
     # pydantic's own mark of a constructor that only validates. Without it pydantic would call the constructor for
     # values nested in others, too, and the inner line would hide which field of the outer one is meant.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own mark
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth(cls, data: Any) -> Any:
+        """True and False are no numbers, though Python takes them for 1 and 0: `clip_grad: true` is a mistake."""
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            entries = value if isinstance(value, list | tuple) else (value,)
+            if name in cls.model_fields and any(isinstance(entry, bool) for entry in entries):
+                kinds = set(_plain_kinds(cls.model_fields[name].annotation))
+                if kinds & {int, float} and not kinds & {bool, Any}:
+                    wanted = "a number" if float in kinds else "a whole number"
+                    raise ValueError(f"{name}: {value!r:.60} is not allowed; give {wanted}")
+        return data
 
     @classmethod
     def parse(cls, data: Any, *, name: str = "") -> Self:
@@ -204,6 +217,19 @@ def members(annotation: Any) -> Iterator[Any]:
             yield from members(member)
     elif annotation is not NoneType:
         yield annotation
+
+
+def _plain_kinds(annotation: Any) -> Iterator[Any]:
+    """The types of the single values that an annotation allows, also as entries of a list."""
+    for member in members(annotation):
+        origin, arguments = get_origin(member), get_args(member)
+        if origin is Literal:
+            yield from map(type, arguments)
+        elif origin in (list, tuple):
+            for entry in arguments:
+                yield from _plain_kinds(entry)
+        else:
+            yield member
 
 
 def _step(here: Sequence[Any], part: str | int) -> Iterator[Any]:

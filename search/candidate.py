@@ -18,16 +18,11 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.spec import content_hash
 from routespace.search.latency import missing_table, planned_ms, planned_usage
+from routespace.train.recipe.identity import without_elsewhere
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from routespace.deploy.latency.table import LatencyTable
-
-# Where a run happens, in how much memory, and how often it is saved is no part of what it finds.
-ELSEWHERE = {
-    "data": {"root", "images", "download", "workers"},
-    "train": {"device", "checkpoint_epochs", "grad_checkpointing"},
-}
 
 
 class Candidate(Protocol):
@@ -143,9 +138,7 @@ def excess(value: float, limit: float) -> float:
 def _key(recipe: Recipe, architecture: Architecture) -> str:
     """Two recipes that train the same network the same way have one key, however they are written."""
     parts = ("data", "train", "task", "seed")
-    data = recipe.model_dump(mode="json", include=set(parts))
-    for section, names in ELSEWHERE.items():
-        data[section] = {name: value for name, value in data[section].items() if name not in names}
+    data = without_elsewhere(recipe.model_dump(mode="json", include=set(parts)))
     data["architecture"] = architecture.hash
     target = recipe.budget_macs()
     if not architecture.is_static:

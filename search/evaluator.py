@@ -89,7 +89,7 @@ def train_candidate(
 
 
 def _same_run(folder: Path, recipe: Recipe) -> bool:
-    """Whether the folder holds a run of the recipe; where its data lies may be written in another way."""
+    """Whether the folder holds a run of the recipe; where it happens does not count."""
     from routespace.train.run_folder import without_places
 
     try:

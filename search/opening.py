@@ -17,11 +17,11 @@ from routespace.deploy.study_place import DATABASE, TURN_FILE, WORKERS, default_
 from routespace.errors import SpecError
 from routespace.files import read_json, write_json
 from routespace.grid.spec import content_hash
-from routespace.search.candidate import ELSEWHERE
 from routespace.search.objectives import directions, objectives_of
 from routespace.search.problem import Problem
 from routespace.search.records import FORMAT
 from routespace.search.storage import without_password
+from routespace.train.recipe.identity import without_elsewhere
 from routespace.train.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def _check_same(study: optuna.Study, recipe: Recipe, times: str, *, out: Path) -
 
 def signature(recipe: Recipe) -> dict[str, Any]:
     """What two workers of one study must agree on: dotted field → value."""
-    data = recipe.to_data()
+    data = without_elsewhere(recipe.to_data())
     del data["name"]
-    for section, names in ELSEWHERE.items():
-        data[section] = {name: value for name, value in data[section].items() if name not in names}
     search = recipe.require_search()
     data["search"] = {key: data["search"][key] for key in ("space", "limits", "overrides")}
     data["search"]["objectives"] = list(objectives_of(recipe))

@@ -34,6 +34,7 @@ SHAPING = (
 )
 MAP_CONTEXT, MAP_SMOOTH = 5, 3  # sides with `source: map` where none are given
 Open01 = Annotated[float, Field(gt=0, lt=1)]
+Temperature = Annotated[float, Field(ge=1e-3, le=100)]  # below, margins over it leave what floats can hold
 
 
 class GateSpec(Value):
@@ -124,8 +125,8 @@ class GateSpec(Value):
     keys: Literal["all", "kept"] = "all"
     early_stop: bool = False
     skipped: Literal["identity", "linear", "mlp"] = "identity"
-    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-    final_temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    temperature: Temperature = 1.0
+    final_temperature: Temperature = 1.0
     noise: Annotated[float, Field(ge=0, le=10)] = 1.0
     final_noise: Annotated[float, Field(ge=0, le=10)] = 0.0
     openness: Open01 = 0.9

@@ -32,10 +32,11 @@ from routespace.grid.families.shape import read_parameters, resolve_shape
 from routespace.grid.presets import preset_fields
 from routespace.values import Value
 
-MAX_LAYERS = 1000
+MAX_LAYERS = MAX_DEPTH = 1000
 MAX_WIDTH = 1 << 16
 MAX_IMAGE_PX = 1 << 14
 Positive = Annotated[int, Field(strict=True, ge=1)]
+Depth = Annotated[Positive, Field(le=MAX_DEPTH)]
 
 
 def _is_power_of_two(value: int) -> bool:
@@ -90,7 +91,7 @@ class GridSpec(Value):
     layers: Annotated[Positive, Field(le=MAX_LAYERS)]
     max_down: Positive = 32
     stem_down: Literal[4] = 4
-    depths: Positive | tuple[Positive, ...] = 1
+    depths: Depth | tuple[Depth, ...] = 1
     embed_layers: Literal["all"] | tuple[Annotated[int, Field(strict=True, ge=0)], ...] = "all"
     family: FamilyField = PVT_V2
     size: str | None = None

@@ -38,9 +38,10 @@ class Stepper:
 
     def __init__(self, net: TaskNet, spec: TrainSpec, accelerator: Accelerator, steps: float) -> None:
         self._accelerator, self._most_norm = accelerator, spec.clip_grad
+        # Not prepared by accelerate, which would keep it, and its moments, when the next phase has one of its own;
+        # it has nothing to add where gradients are neither scaled nor accumulated.
         self._optimizer = make_optimizer(net, spec)
         self._clipped = clipped_together(self._optimizer)
-        self._prepared = accelerator.prepare(self._optimizer)
         self._schedule = make_schedule(self._optimizer, spec, steps)
 
     def turn_to(self, update: int) -> None:
@@ -52,8 +53,8 @@ class Stepper:
         if self._most_norm is not None:
             for parameters in self._clipped:
                 self._accelerator.clip_grad_norm_(parameters, self._most_norm)
-        self._prepared.step()
-        self._prepared.zero_grad()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
     @property
     def lr(self) -> float:

@@ -91,7 +91,8 @@ def train_recipe(
             the number of classes, for another of which the head is new. The recipe's gates hold as far as the
             network's weights allow. `budget.open_frac` and `train.start`, which are of new gates, do not count.
         resume: go on with the run in `out`, exactly where its checkpoint stands; a finished run is returned as
-            it is.
+            it is. The recipe may be of another device, other places of the data, more or fewer loader processes
+            and checkpoints, and with or without `train.grad_checkpointing`.
         progress: called with a Progress after each step.
         tell: called with lines on what is about to be trained: classes and images, and where it starts from.
         asked: with `init`, the dotted fields that must hold, such as those of `--set`; the network decides all

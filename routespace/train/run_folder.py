@@ -27,8 +27,10 @@ from routespace.files import read_json, read_text, require_place
 from routespace.grid.architecture import Architecture
 from routespace.grid.usage import EdgeUsage, usage_from_json
 from routespace.train.recipe.data_kinds import LOCATIONS
-from routespace.train.recipe.identity import without_train_places
+from routespace.train.recipe.identity import ELSEWHERE, without_train_places
+from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.recipe import Recipe
+from routespace.values import Value
 
 if TYPE_CHECKING:
     from routespace.nn.task_net import TaskNet
@@ -171,6 +173,15 @@ class RunFolder:
 
 
 def without_places(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's fields, but for where its data, weights and teacher lie: they may have been moved."""
+    """The recipe's fields as they are wherever it is trained: data, weights and teacher may have been moved.
+
+    What else is `ELSEWHERE` is as it comes: a run may go on in less memory, or be saved less often.
+    """
     data = without_train_places(recipe.to_data())
-    return data | {"data": {name: value for name, value in data["data"].items() if name not in LOCATIONS}}
+    specs: dict[str, type[Value]] = {"data": type(recipe.data), "train": TrainSpec}
+    for section, spec in specs.items():
+        fresh = {name: field.default for name, field in spec.model_fields.items() if name in ELSEWHERE[section]}
+        data[section] = {
+            name: fresh.get(name, value) for name, value in data[section].items() if name not in LOCATIONS
+        }
+    return data

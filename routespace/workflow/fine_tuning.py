@@ -70,16 +70,19 @@ def fine_tuned_recipe(artifact: Artifact, tuning: FineTuning, *, gated: bool = F
     recipe = artifact.require_recipe()
     own = str(artifact.folder) if recipe.task.teachable else NO_TEACHER
     teacher = own if tuning.teacher is None else tuning.teacher
+    outside = teacher not in (NO_TEACHER, SELF)
     factor, train = tuning.lr_factor or (GATED_LR if gated else 1.0), recipe.train
+    lr, gate_lr = factor * train.lr, None if train.gate_lr is None else factor * train.gate_lr
     return recipe.override(
         {
-            "train.lr": factor * train.lr,
-            "train.gate_lr": None if train.gate_lr is None else factor * train.gate_lr,
-            "train.min_lr": min(train.min_lr, factor * train.lr),
+            "train.lr": lr,
+            "train.gate_lr": gate_lr,
+            "train.min_lr": min(train.min_lr, lr, lr if gate_lr is None else gate_lr),
             "train.phases": [],
             "train.epochs": tuning.epochs,
             "train.warmup_epochs": tuning.epochs * WARMUP_FRAC,
             "train.teacher": None if teacher == NO_TEACHER else teacher,
+            "train.teacher_images": train.teacher_images if outside else "resized",
             "train.weights": None,
             "train.mode": "plain",
             "train.device": "auto" if train.device == "cuda" else train.device,  # perhaps not there

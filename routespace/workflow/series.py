@@ -183,8 +183,10 @@ def _check(artifact: Artifact, budgets: Mapping[str, float], wishes: Wishes) -> 
     if len(set(budgets.values())) < max(2, len(budgets)):
         raise SpecError(f"macs: a series has two or more different budgets, not {list(budgets.values())}")
     for name in budgets:
-        if name in ("", ".", "..", file_names.SERIES) or set(name) & set("/\\\0"):
-            raise SpecError(f"macs: {name!r:.60} is no name of a folder; give another to this budget's bundle")
+        if name in ("", file_names.SERIES) or name.startswith(".") or set(name) & set("/\\\0"):
+            raise SpecError(
+                f"macs: {name!r:.60} is no name of a folder that is seen; give another to this budget's bundle"
+            )
     if "macs" in wishes.limits:
         raise SpecError("limits: macs are given for each network apart; leave them out of what holds for all")
     if wishes.method != USUAL_METHOD:

@@ -45,6 +45,9 @@ def test_a_recipe_and_a_static_bundle(cli, tmp_path):
     out = cli("bench", tmp_path / "bundle", *QUICK).assert_fine().out
     assert "fastest with everything computed: eager" in out
     assert "of the tokens" not in out
+    cli("bench", tmp_path / "bundle", *QUICK, "--keep", "0.5").assert_refused("keep", "static")
+    cli("bench", "swin_v2_t", "--rounds", 1, "--compile").assert_refused("compile", "swin_v2")
+    cli("evaluate", tmp_path / "bundle", "--recipe", "digits_tiny", "--speed").assert_refused("speed", "static")
 
 
 @pytest.mark.parametrize(

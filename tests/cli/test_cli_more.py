@@ -1,27 +1,31 @@
 """search, export, profile, help, start-up and the errors that any command may meet."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_grid import TINY_GRID
 from typer.testing import CliRunner
 
 import routespace
 from routespace import RoutingGrid, TaskNet, load_recipe, save_bundle
-from routespace.cli.app import app, one_line, telling_once
+from routespace.cli.app import app, one_line, telling_once, told
 from routespace.cli.watch import clock, epoch_line, watching
 from routespace.deploy.bundle import Card
 from routespace.deploy.latency.profiling import profile
 from routespace.deploy.latency.table import save_table
 from routespace.errors import RoutespaceWarning
+from routespace.train.data.digits import DigitsDataset
 from routespace.train.progress import Progress
 
 COMMANDS = [command.name for command in app.registered_commands]
 OVERRIDES = "{train.epochs: 1, data.train_size: 64, train.batch_size: 32, train.warmup_epochs: 0}"
+FEW = {"data.train_size": 64, "data.val_size": 32, "data.workers": 1, "train.batch_size": 32}
 SEARCH = [
     *("search", "digits_tiny", "--trials", "2", "--seed", "1"),
     *("--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"),
@@ -134,6 +138,8 @@ def test_a_reader_that_leaves_is_no_error():
             "cannot identify image",
         ),
         (MemoryError(), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee"), "not enough memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. \nSee"), "data.workers"),
         (routespace.SpecError("field: wrong\n  in two lines"), "field: wrong in two lines"),
     ],
 )
@@ -141,6 +147,20 @@ def test_any_error_is_one_line(error, text):
     line = one_line(error)
     assert text in line
     assert "\n" not in line
+
+
+def test_memory_that_torch_does_not_get_is_bad_input_and_any_other_error_of_its_a_bug():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15, dtype=torch.uint8)
+    assert told(caught.value).exit_code == 2
+    assert told(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_a_loader_process_that_is_lost_is_told_in_one_line(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(DigitsDataset, "__getitems__", lambda *_: os._exit(1))
+    small = [word for name, value in FEW.items() for word in ("--set", f"{name}={value}")]
+    train = ("train", "digits_tiny", *small, "-o", tmp_path / "run")
+    cli(*train).assert_refused("data.workers")
 
 
 def test_search_is_resumed(cli, study):

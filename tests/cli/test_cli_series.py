@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from train_tiny import tiny
 
-from routespace import load_bundle, train_recipe
+from routespace import extract_series, load_bundle, train_recipe
+from routespace.errors import SpecError
 from routespace.train.stopping import TrainingStoppedError
 from routespace.workflow import taking
 
@@ -22,7 +23,7 @@ def run(tmp_path_factory) -> Path:
 def test_several_budgets_give_a_bundle_each_and_a_table(cli, run, tmp_path):
     out = tmp_path / "all"
     wishes = ("--finetune", 1, "--teacher", "none", "--image-size", "24,32", "-o", out)
-    text = cli("extract", run, "--ratio", "0.6, 1.2", *wishes).assert_fine().out
+    text = cli("extract", run, "--ratio", ".6, 1.2", *wishes).assert_fine().out  # .6 would be a hidden folder
     table = json.loads((out / "series.json").read_text())["networks"]
     assert [row["name"] for row in table] == ["1.2", "0.6"]
     assert [row["epochs"] for row in table] == [0, 1]  # the first is the network itself
@@ -69,3 +70,8 @@ def test_an_interrupt_leaves_nothing(cli, run, tmp_path, monkeypatch):
     ended = cli("extract", run, "--ratio", "1.2,0.5", "--finetune", 1, "--no-evaluate", "-o", tmp_path / "all")
     assert ended.code != 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_bundle_of_a_series_is_hidden(run, tmp_path):
+    with pytest.raises(SpecError, match=r"'\.6' is no name of a folder that is seen"):
+        extract_series(run, tmp_path / "all", macs={".6": 1e6, "1": 2e6})

@@ -1,7 +1,9 @@
 """Phases of a training: plain recipes of their own stretch, one clock, weights that go on, a run that resumes."""
 
+import gc
 import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from train_tiny import tiny
 
 from routespace.errors import SpecError
 from routespace.recipes import load_recipe
+from routespace.train import optim
 from routespace.train.checkpoint import load_checkpoint
 from routespace.train.plain import plain_recipe
 from routespace.train.recipe.phases import PhaseClock
@@ -187,3 +190,20 @@ def test_the_recipe_of_the_taught_map_has_its_start_in_itself():
     assert first.gates == "held"
     assert recipe.phase(0).grid.image_size == (64, 64)
     assert recipe.grid.image_size == (96, 96)
+
+
+def test_a_phase_leaves_no_optimiser_and_its_moments_behind(tmp_path, monkeypatch):
+    made, alive, make = [], [], optim.make_optimizer
+
+    def watched(net, spec):
+        optimizer = make(net, spec)
+        made.append(weakref.ref(optimizer))
+        return optimizer
+
+    def count(news):
+        gc.collect()
+        alive.append((news.phase, sum(each() is not None for each in made)))
+
+    monkeypatch.setattr(optim, "make_optimizer", watched)
+    train_recipe(tiny(train__epochs=1, train__phases=[{"epochs": 1}]), tmp_path / "run", progress=count)
+    assert set(alive) == {(1, 1), (2, 1)}

@@ -299,3 +299,15 @@ def test_a_second_interrupt_is_not_waited_for(tmp_path):
         train_recipe(tiny(), tmp_path / "run", progress=interrupt)
     assert not (tmp_path / "run").exists()
     assert issubclass(TrainingStoppedError, RoutespaceError)
+
+
+def test_a_run_goes_on_in_less_memory_and_on_another_device(tmp_path):
+    """What a training finds depends on none of these: they need not be those that it began with."""
+    whole = train_recipe(tiny(), tmp_path / "whole")
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(TrainingStoppedError):
+        train_recipe(tiny(), run.path, progress=lambda _: signal.raise_signal(signal.SIGTERM))
+    elsewhere = {"train__grad_checkpointing": True, "train__checkpoint_epochs": 2, "train__device": "auto"}
+    recipe = tiny(**elsewhere, data__workers=1)
+    assert same_weights(train_recipe(recipe, run.path, resume=True).net, whole.net)
+    assert run.read_recipe() == recipe

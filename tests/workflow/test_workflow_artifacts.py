@@ -92,6 +92,21 @@ def test_what_a_fine_tuning_cannot_do_is_told(run, tmp_path):
     assert fine_tuned_recipe(found, FineTuning(2)).train.device == "cpu"
 
 
+def test_what_a_recipes_teacher_saw_does_not_bind_a_fine_tuning_without_one(run):
+    found = load_run(run)
+    taught = found.recipe.override({"train.teacher": str(run), "train.teacher_images": "own"})
+    found = replace(found, recipe=taught)
+    assert fine_tuned_recipe(found, FineTuning(2, "none")).train.teacher_images == "resized"
+    assert fine_tuned_recipe(found, FineTuning(2)).train.teacher_images == "own"
+
+
+def test_gates_that_are_fine_tuned_slowly_do_not_become_faster(run):
+    found = load_run(run)
+    slow = replace(found, recipe=found.recipe.override({"train.gate_lr": 2e-5, "train.min_lr": 2e-5}))
+    train = fine_tuned_recipe(slow, FineTuning(2), gated=True).train
+    assert (train.gate_lr, train.min_lr) == (5e-6, 5e-6)
+
+
 def test_a_teacher_that_cannot_teach_is_told_before_the_work(run, tmp_path, monkeypatch):
     for module, name in ((extraction, "take_as_wished"), (series, "_Chain")):
         monkeypatch.setattr(module, name, None)  # the work

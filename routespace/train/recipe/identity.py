@@ -1,7 +1,7 @@
 """Which recipes are the same: what of them a hash and a run's key count.
 
 Where data, weights and teacher lie does not count, and neither does a field that recipes once did not have, where
-it is as it comes.
+it is as it comes. A run may go on, and a study may be joined, with other values of what is `ELSEWHERE`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from routespace.train.recipe.parts import LATER, TrainSpec
 from routespace.train.recipe.searching import SearchSpec
 from routespace.values import Value
 
+# Where a training happens, in how much memory, and how often it is saved: no part of what it finds.
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "data": (*LOCATIONS, "download", "workers"),
+    "train": ("device", "checkpoint_epochs", "grad_checkpointing"),
+}
 SECTIONS: Mapping[str, type[Value]] = {"train": TrainSpec, "gates": GateSpec, "search": SearchSpec}
 
 
@@ -26,6 +31,15 @@ def recipe_hash(data: dict[str, Any]) -> str:
     if kept["train"]["weights"] is None:  # recipes of before there were any keep their hash
         kept["train"].pop("weights")
     return content_hash(kept | {"data": {**kept["data"], **dict.fromkeys(LOCATIONS)}})
+
+
+def without_elsewhere(data: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's data without what is `ELSEWHERE`."""
+    kept = {
+        section: {name: value for name, value in data[section].items() if name not in names}
+        for section, names in ELSEWHERE.items()
+    }
+    return data | kept
 
 
 def without_train_places(data: dict[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,10 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Whole = Annotated[int, Field(ge=0)]
-Natural = Annotated[int, Field(ge=1)]
+MOST_COUNT = 10**9  # images, epochs, pixels: none has more, and whatever computes with it stays a number
+Whole = Annotated[int, Field(ge=0, le=MOST_COUNT)]
+Natural = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+Seconds = Annotated[float, Field(gt=0, le=MOST_COUNT, allow_inf_nan=False)]
 AUTO = "auto"
 UNTRAINED_BATCH = 64  # images at a time of a recipe whose batch size no training has chosen yet
 
@@ -153,7 +155,7 @@ class PhaseSpec(Section):
     """
 
     epochs: Natural | None = None
-    seconds: Above0 | None = None
+    seconds: Seconds | None = None
     image_size: Natural | tuple[Natural, Natural] | None = None
     data: dict[str, Any] = {}
     gates: Literal["held", "taught", "free"] = "held"
@@ -233,7 +235,7 @@ class TrainSpec(Section):
     """
 
     epochs: Whole = 20
-    seconds: Above0 | None = None
+    seconds: Seconds | None = None
     clock: Literal["wall", "processor"] = "wall"
     phases: tuple[PhaseSpec, ...] = ()
     batch_size: Natural | Literal["auto"] = 64
@@ -254,7 +256,7 @@ class TrainSpec(Section):
     teacher_temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     teacher_images: Literal["resized", "own"] = "resized"
     mode: Literal["plain", "sandwich"] = "plain"
-    sandwich_parts: Natural = 2
+    sandwich_parts: Annotated[int, Field(ge=1, le=1000)] = 2
     sandwich_window: tuple[Share, Share] = (0.0, 1.0)
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -288,6 +290,8 @@ class TrainSpec(Section):
             raise ValueError(f"decay_fracs: {list(self.decay_fracs)} must be distinct and in increasing order")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr: {self.min_lr} is above lr {self.lr}; give at most that")
+        if self.gate_lr is not None and self.min_lr > self.gate_lr:  # else gates would learn ever faster
+            raise ValueError(f"min_lr: {self.min_lr} is above gate_lr {self.gate_lr}; give at most that")
         if (self.mixup or self.cutmix) and self.batch % 2:
             raise ValueError(
                 f"batch_size: {self.batch_size} is odd; mixup and cutmix pair images, give an even one"

@@ -134,7 +134,7 @@ def _read(value: Any) -> Any:
     """A kind alone means its defaults."""
     data = {"kind": value} if isinstance(value, str) else value
     kind = data.get("kind") if isinstance(data, Mapping) else getattr(data, "kind", data)
-    if kind not in TASKS:
+    if not isinstance(kind, str) or kind not in TASKS:
         raise ValueError(f"{kind!r:.40} is no task; give {' or '.join(TASKS)}")
     return data
 
