@@ -116,7 +116,7 @@ def _check_field(recipe: Recipe, field: str, values: Any) -> None:
         raise SpecError(f"search.overrides.{field}: is in search.space too; keep one of them")
     if field == PRESET:
         return  # an unknown preset is named by the trial that draws it
-    values = (values.low, values.high) if isinstance(values, Range) else values
+    values = _tried(values) if isinstance(values, Range) else values
     parameter = recipe.grid.family.parameters.get(field.removeprefix("grid."))
     if parameter is not None and field.startswith("grid."):
         for value in values:
@@ -137,6 +137,14 @@ def _check_field(recipe: Recipe, field: str, values: Any) -> None:
             raise SpecError(
                 f"search.space.{field}: {value!r:.60} is not allowed; {reason[0].lower()}{reason[1:]}"
             ) from error
+
+
+def _tried(values: Range) -> tuple[int | float, ...]:
+    """The ends of a range, and of one that is not of whole numbers one between: its field must allow that, too."""
+    if values.whole or values.low == values.high:
+        return values.low, values.high
+    inner = values.low + (values.step or (values.high - values.low) / math.e)
+    return (values.low, values.high, *([rounded(inner)] if inner < values.high else []))
 
 
 def _field_info(recipe: Recipe, field: str) -> FieldInfo:

@@ -209,3 +209,10 @@ def test_entropy_selection_keeps_the_busiest_surroundings():
     assert torch.equal(found, shifted)
     with pytest.raises(SpecError, match="'entropy' ranks tokens; rows must be 'token'"):
         GateSpec(selection="entropy", rows="image")
+
+
+def test_a_share_of_places_is_what_it_says():
+    """0.55·100 is a little more than 55 in floats; whoever ranks 100 tokens keeps 55 all the same."""
+    for percent in range(1, 100):
+        assert gates.share_count(percent / 100, 100) == percent
+    assert [gates.share_count(keep, 10) for keep in (0.31, 0.01, 1e-12, 1.0)] == [4, 1, 1, 10]

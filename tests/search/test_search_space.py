@@ -90,6 +90,15 @@ def test_the_recipes_own_point() -> None:
         ({"name": ["a", "b"]}, r"search\.space\.name: cannot be searched"),
         ({"search.trials": [1, 2]}, r"search\.space\.search\.trials: cannot be searched"),
         ({}, r"search\.space: .* varies nothing"),
+        (
+            {"train.epochs": {"low": 1, "high": 3, "step": 0.5}},
+            r"search\.space\.train\.epochs: 1\.5 is not allowed",
+        ),
+        ({"train.epochs": {"low": 1.0, "high": 3.0}}, r"search\.space\.train\.epochs: 1\.7.* is not allowed"),
+        ({"train.lr": {"low": 0.1, "high": 1e300}}, r"search\.space\.train\.lr\.low: .* neither beyond 2\^53"),
+        ({"seed": {"low": 0, "high": 10**400}}, r"search\.space\.seed\.low: 0 .* neither beyond 2\^53"),
+        ({"train.lr": {"low": 0.1, "high": 9.0, "step": 1e-300}}, r"step: 1e-300 is too small for 0\.1 to 9\.0"),
+        ({"train.lr": {"low": 0.1, "high": 9.0, "step": float("inf")}}, r"step: inf must be above 0, and not bey"),
     ],
 )
 def test_a_wrong_space_is_named(space: dict[str, Any], message: str) -> None:

@@ -31,6 +31,7 @@ from routespace.grid.architecture import Architecture
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet
 from routespace.preprocess import preprocess_to_json
+from routespace.train.calibrate import set_threshold
 from routespace.train.data.source import make_source
 from routespace.train.macs import closed_macs, counted_macs, open_macs
 from routespace.train.run import train_recipe
@@ -219,6 +220,23 @@ def test_it_is_trained_on_at_its_budget(source, tmp_path):
     assert card.counted_macs == pytest.approx(wanted, rel=0.03)
     assert not net.architecture.is_static
     assert (tmp_path / "routed" / "usage.json").exists()
+
+
+def test_after_a_fine_tuning_too_it_takes_no_more_than_was_wished(source, tmp_path, monkeypatch):
+    wanted, tune, found = middle(load_artifact(source).net), routed.fine_tune, []
+
+    def a_little_above(*args, **named):
+        result = tune(*args, **named)
+        set_threshold(result.net, -1.0)  # as far as a budget that is met from above can be, and farther
+        found.append(evaluate(result.net, load_artifact(source).held_out().val)["counted_macs"])
+        return replace(result, metrics=result.metrics | {"counted_macs": found[0]})
+
+    monkeypatch.setattr(routed, "fine_tune", a_little_above)
+    taken = extract_routed(source, tmp_path / "routed", macs=wanted, tuning=FineTuning(1))
+    assert taken.card.counted_macs <= wanted < found[0]
+    seen = evaluate(load_bundle(tmp_path / "routed").net, load_artifact(source).held_out().val)
+    assert seen["counted_macs"] == pytest.approx(taken.card.counted_macs) == taken.tuned["counted_macs"]
+    assert seen["accuracy"] == taken.card.scores[-1].value == taken.tuned["accuracy"]
 
 
 def test_what_cannot_teach_it_is_told_before_it_is_calibrated(source, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ NORM_GROUPS = 32  # of FCOS, in which its channels are normalised
 NMS = {"retinanet": 0.5, "fcos": 0.6}
 TOWER_CONVS = 4  # as in the papers
 
-Count = Annotated[int, Field(ge=1)]
+MOST_BOXES = 10**6  # of an image, and of classes
+Count = Annotated[int, Field(ge=1, le=MOST_BOXES)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=8, le=2048)]
 Pool = Literal["all", "computed"]  # of tokens that a classifier takes the mean of
@@ -99,7 +100,7 @@ class InstanceSettings(BoxSettings):
 
     anchor_scale: Annotated[float, Field(gt=0, le=64)] = 8.0
     proposals: Count = 1000
-    sampled: Annotated[int, Field(ge=4)] = 512
+    sampled: Annotated[int, Field(ge=4, le=MOST_BOXES)] = 512
 
     @property
     def overlap(self) -> float:

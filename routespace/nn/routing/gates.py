@@ -36,6 +36,7 @@ from routespace.nn.routing.margins import (
 from routespace.nn.routing.scout import Scout
 
 GROUP_TOKENS = 4  # fine tokens of a patch embedding's 2×2 group, at most
+ROUNDING = 1e-9  # 0.55 of 100 places is 55.00000000000001 in floats, and yet 55 places
 INIT_STD = 0.02  # of a gate's weights, as of the blocks': the bias decides at first
 
 
@@ -208,7 +209,9 @@ class Gate(nn.Module):
             number = share_count(keep, count) if rows else min(most, -(-count // GROUP_TOKENS))
             return top_places(scores, number), number
         counts = present.sum(1, keepdim=True)
-        wanted = torch.ceil(keep * counts.double()) if rows else (-(-counts // GROUP_TOKENS)).clamp(max=most)
+        wanted = (
+            torch.ceil(keep * counts.double() - ROUNDING) if rows else (-(-counts // GROUP_TOKENS)).clamp(max=most)
+        )
         return top_places(scores, wanted), None
 
     def _decide(self, margin: Tensor, deciding: Deciding, ranked: Ranked | None) -> Decision:
@@ -278,7 +281,7 @@ def logistic_noise(like: Tensor, *, shared: bool) -> Tensor:
 
 def share_count(keep: float, places: int) -> int:
     """How many of an image's places the share `keep` is: at least one."""
-    return max(1, math.ceil(keep * places))
+    return max(1, math.ceil(keep * places - ROUNDING))
 
 
 def top_share(scores: Tensor, keep: float) -> Tensor:

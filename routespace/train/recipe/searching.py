@@ -15,13 +15,14 @@ from routespace.train.recipe.parts import Natural, Section, parse_count
 Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's
 Pruner = Literal["none", "median", "hyperband"]  # Optuna's
 Scalar = bool | int | float | str | None
+LARGEST = 2**53  # of a range's numbers, and of its values: studies keep them as floats, which tell no more apart
 
 
 class Range(Section):
     """A range of numbers to search; whole ones when low, high and step all are.
 
     Args:
-        low, high: ends, both included.
+        low, high: ends, both included, up to 2^53.
         log: draw on a logarithmic scale.
         step: distance of neighbouring values.
     """
@@ -33,12 +34,16 @@ class Range(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"low: {self.low} must be a number up to high {self.high}")
+        if not -LARGEST <= self.low <= self.high <= LARGEST:
+            raise ValueError(
+                f"low: {self.low!s:.40} must be a number up to high {self.high!s:.40}, and neither beyond 2^53"
+            )
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log: it needs low above 0 and no step")
-        if self.step is not None and not self.step > 0:
-            raise ValueError(f"step: {self.step} must be above 0")
+        if self.step is not None and not 0 < self.step <= LARGEST:
+            raise ValueError(f"step: {self.step!s:.40} must be above 0, and not beyond 2^53")
+        if self.step is not None and self.high - self.low > LARGEST * self.step:
+            raise ValueError(f"step: {self.step} is too small for {self.low} to {self.high}; give a larger one")
         return self
 
     @property

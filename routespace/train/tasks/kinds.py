@@ -100,7 +100,7 @@ class SemanticSpec(DenseSpec):
     kind: Literal["semantic"] = "semantic"
     classes: Annotated[int, Field(ge=1, le=IGNORE)]
     decoder: Literal["semantic_fpn", "semantic_fpn_3x3", "upernet"] = "semantic_fpn"
-    channels: Annotated[int, Field(ge=16, multiple_of=16)] = 256
+    channels: Annotated[int, Field(ge=16, le=4096, multiple_of=16)] = 256
     class_weights: tuple[Weight, ...] | None = None
 
     @model_validator(mode="after")
