@@ -74,8 +74,9 @@ def prices(
 
     constant = cost.stem.macs + sum(price.macs for price in cost.outputs.values())
     terms = [RESOURCES["macs"].terms_of(cost.edges[name], cost.gates.get(name, NO_GATE)) for name in names]
-    columns = torch.tensor(terms, dtype=torch.float64, device=device).view(-1, len(Terms._fields)).unbind(1)
-    none, every = (torch.full((), number, device=device) for number in (0.0, 1.0))
+    with torch.inference_mode(False):  # who asks first may be looking only, and who asks next may be training
+        columns = torch.tensor(terms, dtype=torch.float64, device=device).view(-1, len(Terms._fields)).unbind(1)
+        none, every = (torch.full((), number, device=device) for number in (0.0, 1.0))
     return Prices(names, Terms(*columns), float(constant), none, every)
 
 

@@ -384,3 +384,18 @@ def test_a_target_that_is_no_number_of_macs_is_refused(target):
     assert net.gate_spec.threshold is None
     with pytest.raises(BudgetError, match="is impossible"):
         budget_loss(net, net(images).routes, macs=target)
+
+
+@pytest.mark.parametrize(
+    "family", [{}, {"family": "swin_v2", "sr_ratios": None, "window": 4}], ids=["pvt_v2", "swin_v2"]
+)
+def test_a_budget_that_was_looked_at_in_inference_mode_is_trained_for_afterwards(family):
+    """Prices are kept for the next one who asks; made in inference mode they could never be trained with."""
+    fields = TINY_GRID | {"layers": 3, "in_channels": 4, "mlp_ratios": [3, 3]} | family  # of no other test
+    spec = GridSpec.parse({name: value for name, value in fields.items() if value is not None})
+    net, images = TaskNet.classifier(Architecture.full(RoutingGrid(spec))), torch.randn(2, 4, 32, 32)
+    macs = 0.9 * open_macs(net.architecture, net.gate_spec)
+    with torch.inference_mode():
+        budget_loss(net, net(images).routes, macs=macs)
+    budget_loss(net.train(), net(images).routes, macs=macs).backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in net.gates.parameters())
