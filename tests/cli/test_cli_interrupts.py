@@ -212,7 +212,9 @@ def test_libraries_keep_their_warnings_to_themselves(tmp_path):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("cpu_s", [0.0, 0.5], ids=["as they start", "while they read"])
+@pytest.mark.parametrize(
+    "cpu_s", [pytest.param(0.0, marks=pytest.mark.slow), 0.5], ids=["as they start", "while they read"]
+)
 def test_processes_that_read_pictures_leave_ctrl_c_to_their_command(cpu_s, tmp_path):
     (tmp_path / "photos/ant").mkdir(parents=True)
     first = tmp_path / "photos/ant/0.png"

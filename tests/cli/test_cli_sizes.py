@@ -10,7 +10,7 @@ from routespace import load_bundle
 from routespace.cli.app import app
 
 TINY = [
-    *("--set", "data.train_size=32", "--set", "data.val_size=40", "--set", "data.test_size=50"),
+    *("--set", "data.train_size=32", "--set", "data.val_size=32", "--set", "data.test_size=32"),
     *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "grid.layers=2"),
     *("--set", "grid.embed_layers=all", "--set", "train.epochs=1"),
 ]
@@ -39,7 +39,7 @@ def test_extract_at_a_smaller_image_size(cli, place, tmp_path):
     assert [score["image_size"] for score in card["scores"]] == [[64, 64], list(size)]
     text = cli("extract", place / "run", "--image-size", 48, "-o", tmp_path / "one").assert_fine().out
     assert "48x48 px; the whole was trained on 64x64 px" in text
-    assert "of 40 validation images of 48x48 px; whole of 64x64 px" in text
+    assert "of 32 validation images of 48x48 px; whole of 64x64 px" in text
     text = cli("verify", tmp_path / "one", "--against", place / "run").assert_fine().out
     assert "48x48 px, to which the other network was moved from 64x64 px" in text
     report = json.loads(cli("evaluate", tmp_path / "one", "--json").assert_fine().out)

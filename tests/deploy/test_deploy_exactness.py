@@ -48,7 +48,7 @@ def random_supernet(grid, seed):
     return TaskNet.classifier(Architecture.full(grid), gates).eval()
 
 
-@pytest.mark.parametrize("grids", [GRIDS // 4, pytest.param(GRIDS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("grids", [GRIDS // 6, pytest.param(GRIDS, marks=pytest.mark.slow)])
 def test_extracted_equals_the_supernet_over_random_architectures(grids):
     replayed = 0
     for seed in range(grids):

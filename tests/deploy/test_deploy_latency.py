@@ -3,11 +3,11 @@
 import json
 import math
 import random
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from thinning import thinned
 
 from routespace.deploy.latency.fit import fit_factors
 from routespace.deploy.latency.parts import edge_key, part_keys
@@ -207,7 +207,11 @@ def test_measuring_counts_calls_and_cancels_a_slow_round():
 SWIN = RoutingGrid(GridSpec.parse(FIELDS | {"family": "swin_v2", "sr_ratios": None, "window": (8, 4, 2)}))
 
 
-@pytest.mark.parametrize(*thinned(family=["pvt_v2", "swin_v2"], dtype=["float32", "bfloat16"], batch=[1, 2]))
+KINDS = list(product(["pvt_v2", "swin_v2"], ["float32", "bfloat16"], [1, 2]))
+OTHER_KINDS = [pytest.param(*kind, marks=pytest.mark.slow) for kind in KINDS[1:-1]]
+
+
+@pytest.mark.parametrize(("family", "dtype", "batch"), [KINDS[0], KINDS[-1], *OTHER_KINDS])
 def test_profile_of_every_kind_is_a_table_that_predicts(family, dtype, batch, tmp_path):
     grid = GRID if family == "pvt_v2" else SWIN
     keeps = (0.25, 0.5, 1.0)

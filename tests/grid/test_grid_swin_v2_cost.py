@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from fvcore.nn import FlopCountAnalysis
-from thinning import thinned
 from torch.utils.flop_counter import FlopCounterMode
 
 from routespace.errors import SpecError
@@ -73,7 +72,14 @@ def test_other_windows_and_ratios(window, ratio):
 
 
 @pytest.mark.parametrize(
-    *thinned(window=[(16, 8, 8, 4), (3, 5, 7, 2)], image=[(256, 256), (160, 224), (100, 132)])
+    ("window", "image"),
+    [
+        ((16, 8, 8, 4), (160, 224)),
+        ((3, 5, 7, 2), (100, 132)),
+        *(pytest.param(window, (256, 256), marks=pytest.mark.slow) for window in ((16, 8, 8, 4), (3, 5, 7, 2))),
+        pytest.param((16, 8, 8, 4), (100, 132), marks=pytest.mark.slow),
+        pytest.param((3, 5, 7, 2), (160, 224), marks=pytest.mark.slow),
+    ],
 )
 def test_a_window_for_each_rate_costs_what_torch_counts(window, image):
     spec = GridSpec.preset("dit_swin_v2_t", image_size=image, window=window)
@@ -112,7 +118,7 @@ def test_a_window_for_each_rate_is_saved_and_read_back():
 @pytest.mark.parametrize(
     ("size", "name", "image"),
     [
-        ("t", "tiny", (256, 256)),
+        pytest.param("t", "tiny", (256, 256), marks=pytest.mark.slow),
         pytest.param("s", "small", (256, 256), marks=pytest.mark.slow),
         pytest.param("b", "base", (256, 256), marks=pytest.mark.slow),
         ("t", "tiny", (224, 288)),

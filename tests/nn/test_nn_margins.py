@@ -1,6 +1,7 @@
 """Gates that see: a token's surroundings, one map for all rows, a share of the batch, and what they cost."""
 
 import copy
+from itertools import product
 
 import numpy as np
 import pytest
@@ -112,8 +113,9 @@ SEEING = [
 ]
 
 
-@pytest.mark.parametrize(*thinned(routing=["depth", "both"], fields=SEEING, training=[False, True]), ids=str)
-def test_every_way_of_computing_agrees(routing, fields, training):
+@pytest.mark.parametrize(*thinned(net_of=list(product(["depth", "both"], [False, True])), fields=SEEING), ids=str)
+def test_every_way_of_computing_agrees(net_of, fields):
+    routing, training = net_of
     if routing == "both" and training:
         fields = fields | {"noise": 0.0}
     net = mapped(Architecture.routed(grid(), routing), **({"noise": 0.0} | fields)).train(training)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -53,8 +54,9 @@ def pictures(count=3, size=(64, 48)):
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(3)).double()
 
 
-@pytest.mark.parametrize(*thinned(family=list(GRIDS), fields=WAYS, training=[False, True]), ids=str)
-def test_every_way_of_computing_agrees(family, fields, training):
+@pytest.mark.parametrize(*thinned(net_of=list(product(GRIDS, [False, True])), fields=WAYS), ids=str)
+def test_every_way_of_computing_agrees(net_of, fields):
+    family, training = net_of
     net = network(GRIDS[family], skipped="mlp" if training else "linear", **fields).train(training)
     assert_modes_agree(net, pictures(), None)
     assert_same_usage(net, pictures(), None)

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies look for none after each trial: where nothing was trained, that takes longest."""
     monkeypatch.setattr("gc.collect", lambda *_: 0)

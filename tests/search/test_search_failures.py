@@ -24,8 +24,6 @@ from routespace.search.evaluator import Workplace
 from routespace.search.rescue import age_s
 from routespace.train.recipe.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("no_garbage")
-
 
 def test_a_failed_training_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     def fail_second(recipe: Recipe, folder: Path) -> None:

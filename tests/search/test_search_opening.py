@@ -18,8 +18,6 @@ from routespace.search import load_study, run_study
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 
-pytestmark = pytest.mark.usefixtures("no_garbage")
-
 
 @pytest.mark.parametrize("storage", ["foo://x", "sqlite://", "broken.db", "other.txt"])
 def test_a_refused_study_leaves_no_folder(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,6 @@ from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 from routespace.train.progress import Progress
 
-pytestmark = pytest.mark.usefixtures("no_garbage")
-
 EPOCHS = 4
 SPACE = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}}
 
@@ -62,7 +60,9 @@ def test_the_median_gives_up_what_falls_behind(tmp_path: Path, objective: str) -
     assert load_study(tmp_path) == study
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "random"))]
+)
 def test_hyperband_shows_samplers_a_part_of_the_trials_and_none_is_repeated(tmp_path: Path, sampler: str) -> None:
     learning = Learning()
     space: dict[str, Any] = {"train.lr": [0.1, 0.01, 0.001], "train.batch_size": [8, 16], "seed": [0, 1]}

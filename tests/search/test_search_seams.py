@@ -84,6 +84,11 @@ def test_parts_of_a_supernet_are_searched_by_the_same_loop(tmp_path: Path) -> No
     assert all(trial.values["macs"] <= limit for trial in finished if trial.values)
 
 
+@pytest.fixture
+def no_garbage() -> None:
+    """Here it is looked for, which the fixture of that name spares the other studies."""
+
+
 @pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.slow
 def test_memory_does_not_grow_over_trials(tmp_path: Path, fails: bool) -> None:

@@ -18,8 +18,6 @@ from routespace.search import StudyProgress, load_study, pareto, run_study, tria
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 
-pytestmark = pytest.mark.usefixtures("no_garbage")
-
 
 def test_a_study_starts_with_the_recipe_and_tells_its_progress(tmp_path: Path) -> None:
     fake, news = FakeEvaluator(), list[StudyProgress]()

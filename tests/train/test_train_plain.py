@@ -21,7 +21,7 @@ def blocks_of(recipe):
     return tuple(each.values())
 
 
-@pytest.mark.parametrize("name", ["digits_tiny", "digits_small"])
+@pytest.mark.parametrize("name", ["digits_tiny", pytest.param("digits_small", marks=pytest.mark.slow)])
 def test_splits_of_the_same_macs(name):
     recipe = load_recipe(name)
     found = plain_recipes(recipe, MACS)

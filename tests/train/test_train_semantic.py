@@ -151,7 +151,7 @@ def test_four_images_are_learned_by_heart(decoder):
     "changes",
     [
         {"train__execution": "packed"},
-        {"train__teacher": "self"},
+        pytest.param({"train__teacher": "self"}, marks=pytest.mark.slow),
         {"train__mode": "sandwich"},
         {"task__decoder": "upernet", **HELD_OPEN},
     ],

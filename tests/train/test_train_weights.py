@@ -112,8 +112,9 @@ def test_what_is_no_weights_is_refused_in_one_line(tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"no pickle")
     (tmp_path / "broken.safetensors").write_bytes(b"none")
     torch.save([1, 2], tmp_path / "list.pth")
-    torch.save(timm.create_model("resnet18"), tmp_path / "module.pth")  # a pickle that would run code
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "other.pth")
+    other, net = timm.create_model("resnet18"), supernet()
+    torch.save(other, tmp_path / "module.pth")  # a pickle that would run code
+    torch.save(other.state_dict(), tmp_path / "other.pth")
     torch.save(oracle("pvt_v2_b1").state_dict(), tmp_path / "wide.pth")
     (tmp_path / "empty").mkdir()
     cases = {
@@ -129,7 +130,7 @@ def test_what_is_no_weights_is_refused_in_one_line(tmp_path):
     }
     for source, told in cases.items():
         with pytest.raises(RoutespaceError, match=told) as caught:
-            load_pretrained(supernet(), source)
+            load_pretrained(net, source)
         assert str(caught.value).startswith("train.weights: "), source
         assert "\n" not in str(caught.value)
 
