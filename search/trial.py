@@ -18,7 +18,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from routespace import file_names
-from routespace.errors import DataError, RoutespaceError
+from routespace.errors import DataError, RoutespaceError, reason
+from routespace.memory import told_shortage
 from routespace.search.candidate import Candidate, excess
 from routespace.search.evaluator import Workplace
 from routespace.search.objectives import with_objectives
@@ -142,8 +143,7 @@ class TrialRunner(Generic[C]):
         except Exception as error:
             if isinstance(error, DataError):
                 self.data_error = str(error)
-            reason = str(error) if isinstance(error, RoutespaceError) else f"{type(error).__name__}: {error}"
-            trial.set_user_attr(Attr.REASON, reason[:MESSAGE_CHARS])
+            trial.set_user_attr(Attr.REASON, _why(error)[:MESSAGE_CHARS])
             _write_traceback(folder)
             raise
 
@@ -163,6 +163,14 @@ class TrialRunner(Generic[C]):
             reached = metrics.get(name, trial.user_attrs[Attr.PLANNED][name])
             trial.set_constraint(name, excess(reached, limit))
         return tuple(metrics[name] for name in self.problem.objectives)
+
+
+def _why(error: Exception) -> str:
+    """What made a trial fail, as one line; of an error that is none of ours its kind, too."""
+    shortage = told_shortage(error)
+    if shortage is not None or isinstance(error, RoutespaceError):
+        return shortage or reason(error)
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def _reuse(trial: Trial, twin: FrozenTrial) -> tuple[float, ...]:
