@@ -43,10 +43,8 @@ def run(
     require_export_place(folder, [EXPORTERS[name].suffix for name in formats], overwrite=overwrite)
     with loading():
         from routespace.workflow.artifacts import load_artifact
-        from routespace.workflow.exporting import export_artifact, export_notes
+        from routespace.workflow.exporting import export_artifact
     artifact = load_artifact(source, device=device)
-    for note in export_notes(artifact, size):
-        typer.echo(f"note: {note}", err=True)
     with busy("exporting") as say:
         reports = export_artifact(artifact, folder, formats, image_size=size, overwrite=overwrite, say=say)
     for report in chain.from_iterable(found.all for found in reports):

@@ -8,7 +8,6 @@ from pathlib import Path
 from routespace import file_names
 from routespace.checked import checked
 from routespace.deploy.export.formats import exporter_named
-from routespace.deploy.export.sides import least_side
 from routespace.deploy.export.write import ExportReport, Say, export
 from routespace.deploy.folder import require_export_place
 from routespace.errors import BundleError
@@ -87,21 +86,3 @@ def _require_same_pictures(
 
 def _sides(preprocess: Preprocess) -> str:
     return "×".join(map(str, preprocess.size))
-
-
-def export_notes(artifact: Artifact, image_size: tuple[int, int] | None = None) -> tuple[str, ...]:
-    """What files will not do that the network itself does, a line each: it takes smaller images than they do.
-
-    Args:
-        artifact, image_size: as for `export_artifact`.
-    """
-    least, preprocess = least_side(artifact.net), artifact.preprocess
-    if least is None or preprocess is None or preprocess.fit != "inside":
-        return ()
-    side = min(image_size or preprocess.size)
-    if side >= least:
-        return ()
-    return (
-        f"files take sides of {least} px or more, and a side of the pictures is fed with {side} px at most; "
-        f"predict with the run or bundle, or train with a larger grid.image_size or data.eval_size",
-    )

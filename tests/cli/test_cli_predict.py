@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from routespace import Architecture, Card, GridSpec, Predictor, RoutingGrid, TaskNet, save_bundle
 from routespace.cli.app import app
+from routespace.cli.status import busy
 from routespace.preprocess import Preprocess, save_preprocess
 from routespace.workflow.artifacts import load_artifact
 from routespace.workflow.exporting import export_artifact
@@ -151,6 +153,16 @@ def test_a_line_now_and_then_where_output_goes_to_a_pipe(place, monkeypatch):
     assert told == [f"predicting, {i} of 6 images …" for i in range(1, 7)]
     monkeypatch.setattr("routespace.cli.status.QUIET_S", 30)
     assert predict(place / "small", place / "photos", "--batch", 4, "--json").stderr == ""
+
+
+def test_a_long_silence_is_told_again_and_again(monkeypatch, capfd):
+    monkeypatch.setattr("routespace.cli.status.QUIET_S", 0.02)
+    lines = ""
+    with busy("tracing"):
+        while lines.count("\n") < 2:  # pytest's time limit ends a teller that says nothing
+            lines += capfd.readouterr().err
+    assert all(re.fullmatch(r"tracing … \(\d+ s so far\)", line) for line in lines.splitlines())
+    assert lines.count("\n") >= 2
 
 
 def test_nothing_that_can_be_read_is_an_error(place, messy):

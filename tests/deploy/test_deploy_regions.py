@@ -23,7 +23,6 @@ from routespace.nn.heads.kinds import decoder_of
 from routespace.nn.heads.regions import OutsideRegions
 from routespace.preprocess import Preprocess, preprocess_to_json, save_preprocess
 from routespace.workflow.artifacts import load_artifact
-from routespace.workflow.exporting import export_notes
 
 NAMES = "ant", "bee", "cat"
 FED = Preprocess(size=(48, 64)).inside(multiple=8)
@@ -246,13 +245,13 @@ def test_a_picture_that_is_fed_too_small_is_one_line(place, tmp_path):
     assert len(told) == 2
 
 
-def test_files_that_take_no_picture_as_it_is_fed_are_told_of_before(place):
-    artifact = load_artifact(place / "bundle")
-    fed = artifact.preprocess
-    least = int(load_once(place / "files" / "model.pt2").metadata["least_side"])
-    for size, told in ((least - 8, 1), (least, 0)):
-        artifact = replace(artifact, preprocess=fed.model_copy(update={"size": (size, 200)}))
-        notes = export_notes(artifact)
-        assert len(notes) == told
-        assert all(f"sides of {least} px or more" in note and f"{size} px at most" in note for note in notes)
-    assert export_notes(artifact, (8, 8))
+def test_files_take_the_smallest_images_that_the_network_takes(place):
+    loaded, net = load_once(place / "files" / "model.pt2"), load_artifact(place / "bundle").net.eval()
+    least, step = int(loaded.metadata["least_side"]), int(loaded.metadata["side_step"])
+    assert least - step < net.spec.least_image_px <= least < 2 * net.head.coarsest(net.spec)
+    for size in ((least, least), (least, 3 * step), (3 * step, least)):
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), net.deciding_as(execution="dense"):
+            given = net.as_module()(images)
+        for ours, theirs in zip(loaded.run(images), given, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

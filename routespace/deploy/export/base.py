@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+Say = Callable[[str], None]  # is told what is being done, a few words at a time
+
+
+def silent(_: str) -> None:
+    """Tell nobody."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -33,6 +39,7 @@ class Prepared:
         least: steps of a side, at least.
         metadata: what the file shall tell about the network, key → text.
         fed: what the images are called.
+        say: is told what is being done.
     """
 
     module: nn.Module
@@ -40,8 +47,9 @@ class Prepared:
     images: Tensor
     metadata: Mapping[str, str]
     step: int | None = None
-    least: int = 2  # one token a side would be taken for a constant
+    least: int = 1
     fed: str = "images"
+    say: Say = silent
 
     def free(self) -> tuple[dict[int, Any]]:
         """What is free in the shape of `images`, as torch.export takes it."""

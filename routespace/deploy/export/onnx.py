@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
+CONVERTING = 2.3  # what follows takes so many times as long as the tracing
+TOLD_S = 5  # and more: shorter waits need no word
 
 
 def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str, int]:
@@ -26,12 +29,19 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    begin = time.monotonic()
+
     # Fused attention lays its result out differently from the plain products into which the exporter takes it
     # apart, and the views behind it would no longer fit (SwinV2); so it is traced as plain products.
     with sdpa_kernel(SDPBackend.MATH), quieted("onnxscript"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the exporter and its optimiser say of their own internals
+        traced = torch.export.export(prepared.module, (prepared.images,), dynamic_shapes=prepared.free())
+        calls = sum(node.op == "call_function" for node in traced.graph.nodes)
+        rest = CONVERTING * (time.monotonic() - begin)
+        more = f"; about {rest:.0f} s more" if rest >= TOLD_S else ""
+        prepared.say(f"turning {calls} operators into those of ONNX{more}")
         program = torch.onnx.export(
-            prepared.module,
+            traced,
             (prepared.images,),
             input_names=[prepared.fed],
             output_names=list(prepared.names),
@@ -40,11 +50,38 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
             dynamo=True,
             verbose=False,
             external_data=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        _simplify(program.model)
     program.model.metadata_props.update(prepared.metadata)
     program.save(str(path), external_data=False)
     return Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
+
+
+def _simplify(model: Any) -> None:
+    """Fold what is constant and drop what is there twice or not read, in place.
+
+    The exporter's own optimiser also tries its rewriting rules on every node, which takes seven times as long.
+    ONNX Runtime has such rules itself, and the networks take the same time without them.
+    """
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    fold_constants(model, onnx_shape_inference=True)
+    Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.IdentityEliminationPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Sizes of the images that an exported network takes: free ones in steps of the coarsest rate, from a least on.
+"""Sizes of the images that an exported network takes: any that it is fed itself, in steps of the coarsest rate.
 
 Shape legend: H, W pixels.
 """
@@ -15,8 +15,8 @@ def side_step(net: TaskNet) -> int | None:
 
 
 def least_steps(net: TaskNet) -> int:
-    """Steps of a free side, at least: two tokens of the coarsest map, of which the second may be a part."""
-    return net.head.coarsest(net.spec) // net.spec.max_down + 1
+    """Steps of a free side, at least: what the network itself takes."""
+    return -(-net.spec.least_image_px // net.spec.max_down)
 
 
 def least_side(net: TaskNet) -> int | None:
@@ -26,10 +26,15 @@ def least_side(net: TaskNet) -> int | None:
 
 
 def checked_sizes(net: TaskNet, image_size: tuple[int, int] | int | None) -> list[tuple[int, int]]:
-    """Of both checked batches; where it is free, the size that is asked for as whole steps, and a larger one."""
+    """Of the checked batches. The second is also traced.
+
+    Where sizes are free they are the one that is asked for, as whole steps; a larger one, of two tokens of every
+    map and more, as one would be taken for a constant; and one of the least side.
+    """
     _, *asked = image_shape(net, image_size)
-    step = side_step(net)
-    if step is None:
+    step, least = side_step(net), least_side(net)
+    if step is None or least is None:
         return [(asked[0], asked[1])] * 2
-    height, width = (max(least_steps(net), -(-side // step)) * step for side in asked)
-    return [(height, width), (height + step, width + 2 * step)]
+    height, width = (max(least, -(-side // step) * step) for side in asked)
+    several = (net.head.coarsest(net.spec) // step + 1) * step
+    return [(height, width), (max(height, several) + step, max(width, several) + 2 * step), (least, 2 * least)]
