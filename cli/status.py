@@ -15,7 +15,7 @@ from routespace.cli.watch import QUIET_S
 
 @contextmanager
 def busy(what: str) -> Iterator[Callable[[str], None]]:
-    """Show `what …` and the time while the block runs; it is given a function that shows other words from then on."""
+    """Show `what …` and the time while the block runs; it is given a function that shows other words then."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
