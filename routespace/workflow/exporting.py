@@ -7,8 +7,9 @@ from pathlib import Path
 
 from routespace import file_names
 from routespace.checked import checked
+from routespace.deploy.export.base import Say
 from routespace.deploy.export.formats import exporter_named
-from routespace.deploy.export.write import ExportReport, Say, export
+from routespace.deploy.export.write import ExportReport, export
 from routespace.deploy.folder import require_export_place
 from routespace.errors import BundleError
 from routespace.files import json_text

@@ -72,7 +72,7 @@ def _simplify(model: Any) -> None:
     fold_constants(model, onnx_shape_inference=True)
     Sequential(
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir's
         common.RemoveUnusedOpsetsPass(),
         common.IdentityEliminationPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
