@@ -15,7 +15,8 @@ Rows are decided per token, or per square of a window's side (without `capacity`
 timed with one block and with two, the second one's windows shifted). A block's mask keeps an exact share of the
 batch's squares, but at least one; a network's decisions are drawn one by one.
 
-Every variant runs once in every round, so that a busy machine slows them alike; numbers are medians. A network
+Every variant runs once in every round, so that a busy machine slows them alike, and in random order, so that none
+always follows the same one; numbers are medians. A network
 gets new decisions in each call, as new images would bring them. On a CPU the clock is the processor time of the
 thread (--clock wall for the other one), with one thread and with malloc told to keep its memory, without which
 large maps are paid for page by page. `--products torch` leaves all matrix products to torch, as where MKL knows

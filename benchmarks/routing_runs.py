@@ -5,11 +5,12 @@ Shape legend: B images · N tokens.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle, product
+from itertools import cycle
 
 import timm
 import torch
@@ -64,12 +65,17 @@ def seconds(settings: Settings, run: Callable[[], object]) -> float:
 
 
 def medians(settings: Settings, runs: Runs) -> dict[str, float]:
-    """Milliseconds of each run, interleaved, after the calls that warm up."""
+    """Milliseconds of each run, after the calls that warm up: in rounds, each in an order of its own.
+
+    A run leaves caches and freed memory to the next: always after the same one, it would be timed with that.
+    """
     for run in [*runs.values()] * WARM_UP:
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _, (name, run) in product(range(settings.rounds), runs.items()):
-        times[name].append(seconds(settings, run) * 1e3)
+    shuffle = random.Random(0)
+    for _ in range(settings.rounds):
+        for name in shuffle.sample(list(runs), len(runs)):
+            times[name].append(seconds(settings, runs[name]) * 1e3)
     return {name: statistics.median(found) for name, found in times.items()}
 
 

@@ -100,7 +100,8 @@ def test_parts_change_nothing(monkeypatch):
             want = model.compile_blocks(False)(images, routes=given).logits
             model.compile_blocks()
             for at_once in (BYTES_AT_ONCE, 1):
-                monkeypatch.setattr("routespace.nn.families.parts.BYTES_AT_ONCE", at_once)
+                for name in ("BYTES_AT_ONCE", "PACKED_BYTES_AT_ONCE"):
+                    monkeypatch.setattr(f"routespace.nn.families.parts.{name}", at_once)
                 assert (model(images, routes=given).logits - want).abs().max() < 1e-4
 
 
@@ -111,11 +112,13 @@ def test_sizes_of_parts():
     row_bytes = 512 * 4
     assert image_parts(maps) == [4, 4]
     assert image_parts(maps, row_bytes=row_bytes) == [1] * 8
-    assert image_parts(maps, row_bytes=row_bytes, least=2) == [2] * 4
-    assert image_parts(maps, row_bytes=row_bytes, share=0.25, least=2) == [4, 4]
-    assert image_parts(maps[:7], row_bytes=row_bytes, share=0.25, least=2) == [4, 3]
-    assert image_parts(maps[:1], row_bytes=row_bytes, least=2) == [1]
-    assert image_parts(maps[:3], row_bytes=row_bytes, least=2) == [3]
+    assert image_parts(maps, row_bytes=row_bytes, packed=True) == [2] * 4
+    assert image_parts(maps, row_bytes=row_bytes, share=0.5, packed=True) == [4, 4]
+    assert image_parts(maps[:7], row_bytes=row_bytes, share=0.5, packed=True) == [4, 3]
+    assert image_parts(maps, row_bytes=row_bytes, share=0.25, packed=True) == [8]
+    assert image_parts(maps, row_bytes=4 * row_bytes, packed=True) == [2] * 4
+    assert image_parts(maps[:1], row_bytes=row_bytes, packed=True) == [1]
+    assert image_parts(maps[:3], row_bytes=row_bytes, packed=True) == [3]
     assert image_parts(maps[:0], row_bytes=row_bytes) == [0]
     with torch.enable_grad():
         assert image_parts(maps, row_bytes=row_bytes) == [8]

@@ -177,7 +177,8 @@ class Stage(nn.Module):
         row_bytes = numbers * x.element_size()
         if keep is None:
             return image_parts(x, row_bytes=row_bytes)
-        return image_parts(x, row_bytes=row_bytes, share=sum(keep.lengths) / max(1, keep.kept.numel()), least=2)
+        share = sum(keep.lengths) / max(1, keep.kept.numel())
+        return image_parts(x, row_bytes=row_bytes, share=share, packed=True)
 
     def _run(self, x: Tensor, hw: tuple[int, int], keep: KeptTokens | None, packed: bool) -> Tensor:
         if packed and keep is not None and not torch.is_grad_enabled():

@@ -26,6 +26,7 @@ from routespace.nn.kernels.depthwise import (
     taps_of,
 )
 from routespace.nn.kernels.depthwise_ops import gathered_gelu, map_gelu
+from routespace.nn.kernels.gelu import gelu
 from routespace.nn.kernels.linear import (
     add_product,
     adds_bias_apart,
@@ -123,7 +124,8 @@ class Mlp(nn.Module):
         if runs_triton(hidden) and self.is_plain and (in_step or not torch.compiler.is_exporting()):
             weights = self._expansion()
             return apply_linear(self.fc2, map_gelu(hidden, weights.kernel, weights.offset, hw), onto=onto)
-        return apply_linear(self.fc2, F.gelu(as_tokens(self.dwconv(as_map(hidden, hw)))), onto=onto)
+        convolved = as_tokens(self.dwconv(as_map(hidden, hw)))
+        return apply_linear(self.fc2, gelu(convolved) if in_step else F.gelu(convolved), onto=onto)
 
     def packed(self, rows: Tensor, hw: tuple[int, int], keep: KeptTokens, onto: Tensor | None = None) -> Tensor:
         """(n, C) → (n, C), added to `onto`."""

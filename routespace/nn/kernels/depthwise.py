@@ -27,6 +27,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from routespace.nn.kernels.gelu import gelu
 from routespace.nn.kernels.linear import linear, onednn_convolves, padded_linear, weight_grad
 from routespace.nn.packing.maps import as_map
 from routespace.nn.packing.rows import spread_rows, zero_behind
@@ -289,4 +290,4 @@ def gather_gelu(padded: Tensor, taps: Tensor, bias: Tensor, neighbours: Tensor) 
     """As `gather_depthwise`, and then GELU; its backward pass gathers too, where autograd's own would scatter."""
     if torch.is_grad_enabled() and padded.requires_grad:
         return _gather_gelu(padded, taps, bias, neighbours)
-    return F.gelu(gather_depthwise(padded, taps, bias, neighbours))
+    return gelu(gather_depthwise(padded, taps, bias, neighbours))
