@@ -75,6 +75,11 @@ def read_json(path: Path | str, *, wanted: str, error: type[RoutespaceError] = B
     return _parsed(path, json.loads, "JSON", wanted, error)
 
 
+def as_whole(number: Any) -> Any:
+    """A number of JSON without a fraction as an int, such as 128.0; anything else as it is."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def read_text(path: Path | str, *, wanted: str, error: type[RoutespaceError] = BundleError) -> str:
     """The text in a UTF-8 file; `wanted` and `error` as in `read_json`.
 

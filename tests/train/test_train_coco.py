@@ -16,7 +16,7 @@ from train_tiny import tiny
 from routespace.errors import DataError, SpecError
 from routespace.train.data.annotated.check import check_annotated
 from routespace.train.data.annotated.coco import coco_annotations
-from routespace.train.data.annotated.coco_file import run_lengths
+from routespace.train.data.annotated.coco_file import read_coco, run_lengths
 from routespace.train.data.loaders import Loaders, collate
 from routespace.train.recipe.coco import CocoSpec
 from routespace.train.recipe.data_kinds import data_at, spec_at
@@ -155,6 +155,21 @@ def test_what_cannot_be_meant_is_refused_with_file_and_id(tmp_path, wrong, words
     for word in [str(file), *words]:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_may_be_written_with_a_point(tmp_path):
+    data = coco_data(SIZES, [annotation(1, 1), annotation(2, 2, 90)])
+    wanted = read_coco(write_coco(tmp_path / "whole", data, pictures=False), masks=True)
+    for row in (*data["images"], *data["categories"], *data["annotations"]):
+        row |= {field: float(value) for field, value in row.items() if isinstance(value, int)}
+    file = write_coco(tmp_path / "pointed", data, pictures=False)
+    assert '"width": 64.0' in file.read_text()
+    found = read_coco(file, masks=True)
+    assert repr(found) == repr(wanted)
+    COCO(str(file))  # takes them as well
+    data["images"][0]["width"] = 63.5
+    with pytest.raises(DataError, match=r"image 1: its width is 63\.5; give its pixels"):
+        read_coco(write_coco(tmp_path / "half", data, pictures=False), masks=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from routespace.errors import DataError
-from routespace.files import read_json
+from routespace.files import as_whole, read_json
 from routespace.picture_files import plain_name
 
 WANTED = "a JSON file in COCO's format, with images and categories"
@@ -60,7 +60,8 @@ def read_coco_ids(path: Path) -> CocoIds:
             raise DataError(f"{path}: has no list of {kind}; give {WANTED}")
         ids: dict[str, int] = {}
         for entry in entries:
-            name, number = (entry.get(field), entry.get("id")) if isinstance(entry, dict) else (None, None)
+            row = entry if isinstance(entry, dict) else {}
+            name, number = row.get(field), as_whole(row.get("id"))
             if not isinstance(name, str) or not isinstance(number, int) or isinstance(number, bool):
                 raise DataError(f"{path}: one of the {kind} has no {field} with a whole id: {entry!r:.80}")
             name = plain_name(name)

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routespace.errors import DataError
-from routespace.files import read_json
+from routespace.files import as_whole, read_json
 from routespace.picture_files import plain_name
 from routespace.train.data.annotated.truth import LeftOut
 
 WANTED = "a JSON file of annotations in COCO's format"
 NO_AREA = "box without area or outside of its picture", "boxes without area or outside of their pictures"
 MOST_PX = 2**31 - 1  # of a picture's side, whatever its annotations say
+WHOLE = "id", "image_id", "category_id", "height", "width"  # of which some programs write 128.0
 FAR = 100  # sides of a picture: a point that lies further away cannot be meant
 NO_POLYGON = "object without a polygon of three points", "objects without a polygon of three points"
 
@@ -160,6 +161,8 @@ def _table(path: Path, data: Any, name: str) -> dict[int, Mapping[str, Any]]:
         raise DataError(f"{path}: its list of {name} is empty; give {WANTED}")
     found: dict[int, Mapping[str, Any]] = {}
     for position, row in enumerate(rows):
+        if isinstance(row, dict) and any(isinstance(row.get(field), float) for field in WHOLE):
+            row = {field: as_whole(value) if field in WHOLE else value for field, value in row.items()}
         number = row.get("id") if isinstance(row, dict) else None
         if not isinstance(number, int) or not _is_id(number):
             raise DataError(
