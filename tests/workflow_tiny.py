@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 TINY = [
-    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
+    *("data.train_size=64", "data.val_size=32", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
     *("train.warmup_epochs=0", "grid.layers=2", "grid.embed_layers=all", "train.device=cpu"),
 ]
 

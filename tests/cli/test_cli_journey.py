@@ -18,7 +18,7 @@ from routespace.cli.app import app
 from routespace.deploy.bundle import Card
 
 TINY = [
-    *("--set", "data.train_size=96", "--set", "data.val_size=40", "--set", "data.test_size=50"),
+    *("--set", "data.train_size=96", "--set", "data.val_size=32", "--set", "data.test_size=50"),
     *("--set", "train.batch_size=32", "--set", "train.warmup_epochs=0", "--set", "grid.layers=2"),
     *("--set", "grid.embed_layers=all"),
 ]
@@ -94,7 +94,7 @@ def test_evaluate_uses_the_test_split(cli, place):
     assert report["counted_macs"] <= report["macs"]
     assert report["speed"]["counted_speedup"] == pytest.approx(report["macs"] / report["counted_macs"])
     text = cli("evaluate", place / "run", "--split", "val", "--no-speed").assert_fine().out
-    assert "40 val images" in text
+    assert "32 val images" in text
     assert "gates find objects" in text
     assert "a coin has 0.50" in text
     assert "expected" in text

@@ -28,7 +28,7 @@ OVERRIDES = "{train.epochs: 1, data.train_size: 64, train.batch_size: 32, train.
 FEW = {"data.train_size": 64, "data.val_size": 32, "data.workers": 1, "train.batch_size": 32}
 SEARCH = [
     *("search", "digits_tiny", "--trials", "2", "--seed", "1"),
-    *("--set", "data.val_size=40", "--set", f"search.overrides={OVERRIDES}"),
+    *("--set", "data.val_size=32", "--set", f"search.overrides={OVERRIDES}"),
     *("--set", "search.space={budget.ratio: [0.5, 0.9]}"),
     *("--set", "grid.layers=2", "--set", "grid.embed_layers=all"),
 ]

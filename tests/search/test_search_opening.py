@@ -64,6 +64,14 @@ def test_workers_that_begin_at_once_do_not_take_each_other_for_strangers(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of one trial, which refuses to go on with other recipes and stays what it is."""
+    folder = tmp_path_factory.mktemp("begun")
+    run_study(recipe(), folder, evaluator=FakeEvaluator(), trials=1)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -80,10 +88,9 @@ def test_workers_that_begin_at_once_do_not_take_each_other_for_strangers(tmp_pat
         ({"search.objectives": ["accuracy"]}, "search.objectives was ['accuracy', 'macs'], now is ['accuracy']"),
     ],
 )
-def test_another_recipe_is_told_by_its_fields(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    run_study(recipe(), tmp_path, evaluator=FakeEvaluator(), trials=1)
+def test_another_recipe_is_told_by_its_fields(begun: Path, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SpecError, match="'tiny' is of another recipe") as caught:
-        run_study(recipe().override(changes), tmp_path, evaluator=FakeEvaluator())
+        run_study(recipe().override(changes), begun, evaluator=FakeEvaluator())
     assert told in str(caught.value)
     assert "…" not in str(caught.value)
 

@@ -56,7 +56,7 @@ def test_a_run_from_python_to_a_bundle(run, tmp_path):
     assert verify(loaded.net, small.net.architecture, small.net).ok
     report = evaluate_network(small.net, loaded.recipe, split="val")
     assert report["accuracy"] == taken.score
-    assert report["images"] == 40
+    assert report["images"] == 32
     whole = evaluate_network(loaded.net, loaded.recipe, split="val", speed=False)
     assert whole["accuracy"] == taken.score_whole
     assert load_artifact(tmp_path / "small").require_recipe() == loaded.recipe
@@ -72,7 +72,7 @@ def test_a_part_is_fine_tuned_by_what_it_was_cut_from(run, tmp_path):
     small = load_bundle(tmp_path / "small")
     before, cut, after = small.card.scores
     assert (before.value, cut.value) == (taken.score_whole, taken.score)
-    assert (after.stage, after.value, after.images) == ("fine_tuned", taken.tuned["accuracy"], 40)
+    assert (after.stage, after.value, after.images) == ("fine_tuned", taken.tuned["accuracy"], 32)
     assert taken.tuned["teacher"] == str(run)
     assert taken.tuned["epochs"] == 1
     assert small.net.architecture == chosen
@@ -184,7 +184,7 @@ def test_a_card_tells_the_network_s_whole_life_and_on_which_images(run, tmp_path
         ("before_extraction", part.score_whole),
         ("extracted", part.score),
     ]
-    assert {score.on for score in part.card.scores} == {"40 val images of digits at 64x64 px"}
+    assert {score.on for score in part.card.scores} == {"32 val images of digits at 64x64 px"}
     assert {score.metric for score in part.card.scores} == {part.metric} == {"accuracy"}
     given = load_artifact(tmp_path / "part")
     earlier = [score.model_dump(mode="json") for score in given.scores]

@@ -24,7 +24,7 @@ from routespace.deploy.latency.table import predict
 from routespace.workflow.timing import routed_times
 
 TINY = [
-    *("data.train_size=64", "data.val_size=40", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
+    *("data.train_size=64", "data.val_size=32", "data.test_size=50", "train.batch_size=32", "train.epochs=1"),
     *("train.warmup_epochs=0", "grid.layers=2", "grid.embed_layers=all"),
 ]
 
@@ -34,7 +34,7 @@ def test_from_a_run_to_a_bundle_on_a_device(device, tmp_path):
     run = train_recipe(recipe, tmp_path / "run").folder
     loaded = load_run(run, device=device.type)
     report = evaluate_network(loaded.net, recipe, split="val")
-    assert report["images"] == 40
+    assert report["images"] == 32
     assert report["speed"]["measured_speedup"] > 0
     taken = extract_bundle(run, tmp_path / "small", macs=round(0.6 * recipe.base_macs()))
     small = load_bundle(tmp_path / "small").net.to(device)

@@ -62,7 +62,7 @@ def test_its_images_are_of_that_size_and_what_is_on_them_shrinks_along(run):
     images, _ = next(iter(moved.held_out().val))
     assert images.shape[-2:] == (48, 48)
     report = evaluate_network(moved.net, moved.recipe, split="val", speed=False)
-    assert report["images"] == 40
+    assert report["images"] == 32
     assert report["macs"] == counted_macs(moved.net, {})
     kept = {"grid", "data", "train", "gates", "budget"}
     assert moved.recipe.model_dump(include=kept - {"grid", "data"}) == run.recipe.model_dump(

@@ -62,7 +62,7 @@ def test_the_bundle_is_of_the_new_size_through_and_through(run, tmp_path):
     assert (before.image_size, after.image_size) == ((64, 64), (48, 48))
     assert before.value == evaluate_network(run.net, run.recipe, split="val", speed=False)["accuracy"]
     assert after.value == evaluate_network(bundle.net, bundle.recipe, split="val")["accuracy"] == taken.score
-    assert before.on == "40 val images of digits at 64x64 px"
+    assert before.on == "32 val images of digits at 64x64 px"
     assert bundle.card.provenance.parent == run.net.architecture.hash
     assert bundle.card.provenance.recipe_hash == run.recipe.hash
     photo = tmp_path / "photo.png"
