@@ -74,7 +74,7 @@ def test_other_windows_and_ratios(window, ratio):
 @pytest.mark.parametrize(
     ("window", "image"),
     [
-        ((16, 8, 8, 4), (160, 224)),
+        pytest.param((16, 8, 8, 4), (160, 224), marks=pytest.mark.slow),
         ((3, 5, 7, 2), (100, 132)),
         *(pytest.param(window, (256, 256), marks=pytest.mark.slow) for window in ((16, 8, 8, 4), (3, 5, 7, 2))),
         pytest.param((16, 8, 8, 4), (100, 132), marks=pytest.mark.slow),
