@@ -183,6 +183,7 @@ def test_wrapped_networks_are_exported_as_themselves(wrap, tmp_path):
     assert [type(part) for part in prepared.module.modules()] == [type(part) for part in plain.modules()]
     assert prepared.names == plain.names
     assert prepared.metadata["architecture"] == net.architecture.hash
+    assert json.loads(prepared.metadata["versions"])["torch"] == torch.__version__
     torch.testing.assert_close(prepared.module(prepared.images), plain(prepared.images))
 
 

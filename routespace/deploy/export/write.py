@@ -35,6 +35,7 @@ from routespace.nn.module import PlainModule, unwrap
 from routespace.nn.route_net import RouteNet
 from routespace.nn.running import evaluating
 from routespace.nn.task_net import AnyNet, TaskNet, as_task_net
+from routespace.versions import versions_of
 
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
 CHECKED_BATCHES = (1, 3, 2)
@@ -261,6 +262,9 @@ def _about(net: TaskNet, size: tuple[int, int], regions: Mapping[str, _Graph]) -
         "image_size": json_text(list(size), indent=None),
         **more,
         "outputs": json_text(list(net.head.names), indent=None),
+        "versions": json_text(
+            versions_of("routespace", "torch"), indent=None
+        ),  # another torch may not read a .pt2
         "rates": json_text(list(net.spec.output_rates), indent=None),
         **({"head": json_text(_head_data(net), indent=None)} if is_known(net.head) else {}),
     }
