@@ -262,12 +262,15 @@ def _about(net: TaskNet, size: tuple[int, int], regions: Mapping[str, _Graph]) -
         "image_size": json_text(list(size), indent=None),
         **more,
         "outputs": json_text(list(net.head.names), indent=None),
-        "versions": json_text(
-            versions_of("routespace", "torch"), indent=None
-        ),  # another torch may not read a .pt2
+        "versions": json_text(_versions(), indent=None),
         "rates": json_text(list(net.spec.output_rates), indent=None),
         **({"head": json_text(_head_data(net), indent=None)} if is_known(net.head) else {}),
     }
+
+
+def _versions() -> dict[str, str]:
+    """What wrote the file, as cards have it: another torch may not read a `.pt2`."""
+    return versions_of("routespace") | {"torch": str(torch.__version__)}
 
 
 def _head_data(net: TaskNet) -> dict[str, Any]:
