@@ -27,6 +27,7 @@ from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
 from routespace.deploy.export.region_files import FIRST, NETWORK, REGION, REGIONS, region_path
 from routespace.deploy.export.sides import checked_sizes, least_side, least_steps, side_step
+from routespace.deploy.export.steady import steady_images
 from routespace.deploy.tolerance import CONVERTED, coarsest_type, difference, tolerance_for, type_name
 from routespace.errors import RoutespaceError, SpecError
 from routespace.files import json_text, replaced, require_place
@@ -39,9 +40,7 @@ from routespace.versions import versions_of
 
 TRACED_BATCH = 2  # a batch of one would be taken for a constant
 CHECKED_BATCHES = (1, 3, 2)
-FEW_TOKENS = (
-    10  # times the tolerance is allowed of the least images: norms over two tokens enlarge what is rounded
-)
+FEW_TOKENS = 10  # times the tolerance is allowed of the least images: norms over two tokens enlarge roundings
 FORMAT = "routespace.export/1"
 
 
@@ -56,7 +55,7 @@ class ExportReport:
         operators: operator → how often it stands in the graph.
         bytes: size of the file.
         dtype: element type of the network.
-        tolerance: the difference that was allowed.
+        tolerance: the difference that was allowed: more than what was asked for where decisions hang on rounding.
         regions: of the files beside it, with what is computed of regions.
     """
 
@@ -157,14 +156,14 @@ def export_as(
     with _dense(net) as module, torch.no_grad():
         sizes = checked_sizes(net, image_size)
         checked = zip(CHECKED_BATCHES, sizes, strict=False)  # an image size that does not fit ends here
-        fed = [example_images(net, batch, size, seed=batch) for batch, size in checked]
-        pairs = [(images, _by_name(module.names, module(images))) for images in fed]
+        fed = [steady_images(net, batch, size, seed=batch) for batch, size in checked]
+        pairs = [(images, _by_name(module.names, module(images))) for images, _ in fed]
         require(exporter.needs, f"export to {exporter.name}")
         regions = _of_regions(net, path, tolerance)
         about = _about(net, sizes[0], regions) | dict(metadata or {})
         traced = example_images(net, TRACED_BATCH, sizes[1])
         prepared = Prepared(module, module.names, traced, about, step=side_step(net), least=least_steps(net))
-        first = _Graph(path, prepared, pairs, dtype, allowed)
+        first = _Graph(path, prepared, pairs, dtype, allowed + max(slack for _, slack in fed))
         return _written(exporter, [first, *regions.values()], say)
 
 
