@@ -152,15 +152,18 @@ def test_an_interrupted_training_goes_on_though_its_data_is_named_from_here(
     assert set(epochs) == {2}
 
 
-def test_a_folder_without_a_run_or_of_other_paths_starts_anew(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_or_of_another_one_starts_anew(tmp_path: Path) -> None:
     made = RecipeCandidate.of(Recipe.from_yaml(RECIPE), {"train.epochs": 0})
     (tmp_path / "run").mkdir()
     (tmp_path / "run/architecture.json").write_text("{")  # killed while it began
     train_candidate(made, fresh(tmp_path / "run", resume=True), objectives=())
-    moved = replace(made, recipe=made.recipe.override({"data.workers": 1}))
-    found = train_candidate(moved, fresh(tmp_path / "run", resume=True), objectives=("latency_ms",))
+    elsewhere = replace(made, recipe=made.recipe.override({"data.workers": 1}))
+    train_candidate(elsewhere, fresh(tmp_path / "run", resume=True), objectives=())
+    assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == made.recipe
+    other = replace(made, recipe=made.recipe.override({"seed": 1}))
+    found = train_candidate(other, fresh(tmp_path / "run", resume=True), objectives=("latency_ms",))
     assert found["latency_ms"] > 0
-    assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == moved.recipe
+    assert Recipe.from_yaml((tmp_path / "run/recipe.yaml").read_text()) == other.recipe
 
 
 @pytest.mark.slow
