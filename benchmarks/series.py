@@ -1,12 +1,12 @@
 """Six networks of one series, each cut from the trained one before, next to six plain ones that are trained apart.
 
-    python benchmarks/series.py [--seeds 0 1] [--epochs 6] [--finetune 2] [--plain] [--turns 3] [--out DIR]
+    python benchmarks/series.py [--seeds 0 1] [--epochs 6] [--finetune 2] [--plain narrower] [--out DIR]
 
 The task is that of the recipe `digits_tiny`; ratios are shares of the MACs of its plain network. The largest plain
 network is trained as every plain one is, and is the first of its series; the others are cut from it as by
 `routespace extract RUN --ratio .85,.7,… --finetune 2 --teacher none --image-size 64,56,…`. The series' processor
-seconds hold everything: sizes and parts that were tried, trainings, files. With `--plain` the other plain networks
-are trained, too: narrower ones (`plain_recipe`), and the recipe's own blocks on smaller images (`smaller_recipe`).
+seconds hold everything: sizes and parts that were tried, trainings, files. `--plain` trains the other plain
+networks, too: narrower ones (`plain_recipe`), and the recipe's own blocks on smaller images (`smaller_recipe`).
 
 Seconds of trainings that ran at different times compare the machine's other work as well. So `--turns ROUNDS`
 trains each network for a fifth of an epoch, all in turns, and tells the series' share of the plain networks' time
@@ -102,10 +102,11 @@ def one_seed(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     table = json.loads((place / "series.json").read_text())["networks"]
     members = {ratio: load_artifact(place / str(ratio)) for ratio in ratios}
     found: dict[str, Any] = {"seed": seed, "finetune": arguments.finetune, "seconds": seconds}
-    if arguments.plain:
+    if "narrower" in arguments.plain:
         rest = [train(plains[ratio], folders[ratio]) for ratio in ratios[1:]]
         seconds["plain"] = seconds["largest"] + sum(rest)
         found["plain"] = {ratio: scores(load_artifact(folders[ratio])) for ratio in ratios}
+    if "smaller" in arguments.plain:
         seconds["smaller"], found["smaller"] = smaller(recipe, ratios, out)
     if arguments.turns:
         found["turns"] = turns(plains, members, seconds, arguments)
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--finetune", type=int, default=2)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.85, 0.7, 0.6, 0.5, 0.4, 0.3])
-    parser.add_argument("--plain", action="store_true", help="train the other plain networks, too")
+    parser.add_argument("--plain", nargs="+", default=[], choices=["narrower", "smaller"], help="trained, too")
     parser.add_argument("--turns", type=int, default=0, metavar="ROUNDS", help="time all networks in turns")
     parser.add_argument("--alone", type=float, nargs="+", default=[], help="ratios, see above; needs --turns")
     parser.add_argument("--set", action="append", default=[], help="a recipe field, such as data.train_size=3000")
