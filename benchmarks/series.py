@@ -12,10 +12,6 @@ Seconds of trainings that ran at different times compare the machine's other wor
 trains each network for a fifth of an epoch, all in turns, and tells the series' share of the plain networks' time
 by medians of these; what the choices took is added as it was measured. Accuracies are of validation, which chose,
 and of the test split, which did not. What is in the folder is not trained again.
-
-`--turns 3 --alone .3 .5` asks the harder question: what is one network worth that is trained by itself for as
-long as the whole series takes? Each has as many epochs as the series' time holds, by the same turns: the narrower
-network, the recipe's blocks on smaller images, and the series' own one (its blocks and image size) from scratch.
 """
 
 from __future__ import annotations
@@ -110,7 +106,6 @@ def one_seed(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds["smaller"], found["smaller"] = smaller(recipe, ratios, out)
     if arguments.turns:
         found["turns"] = turns(plains, members, seconds, arguments)
-        found["alone"] = alone(recipe, plains, members, found["turns"], arguments)
     found["series"] = {row["name"]: {"cut": row["cut"]} | scores(members[float(row["name"])]) for row in table}
     return found
 
@@ -124,33 +119,6 @@ def smaller(recipe: Recipe, ratios: Sequence[float], out: Path) -> tuple[float, 
             seconds += train(smaller_recipe(recipe.override(PLAIN), ratio * recipe.base_macs()), folder)
             found[ratio] = scores(load_artifact(folder))
     return seconds, found
-
-
-def alone(
-    recipe: Recipe,
-    plains: dict[float, Recipe],
-    members: dict[float, Artifact],
-    timed_turns: dict[str, Any],
-    arguments: argparse.Namespace,
-) -> dict[float, dict[str, dict[str, float]]]:
-    """Ratio → rival → scores of single networks that are each trained for as long as the whole series takes."""
-    found: dict[float, dict[str, dict[str, float]]] = {ratio: {} for ratio in arguments.alone}
-    for ratio in arguments.alone:
-        member = members[ratio]
-        scratch = {"train.teacher": None, "train.mode": "plain", "train.lr": recipe.train.lr}
-        same = member.require_recipe().override(scratch)
-        rivals = {"narrower": (plains[ratio], "plain"), "same": (same, "series")}
-        with suppress(BudgetError):
-            rivals["smaller"] = (smaller_recipe(recipe.override(PLAIN), ratio * recipe.base_macs()), "series")
-        for name, (rival, like) in rivals.items():
-            epochs = round(timed_turns["series_s"] / timed_turns["epoch_s"][f"{like} {ratio}"])
-            long = rival.override({"train.epochs": epochs, "train.warmup_epochs": recipe.train.warmup_epochs})
-            folder = arguments.out / f"alone_{name}_{ratio}_{recipe.seed}"
-            init = TaskNet.classifier(member.net.architecture) if name == "same" else None
-            timed(folder, lambda: train_recipe(long, folder, init=init, asked=frozenset()))  # noqa: B023
-            found[ratio][name] = scores(load_artifact(folder)) | {"epochs": epochs}
-            print(f"alone, {ratio} {name}: {found[ratio][name]}", flush=True)
-    return found
 
 
 def turns(
@@ -208,7 +176,6 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.85, 0.7, 0.6, 0.5, 0.4, 0.3])
     parser.add_argument("--plain", nargs="+", default=[], choices=["narrower", "smaller"], help="trained, too")
     parser.add_argument("--turns", type=int, default=0, metavar="ROUNDS", help="time all networks in turns")
-    parser.add_argument("--alone", type=float, nargs="+", default=[], help="ratios, see above; needs --turns")
     parser.add_argument("--set", action="append", default=[], help="a recipe field, such as data.train_size=3000")
     parser.add_argument("--out", type=Path, default=Path("runs/series"))
     arguments = parser.parse_args()
