@@ -9,7 +9,7 @@ images; a fine-tuning teaches weights and gates at that budget, and calibrates o
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from routespace.checked import checked
@@ -194,7 +194,7 @@ def _tuned(
     """
     net, tuned, most = result.net, dict(result.metrics), taken.limits.get("macs")
     if most is not None and tuned["counted_macs"] > most:
-        calibrate_threshold(net, images.calibration, most, at_most=True)
+        tuned["calibration"] = asdict(calibrate_threshold(net, images.calibration, most, at_most=True))
     own = seen("fine_tuned", net, images, taken.metric)
     tuned |= {name: own.found[name] for name in (taken.metric, "loss", "counted_macs")}
     tuned["counted_ratio"] = tuned["counted_macs"] / tuned["base_macs"]

@@ -46,10 +46,13 @@ def test_images_on_which_a_margin_lies_on_its_threshold_are_passed_over():
 
 def test_where_no_decision_is_sure_a_file_may_differ_by_what_they_change(monkeypatch):
     net = make_net("full", rows="token", openness=0.5)
+    compared, differ = set(), steady.difference
     monkeypatch.setattr(steady, "MOVED", 0.3)
+    monkeypatch.setattr(steady, "difference", lambda one, other: compared.update(one, other) or differ(one, other))
     found = steady_images(net, 2, SIZE, seed=2)
     assert torch.equal(found.images, example_images(net, 2, SIZE, seed=2))
     assert found.slack > 1e-3
+    assert compared == {"logits"}  # which a file gives, and not the maps below them
 
 
 @pytest.mark.parametrize("kind", ["staircase", "full"])

@@ -234,6 +234,7 @@ def test_after_a_fine_tuning_too_it_takes_no_more_than_was_wished(source, tmp_pa
     monkeypatch.setattr(routed, "fine_tune", a_little_above)
     taken = extract_routed(source, tmp_path / "routed", macs=wanted, tuning=FineTuning(1))
     assert taken.card.counted_macs <= wanted < found[0]
+    assert taken.tuned["calibration"]["macs"] <= taken.tuned["calibration"]["target"] == wanted
     seen = evaluate(load_bundle(tmp_path / "routed").net, load_artifact(source).held_out().val)
     assert seen["counted_macs"] == pytest.approx(taken.card.counted_macs) == taken.tuned["counted_macs"]
     assert seen["accuracy"] == taken.card.scores[-1].value == taken.tuned["accuracy"]

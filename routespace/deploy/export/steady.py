@@ -17,7 +17,6 @@ from torch import Tensor
 
 from routespace.deploy.examples import example_images
 from routespace.deploy.tolerance import difference
-from routespace.deploy.verify import outputs
 from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import TaskNet
 
@@ -32,7 +31,7 @@ class Steady(NamedTuple):
 
     Attributes:
         images: (B, C, H, W).
-        slack: what the outputs may differ by where no images were found whose decisions are sure; else 0.
+        slack: what the head's outputs may differ by where no images were found whose decisions are sure; else 0.
     """
 
     images: Tensor
@@ -60,8 +59,8 @@ def steady_images(net: TaskNet, batch: int, size: tuple[int, int], *, seed: int)
         routes = net(images).routes
         if all(_same(routes, net(moved).routes) for moved in _moved(images)):
             return Steady(images, 0.0)
-    expected = outputs(net, first)
-    return Steady(first, 2 * max(difference(expected, outputs(net, moved)) for moved in _moved(first)))
+    expected = _given(net, first)
+    return Steady(first, 2 * max(difference(expected, _given(net, moved)) for moved in _moved(first)))
 
 
 def _moved(images: Tensor) -> list[Tensor]:
@@ -72,6 +71,11 @@ def _moved(images: Tensor) -> list[Tensor]:
         noise = (MOVED * torch.randn(images.shape, generator=drawn, device="cpu")).to(images)
         found += [images + noise, images - noise]
     return found
+
+
+def _given(net: TaskNet, images: Tensor) -> dict[str, Tensor]:
+    """What a file gives, by name: the maps below the head are no part of it."""
+    return dict(zip(net.head.names, net.head.tensors(net(images).outputs), strict=True))
 
 
 def _same(routes: Routes, others: Routes) -> bool:

@@ -51,7 +51,7 @@ class ExportReport:
     Attributes:
         path: the file.
         max_difference: greatest absolute difference to the network over the checked batches, over its greatest
-            output where that is above 1.
+            output where that is above 1; of the least images, where sizes are free, a tenth of it.
         operators: operator → how often it stands in the graph.
         bytes: size of the file.
         dtype: element type of the network.
