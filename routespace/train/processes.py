@@ -61,6 +61,19 @@ def any_process(said: bool, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(told, "sum").item() > 0)
 
 
+def mean_of_all(value: Tensor) -> Tensor:
+    """The mean of every process's value (0-d), each of which must call it; its gradient is that of its own alone.
+
+    A distributed wrapper averages gradients, which makes them the mean's. What is squared, say, is so squared once
+    for the whole batch, as a single process would.
+    """
+    if process_count() == 1:
+        return value
+    mean = value.detach().clone()
+    dist.all_reduce(mean)
+    return value + (mean / process_count() - value.detach())
+
+
 @contextmanager
 def matching_layouts(net: nn.Module) -> Iterator[None]:
     """A block in which gradients have their parameters' strides, as a distributed wrapper wants them.

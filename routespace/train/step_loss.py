@@ -19,6 +19,7 @@ from routespace.nn.task_net import TaskNet
 from routespace.train.budget import BudgetLoss
 from routespace.train.data.skipping import Group
 from routespace.train.macs import expected_macs
+from routespace.train.processes import mean_of_all
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import Task
 
@@ -87,7 +88,7 @@ class StepLoss(nn.Module):
         found = _mean([losses for losses, _ in ran], [len(group.images) for group in batch])
         budget_loss = torch.zeros_like(found.task_loss)
         if self.budget is not None and budgeted:
-            budget_loss = self.budget(found.macs, progress)
+            budget_loss = self.budget(mean_of_all(found.macs), progress)
         loss = found.task_loss
         if taught is not None:
             loss = torch.lerp(found.task_loss, found.soft_loss, self.spec.teacher_weight)

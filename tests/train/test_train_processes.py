@@ -51,6 +51,18 @@ def test_two_processes_train_like_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_keep_one_budget(tmp_path):
+    """The distance that is squared is that of the whole batch, from which each process has the same slope."""
+    budget = {"ratio": 0.5, "weight": 50.0, "warmup_frac": 0.0}
+    recipe = tiny(gates__kind="sigmoid", routing="depth", train__epochs=3, train__gate_lr=0.3, budget=budget)
+    one = train_recipe(recipe, tmp_path / "one")
+    launch(tmp_path, recipe, tmp_path / "two")
+    two = load_net(tmp_path / "two" / "net")
+    for (name, a), b in zip(one.net.state_dict().items(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
 def test_two_processes_train_a_sandwich_like_one(tmp_path):
     """Each step is four passes, of which only the last makes the processes agree."""
     recipe = tiny(train__mode="sandwich", train__epochs=1)
