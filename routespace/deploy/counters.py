@@ -32,6 +32,7 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.leading import gated_rows
 from routespace.grid.usage import EdgeUsage
 from routespace.nn.cost import network_cost
+from routespace.nn.drawing import undrawn
 from routespace.nn.heads.base import Head
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
@@ -283,7 +284,7 @@ def _whole(
     architecture: Architecture, gates: GateSpec, head: Head, image_size: tuple[int, int] | int | None
 ) -> tuple[list[CheckRow], tuple[int, int]]:
     """The whole network of a dense task, analytic and by torch; and its parameters, analytic and of the module."""
-    with torch.device("meta"):
+    with torch.device("meta"), undrawn():
         net = TaskNet(RouteNet(architecture, gates), head).eval()
     cost = network_cost(net, usage=dense_usage(architecture, gates), image_size=image_size)
     count, analytic = torch_macs(net, image_size), int(cost.macs)

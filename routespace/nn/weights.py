@@ -21,6 +21,7 @@ from routespace.files import read_json, write_bytes, write_json
 from routespace.grid.architecture import Architecture
 from routespace.grid.families.base import Family
 from routespace.grid.gate_spec import GateSpec
+from routespace.nn.drawing import undrawn
 from routespace.nn.heads.kinds import head_data, make_head
 from routespace.nn.module import unwrap
 from routespace.nn.route_net import RouteNet
@@ -59,7 +60,7 @@ def save_net(net: AnyNet, folder: Path) -> None:
 
 def check_loads(net: TaskNet) -> None:
     """Raise BundleError, in one line, for a network that could not be made again from its architecture."""
-    with torch.inference_mode(False), torch.device("meta"):  # shapes alone, nothing is computed
+    with torch.inference_mode(False), torch.device("meta"), undrawn():  # shapes alone, nothing is computed
         head = make_head(net.spec, head_data(net.head))
         made = TaskNet(RouteNet(net.architecture, net.gate_spec), head).state_dict()
     state = net.state_dict()
@@ -124,14 +125,15 @@ def filled(make: Callable[[], Net], state: Mapping[str, Tensor]) -> Net:
     under `torch.inference_mode` too, so that the network can be trained on. The random state is untouched.
 
     Args:
-        make: gives the network, with fresh weights.
+        make: gives the network; its weights are not drawn.
         state: its whole state dict.
 
     Raises:
         RuntimeError: keys or shapes differ, in torch's words.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        net = make()
+        with undrawn():
+            net = make()
         _adapt(net, state)
         net.load_state_dict(state, strict=True)
     return net

@@ -24,6 +24,7 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.gate_spec import GateSpec
 from routespace.memory import bytes_text, free_bytes
+from routespace.nn.drawing import undrawn
 from routespace.nn.families.base import Stage
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet, WithRest
@@ -143,7 +144,8 @@ def training_need(
     Raises:
         SpecError: what a pass takes depends on the content of its images.
     """
-    with torch.device("meta"):  # packed execution with everything kept takes the same, but looks at its masks
+    with torch.device("meta"), undrawn():
+        # Packed execution with everything kept takes the same, but looks at its masks.
         backbone = RouteNet(architecture, gates, execution="dense", drop_path=spec.drop_path)
         head = TaskNet.classifier(architecture, gates).head if task is None else task.head(architecture.spec)
         net = TaskNet(backbone, head).train()

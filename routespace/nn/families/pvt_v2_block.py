@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from routespace.grid.spec import GridSpec
+from routespace.nn.drawing import truncated_normal_
 from routespace.nn.families.base import Block, drop_paths
 from routespace.nn.families.compiled import compiled, use_compiled
 from routespace.nn.families.packing_costs import PACKING_COSTS, PackingCosts
@@ -181,7 +182,7 @@ def _queries(block: PvtBlock, x: Tensor, keep: KeptTokens | PackTables) -> tuple
 def init_weights(module: nn.Module) -> None:
     """PVTv2's initialisation: truncated normal .02 for linear layers, fan-out normal for convolutions."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        truncated_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from routespace.errors import BundleError
 from routespace.grid.families.swin_v2 import MERGED
 from routespace.grid.spec import GridSpec
+from routespace.nn.drawing import truncated_normal_
 from routespace.nn.families import base
 from routespace.nn.families.again import computed_again, keeps_inputs
 from routespace.nn.families.base import (
@@ -197,7 +198,7 @@ class Output(base.Output):
 def init_weights(module: nn.Module) -> None:
     """SwinV2's initialisation: truncated normal .02 for linear layers, zero biases."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        truncated_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -19,6 +19,7 @@ from routespace.errors import SpecError
 from routespace.grid.families.base import EdgeCost
 from routespace.grid.prices import head_cost
 from routespace.grid.spec import GridSpec
+from routespace.nn.drawing import truncated_normal_
 from routespace.nn.heads.base import Head
 from routespace.nn.heads.settings import Pool
 from routespace.nn.route_net import RouteOutput
@@ -51,7 +52,7 @@ class Classifier(Head):
         if classes < 1:
             raise SpecError(f"num_classes: {classes} classes cannot be told apart; give grid.num_classes")
         linear = nn.Linear(width, classes)
-        nn.init.trunc_normal_(linear.weight, std=INIT_STD)
+        truncated_normal_(linear.weight, std=INIT_STD)
         nn.init.zeros_(linear.bias)
         self.rate, self.pool = rate, pool
         self.weight, self.bias = linear.weight, linear.bias

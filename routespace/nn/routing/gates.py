@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from routespace.grid.gate_spec import MAP_CONTEXT, RANKING, GateSpec, Granularity
 from routespace.grid.spec import map_size
+from routespace.nn.drawing import truncated_normal_
 from routespace.nn.packing.maps import coarsen, pool, spread
 from routespace.nn.routing.deciding import Deciding
 from routespace.nn.routing.margins import (
@@ -104,7 +105,7 @@ class Gate(nn.Module):
             self.weight = self.ema_weight = None
         else:
             self.weight = nn.Parameter(torch.empty(spec.logits, spec.gate_inputs(width, rows=rows)))
-            nn.init.trunc_normal_(self.weight, std=INIT_STD)
+            truncated_normal_(self.weight, std=INIT_STD)
             self.register_buffer("ema_weight", self.weight.detach().clone())
 
     @property
