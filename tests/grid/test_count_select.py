@@ -12,6 +12,7 @@ from grid_strategies import every, grids, paths
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from thinning import thinned
 
 from routespace.errors import BudgetError, GridError, RoutespaceError, SpecError
 from routespace.grid.architecture import Architecture
@@ -126,9 +127,9 @@ def test_counts_beyond_int64_stay_exact() -> None:
 P_REJECT = 1e-4  # a fixed seed, so this either always passes or never
 
 
-@pytest.mark.parametrize("fields", SMALL[:3])
-@pytest.mark.parametrize("window", [(0, 1), (0.3, 0.7), (0.6, 0.61)])
-@pytest.mark.parametrize("every_rate", [True, False])
+@pytest.mark.parametrize(
+    *thinned(fields=SMALL[:3], window=[(0, 1), (0.3, 0.7), (0.6, 0.61)], every_rate=[True, False])
+)
 def test_samples_are_uniform_inside_the_window(
     fields: dict, window: tuple[float, float], every_rate: bool
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from fvcore.nn import FlopCountAnalysis
+from thinning import thinned
 from torch.utils.flop_counter import FlopCounterMode
 
 from routespace.errors import SpecError
@@ -42,8 +43,7 @@ def priced(cost: EdgeCost) -> tuple[int, int]:
     return cost.params, cost.macs
 
 
-@pytest.mark.parametrize("image", SIZES)
-@pytest.mark.parametrize("size", ["t", "b"])
+@pytest.mark.parametrize(*thinned(size=["t", "b"], image=SIZES))
 def test_every_part_costs_what_torch_counts(size, image):
     spec = GridSpec.preset(f"swin_v2_{size}", image_size=image, in_channels=4)
     family = spec.family
@@ -121,7 +121,7 @@ def test_a_window_for_each_rate_is_saved_and_read_back():
         pytest.param("t", "tiny", (256, 256), marks=pytest.mark.slow),
         pytest.param("s", "small", (256, 256), marks=pytest.mark.slow),
         pytest.param("b", "base", (256, 256), marks=pytest.mark.slow),
-        ("t", "tiny", (224, 288)),
+        pytest.param("t", "tiny", (224, 288), marks=pytest.mark.slow),
         ("t", "tiny", (100, 132)),
     ],
 )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from thinning import thinned
 from torch.utils.flop_counter import FlopCounterMode
 
 from routespace.grid.architecture import Architecture
@@ -75,11 +76,11 @@ def run(module, call, x):
     return y.detach(), {name: torch.zeros(1) if grad is None else grad.clone() for name, grad in grads.items()}
 
 
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("visible", ["all", "kept", "reached"])
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(("hw", "window"), SIZES)
-def test_packed_is_masked(kind, visible, shifted, hw, window):
+@pytest.mark.parametrize(
+    *thinned(kind=MASKS, visible=["all", "kept", "reached"], shifted=[False, True], size=SIZES)
+)
+def test_packed_is_masked(kind, visible, shifted, size):
+    hw, window = size
     block = shake(SwinBlock(spec_of(hw, window), RATE, index=int(shifted)))
     kept = mask_of(kind, hw)
     reached = kept | mask_of("ragged", hw) if visible == "reached" else None
