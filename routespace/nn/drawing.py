@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 def truncated_normal_(weight: Tensor, *, std: float) -> Tensor:
     """torch's `trunc_normal_` around zero, which alone of torch's ways of drawing does not ask modes first."""
     if has_torch_function_unary(weight):
-        return handle_torch_function(truncated_normal_, (weight,), weight, std=std)  # type: ignore[no-any-return]
+        return handle_torch_function(truncated_normal_, (weight,), weight, std=std)
     return nn.init.trunc_normal_(weight, std=std)
 
 

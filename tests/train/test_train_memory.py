@@ -44,6 +44,12 @@ GATES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def told_of_each_network(monkeypatch):
+    """Here what trainings take is never remembered."""
+    monkeypatch.setattr(batch_module, "recipe_need", recipe_need)
+
+
 def really_kept(net, images):
     """Bytes of the distinct storages that a real forward pass keeps, but for the network's own."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
