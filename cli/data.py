@@ -162,7 +162,8 @@ def scenes(
     first epoch. Train on them with --data FOLDER.
     """
     from routespace.cli.status import loading
-    from routespace.cli.train import require_images, with_changes
+    from routespace.cli.train import with_changes
+    from routespace.train.named_files import require_images
 
     target = _target_of(task)
     chosen = with_changes(recipe, changes or [], data=None)

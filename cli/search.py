@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from routespace.train.recipe.recipe import Recipe
 
 NAME = "search"
-FEEDS = ("grid.num_classes", "grid.in_channels", "grid.image_size")  # of the grid, what the data must fit
 EXAMPLE = "routespace search digits_tiny --trials 6 --out runs/search"
 
 
@@ -61,30 +60,31 @@ def run(
     from routespace.cli.train import with_changes
     from routespace.cli.typed import same_command
     from routespace.cli.watch import watching
+    from routespace.train.named_files import data_of_trials
     from routespace.train.recipe.data_kinds import absolute
     from routespace.train.recipe.yaml import parse_assignments
 
     asked = parse_assignments(changes or [])
     chosen = with_changes(recipe, changes or [], data=data)
     chosen.require_search()
-    _require_words(trials, seed, study)
     if latency is not None:
         said_once("search.latency_table", "--latency", latency, asked, read=absolute)
         chosen = chosen.override({"search.latency_table": str(latency.resolve())})
     chosen, lines = as_asked(chosen, {**asked, **({} if data is None else {"data.root": str(data)})})
-    seen = _data_of_trials(chosen)
-    folder = out or Path("runs") / f"{chosen.name}-search"
-    _require(chosen, seen, csv)
+    folder, seen = out or Path("runs") / f"{chosen.name}-search", data_of_trials(chosen)
+    _require(chosen, asked, csv)
+    _require_words(trials, seed, study)
     _require_place(folder, storage)
     with loading("loading torch and optuna"):
         from routespace.search import run_study
         from routespace.train import run as _  # noqa: F401 (what the trials load, while Ctrl-C is easy)
     if data is not None and seen is not None:
         chosen, more = with_own_classes(chosen, recipe, {*asked, *chosen.require_search().overrides})
-        seen, lines = _data_of_trials(chosen), [*lines, *more]
+        seen, lines = data_of_trials(chosen), [*lines, *more]
     try:
         with watching() as watcher:
-            for line in (*lines, *_told_of(seen)):  # the trials warn of what is dubious
+            # What is dubious the trials warn of.
+            for line in (*lines, *varied_anyway(chosen, asked), *_told_of(seen)):
                 watcher.say(line)
             record = run_study(
                 chosen,
@@ -119,6 +119,31 @@ def as_asked(recipe: Recipe, asked: Mapping[str, object]) -> tuple[Recipe, list[
     return (recipe.override({"search.overrides": overrides}) if lines else recipe), lines
 
 
+def varied_anyway(recipe: Recipe, asked: Mapping[str, object]) -> list[str]:
+    """Lines on what was set on purpose and the search varies all the same: what becomes of it."""
+    from routespace.search.space import Space
+    from routespace.train.recipe.effects import value_at
+
+    search = recipe.require_search()
+    own = recipe.override(search.overrides)
+    first = Space.of(recipe).values_in(own) is not None
+    what = "the first trial has it, the others need not" if first else "no trial need have it"
+    return [
+        f"{field}: {value_at(own, field)} was set, and search.space varies it: {what}"
+        for field in search.space
+        if any(f"{field}.".startswith(f"{name}.") for name in asked if not name.startswith("search."))
+    ]
+
+
+def _require_effect(recipe: Recipe, asked: Mapping[str, object]) -> None:
+    """Raise SpecError for what was set and no trial heeds."""
+    from routespace.train.recipe.effects import require_effect
+
+    search = recipe.require_search()
+    set_here = [name for name in asked if name.partition(".")[0] != "search" and name not in search.space]
+    require_effect(recipe.override(search.overrides), set_here, open_to=search.space)
+
+
 def _require_words(trials: int | None, seed: int | None, name: str | None) -> None:
     """Raise SpecError for numbers, and a name, that no study can have."""
     from routespace.checked import require_seed
@@ -139,21 +164,19 @@ def _require_place(folder: Path, storage: str | None) -> None:
     require_study_place(folder, storage)
 
 
-def _require(recipe: Recipe, seen: Recipe | None, csv: Path | None) -> None:
-    """Raise what can be told before torch is imported: no images, files or weights, no place."""
-    from routespace.cli.train import require_images
+def _require(recipe: Recipe, asked: Mapping[str, object], csv: Path | None) -> None:
+    """Raise what can be told before torch is imported: no effect, no images, files or weights, no place."""
     from routespace.errors import SpecError
     from routespace.files import require_place
-    from routespace.train.given_weights import require_given
+    from routespace.train.named_files import require_trial_files
 
     if csv is not None:
         require_place(csv)
     table = recipe.require_search().latency_table
     if table is not None and not Path(table).is_file():
         raise SpecError(f"search.latency_table: {table}: no such file; give one that `routespace profile` wrote")
-    if seen is not None:
-        require_given(seen.train)
-        require_images(seen)
+    _require_effect(recipe, asked)
+    require_trial_files(recipe)
 
 
 def _told_of(seen: Recipe | None) -> tuple[str, ...]:
@@ -163,17 +186,6 @@ def _told_of(seen: Recipe | None) -> tuple[str, ...]:
     from routespace.train.data.source import make_source
 
     return (make_source(seen).summary.text,)
-
-
-def _data_of_trials(recipe: Recipe) -> Recipe | None:
-    """The recipe with the data that all trials see; None where they search that."""
-    search = recipe.require_search()
-    if any(field.startswith("data.") or field in FEEDS for field in search.space):
-        return None
-    own = {
-        field: value for field, value in search.overrides.items() if field.startswith("data.") or field in FEEDS
-    }
-    return recipe.override(own) if own else recipe
 
 
 def conclude(record: StudyRecord, folder: Path, csv: Path | None) -> None:

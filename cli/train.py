@@ -11,7 +11,7 @@ import typer
 from routespace.cli.options import Changes, Data
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from routespace.train.recipe.recipe import Recipe
 
@@ -54,6 +54,7 @@ def run(
     chosen = with_changes(recipe, changes or [], data=data, seed=seed, device=device)
     asked = frozenset(parse_assignments(changes or []))
     folder = out or _folder(recipe, chosen, start, resume=resume)
+    _require_effect(chosen, asked, given=start is not None)
     _require(chosen, folder, start, resume=resume)
     with loading():
         from routespace.train.run import train_recipe
@@ -92,10 +93,22 @@ def _interrupted(folder: Path) -> KeyboardInterrupt:
     return KeyboardInterrupt(f"interrupted; it goes on with: {command_line('train', folder, '--resume')}")
 
 
+def _require_effect(recipe: Recipe, asked: Collection[str], *, given: bool) -> None:
+    """Raise SpecError for what was set and a training does not heed; a given network may change what it heeds."""
+    from routespace.errors import SpecError
+    from routespace.train.recipe.effects import require_effect
+
+    searched = next((field for field in asked if f"{field}.".startswith("search.")), None)
+    if searched is not None:
+        raise SpecError(f"{searched}: is for `routespace search`; a training does not heed it, leave it out")
+    if not given:
+        require_effect(recipe, asked)
+
+
 def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) -> None:
     """Raise what can be told before torch is imported."""
     from routespace.files import require_folder
-    from routespace.train.given_weights import require_given
+    from routespace.train.named_files import require_files
     from routespace.train.run_folder import RunFolder
     from routespace.train.run_lock import refuse_held
     from routespace.train.stopping import is_first_process
@@ -107,8 +120,7 @@ def _require(recipe: Recipe, folder: Path, start: Path | None, *, resume: bool) 
     if start is not None:
         _require_network(start)
     if not resume:
-        require_given(recipe.train)
-        require_images(recipe)
+        require_files(recipe)
         require_folder(folder)
 
 
@@ -121,14 +133,6 @@ def _require_network(start: Path) -> None:
         way = f"--set {shlex.quote(f'train.weights={start}')}"
         raise BundleError(f"--from: {start} is a file; give a run or a bundle, or start from it by {way}")
     net_folder(start)
-
-
-def require_images(recipe: Recipe) -> None:
-    """Raise DataError where a recipe's pictures are not there."""
-    if recipe.data.kind != "digits":  # of which there is nothing to look for
-        from routespace.train.data.lookup import require_pictures
-
-        require_pictures(recipe.data)
 
 
 def other_classes(recipe: Recipe, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ pydantic keeps its own errors where values are nested in each other, so that a l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -146,12 +147,19 @@ def explain(error: ValidationError, model: type[BaseModel], *, name: str = "") -
             return f"{field}.{message}" if field else message
         return f"{field}: {message} (given: {first['input']!r:.60})" if field else message
     if first["type"] == "extra_forbidden":
-        return f"{field}: unknown field; allowed: {', '.join(place.known)}"
+        return f"{field}: {unknown_field(place.path[-1], place.known)}"
     if first["type"] == "missing":
         return f"{field}: missing; it must be given"
     given = f"{field or model.__name__}: {first['input']!r:.60} is not allowed"
     hints = dict.fromkeys(_hint(problem) for problem in same)
     return f"{given}; give {', or '.join(hints)}"
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """What is said of a name that is none of the known ones: those that it may have been meant for first."""
+    known = list(known)
+    close = " or ".join(get_close_matches(name, known, n=2))
+    return f"unknown field{f'; perhaps {close}' if close else ''}; allowed: {', '.join(known)}"
 
 
 def _hint(problem: Mapping[str, Any]) -> str:

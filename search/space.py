@@ -27,8 +27,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from routespace.errors import SpecError
+from routespace.train.recipe.effects import require_effect
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.recipe.searching import Range
+from routespace.train.recipe.searching import Range, SearchSpec
 
 __all__ = ["Space"]
 
@@ -66,6 +67,7 @@ class Space:
             else:
                 choices[field] = _encoded(field, values)
                 distributions[field] = CategoricalDistribution(tuple(choices[field]))
+        _check_effect(recipe, search)
         return cls(distributions, choices)
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
@@ -107,6 +109,14 @@ class Space:
         names = list(self.distributions)
         for values in itertools.product(*(_values(self.distributions[name]) for name in names)):
             yield dict(zip(names, values, strict=True))
+
+
+def _check_effect(recipe: Recipe, search: SearchSpec) -> None:
+    """Raise SpecError for a field without which every trial would be the same."""
+    try:
+        require_effect(recipe.override(search.overrides), search.space, open_to=search.space)
+    except SpecError as error:
+        raise SpecError(f"search.space.{error}") from error
 
 
 def _check_field(recipe: Recipe, field: str, values: Any) -> None:

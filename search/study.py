@@ -29,6 +29,7 @@ from routespace.search.records import StudyRecord, close, snapshot
 from routespace.search.rescue import quiet, sigterm_interrupts, usable
 from routespace.search.runner import Loop, StudyCall, Watch
 from routespace.search.storage import Turn, Worker, open_storage
+from routespace.train.named_files import require_trial_files
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.searching import require_trials
 
@@ -63,7 +64,7 @@ def run_study(
 
     Raises:
         SpecError: the recipe's search, the storage, the name, the number of trials or the seed is not usable,
-            the study is of another recipe, or its trials ask for a device that is not there.
+            the study is of another recipe, or its trials ask for a device, weights or a teacher that is not there.
         BundleError: the folder or the storage cannot be used.
         DataError: the data cannot be used; not where the space varies it.
         RoutespaceError: the first trials all failed, or no trial finished.
@@ -101,10 +102,11 @@ def run_study(
 
 
 def _require_machine(recipe: Recipe) -> None:
-    """Raise SpecError where no trial can be trained here: each of them would fail by that."""
+    """Raise where no trial can be trained here, or some name files that are not there: they would fail by that."""
     from routespace.train.run import require_device  # torch: not needed to look at a study
 
     require_device(recipe.override(recipe.require_search().overrides).train)
+    require_trial_files(recipe)
 
 
 @contextmanager

@@ -91,7 +91,10 @@ def test_every_public_value_is_one():
         ({"sizes": 7}, "sizes: 7 is never right; give 8"),
         ({"columns": -1}, "columns: -1 is not allowed; give 'all', or a list"),
         ({"columns": [-1]}, "columns.0: -1 is not allowed; give at least 0"),
-        ({"shape": {"kind": "square", "sides": 1}}, "shape.sides: unknown field; allowed: kind, side"),
+        (
+            {"shape": {"kind": "square", "sides": 1}},
+            "shape.sides: unknown field; perhaps side; allowed: kind, side",
+        ),
         ({"shape": {"kind": "square", "side": -1}}, "shape.side: -1 is not allowed; give at least 0"),
         (
             {"shape": {"kind": "star"}},

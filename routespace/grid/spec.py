@@ -45,6 +45,8 @@ def _is_power_of_two(value: int) -> bool:
 
 def _square(value: Any) -> Any:
     """One number means a square image."""
+    if not isinstance(value, int | list | tuple):
+        raise ValueError("give a side in pixels, or [height, width]")
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

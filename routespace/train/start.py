@@ -25,6 +25,7 @@ from routespace.train.data.kept import keep
 from routespace.train.data.source import Source, count_classes
 from routespace.train.fine_tune import OF_CLASSIFIERS, Fitted, fit_to, keep_fitted, same_network
 from routespace.train.pretrained import load_pretrained
+from routespace.train.recipe.effects import require_effect
 from routespace.train.recipe.parts import AUTO, TIMM
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.run_folder import GIVEN, WANTED, RunFolder, without_places
@@ -59,6 +60,7 @@ class Start:
         if init is None:
             return cls(recipe, recipe.architecture())
         fitted = fine_tuning(recipe, init, asked)
+        require_effect(fitted.recipe, asked or (), open_to=("routing",))  # of which the network has its own
         return cls(fitted.recipe, fitted.architecture, weights_digest(init), fitted.lines)
 
     @classmethod

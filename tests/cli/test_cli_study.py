@@ -11,7 +11,7 @@ import pytest
 from tiny_grid import TINY_GRID
 from train_photos import photos
 
-from routespace.cli.search import as_asked
+from routespace.cli.search import as_asked, varied_anyway
 from routespace.cli.study_view import TrialWatch, draw_study, show_study
 from routespace.cli.watch import Watcher
 from routespace.errors import DataError
@@ -153,6 +153,15 @@ def test_a_search_tells_its_classes_and_refuses_other_ones_before_it_begins(cli,
     out = cli("search", "digits_tiny", *few, *small, *space, "--out", tmp_path / "study").assert_fine().out
     told = "grid.num_classes: 3, as the data has, in place of the recipe's 10\n"
     assert out.startswith(f"{told}3 classes, 51 images (train 36, val 15): ant 17, cat 17, dog 17\n")
+
+
+def test_what_is_set_and_searched_all_the_same_is_told():
+    recipe = load_recipe("digits_tiny").override({"budget.ratio": 0.6})
+    first = "budget.ratio: 0.6 was set, and search.space varies it: the first trial has it, the others need not"
+    assert varied_anyway(recipe, {"budget.ratio": 0.6, "train.lr": 1e-3}) == [first]
+    outside = recipe.override({"budget.ratio": 0.3})
+    assert varied_anyway(outside, {"budget.ratio": 0.3})[0].endswith("varies it: no trial need have it")
+    assert varied_anyway(recipe, {"search.space": {}, "train.lr": 1e-3}) == []
 
 
 def test_what_is_set_holds_for_the_trials_too():

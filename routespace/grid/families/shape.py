@@ -7,7 +7,7 @@ from typing import Any
 
 from routespace.errors import SpecError
 from routespace.grid.families.base import Family, PerRate, Shape
-from routespace.values import shown
+from routespace.values import shown, unknown_field
 
 
 def read_parameters(
@@ -32,7 +32,7 @@ def read_parameters(
             continue
         others = [other.name for other in known if name in other.parameters]
         if not others:
-            raise SpecError(f"{shown(name)}: unknown field; allowed: {', '.join(fields)}")
+            raise SpecError(f"{shown(name)}: {unknown_field(str(name), fields)}")
         if value is not None:
             raise SpecError(f"{name}: family {family} has none; leave it out, or use {' or '.join(others)}")
     return found

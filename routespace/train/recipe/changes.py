@@ -43,6 +43,12 @@ def changed_data(
         _fit_lists(data["grid"], {field.removeprefix("grid.") for field in changes})
     if "train.epochs" in changes and "train.seconds" not in changes and isinstance(data.get("train"), dict):
         data["train"]["seconds"] = None  # what is set last is how long it trains
+    if (
+        changes.get("budget.ratio") is not None
+        and "budget.macs" not in changes
+        and isinstance(data["budget"], dict)
+    ):
+        data["budget"]["macs"] = None  # and how much it may take
     if changes.get("train.weights") is not None and "train.start" not in changes:
         data["train"].pop("start", None)
     return data

@@ -20,6 +20,7 @@ from routespace.train.recipe.scenes import ScenesSpec
 from routespace.train.recipe.segmentation import CityscapesSpec, SegmentationSpec, counts_from_one
 from routespace.train.recipe.targets import Target
 from routespace.train.recipe.voc import VocSpec
+from routespace.values import unknown_field
 
 LOCATIONS = (
     "root",
@@ -158,7 +159,7 @@ def of_kind(data: dict[str, Any], kind: Any) -> dict[str, Any]:
 def of_other_kind(name: str, kind: str) -> str:
     """One line for a field of the data section that its kind does not have."""
     owners = [other for other, spec in SPECS.items() if name in spec.model_fields]
-    known = ", ".join(SPECS[kind].model_fields)
     if not owners:
-        return f"{name}: unknown field; allowed: {known}"
+        return f"{name}: {unknown_field(name, SPECS[kind].model_fields)}"
+    known = ", ".join(SPECS[kind].model_fields)
     return f"{name}: means nothing with data.kind {kind!r} (it is of {', '.join(owners)}); allowed: {known}"

@@ -40,7 +40,7 @@ from routespace.train.recipe.searching import SearchSpec
 from routespace.train.recipe.teaching import check_teacher
 from routespace.train.recipe.yaml import parse_assignments, read_yaml, write_yaml
 from routespace.train.tasks.kinds import AnyTask, ClassifySpec, grid_defaults
-from routespace.values import Value, fields_at
+from routespace.values import Value, fields_at, unknown_field
 
 __all__ = ["BudgetSpec", "DataSpec", "Recipe", "SearchSpec", "TrainSpec", "parse_assignments"]
 
@@ -273,7 +273,7 @@ def _check_field(where: str, dotted: str) -> None:
     if head == "search.limits":  # a mapping, no section of fixed fields
         allowed = list(RESOURCES)
     if allowed is None or name not in allowed:
-        known = "; a recipe has " + ", ".join(Recipe.model_fields) if allowed is None else ""
-        known = f"; allowed: {', '.join(allowed)}" if allowed else known
         prefix = "" if where == "set" else f"{where}: "
-        raise SpecError(f"{prefix}{dotted}: unknown field{known}")
+        if allowed:
+            raise SpecError(f"{prefix}{dotted}: {unknown_field(name, allowed)}")
+        raise SpecError(f"{prefix}{dotted}: {unknown_field(dotted.partition('.')[0], Recipe.model_fields)}")

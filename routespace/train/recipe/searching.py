@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from routespace.errors import SpecError
 from routespace.grid.resources import RESOURCES
 from routespace.train.recipe.parts import Natural, Section, parse_count
+from routespace.values import unknown_field
 
 Sampler = Literal["tpe", "nsga2", "random"]  # Optuna's
 Pruner = Literal["none", "median", "hyperband"]  # Optuna's
@@ -66,7 +67,7 @@ Values = Annotated[Annotated[Range, Tag(RANGE)] | Annotated[Choices, Tag(CHOICES
 def _read_limit(name: str, most: Any) -> int | float:
     """The most of a resource: a number above 0, and of what is counted also 12M or 1.2G."""
     if name not in RESOURCES:
-        raise ValueError(f"{name}: unknown field; allowed: {', '.join(RESOURCES)}")
+        raise ValueError(f"{name}: {unknown_field(name, RESOURCES)}")
     counted = RESOURCES[name].terms is not None
     try:
         number = parse_count(most) if counted and isinstance(most, str) else most
