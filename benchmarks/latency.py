@@ -36,7 +36,7 @@ from routespace.nn.routing.routes import Routes
 from routespace.nn.task_net import TaskNet, TaskOutput
 
 ANCHORS = 12  # known subnets that tell the machine's speed
-SHARES = (0.25, 0.5, 0.75)  # of computed tokens
+SHARES = (0.05, 0.1, 0.25, 0.5, 0.75)  # of computed tokens
 
 
 def arguments() -> argparse.Namespace:

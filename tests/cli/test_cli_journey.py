@@ -62,7 +62,7 @@ def test_extract_under_a_latency_limit(cli, place, tmp_path):
     out = cli("profile", place / "run", "--rounds", 3, "--subnets", 0, "-o", table).assert_fine().out
     assert "row_gate" in out  # a run with gates brings them, and its edges at several shares of tokens
     assert "as it was used" in out
-    assert {part["keep"] for part in json.loads(table.read_text())["parts"]} == {0.25, 0.5, 0.75, 1.0}
+    assert {part["keep"] for part in json.loads(table.read_text())["parts"]} == {0.1, 0.25, 0.5, 0.75, 1.0}
     limit = ("--ms", 1000, "--latency", table)
     text = cli("extract", place / "run", *limit, "-o", tmp_path / "small").assert_fine().out
     assert "predicted (limit 1000 ms)" in text

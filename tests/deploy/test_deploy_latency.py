@@ -166,9 +166,11 @@ def test_prediction_is_the_sum_of_the_parts(table):
     )  # fmt: skip
     assert predict(table, architecture) == pytest.approx(expected)
     half = next(p.ms for p in table.parts if (p.kind, p.rate, p.depth, p.keep) == ("transformer", 4, 1, 0.5))
-    for keep, ms in ((0.0, 0.0), (0.25, half / 2), (0.5, half), (0.75, (half + time["transformer", 4, 1]) / 2)):
+    whole = time["transformer", 4, 1]
+    less = max(0.0, half - max(0.0, whole - half) / 2)  # the line from 1 to 0.5 goes on to 0.25
+    for keep, ms in ((0.0, 0.0), (0.25, less), (0.5, half), (0.75, (half + whole) / 2)):
         routed = predict(table, architecture, {names[0]: EdgeUsage(tokens=keep)})
-        assert routed == pytest.approx(expected - time["transformer", 4, 1] + ms)
+        assert routed == pytest.approx(expected - whole + ms)
 
 
 def test_prices_for_select_bound_the_prediction(table):

@@ -5,7 +5,7 @@ import json
 import pytest
 from thinning import thinned
 
-from routespace.deploy.latency.parts import GATES, PartKey, part_keys
+from routespace.deploy.latency.parts import GATES, PartKey, PartTime, part_keys
 from routespace.deploy.latency.profiling import ROUTED_KEEPS, profile
 from routespace.deploy.latency.table import LatencyTable, load_table, predict, save_table
 from routespace.errors import SpecError
@@ -57,9 +57,9 @@ def test_gates_of_every_kind_are_measured(gates, dtype):
     spec = GateSpec(**gates)
     table = profile(GRID, gates=spec, dtype=dtype, **QUICK)
     whole = spec.rows in ("layer", "image")  # such rows compute whole images: a straight line
-    assert [keep for keep, _ in table.curve(PartKey("transformer", 8, 1))] == (
-        [1.0] if whole else list(ROUTED_KEEPS)
-    )
+    keeps = {"token": list(ROUTED_KEEPS), "window": [0.25, 0.5, 0.75, 1.0]}  # of four windows none is a tenth
+    measured = [keep for keep, _ in table.curve(PartKey("transformer", 8, 1))]
+    assert measured == ([1.0] if whole else keeps[spec.rows])
     assert predict(table, SUPERNET, gates=spec) > predict(table, SUPERNET.opened())
 
 
@@ -67,7 +67,33 @@ def test_a_share_below_one_token_is_left_out():
     grid = RoutingGrid(GridSpec.parse(FIELDS | {"image_size": 16}))  # one token at rate 16, four at rate 8
     table = profile(grid, gates=GateSpec(), **QUICK)
     assert [keep for keep, _ in table.curve(PartKey("transformer", 16, 1))] == [1.0]
-    assert [keep for keep, _ in table.curve(PartKey("transformer", 8, 1))] == list(ROUTED_KEEPS)
+    assert [keep for keep, _ in table.curve(PartKey("transformer", 8, 1))] == [0.25, 0.5, 0.75, 1.0]
+
+
+def measured_at(table, key, points):
+    """The table with the points of one part replaced, and no factors."""
+    parts = [part for part in table.parts if part.key != key]
+    parts += [PartTime(**key._asdict(), keep=keep, ms=ms) for keep, ms in points.items()]
+    return LatencyTable(**(dict(table) | {"parts": parts, "factors": {}}))
+
+
+@pytest.mark.parametrize(
+    ("points", "found"),
+    [
+        ({0.1: 4.0, 0.3: 6.0, 1.0: 13.0}, {0.0: 0.0, 0.02: 3.2, 0.1: 4.0, 0.2: 5.0, 0.65: 9.5, 1.0: 13.0}),
+        ({0.1: 4.0, 0.2: 3.0, 1.0: 11.0}, {0.0: 0.0, 0.05: 4.0, 0.15: 3.5, 0.6: 7.0}),  # noise of close points
+        (
+            {0.25: 1.0, 0.5: 4.0, 1.0: 8.0},
+            {0.0: 0.0, 0.1: 0.0, 0.2: 0.4, 0.75: 6.0},
+        ),  # nobody takes less than none
+        ({1.0: 8.0}, {0.0: 0.0, 0.25: 2.0, 1.0: 8.0}),
+    ],
+    ids=["rising", "noise", "steep", "whole"],
+)
+def test_few_tokens_take_what_the_least_measured_shares_point_to(table, points, found):
+    key = PartKey("transformer", 4, 1)
+    told = measured_at(table, key, points)
+    assert {keep: told.ms(key, keep) for keep in found} == pytest.approx(found)
 
 
 def timed(table, gate_ms):

@@ -33,7 +33,7 @@ from routespace.grid.sample import sample_static
 from routespace.nn.running import now, pick_device
 
 ROUNDS = 9
-ROUTED_KEEPS = (0.25, 0.5, 0.75, 1.0)  # packed, the time is no straight line in the share of tokens
+ROUTED_KEEPS = (0.1, 0.25, 0.5, 0.75, 1.0)  # packed, the time is no straight line in the share of tokens
 LEAST_MS = 2.0  # a measurement repeats its work until it takes about this long
 SUBNETS = 24
 

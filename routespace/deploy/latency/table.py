@@ -115,15 +115,23 @@ class LatencyTable(Value):
         return sorted((part.keep, part.ms) for part in self.parts if part.key == key)
 
     def ms(self, key: PartKey, keep: float = 1.0) -> float:
-        """Milliseconds of one part at a share of computed tokens, interpolated; none for nothing kept."""
-        points = [(0.0, 0.0), *self.curve(key)]
-        factor = self.factors.get(key.group, 1.0)
-        if keep >= 1.0:
-            return factor * points[-1][1]
-        for (x0, y0), (x1, y1) in pairwise(points):
-            if keep <= x1:
-                return factor * (y0 + (y1 - y0) * (keep - x0) / (x1 - x0))
-        return factor * points[-1][1]
+        """Milliseconds of one part at a share of computed tokens, interpolated; none for nothing kept.
+
+        Few tokens take nearly as long as somewhat more: keys are made of all of them, and calls have a price of
+        their own. So below the least share that was measured the line through the two least goes on, down to what
+        one token takes; of a part that was measured whole alone the time is in proportion.
+        """
+        points, factor = self.curve(key), self.factors.get(key.group, 1.0)
+        if keep <= 0 or not points:
+            return 0.0
+        if len(points) == 1:
+            return factor * points[0][1] * min(1.0, keep)
+        lines = pairwise(points)
+        (x0, y0), (x1, y1) = next(((low, high) for low, high in lines if keep <= high[0]), points[-2:])
+        rise = (y1 - y0) / (x1 - x0)
+        if keep < x0:  # noise of two close points must not make less dearer than more
+            return factor * max(0.0, y0 - max(0.0, rise) * (x0 - keep))
+        return factor * (y0 + rise * (min(1.0, keep) - x0))
 
     @property
     def constant_ms(self) -> float:
