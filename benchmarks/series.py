@@ -62,10 +62,11 @@ class Watch(ExtractionWatch):
     def sized(self, choice: SizeChoice) -> None:
         """Sizes were compared."""
         for each in choice.tried:
-            print(f"  {each.text}: {each.macs} MACs, {each.score}", flush=True)
+            tuned = "" if each.tuned is None else f", {each.tuned} after {each.epochs}"
+            print(f"  {each.text}: {each.macs} MACs, {each.score}{tuned}", flush=True)
 
     @contextmanager
-    def training(self) -> Iterator[Listener]:
+    def training(self, what: str = "") -> Iterator[Listener]:
         """A fine-tuning."""
         start = time.process_time()
         yield Listener()

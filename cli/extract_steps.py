@@ -35,9 +35,9 @@ class ShownExtraction(ExtractionWatch):
             yield
 
     @contextmanager
-    def training(self) -> Iterator[Listener]:
+    def training(self, what: str = "") -> Iterator[Listener]:
         """Show the fine-tuning's progress."""
-        with watching("fine-tuning ") as news:
+        with watching(f"{what} " if what else "fine-tuning ") as news:
             yield Listener(news, news.say)
 
     def sized(self, choice: SizeChoice) -> None:
@@ -47,9 +47,10 @@ class ShownExtraction(ExtractionWatch):
                 print(f"{each.text}: nothing fits ({each.why_not})")
             else:
                 chosen = ", chosen" if each.image_size == choice.artifact.net.spec.image_size else ""
-                print(
-                    f"{each.text}: {self._text(each.score)} on validation at {amount('macs', each.macs)}{chosen}"
-                )
+                spent = f"{each.epochs} epoch{'' if each.epochs == 1 else 's'}"
+                tuned = "" if each.tuned is None else f", {self._text(each.tuned)} after {spent}"
+                cut = f"{self._text(each.score)} on validation at {amount('macs', each.macs)}"
+                print(f"{each.text}: {cut}{tuned}{chosen}")
         if choice.tried:
             print(flush=True)
 

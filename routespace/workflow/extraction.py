@@ -22,6 +22,7 @@ from routespace.workflow.artifacts import Artifact, load_artifact
 from routespace.workflow.choosing import choose_best, choose_part
 from routespace.workflow.cutting import Stage, cut_down, way_in
 from routespace.workflow.fine_tuning import FineTuning, require_tuning
+from routespace.workflow.first_epochs import first_epochs
 from routespace.workflow.sizing import Size, SizeChoice, choose_size
 from routespace.workflow.taking import Extraction, saved, take_chosen
 from routespace.workflow.wishes import USUAL_METHOD, ExtractionWatch, Wishes
@@ -137,33 +138,44 @@ def take_as_wished(
     """
     limits = wishes.limits_of(artifact)
     wishes.require_effect(artifact, limits)
-    way, sized = way_in(artifact, wishes.way(artifact)), _sized(artifact, limits, wishes, watch)
-    stage = Stage(sized.artifact, None)
+    sized = _sized(artifact, limits, wishes, watch)
+    with first_epochs(sized, wishes.tuning, watch) as begun:
+        if begun.choice.tried:
+            watch.sized(begun.choice)
+        stage, part = _cut(begun.choice, limits, wishes, watch)
+        watch.chosen(part)
+        take = partial(
+            take_chosen,
+            stage.artifact,
+            part,
+            evaluated=wishes.evaluated,
+            tuning=stage.tuning,
+            begun=begun.folder,
+            origin=artifact if origin is None else origin,
+            whole=whole,
+        )
+        if stage.tuning is None:
+            with watch.doing("extracting, verifying and evaluating"):
+                found = take()
+        else:
+            with watch.training() as heard:
+                found = take(**heard._asdict())
+    return Taken(replace(found, limits=limits, tried=begun.choice.tried), stage.artifact)
+
+
+def _cut(
+    sized: SizeChoice, limits: Mapping[str, float], wishes: Wishes, watch: ExtractionWatch
+) -> tuple[Stage, Architecture]:
+    """All cuts but the last, and the part of the last one."""
+    way, stage = way_in(sized.artifact, wishes.way(sized.artifact)), Stage(sized.artifact, None)
     if wishes.tuning is not None:
         with watch.training() as heard:
             stage = cut_down(
                 sized.artifact, limits, wishes.tuning, by=way, every_rate=wishes.every_rate, **heard._asdict()
             )
-    part = sized.part
-    if part is None or stage.cuts:
-        part = _last_choice(stage.artifact, limits, way_in(stage.artifact, way), wishes, watch)
-    watch.chosen(part)
-    take = partial(
-        take_chosen,
-        stage.artifact,
-        part,
-        evaluated=wishes.evaluated,
-        tuning=stage.tuning,
-        origin=artifact if origin is None else origin,
-        whole=whole,
-    )
-    if stage.tuning is None:
-        with watch.doing("extracting, verifying and evaluating"):
-            found = take()
-    else:
-        with watch.training() as heard:
-            found = take(**heard._asdict())
-    return Taken(replace(found, limits=limits, tried=sized.tried), stage.artifact)
+    if sized.part is None or stage.cuts:
+        return stage, _last_choice(stage.artifact, limits, way_in(stage.artifact, way), wishes, watch)
+    return stage, sized.part
 
 
 def _sized(artifact: Artifact, limits: Mapping[str, float], wishes: Wishes, watch: ExtractionWatch) -> SizeChoice:
@@ -171,7 +183,7 @@ def _sized(artifact: Artifact, limits: Mapping[str, float], wishes: Wishes, watc
     if wishes.image_size is None:
         return SizeChoice(artifact)
     with watch.doing("evaluating parts at the image size"):
-        found = choose_size(
+        return choose_size(
             artifact,
             wishes.image_size,
             limits,
@@ -180,8 +192,6 @@ def _sized(artifact: Artifact, limits: Mapping[str, float], wishes: Wishes, watc
             method=wishes.method,
             every_rate=wishes.every_rate,
         )
-    watch.sized(found)
-    return found
 
 
 def _last_choice(

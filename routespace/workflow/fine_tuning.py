@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,11 +113,54 @@ def require_tuning(artifact: Artifact, tuning: FineTuning | None, *, gated: bool
         teacher_of(recipe, artifact.held_out().source, torch.device("cpu"))
 
 
+class _EnoughError(Exception):
+    """The first epochs are done."""
+
+
+def begin_tuning(
+    artifact: Artifact,
+    small: TaskNet,
+    tuning: FineTuning,
+    folder: Path,
+    *,
+    epochs: int,
+    progress: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> float:
+    """Train a part for the first of its epochs; the task's metric on validation after them.
+
+    Args:
+        artifact, small, tuning, progress, tell: as in `fine_tune`, which goes on from there.
+        folder: where the training stands afterwards; there is none yet.
+        epochs: of the tuning's, after which it stops.
+
+    Raises:
+        TrainingStoppedError: a signal came.
+        RoutespaceError: as `train_recipe`.
+    """
+    recipe = fine_tuned_recipe(artifact, tuning, gated=not small.architecture.is_static)
+    recipe = recipe.override({"train.checkpoint_epochs": epochs})  # to go on from its last epoch
+    scores = list[float]()
+
+    def heard(news: Progress) -> None:
+        if news.metrics and news.metrics["epoch"] == epochs:
+            scores.append(news.metrics[news.metric.name])
+            if news.stage == "train":  # else it was the last epoch, and what is left is to save
+                raise _EnoughError
+        if progress is not None:
+            progress(news)
+
+    with suppress(_EnoughError):
+        train_recipe(recipe, folder, init=small, asked=frozenset(), progress=heard, tell=tell)
+    return scores[-1]
+
+
 def fine_tune(
     artifact: Artifact,
     small: TaskNet,
     tuning: FineTuning,
     *,
+    begun: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> RunResult:
@@ -126,6 +170,7 @@ def fine_tune(
         artifact: what the part was taken from; its recipe is trained with.
         small: the part.
         tuning: how long, and by whom it is taught.
+        begun: the folder that `begin_tuning` left of the same tuning of the same part, to go on with.
         progress, tell: as in `train_recipe`.
 
     Raises:
@@ -134,5 +179,12 @@ def fine_tune(
     """
     recipe = fine_tuned_recipe(artifact, tuning, gated=not small.architecture.is_static)
     with tempfile.TemporaryDirectory(prefix="routespace-") as place:
-        folder = Path(place) / "run"
-        return train_recipe(recipe, folder, init=small, asked=frozenset(), progress=progress, tell=tell)
+        return train_recipe(
+            recipe,
+            begun or Path(place) / "run",
+            init=small,
+            resume=begun is not None,
+            asked=frozenset(),
+            progress=progress,
+            tell=tell,
+        )

@@ -68,6 +68,7 @@ class Member:
             "score": tuned,
             "epochs": 0 if taken.tuned is None else taken.tuned["epochs"],
             "seconds": round(self.seconds, 2),
+            "tried": [each.row() for each in taken.tried],
         }
 
 
@@ -82,7 +83,7 @@ class Series:
     members: tuple[Member, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each network: limits, MACs, parameters, image size, the metric on validation, seconds."""
+        """A row for each network: limits, MACs, parameters, image size, metric, seconds; and the sizes tried."""
         return [member.row() for member in self.members]
 
 

@@ -4,14 +4,15 @@
     found.artifact, found.part, found.tried
 
 A smaller image is often the cheapest way to save MACs, and a trained network carries over to it. So a limit may be
-met by smaller images with all blocks as well as by fewer blocks on large ones.
+met by smaller images with all blocks as well as by fewer blocks on large ones. Where the part is to be trained on,
+`first_epochs.py` goes on with the rivals that are named here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
 
 from routespace.deploy.extract import resized_spec
 from routespace.deploy.latency.table import LatencyTable, require_grid
@@ -37,17 +38,41 @@ class TriedSize:
         macs: of the best part there; None where nothing fits.
         score: its metric on validation images of that size.
         why_not: what does not fit.
+        epochs: that it was fine-tuned for, to be compared.
+        tuned: its metric after them; None of a size that was out of the race before.
     """
 
     image_size: tuple[int, int]
     macs: float | None = None
     score: float | None = None
     why_not: str | None = None
+    epochs: int = 0
+    tuned: float | None = None
 
     @property
     def text(self) -> str:
         """The size as people write it: 96x96 px."""
         return f"{self.image_size[0]}x{self.image_size[1]} px"
+
+    def row(self) -> dict[str, Any]:
+        """What `series.json` tells of it, as JSON data."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+
+class SizedPart(NamedTuple):
+    """The best part at one image size.
+
+    Attributes:
+        artifact: moved to it.
+        part: the best there.
+        macs: of the part.
+        score: its metric on validation images of that size.
+    """
+
+    artifact: Artifact
+    part: Architecture
+    macs: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -58,11 +83,14 @@ class SizeChoice:
         artifact: moved to it.
         part: the best there; None of a single size, for which nothing was evaluated.
         tried: the sizes that were compared.
+        rivals: the best parts that training could change the order of: every other has both a worse metric and
+            fewer MACs than one of them. The chosen one is the first.
     """
 
     artifact: Artifact
     part: Architecture | None = None
     tried: tuple[TriedSize, ...] = ()
+    rivals: tuple[SizedPart, ...] = ()
 
 
 def choose_size(
@@ -97,25 +125,36 @@ def choose_size(
     moved = [artifact.resized(size) for size in wanted]  # it tells what is not allowed before the work
     if len(moved) == 1:
         return SizeChoice(moved[0])
-    metric = task_of_head(artifact.net.head, artifact.net.spec).metric
-    sign = -1 if metric.direction == "maximise" else 1
-    tried, found = list[TriedSize](), list[tuple[tuple[float, float], Artifact, Architecture]]()
+    tried, found = list[TriedSize](), list[SizedPart]()
     for size, there in zip(wanted, moved, strict=True):
         try:
             part, score = _best_at(there, limits, way, table=table, method=method, every_rate=every_rate)
         except BudgetError as error:
             tried.append(TriedSize(size, why_not=str(error)))
             continue
-        macs = counted_macs(there.net.restrict(part), {})
-        tried.append(TriedSize(size, macs, score))
-        found.append(((sign * score, macs), there, part))
+        found.append(SizedPart(there, part, counted_macs(there.net.restrict(part), {}), score))
+        tried.append(TriedSize(size, found[-1].macs, score))
     if not found:
         least = min(tried, key=lambda each: each.image_size[0] * each.image_size[1])
         raise BudgetError(
             f"image_size: nothing fits at any of {len(tried)} sizes; at {least.text}: {least.why_not}"
         )
-    _, best, part = min(found, key=lambda each: each[0])
-    return SizeChoice(best, part, tuple(tried))
+    rivals = _rivals(found, sign_of(artifact))
+    return SizeChoice(rivals[0].artifact, rivals[0].part, tuple(tried), tuple(rivals))
+
+
+def sign_of(artifact: Artifact) -> int:
+    """By what a metric is multiplied to be the larger the better."""
+    return 1 if task_of_head(artifact.net.head, artifact.net.spec).metric.direction == "maximise" else -1
+
+
+def _rivals(found: Iterable[SizedPart], sign: int) -> list[SizedPart]:
+    """The best on validation first, of equals that of the fewest MACs; of the others those that take more MACs."""
+    rivals = list[SizedPart]()
+    for each in sorted(found, key=lambda each: (-sign * each.score, each.macs)):
+        if not rivals or each.macs > rivals[-1].macs:
+            rivals.append(each)
+    return rivals
 
 
 def _best_at(

@@ -69,6 +69,7 @@ def take_chosen(
     *,
     evaluated: bool = True,
     tuning: FineTuning | None = None,
+    begun: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
     origin: Artifact | None = None,
@@ -83,6 +84,7 @@ def take_chosen(
         chosen: a static part of its architecture.
         evaluated: measure the task's metric of the whole and of the part.
         tuning: how long to train it on, and by whom it is taught.
+        begun: the folder of that training, where its first epochs are done.
         progress, tell: of the fine-tuning, as in `train_recipe`.
         origin: what the first of several cuts was made from, or what was moved to another image size; its metric
             is the whole's.
@@ -101,7 +103,7 @@ def take_chosen(
         whole, part = measured(origin, artifact, small, metric, whole=whole)
     scores, tuned = card_scores(origin, small, whole, part), None
     if tuning is not None:
-        result = fine_tune(artifact, small, tuning, progress=progress, tell=tell)
+        result = fine_tune(artifact, small, tuning, begun=begun, progress=progress, tell=tell)
         small, tuned = result.net, result.metrics
         scores = with_score(scores, tuned_score(artifact, tuned))
     card = Card.of(small, scores=scores, provenance=provenance_of(origin))

@@ -109,8 +109,12 @@ class ExtractionWatch:
         yield
 
     @contextmanager
-    def training(self) -> Iterator[Listener]:
-        """A block in which parts are fine-tuned, and who hears of that."""
+    def training(self, what: str = "") -> Iterator[Listener]:
+        """A block in which parts are fine-tuned, and who hears of that.
+
+        Args:
+            what: is compared with others, such as an image size; empty for the part that is taken.
+        """
         yield Listener()
 
     def sized(self, choice: SizeChoice) -> None:
