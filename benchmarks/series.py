@@ -50,28 +50,36 @@ PART = 5  # a fifth of an epoch is timed
 
 
 class Watch(ExtractionWatch):
-    """Keeps the processor seconds of a series' fine-tunings, and says what is done."""
+    """Keeps the processor seconds of the members' own epochs, and says what is done."""
 
     def __init__(self, place: Path) -> None:
-        self.path, self._spent = place.parent / f"{place.name}.tuning_seconds", 0.0
+        self.path, self._own = place.parent / f"{place.name}.tuning_seconds", 0.0
+        self._compared: dict[str, float] = {}
 
     def member(self, name: str, limits: Mapping[str, float]) -> None:
         """The next network begins."""
         print(f"cutting {name}: at most {limits['macs'] / 1e6:.3f} MMACs", flush=True)
+        self._compared = {}
 
     def sized(self, choice: SizeChoice) -> None:
-        """Sizes were compared."""
+        """Sizes were compared; the first epochs of the others are part of what choosing took."""
         for each in choice.tried:
             tuned = "" if each.tuned is None else f", {each.tuned} after {each.epochs}"
             print(f"  {each.text}: {each.macs} MACs, {each.score}{tuned}", flush=True)
+            if each.image_size == choice.artifact.net.spec.image_size:
+                self._own += self._compared.get(each.text, 0.0)
 
     @contextmanager
     def training(self, what: str = "") -> Iterator[Listener]:
-        """A fine-tuning."""
+        """A fine-tuning, or the first epochs of one at a size."""
         start = time.process_time()
         yield Listener()
-        self._spent += time.process_time() - start
-        write_json(self.path, self._spent)
+        spent = time.process_time() - start
+        if what:
+            self._compared[what] = spent
+        else:
+            self._own += spent
+        write_json(self.path, self._own)
 
 
 def scores(artifact: Artifact) -> dict[str, float]:
