@@ -90,7 +90,7 @@ def run(
         typer.Option(
             metavar="SIZE[,SIZE…]",
             help="Move the network to images of this size first, a side in pixels or HxW; of several the best on "
-            "validation is taken. Limits count images of that size.",
+            "validation is taken, after a fifth of the epochs of --finetune. Limits count images of that size.",
         ),
     ] = None,
     evaluate: Annotated[

@@ -63,9 +63,10 @@ def extract_bundle(
         tuning: how long to train it on before it is saved, by whom it is taught, and how much one cut may take
             away: more is cut in several steps, with a share of the epochs after each.
         image_size: move the network to images of this size first, in pixels: the side of a square, (H, W), or a
-            list of several, of which the one is taken whose best part is best on validation. What limits count is
-            then of an image of that size; the recipe's own budget stays what it was. The bundle's recipe, and how
-            pictures go in, become those of that size; objects of scenes that are made here shrink along.
+            list of several, of which the one is taken whose best part is best on validation: as it is, or where
+            `tuning` has five or more epochs after the first fifth of them, from which it goes on. What limits
+            count is then of an image of that size; the recipe's own budget stays what it was. The bundle's recipe,
+            and how pictures go in, become those of that size; objects of scenes that are made here shrink along.
 
     Raises:
         BudgetError: a limit is below the least possible, which the message names.

@@ -117,8 +117,9 @@ def extract_series(
         by: as in `extract_bundle`, but for None, which takes candidates.
         overwrite: replace a series that is there.
         tuning: of each network; None leaves all of them as they are cut from `source`.
-        image_size: a size, or several of which each network takes the best on validation; after a fine-tuning
-            never a larger one again. Of sizes at which nothing has to be left out only the largest is tried.
+        image_size: a size, or several of which each network takes the best, as `extract_bundle` does; after a
+            fine-tuning never a larger one again. Of sizes at which nothing has to be left out only the largest is
+            tried.
 
     Raises:
         SpecError: fewer than two budgets, or the same twice; otherwise as `extract_bundle`.

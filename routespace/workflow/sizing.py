@@ -27,6 +27,7 @@ from routespace.workflow.choosing import choose_best, choose_part
 
 Size = int | tuple[int, int]
 PAIR = 2
+NEARLY_FRAC = 0.9  # of the MACs: a part that has so many of a better one's may still learn to be better (measured)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class SizeChoice:
         artifact: moved to it.
         part: the best there; None of a single size, for which nothing was evaluated.
         tried: the sizes that were compared.
-        rivals: the best parts that training could change the order of: every other has both a worse metric and
-            fewer MACs than one of them. The chosen one is the first.
+        rivals: the parts that may be the best one after a training: every other has both a worse metric and
+            clearly fewer MACs than one of them. The chosen one is the first.
     """
 
     artifact: Artifact
@@ -149,10 +150,10 @@ def sign_of(artifact: Artifact) -> int:
 
 
 def _rivals(found: Iterable[SizedPart], sign: int) -> list[SizedPart]:
-    """The best on validation first, of equals that of the fewest MACs; of the others those that take more MACs."""
+    """The best on validation first, of equals that of the fewest MACs; behind it what has about as many MACs."""
     rivals = list[SizedPart]()
     for each in sorted(found, key=lambda each: (-sign * each.score, each.macs)):
-        if not rivals or each.macs > rivals[-1].macs:
+        if all(each.macs >= NEARLY_FRAC * better.macs for better in rivals):
             rivals.append(each)
     return rivals
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from routespace import load_bundle
+from routespace import load_bundle, load_run
 from routespace.cli.app import app
+from routespace.cli.extract_steps import ShownExtraction
+from routespace.train.tasks.kinds import ClassifySpec
+from routespace.workflow.sizing import SizeChoice, TriedSize
 
 TINY = [
     *("--set", "data.train_size=32", "--set", "data.val_size=32", "--set", "data.test_size=32"),
@@ -47,6 +50,23 @@ def test_extract_at_a_smaller_image_size(cli, place, tmp_path):
     onnx = cli("export", tmp_path / "one", "-o", tmp_path / "out", "--format", "pt2").assert_fine().out
     assert "model.pt2" in onnx
     assert json.loads((tmp_path / "out" / "preprocess.json").read_text())["size"] == [48, 48]
+
+
+def test_of_each_size_is_told_what_it_can_do_before_and_after_its_first_epochs(place, capsys):
+    tried = (
+        TriedSize((32, 32), 1_000_000, 0.6, epochs=1, tuned=0.7),
+        TriedSize((48, 48), 900_000, 0.5),
+        TriedSize((64, 64), 2_000_000, 0.4, epochs=2, tuned=0.8),
+        TriedSize((96, 96), why_not="too much"),
+    )
+    ShownExtraction(ClassifySpec.metric).sized(SizeChoice(load_run(place / "run"), tried=tried))
+    assert capsys.readouterr().out.splitlines() == [
+        "32x32 px: 60.0 % on validation at 1 M, 70.0 % after 1 epoch",
+        "48x48 px: 50.0 % on validation at 0.9 M",
+        "64x64 px: 40.0 % on validation at 2 M, 80.0 % after 2 epochs, chosen",
+        "96x96 px: nothing fits (too much)",
+        "",
+    ]
 
 
 def test_image_sizes_that_cannot_be(cli, place, tmp_path):

@@ -107,6 +107,13 @@ def test_what_is_best_as_it_is_and_largest_has_no_rival(run, scored, trained):
     assert heard == []
 
 
+def test_what_has_about_as_many_macs_may_still_be_better(run, scored):
+    scored({32: 0.6, 24: 0.4})
+    rivals = choose_size(run, [(32, 24), (24, 32), (24, 24)], {}, way="usage").rivals
+    assert [rival.artifact.net.spec.image_size for rival in rivals] == [(32, 24), (24, 32)]
+    assert [rival.score for rival in rivals] == [0.6, 0.4]
+
+
 def test_the_winner_becomes_what_it_would_have_become_alone(run, scored, tmp_path, monkeypatch):
     scored({16: 0.6, 24: 0.5, 32: 0.4})
     places, real = list[Path](), compared.begin_tuning

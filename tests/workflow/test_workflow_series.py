@@ -25,6 +25,7 @@ from routespace.workflow import taking
 from routespace.workflow.artifacts import load_artifact
 
 TUNING = FineTuning(1, "none")
+TOLD = {"image_size", "macs", "score", "why_not", "epochs", "tuned"}  # of each image size that was tried
 CHANGES = {"grid__layers": 3, "train__epochs": 1}
 
 
@@ -89,6 +90,8 @@ def test_each_network_is_cut_from_the_trained_one_before(run, tunings, tmp_path)
         assert (cut.value, after.value) == (row["cut"], row["score"])
         assert (whole.value, whole.image_size) == (found.members[0].taken.score_whole, (32, 32))
         assert bundle.card.provenance.parent == run.net.architecture.hash
+        assert [each["score"] for each in row["tried"]] == [each.score for each in member.taken.tried]
+        assert all(set(each) == TOLD for each in row["tried"])
         assert bundle.net.spec.image_size == bundle.recipe.grid.image_size == tuple(row["image_size"])
     assert [path.name for path in tmp_path.iterdir()] == ["all"]
 
