@@ -85,6 +85,10 @@ def choose_best(
     if not limits:
         raise SpecError("limits: there is none to choose under; give one, such as macs")
     images = artifact.held_out().val
+    whole, usage = artifact.net.architecture, artifact.usage or {}
+    derive(
+        whole, usage, limits=limits, table=table, every_rate=every_rate
+    )  # tells what cannot fit before the work
     found = candidates_within(
         artifact,
         limits,
@@ -99,7 +103,7 @@ def choose_best(
     race = _Race(artifact, images, task.metric)
     race.run([part for part, origin in found.items() if origin != "sample"])
     race.run([part for part, origin in found.items() if origin == "sample"], drop_errors=DROP_ERRORS)
-    near = Neighbours(artifact.net.architecture, seed)
+    near = Neighbours(whole, seed)
     fits = fitting(artifact, limits, table, least_macs, every_rate=every_rate)
     for _ in range(rounds):
         best = race.best
