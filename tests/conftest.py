@@ -12,15 +12,21 @@ import pytest
 import sqlalchemy
 import torch
 import typer.testing
+from alembic.script import ScriptDirectory
 from devices import DEVICES
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says how busy the machine is, and nothing about the code.
-# Each run draws other examples: what fifty do not find today, those of the next days do.
-settings.register_profile(
-    "routespace", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("routespace")
+# Each run draws other examples: what twenty do not find today, those of the next days do.
+for name, count in (("quick", 20), ("all", 50)):
+    settings.register_profile(
+        name, max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As many examples as there is time for: fewer where slow tests are left out."""
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "all")
 
 
 def pytest_collection() -> None:
@@ -63,12 +69,29 @@ def no_wait_for_the_disk():
     def relax(connection, _):
         if isinstance(connection, sqlite3.Connection):
             connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("PRAGMA journal_mode=MEMORY")
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
     sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_history():
+    """Whoever opens a study reads thirty files first, on how optuna's tables came to be: once is enough."""
+    read, kept = ScriptDirectory.from_config, {}
+
+    def remembered(config):
+        place = config.get_main_option("script_location")
+        if place not in kept:
+            kept[place] = read(config)
+        return kept[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", remembered)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -114,6 +137,18 @@ def exact_products():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def weights_drawn_at_once(monkeypatch):
+    """To draw millions of a truncated normal distribution takes longer than what is computed with them."""
+
+    def uniform(weight, mean=0.0, std=1.0, a=-2.0, b=2.0):
+        with torch.no_grad():
+            return weight.uniform_(mean - 1.7 * std, mean + 1.7 * std)
+
+    for module in ("torch.nn.init", "timm.models.pvt_v2", "timm.models.swin_transformer_v2"):
+        monkeypatch.setattr(f"{module}.trunc_normal_", uniform)
 
 
 @pytest.fixture(params=DEVICES)

@@ -111,9 +111,12 @@ print([name for name in ("torch", "timm", "optuna", "typer", "rich", "matplotlib
     assert in_fresh_python(code) == "[]"
 
 
-def test_the_core_trains_without_optuna_typer_or_rich_and_loads_decoders_when_they_are_made():
+def test_what_nobody_asked_for_is_not_loaded():
+    """Not the compiler with networks, nor optuna, typer, rich and decoders with trainings."""
     code = """
-import sys, routespace
+import sys, routespace, routespace.deploy.predict.network
+routespace.TaskNet, routespace.Predictor
+assert "torch._dynamo" not in sys.modules
 routespace.train_recipe, routespace.evaluate, routespace.extract, routespace.verify, routespace.save_bundle
 print([name for name in ("optuna", "typer", "rich", "segmentation_models_pytorch") if name in sys.modules])
 """

@@ -35,8 +35,8 @@ def run_python(code, *args):
 
 
 MOMENTS = [
-    *(("train", module) for module in (FIRST, "typer", "numpy", "torch._C")),
-    pytest.param("train", "timm.layers", marks=pytest.mark.slow),
+    *(("train", module) for module in (FIRST, "torch._C")),
+    *(pytest.param("train", module, marks=pytest.mark.slow) for module in ("typer", "numpy", "timm.layers")),
     ("search", "numpy"),
     *(
         pytest.param("search", module, marks=pytest.mark.slow)

@@ -218,28 +218,29 @@ def test_a_file_that_takes_three_at_once(tmp_path):
         np.testing.assert_allclose([one.scores for one in found], [one.scores for one in expected], atol=1e-6)
 
 
-def test_an_onnx_file_that_takes_two_at_once(tmp_path):
-    """Made without our exporter, and with the metadata that it would write."""
+def test_an_onnx_file_that_takes_two_at_once(place, tmp_path):
+    """As others write them: of fixed sizes, and without our metadata."""
     onnx = pytest.importorskip("onnx")
-    net = bundle_of(tmp_path / "bundle")
-    torch.onnx.export(
-        net.as_module("logits"), (example_images(net, 2),), tmp_path / "two.onnx", dynamo=True, verbose=False
-    )
-    photos(tmp_path / "test", count=1, split="")
+    model = onnx.load(place / "alone_onnx" / "model.onnx")
+    for size, fixed in zip(model.graph.input[0].type.tensor_type.shape.dim, (2, 3, 32, 32), strict=True):
+        size.dim_value = fixed
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "two.onnx")
+    bundle = load_artifact(place / "bundle")
     with pytest.raises(BundleError, match=r"two.onnx: does not tell how images go in; .*routespace export"):
         Predictor(tmp_path / "two.onnx")
-    given = Predictor(tmp_path / "two.onnx", preprocess=Preprocess(size=(32, 32)), classes=["ant", "cat", "dog"])
+    given = Predictor(tmp_path / "two.onnx", preprocess=bundle.preprocess, classes=bundle.classes)
     assert given.batch_size == 2
-    expected = Predictor(tmp_path / "bundle")(tmp_path / "test")
-    assert [one.labels for one in given(tmp_path / "test")] == [one.labels for one in expected]
-    model = onnx.load(tmp_path / "two.onnx")
+    images = sorted((place / "test").rglob("*.png"))[:3]
+    expected = Predictor(place / "bundle")(images)
+    assert [one.labels for one in given(images)] == [one.labels for one in expected]
     model.metadata_props.add(key="preprocess", value="{")
     onnx.save(model, tmp_path / "bad.onnx")
     with pytest.raises(BundleError, match=r"bad.onnx: its metadata cannot be read"):
         Predictor(tmp_path / "bad.onnx")
     small = Predictor(tmp_path / "two.onnx", preprocess=Preprocess(size=(16, 16)))
     with pytest.raises(Exception, match=r"two.onnx: cannot take images \(2, 3, 16, 16\)") as caught:
-        small(tmp_path / "test")
+        small(images)
     assert "\n" not in str(caught.value)
 
 

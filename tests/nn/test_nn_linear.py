@@ -435,13 +435,6 @@ def test_compiled_steps(onednn):
     torch.compiler.reset()
 
 
-def test_the_compiler_is_not_loaded_before_something_is_compiled():
-    modules = "routespace.nn.task_net, routespace.deploy.predict.network"
-    code = f"import sys, {modules}; print('torch._dynamo' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_what_the_compiler_is_told_is_what_torch_itself_tells_it():
     def ours():
         return 1

@@ -15,9 +15,11 @@ from routespace.grid.gate_spec import GateSpec
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.checkpoints import adapted_input
+from routespace.nn.drawing import undrawn
 from routespace.nn.pretrained import load_network_weights, load_timm_weights
 from routespace.nn.task_net import TaskNet
 
+pytestmark = pytest.mark.usefixtures("weights_drawn_at_once")
 MODELS = {"pvt_v2": "pvt_v2_b0", "swin_v2": "swinv2_tiny_window8_256"}
 IMAGE = 64
 
@@ -31,7 +33,8 @@ def oracle(family: str = "pvt_v2", **options) -> nn.Module:
 def ours(family: str = "pvt_v2", **fields) -> TaskNet:
     preset = {"pvt_v2": "pvt_v2_b0", "swin_v2": "swin_v2_t"}[family]
     spec = GridSpec.preset(preset, image_size=IMAGE, num_classes=10, **fields)
-    return TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()
+    with undrawn():
+        return TaskNet.classifier(Architecture.staircase(RoutingGrid(spec))).eval()
 
 
 @torch.no_grad()

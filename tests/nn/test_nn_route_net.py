@@ -11,6 +11,8 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.pretrained import load_timm_weights
 from routespace.nn.task_net import TaskNet
 
+pytestmark = pytest.mark.usefixtures("weights_drawn_at_once")
+
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())

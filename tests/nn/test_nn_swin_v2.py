@@ -19,16 +19,7 @@ NARROW = {"widths": (16, 32, 64, 128), "heads": (1, 2, 4, 8)}  # where nothing i
 TIMM_NAMES = {"t": "tiny", "s": "small", "b": "base"}
 
 
-@pytest.fixture(autouse=True)
-def _weights_are_drawn_at_once(monkeypatch):
-    """To draw 28 M numbers of a truncated normal distribution takes longer than what is computed with them."""
-
-    def uniform(weight, mean=0.0, std=1.0, a=-2.0, b=2.0):
-        with torch.no_grad():
-            return weight.uniform_(mean - 1.7 * std, mean + 1.7 * std)
-
-    monkeypatch.setattr("torch.nn.init.trunc_normal_", uniform)
-    monkeypatch.setattr("timm.models.swin_transformer_v2.trunc_normal_", uniform)
+pytestmark = pytest.mark.usefixtures("weights_drawn_at_once")
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -51,10 +51,12 @@ def test_a_failed_training_is_recorded_in_a_line_and_the_study_goes_on(
     [
         ({"accuracy": float("nan"), "macs": 1.0}, "objective accuracy: is nan"),
         ({"accuracy": 0.5}, "objective macs: not measured; the evaluator gives accuracy"),
-        ({}, "objective accuracy: not measured; the evaluator gives nothing"),
+        pytest.param({}, "objective accuracy: not measured; the evaluator gives nothing", marks=pytest.mark.slow),
         (None, "evaluator: it returned None, which is no mapping; return a mapping from each name to its number"),
-        (0.5, "evaluator: it returned 0.5, which is no mapping"),
-        ({"accuracy": "high"}, "evaluator: accuracy is 'high', which is no number"),
+        pytest.param(0.5, "evaluator: it returned 0.5, which is no mapping", marks=pytest.mark.slow),
+        pytest.param(
+            {"accuracy": "high"}, "evaluator: accuracy is 'high', which is no number", marks=pytest.mark.slow
+        ),
         ({"accuracy": torch.ones(2)}, "evaluator: accuracy is tensor.*, which is no number"),
     ],
 )

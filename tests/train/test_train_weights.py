@@ -24,6 +24,7 @@ from routespace.train.recipe.recipe import Recipe
 from routespace.train.run import train_recipe
 from routespace.train.stopping import TrainingStoppedError
 
+pytestmark = pytest.mark.usefixtures("weights_drawn_at_once")
 IMAGE = 64
 NOTHING = {"train.epochs": 0, "train.warmup_epochs": 0, "budget.ratio": None}
 NAMES = {"dit_b0": "pvt_v2_b0", "dit_swin_v2_t": "swinv2_tiny_window8_256"}

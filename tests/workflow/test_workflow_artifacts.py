@@ -29,6 +29,7 @@ from routespace import (
     train_recipe,
     verify,
 )
+from routespace.deploy.export.load import load_exported
 from routespace.nn.running import pick_device
 from routespace.preprocess import load_preprocess, preprocess_from_json
 from routespace.workflow import extraction, series
@@ -226,16 +227,17 @@ def test_a_bundle_without_room_for_its_papers_is_none(run, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exports_carry_preprocess_and_class_names(run, tmp_path):
-    onnx = pytest.importorskip("onnx")
+@pytest.mark.parametrize("forms", [["pt2"], pytest.param(["onnx", "pt2"], marks=pytest.mark.slow)], ids=str)
+def test_exports_carry_preprocess_and_class_names(run, forms, tmp_path):
     extract_bundle(run, tmp_path / "small", evaluated=False)
     bundle = load_artifact(tmp_path / "small")
-    reports = export_artifact(bundle, tmp_path / "out", ["onnx", "pt2"])
-    assert [report.path.name for report in reports] == ["model.onnx", "model.pt2"]
+    reports = export_artifact(bundle, tmp_path / "out", forms)
+    assert [report.path.name for report in reports] == [f"model.{form}" for form in forms]
     beside = load_preprocess(tmp_path / "out")
     assert beside == (bundle.preprocess, bundle.classes)
-    told = {entry.key: entry.value for entry in onnx.load(str(reports[0].path)).metadata_props}
-    assert preprocess_from_json(json.loads(told["preprocess"])) == beside
+    for report in reports:
+        told = load_exported(report.path).metadata["preprocess"]
+        assert preprocess_from_json(json.loads(told)) == beside
     assert bundle.classes == tuple("0123456789")
     with pytest.raises(SpecError, match="at least"):
         export_artifact(bundle, tmp_path / "tiny", ["onnx"], image_size=(7, 7))
