@@ -1,6 +1,7 @@
 """What Predictor says of objects and pixels: what the network itself says, in pixels of the pictures."""
 
 import json
+import tracemalloc
 import unicodedata
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from routespace import BundleError, Card, Predictor, SpecError, save_bundle
 from routespace.deploy.export.write import export
 from routespace.deploy.extract import extract
-from routespace.deploy.predict.answers import FoundObjects, PixelClasses, coco_results, grown
+from routespace.deploy.predict.answers import FoundObjects, PixelClasses, coco_results, grown, pixels_from
 from routespace.deploy.predict.coco_ids import read_coco_ids
 from routespace.files import json_text
 from routespace.grid.architecture import Architecture
@@ -112,6 +113,21 @@ def test_logits_grow_as_torch_lets_them(size):
     logits = torch.randn(5, 7, 9)
     wanted = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(grown(logits.numpy(), size), wanted, atol=1e-5)
+
+
+def test_pixels_of_a_large_picture_take_little_memory():
+    """Not a number for each class and pixel: those of a photograph and 150 classes would be gigabytes."""
+    logits, size = torch.randn(150, 6, 8).numpy(), (900, 1200)
+    tracemalloc.start()
+    answer = pixels_from(None, size, logits, ())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 150 * size[0] * size[1] * 4 / 4
+    rows = 100, 101, 899
+    wanted = np.stack([grown(logits, size, range(row, row + 1))[:, 0].argmax(0) for row in rows])
+    assert (answer.classes[list(rows)] == wanted).all()
+    small = F.interpolate(torch.from_numpy(logits)[None], (90, 120), mode="bilinear", align_corners=False)[0]
+    assert (pixels_from(None, (90, 120), logits, ()).classes == small.argmax(0).numpy()).mean() > 0.999
 
 
 def test_results_are_what_cocos_tools_read(place):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from routespace.draw.answers import drawn_objects
+from routespace.draw.answers import colour_of, drawn_objects, drawn_pixels
 from routespace.draw.fonts import font_for, fonts_for
 from routespace.draw.front import Point, draw_front, front_points
 from routespace.draw.grid import draw_grid, used_share
@@ -191,6 +191,44 @@ def test_names_of_any_script_are_legible_and_quiet(tmp_path, recwarn, caplog):
     assert words[0].tobytes() != words[1].tobytes()
     assert not recwarn.list
     assert not caplog.records
+
+
+@pytest.mark.parametrize("size", [(64, 48), (6, 300), (300, 6), (1, 1)])
+def test_names_of_pixel_classes_are_below_each_other_whole_however_long(size):
+    """None covers another or runs out of the picture, be it as narrow as it likes."""
+    there, names = np.zeros((size[1], size[0]), np.uint8), {2: "a name " * 40 + "here", 5: "water", 9: "sky"}
+
+    def grounds(explained):
+        """How many pixels below the picture are of each class's colour, and rows of pixels below it."""
+        whole = drawn_pixels(Image.new("RGB", size), there, explained)
+        below = np.asarray(whole)[size[1] * max(1, -(-480 // max(size))) :]
+        return {number: (below == colour_of(number)).all(-1).sum() for number in explained}, len(below)
+
+    together, rows = grounds(names)
+    alone = [grounds({number: name}) for number, name in names.items()]
+    assert together == {number: count for part, _ in alone for number, count in part.items()}
+    assert rows == sum(height for _, height in alone)
+    assert min(together.values()) > 100
+
+
+@pytest.mark.parametrize("size", [(64, 48), (6, 300)])
+def test_the_score_stands_behind_a_long_name(size):
+    box = np.array([[0, 20, 5, 40]])
+    drawn = [drawn_objects(Image.new("RGB", size), box, ["name " * 40 + score], [0]) for score in ("12%", "98%")]
+    assert drawn[0].tobytes() != drawn[1].tobytes()
+    assert drawn[0].size == drawn[1].size
+
+
+def test_a_mask_colours_what_it_covers_and_no_more():
+    mask = np.zeros((1, 48, 64), bool)
+    mask[0, 10:20, 30:50] = True
+    box = np.array([[0, 0, 1, 1]])
+    picture, bare = Image.new("RGB", (64, 48), "white"), np.zeros((1, 48, 64), bool)
+    with_mask, without = (np.asarray(drawn_objects(picture, box, [""], [0], one)) for one in (mask, bare))
+    changed = (with_mask != without).any(-1)
+    assert np.array_equal(changed, mask[0].repeat(8, 0).repeat(8, 1))
+    mixed = 0.55 * 255 + 0.45 * np.array(colour_of(0))
+    assert np.abs(with_mask[changed] - mixed).max() <= 1
 
 
 def test_images_of_several_sizes_are_rows_of_one_picture(tmp_path):

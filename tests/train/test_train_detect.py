@@ -16,6 +16,7 @@ from routespace.errors import DataError, SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
+from routespace.recipes import load_recipe
 from routespace.train.candidates import evaluate_candidates
 from routespace.train.data.loaders import make_loaders
 from routespace.train.data.skipping import grouped
@@ -226,6 +227,17 @@ def test_recipes_keep_what_a_task_is_told():
 def test_recipes_that_do_not_fit_are_one_line(changes, message):
     with pytest.raises(SpecError, match=message):
         dense(DETECT, **changes)
+
+
+def test_another_detector_has_its_own_anchors_or_none():
+    """FCOS refuses anchors, and a recipe of RetinaNet may have some, which nobody could take out of it."""
+    retinanet = load_recipe("digits_detect")
+    fcos = retinanet.override({"task.detector": "fcos", "task.width": 64})
+    assert fcos.task == DetectSpec(classes=10, width=64, convs=1, detector="fcos")
+    assert fcos.override({"task.detector": "retinanet", "task.anchor_scale": 2}).task.anchor_scale == 2
+    with pytest.raises(SpecError, match="anchor_scale: fcos has no anchors; leave it out"):
+        retinanet.override({"task.detector": "fcos", "task.anchor_scale": 2})
+    assert retinanet.override({"task.detector": "retinanet"}) == retinanet
 
 
 def test_while_training_what_teaches_nothing_stays_behind_and_the_rest_moves_in_one_piece():

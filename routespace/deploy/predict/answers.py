@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 Size = tuple[int, int]
 BOX_DIGITS, SCORE_DIGITS = 3, 7  # behind the point: coarser scores are ties, which change an average precision
+AT_ONCE = 1 << 22  # numbers of grown logits: those of a photograph of 12 megapixels and 150 classes would be 7 GB
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ def objects_from(
 
 
 def pixels_from(path: str | None, size: Size, logits: NDArray[np.float32], names: Sequence[str]) -> PixelClasses:
-    """The classes of an image's pixels from its logits (K, h, w)."""
-    classes = grown(logits, size).argmax(0).astype(np.uint8)
+    """The classes of an image's pixels from its logits (K, h, w), some rows at a time."""
+    classes = np.empty(size, np.uint8)
+    step = max(1, AT_ONCE // (len(logits) * size[1]))
+    for top in range(0, size[0], step):
+        classes[top : top + step] = grown(logits, size, range(top, min(top + step, size[0]))).argmax(0)
     counts = np.bincount(classes.ravel(), minlength=len(logits))
     there = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
     shares = tuple(float(counts[number] / classes.size) for number in there)
@@ -101,11 +105,12 @@ def name_of(number: int, names: Sequence[str]) -> str:
     return names[number] if names else str(number)
 
 
-def grown(maps: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
-    """(K, h, w) → (K, H, W), bilinear: torch's numbers (`align_corners` False), without torch."""
-    for axis, side in ((1, size[0]), (2, size[1])):
-        count = maps.shape[axis]
-        at = np.maximum((np.arange(side, dtype=np.float32) + 0.5) * np.float32(count / side) - 0.5, 0)
+def grown(maps: NDArray[np.float32], size: Size, rows: range | None = None) -> NDArray[np.float32]:
+    """(K, h, w) → (K, H, W), or those rows of it; bilinear: torch's numbers (`align_corners` False)."""
+    for axis, side, wanted in ((1, size[0], rows), (2, size[1], None)):
+        count, places = maps.shape[axis], wanted or range(side)
+        there = np.arange(places.start, places.stop, dtype=np.float32)
+        at = np.maximum((there + 0.5) * np.float32(count / side) - 0.5, 0)
         low = np.minimum(at.astype(np.int64), count - 1)
         high = np.minimum(low + 1, count - 1)
         share = (at - low).astype(np.float32)

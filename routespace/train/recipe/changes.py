@@ -12,6 +12,7 @@ from routespace.grid.presets import preset_fields
 from routespace.train.recipe.data_kinds import of_kind
 
 PER_RATE = ("widths", "heads", "mlp_ratios")  # and the parameters of the family
+ANCHORS = ("anchor_scale", "anchor_ratios")
 PRESET_KEEPS = ("image_size", "in_channels", "num_classes", "outputs")  # what a new preset leaves as it was
 
 
@@ -49,6 +50,10 @@ def changed_data(
         and isinstance(data["budget"], dict)
     ):
         data["budget"]["macs"] = None  # and how much it may take
+    if changes.get("task.detector") == "fcos":  # it has none; those of the detector before are not meant
+        for name in ANCHORS:
+            if f"task.{name}" not in changes:
+                data["task"].pop(name, None)
     if changes.get("train.weights") is not None and "train.start" not in changes:
         data["train"].pop("start", None)
     return data
