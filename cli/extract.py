@@ -85,6 +85,14 @@ def run(
             "else all are cut at once.",
         ),
     ] = None,
+    lr_factor: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Fine-tune at so much of the recipe's rates of learning; else at all of them, and with --routed "
+            "at a quarter.",
+        ),
+    ] = None,
     image_size: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +130,7 @@ def run(
     given = named_recipe(recipe)
     limits, budgets = parse_limits(limit or []), Budgets.parse(macs, ratio)
     _check_limits(limits, budgets, ms=ms, latency=latency)
-    _check_teacher(finetune, teacher, cut)
+    _check_tuning(finetune, teacher, cut, lr_factor)
     sizes = parse_sizes(image_size)
     if routed:
         parts = {"choose": choose is not None, "method": method != METHODS[0], "cut": cut is not None}
@@ -136,7 +144,7 @@ def run(
     with loading():
         from routespace.workflow.artifacts import load_artifact
         from routespace.workflow.wishes import Wishes
-    tuning = _tuning(finetune, teacher, cut)
+    tuning = _tuning(finetune, teacher, cut, lr_factor)
     found = load_artifact(run_folder, recipe=given, device=device)
     if evaluate or tuning is not None:
         _ = found.held_out().val  # before the work: images that are not there, or of other classes
@@ -232,22 +240,26 @@ def _check_routed(parts: Mapping[str, bool], budgets: Budgets, sizes: Sequence[t
         raise SpecError("image-size: with --routed it is one size; give one, and each other in its turn")
 
 
-def _check_teacher(epochs: int | None, teacher: str | None, cut: float | None) -> None:
-    """Raise SpecError for a teacher that is not there or has no pupil, and for steps with nothing in between."""
+def _check_tuning(epochs: int | None, teacher: str | None, cut: float | None, lr_factor: float | None) -> None:
+    """Raise SpecError for a teacher that is not there or has no pupil, and for what needs a fine-tuning."""
     from routespace.train.given_weights import NO_TEACHER, require_teacher
 
     if teacher is not None and epochs is None:
         raise SpecError("teacher: it teaches in a fine-tuning; give --finetune EPOCHS with it")
     if cut is not None and epochs is None:
         raise SpecError("cut: between two cuts the part is fine-tuned; give --finetune EPOCHS with it")
+    if lr_factor is not None and epochs is None:
+        raise SpecError("lr-factor: of the rates of a fine-tuning; give --finetune EPOCHS with it")
     if teacher not in (None, NO_TEACHER):
         require_teacher(teacher)
 
 
-def _tuning(epochs: int | None, teacher: str | None, cut: float | None) -> FineTuning | None:
+def _tuning(
+    epochs: int | None, teacher: str | None, cut: float | None, lr_factor: float | None
+) -> FineTuning | None:
     from routespace.workflow.fine_tuning import AT_ONCE, FineTuning
 
-    return None if epochs is None else FineTuning(epochs, teacher, AT_ONCE if cut is None else cut)
+    return None if epochs is None else FineTuning(epochs, teacher, AT_ONCE if cut is None else cut, lr_factor)
 
 
 def _what_next(found: Artifact, folder: Path, *, routed: bool) -> None:

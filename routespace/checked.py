@@ -19,11 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
 from routespace.errors import SpecError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Made = TypeVar("Made", bound=type)
 WRAPPERS = ("_orig_mod", "module")  # where torch.compile and DataParallel keep the network that they wrap
 NAMED = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -81,6 +82,12 @@ def checked(function: Function) -> Function:
         return function(*args, **named)
 
     return cast(Function, call)
+
+
+def checked_fields(made: Made) -> Made:
+    """The same class, whose constructor is `checked`: for dataclasses that people make."""
+    setattr(made, "__init__", checked(made.__init__))  # noqa: B010 (mypy knows no assignment to a method)
+    return made
 
 
 @cache
@@ -150,6 +157,8 @@ def _kind(annotation: Any) -> Kind | None:
         return _kind(arguments[0])
     if origin in (Union, UnionType):
         return _any_of(arguments)
+    if origin is Literal:
+        return Kind(lambda value: isinstance(value, str | int) and value in arguments, tuple(map(repr, arguments)))
     if annotation is NoneType or annotation is None:
         return Kind(lambda value: value is None, ())
     if origin is None:

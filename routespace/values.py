@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -71,6 +72,21 @@ class Value(BaseModel):
     # pydantic's own mark of a constructor that only validates. Without it pydantic would call the constructor for
     # values nested in others, too, and the inner line would hide which field of the outer one is meant.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own mark
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            kind = type(self).__name__
+            raise SpecError(f"{name}: a {kind} does not change; make another one with this value") from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_as_text(cls, data: Any) -> Any:
+        """Files hold text, and Python's own paths are as good."""
+        if not isinstance(data, Mapping):
+            return data
+        return {name: fspath(value) if isinstance(value, PathLike) else value for name, value in data.items()}
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
@@ -75,6 +76,7 @@ class RecipeCandidate:
     violations: Mapping[str, float]
 
     @classmethod
+    @checked
     def of(cls, recipe: Recipe, changes: Mapping[str, Any], table: LatencyTable | None = None) -> RecipeCandidate:
         """Decode a point.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from routespace import file_names
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.search.candidate import Candidate, RecipeCandidate
 from routespace.search.objectives import TrainedRun, measured
@@ -53,6 +54,7 @@ class Evaluator(Protocol[C_contra]):
         ...
 
 
+@checked
 def train_candidate(
     candidate: RecipeCandidate,
     place: Workplace,

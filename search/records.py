@@ -140,6 +140,7 @@ class StudyRecord:
         return sum(trial.state in states for trial in self.trials)
 
 
+@checked
 def pareto(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     """The finished, feasible trials that no other beats in every objective, best in the first one first.
 
@@ -150,6 +151,7 @@ def pareto(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     return tuple(trial for _, trial in sorted(front, key=lambda row: (row[0], row[1].number)))
 
 
+@checked
 def least_violating(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
     """The trial closest to the limits, a finished one if there is any; empty when none passes a limit."""
     over = [t for t in trials if t.violations and t.state in ("finished", "pruned")]
@@ -270,6 +272,7 @@ def _folder(attrs: Mapping[str, Any], out: Path) -> Path | None:
     return here if here.exists() else Path(attrs[Attr.OUT]) / attrs[Attr.FOLDER]
 
 
+@checked
 def trial_folder(study: StudyRecord, number: int) -> Path:
     """The run folder of a finished trial (of its twin, for a duplicate).
 

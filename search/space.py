@@ -26,6 +26,7 @@ from optuna.trial import Trial
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from routespace.checked import checked
 from routespace.errors import SpecError
 from routespace.train.recipe.effects import require_effect
 from routespace.train.recipe.recipe import Recipe
@@ -50,6 +51,7 @@ class Space:
     choices: Mapping[str, Mapping[Any, Any]]
 
     @classmethod
+    @checked
     def of(cls, recipe: Recipe) -> Space:
         """Read `recipe.search.space`.
 

@@ -252,7 +252,7 @@ def many(
         {"batches": [torch.zeros(1)]},
         {"batches": [[torch.zeros(1)]]},
         {"batches": iter([torch.zeros(1)])},
-        {"word": "anything: the function itself looks", "anything": Wrong(), "more": 3},
+        {"word": "b", "anything": Wrong(), "more": 3},
     ],
 )
 def test_what_is_of_the_kind_goes_through(fine):
@@ -263,6 +263,8 @@ def test_what_is_of_the_kind_goes_through(fine):
     ("wrong", "words"),
     [
         ({"pair": "1"}, "give a Pair or a whole number"),
+        ({"word": "c"}, "word: 'c' was given; give 'a' or 'b'"),
+        ({"word": ["a"]}, "word: a list was given; give 'a' or 'b'"),
         ({"number": 1.5}, "number: 1.5 was given; give a whole number"),
         ({"number": "1"}, "give a whole number"),
         ({"number": None}, "number: None was given"),

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -179,3 +180,26 @@ def test_the_command_line_speaks_of_fields(options, words):
     assert result.exit_code == 2
     assert all(word in result.stderr for word in words)
     assert not any(word in result.stderr for word in PYDANTIC)
+
+
+def test_a_value_does_not_change_and_says_so():
+    recipe = routespace.load_recipe("digits_tiny")
+    with pytest.raises(SpecError, match="seed: a Recipe does not change; make another one with this value"):
+        recipe.seed = 3
+    with pytest.raises(SpecError, match="epochs: a TrainSpec does not change"):
+        recipe.train.epochs = 3
+    with pytest.raises(SpecError, match="nosuch: a Recipe does not change"):
+        recipe.nosuch = 3
+    assert recipe == routespace.load_recipe("digits_tiny")
+
+
+def test_a_path_is_as_good_as_its_text():
+    recipe = routespace.load_recipe("digits_tiny").override({"search": None})
+    for changes in (
+        {"data.kind": "folder", "data.root": Path("photos")},
+        {"data": {"kind": "folder", "root": Path("photos")}},
+    ):
+        found = recipe.override(changes)
+        assert found.data.root == "photos"
+        assert found == recipe.override({"data.kind": "folder", "data.root": "photos"})
+    assert recipe.override({"train.weights": Path("a") / "b.pth"}).train.weights == "a/b.pth"

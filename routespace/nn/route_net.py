@@ -205,6 +205,8 @@ class RouteNet(nn.Module):
         """
         sizes = self.map_sizes(images)
         if routes is not None:
+            if not isinstance(routes, Routes):
+                raise SpecError(f"routes: a {type(routes).__name__} was given; give Routes, such as output.routes")
             routes.check(self.architecture.grid, images=images.shape[0], sizes=sizes)
         replay = self._held_routes(images) if routes is None else routes
         asks = self._deciding.execution != "dense" and is_plain_run(images)

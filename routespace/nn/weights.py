@@ -60,6 +60,9 @@ def save_net(net: AnyNet, folder: Path) -> None:
 
 def check_loads(net: TaskNet) -> None:
     """Raise BundleError, in one line, for a network that could not be made again from its architecture."""
+    empty = next((name for name, tensor in net.state_dict().items() if tensor.is_meta), None)
+    if empty is not None:
+        raise BundleError(f"net: its {empty} is on the meta device, which holds no numbers; load weights first")
     with torch.inference_mode(False), torch.device("meta"), undrawn():  # shapes alone, nothing is computed
         head = make_head(net.spec, head_data(net.head))
         made = TaskNet(RouteNet(net.architecture, net.gate_spec), head).state_dict()

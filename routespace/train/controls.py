@@ -31,9 +31,11 @@ from routespace.nn.task_net import TaskNet
 from routespace.train.data.catalogue import Split
 from routespace.train.data.rendered import EVAL_SEED, RenderedSource
 from routespace.train.data.source import Source
+from routespace.train.tasks.batches import pair
 
 AROUND_PX = 2  # pixels around an object's box that count as its own: blocks read a little beyond a token
 AT_A_TIME = 50  # scenes
+SHAPES, SIDES = {"boxes": 2, "masks": 3}, 4  # dimensions of what is known of objects; numbers of a box
 
 Known = Mapping[
     str, Tensor
@@ -67,6 +69,21 @@ def touched_tokens(
     return (rows[:, :, None] & columns[:, None, :]).any(0).flatten()
 
 
+def check_known(objects: Any, images: int, by: str) -> None:
+    """Raise SpecError unless each image's objects are known, as `touched_tokens` reads them."""
+    if by not in SHAPES:
+        raise SpecError(f"by: {by!r:.40} is not known; give {' or '.join(SHAPES)}")
+    if not isinstance(objects, Sequence) or len(objects) != images:
+        count = len(objects) if isinstance(objects, Sequence) else f"a {type(objects).__name__}"
+        raise SpecError(f"objects: {count} for {images} images; give a list with what is known of each image")
+    for place, known in enumerate(objects):
+        part = known.get(by) if isinstance(known, Mapping) else None
+        form = tuple(part.shape) if isinstance(part, Tensor) else None
+        if form is None or len(form) != SHAPES[by] or (by == "boxes" and form[1] != SIDES):
+            wanted = "a tensor (M, 4) of left, top, right, bottom" if by == "boxes" else "a tensor (M, H, W)"
+            raise SpecError(f"objects.{place}.{by}: {form or 'nothing'} was given; give {wanted}")
+
+
 @checked
 def oracle_routes(
     net: TaskNet, images: Tensor, objects: Sequence[Known], *, by: str = "boxes", around_px: int = AROUND_PX
@@ -82,10 +99,11 @@ def oracle_routes(
         by, around_px: as in `touched_tokens`.
 
     Raises:
-        SpecError: `around_px` is negative.
+        SpecError: `around_px` is negative, `by` is another word, or the objects are not those of the images.
     """
     if around_px < 0:
         raise SpecError(f"around_px: {around_px} is not allowed; give pixels, 0 or more")
+    check_known(objects, len(images), by)
     net, size = unwrap(net, wanted=TaskNet), (images.shape[-2], images.shape[-1])
     routes = dict(Routes.full(net, images))
     made: dict[int, Tensor] = {}
@@ -112,13 +130,18 @@ def object_auc(
         net: in a wrapper or not, on whatever device; it is left in the mode in which it came.
         scenes: images (B, C, H, W) and what is known of each.
         by: `boxes` or `masks`.
+
+    Raises:
+        SpecError: `by` is another word, or objects are not those of their images.
     """
     net = unwrap(net, wanted=TaskNet)
     rows = gated_rows(net.architecture)
     said: dict[str, list[Tensor]] = {row.name: [] for row in rows}
     true: dict[str, list[Tensor]] = {row.name: [] for row in rows}
     with evaluating(net), net.deciding_as(held=None, shares=None):
-        for images, objects in scenes:
+        for scene in scenes:
+            images, objects = pair(scene)
+            check_known(objects, len(images), by)
             routes = net(as_input(net, images)).routes
             size = (images.shape[-2], images.shape[-1])
             for row in rows:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from routespace.checked import checked_fields
 from routespace.errors import SpecError
 from routespace.nn.task_net import TaskNet
 from routespace.train.given_weights import NO_TEACHER
@@ -29,9 +30,13 @@ GATED_LR = 0.25  # of the recipe's rates: at all of them what gates were trained
 AT_ONCE = 1.0  # of the MACs, that one cut may take away: all of them
 
 
+@checked_fields
 @dataclass(frozen=True)
 class FineTuning:
     """How a part is trained on after it was taken out.
+
+    Raises:
+        SpecError: a value of another kind, or one that is not allowed.
 
     Attributes:
         epochs: passes over the recipe's training images.

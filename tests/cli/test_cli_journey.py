@@ -290,9 +290,16 @@ def test_extract_and_fine_tune(cli, place, tmp_path):
     assert "after 1 epoch" in text
     card = json.loads((tmp_path / "small" / "card.json").read_text())
     assert [score["stage"] for score in card["scores"]] == ["before_extraction", "extracted", "fine_tuned"]
+    still = ["--finetune", 1, "--lr-factor", 1e-9, "-o", tmp_path / "still"]  # which trains next to nothing
+    cli(*limit, *still).assert_fine()
+    scores = json.loads((tmp_path / "still" / "card.json").read_text())["scores"]
+    assert scores[2]["value"] == scores[1]["value"]
     cli(*limit, "--teacher", place / "run", "-o", tmp_path / "no").assert_refused("--finetune")
     cli(*limit, "--finetune", 0, "-o", tmp_path / "no").assert_refused("finetune", "1 or more")
     cli(*limit, "--cut", 0.5, "-o", tmp_path / "no").assert_refused("cut", "--finetune")
+    cli(*limit, "--lr-factor", 0.3, "-o", tmp_path / "no").assert_refused("lr-factor", "--finetune")
+    slow = ["--finetune", 1, "--lr-factor", 0, "-o", tmp_path / "no"]
+    cli(*limit, *slow).assert_refused("lr_factor: 0.0", "above 0")
     cli(*limit, "--finetune", 1, "--cut", 0, "-o", tmp_path / "no").assert_refused("cut: 0", "above 0")
     nosuch = tmp_path / "nosuch"
     cli(*limit, "--finetune", 1, "--teacher", nosuch, "-o", tmp_path / "no").assert_refused("nosuch", "not exist")

@@ -1,5 +1,6 @@
 """Bundles: whole or not at all, and every damage noticed."""
 
+import copy
 import json
 import os
 import resource
@@ -243,6 +244,13 @@ def test_damage_is_noticed(bundle, tmp_path, name, damage):
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value) or file_names.WEIGHTS in str(caught.value)
+
+
+def test_a_network_without_numbers_is_not_saved(net, tmp_path):
+    empty = copy.deepcopy(net).to("meta")
+    with pytest.raises(BundleError, match=r"net: its .* is on the meta device, which holds no numbers"):
+        save_bundle(empty, tmp_path / "empty", Card.of(net))
+    assert not (tmp_path / "empty").exists()
 
 
 def test_a_card_that_names_two_resources_as_older_ones_do(net, bundle):

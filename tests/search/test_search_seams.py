@@ -16,12 +16,13 @@ from fake_evaluator import recipe
 from optuna.distributions import CategoricalDistribution
 from tiny_grid import TINY_GRID
 
+from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.cost import architecture_cost
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
 from routespace.nn.task_net import TaskNet
-from routespace.search import run_study
+from routespace.search import pareto, run_study, trial_folder
 from routespace.search.candidate import RecipeCandidate
 from routespace.search.evaluator import Workplace
 from routespace.search.objectives import directions
@@ -125,3 +126,12 @@ def test_a_real_training_leaves_no_network_behind(tmp_path: Path, monkeypatch: p
     assert len(nets) >= 1
     gc.collect()
     assert [net for net in nets if net() is not None] == []
+
+
+def test_other_things_in_place_of_a_study_or_a_recipe():
+    with pytest.raises(SpecError, match="study: 'runs/search' was given; give a StudyRecord"):
+        trial_folder("runs/search", 0)
+    with pytest.raises(SpecError, match="recipe: 'digits_tiny' was given; give a Recipe"):
+        Space.of("digits_tiny")
+    with pytest.raises(SpecError, match="trials: 3 was given; give a list of TrialRecords"):
+        pareto(3)

@@ -267,6 +267,10 @@ def test_what_keeps_its_gates_is_trained_on_at_a_quarter_of_the_rates(source):
     for wished in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(SpecError, match=r"lr_factor: .* is not allowed"):
             FineTuning(1, lr_factor=wished)
+    with pytest.raises(SpecError, match=r"epochs: 1\.5 was given; give a whole number"):
+        FineTuning(1.5)
+    with pytest.raises(SpecError, match=r"teacher: 3 was given; give a text"):
+        FineTuning(1, teacher=3)
 
 
 def test_it_is_where_others_begin_and_who_teaches_them(source, tmp_path):

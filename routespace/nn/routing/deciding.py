@@ -61,6 +61,8 @@ class Deciding:
     shares: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gates, GateSpec):
+            raise SpecError(f"gates: a {type(self.gates).__name__} was given; give a GateSpec")
         if self.execution not in get_args(Execution):
             raise SpecError(
                 f"execution: {self.execution!r} is not allowed; give one of {', '.join(get_args(Execution))}"

@@ -22,6 +22,7 @@ from routespace.nn.heads.classify import Classifier
 from routespace.nn.heads.settings import Pool
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.tasks.base import ACCURACY
+from routespace.train.tasks.batches import pair, whole_labels
 from routespace.train.tasks.by_class import ByClass, most_taken_for
 
 LEAST_CLASSES = 2  # that can be told apart
@@ -66,7 +67,9 @@ class Classify:
         self, batch: tuple[Tensor, Tensor], device: torch.device, *, training: bool
     ) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and labels (B,) → the same, or mixed images and targets (B, K)."""
-        images, labels = (part.to(device, non_blocking=True) for part in batch)
+        images, given = pair(batch)
+        wanted = whole_labels(given, len(images), self.classes)
+        images, labels = (part.to(device, non_blocking=True) for part in (images, wanted))
         if self.mixup is None or not training:
             return images, labels
         if len(images) % 2:

@@ -16,6 +16,7 @@ from routespace.grid.spec import GridSpec
 from routespace.nn.heads.base import Head
 from routespace.nn.heads.detector import Detected, Detector, learned
 from routespace.train.tasks.base import Metric
+from routespace.train.tasks.batches import check_objects, pair
 from routespace.train.tasks.coco_meter import CocoMeter
 
 ON_DEVICE = ("boxes", "labels", "crowd", "masks")  # what losses compute with; sizes and numbers are read here
@@ -46,7 +47,8 @@ class Detect:
 
         While training without the objects that teach nothing: which they are is known here, and not on a device.
         """
-        images, targets = batch
+        images, targets = pair(batch)
+        check_objects(targets, len(images))
         known = [learned(one) for one in targets] if training else targets
         moved = together_on([{name: one[name] for name in ON_DEVICE if name in one} for one in known], device)
         rest = [{name: part for name, part in one.items() if name not in ON_DEVICE} for one in targets]

@@ -24,6 +24,7 @@ from routespace.nn.heads.semantic import PixelClassifier
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.targets import IGNORE
 from routespace.train.tasks.base import MEAN_IOU
+from routespace.train.tasks.batches import check_pixels, pair
 from routespace.train.tasks.by_class import ByClass
 from routespace.train.tasks.classify import computed
 
@@ -66,7 +67,9 @@ class Semantic:
 
     def prepare(self, batch: Any, device: torch.device, *, training: bool) -> tuple[Tensor, Targets]:
         """Images (B, C, H, W) and maps of classes → the same on the device."""
-        images, targets = batch
+        images, targets = pair(batch)
+        if not training:  # a recipe's own data is looked at when it is read
+            check_pixels(targets, len(images), self.classes, IGNORE)
         if isinstance(targets, Tensor):
             return images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         return images.to(device, non_blocking=True), [target.to(device) for target in targets]
