@@ -115,7 +115,10 @@ def one_seed(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         seconds["smaller"], found["smaller"] = smaller(recipe, ratios, out)
     if arguments.turns:
         found["turns"] = turns(plains, members, seconds, arguments)
-    found["series"] = {row["name"]: {"cut": row["cut"]} | scores(members[float(row["name"])]) for row in table}
+    found["series"] = {
+        row["name"]: {"cut": row["cut"], "tried": row["tried"]} | scores(members[float(row["name"])])
+        for row in table
+    }
     return found
 
 
