@@ -130,12 +130,11 @@ def begin_tuning(
     *,
     epochs: int,
     progress: Callable[[Progress], None] | None = None,
-    tell: Callable[[str], None] | None = None,
 ) -> float:
     """Train a part for the first of its epochs; the task's metric on validation after them.
 
     Args:
-        artifact, small, tuning, progress, tell: as in `fine_tune`, which goes on from there.
+        artifact, small, tuning, progress: as in `fine_tune`, which goes on from there and tells of the training.
         folder: where the training stands afterwards; there is none yet.
         epochs: of the tuning's, after which it stops.
 
@@ -148,15 +147,15 @@ def begin_tuning(
     scores = list[float]()
 
     def heard(news: Progress) -> None:
+        if progress is not None:
+            progress(news)
         if news.metrics and news.metrics["epoch"] == epochs:
             scores.append(news.metrics[news.metric.name])
             if news.stage == "train":  # else it was the last epoch, and what is left is to save
                 raise _EnoughError
-        if progress is not None:
-            progress(news)
 
     with suppress(_EnoughError):
-        train_recipe(recipe, folder, init=small, asked=frozenset(), progress=heard, tell=tell)
+        train_recipe(recipe, folder, init=small, asked=frozenset(), progress=heard)
     return scores[-1]
 
 

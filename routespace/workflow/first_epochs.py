@@ -73,9 +73,11 @@ def first_epochs(choice: SizeChoice, tuning: FineTuning | None, watch: Extractio
         ranked = list[tuple[tuple[float, float], SizedPart, Path]]()
         for number, rival in enumerate(choice.rivals):
             size, folder = rival.artifact.net.spec.image_size, Path(place) / str(number)
+            small = extract(rival.artifact.net, rival.part)
             with watch.training(tried[size].text) as heard:
-                small = extract(rival.artifact.net, rival.part)
-                score = begin_tuning(rival.artifact, small, tuning, folder, epochs=epochs, **heard._asdict())
+                if heard.tell is not None:
+                    heard.tell(f"{tried[size].text}: to compare sizes, epochs 1 to {epochs} of {tuning.epochs}")
+                score = begin_tuning(rival.artifact, small, tuning, folder, epochs=epochs, progress=heard.progress)
             tried[size] = replace(tried[size], epochs=epochs, tuned=score)
             ranked.append(((sign * score, rival.macs), rival, folder))
         _, best, folder = max(ranked, key=lambda each: each[0])

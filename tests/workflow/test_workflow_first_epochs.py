@@ -1,5 +1,6 @@
 """Image sizes that are compared after the first epochs of a fine-tuning."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from routespace.workflow import first_epochs as compared
 from routespace.workflow import sizing
 from routespace.workflow.first_epochs import first_epochs
 from routespace.workflow.sizing import choose_size
-from routespace.workflow.wishes import ExtractionWatch
+from routespace.workflow.wishes import ExtractionWatch, Listener
 
 SIZES = [16, 24, 32]
 TUNING = FineTuning(5, "none")
@@ -131,6 +132,23 @@ def test_the_winner_becomes_what_it_would_have_become_alone(run, scored, tmp_pat
     assert taken.tuned["accuracy"] == alone.tuned["accuracy"]
     weights = alone.net.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in taken.net.state_dict().items())
+
+
+def test_who_watches_hears_of_each_size_and_of_its_epochs(run, scored):
+    scored({16: 0.6, 24: 0.5, 32: 0.4})
+    news, told = {}, []
+
+    class Watch(ExtractionWatch):
+        @contextlib.contextmanager
+        def training(self, what=""):
+            yield Listener(news.setdefault(what, []).append, told.append)
+
+    with first_epochs(choose_size(run, [24, 32], {}, way="usage"), TUNING, Watch()) as begun:
+        assert begun.folder.exists()
+    assert told == [f"{size}x{size} px: to compare sizes, epochs 1 to 1 of 5" for size in (24, 32)]
+    for each in begun.choice.tried:
+        last = news[each.text][-1]
+        assert (last.metrics["epoch"], last.metrics["accuracy"], last.epochs) == (1, each.tuned, 5)
 
 
 def test_a_signal_ends_the_comparison_and_nothing_is_left(run, scored, tmp_path, monkeypatch):
