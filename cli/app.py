@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -45,6 +46,7 @@ from routespace.memory import keep_freed_memory, told_shortage
 from routespace.train.stopping import PeerError, TrainingStoppedError, is_first_process
 
 BAD_INPUT = 2
+HOME = re.compile(r"(?:^|(?<==))~(?=/)")  # which a shell reads at the start of a word alone, not in --out=~/x
 
 # typer carries its own click since 0.25 and used the real one before; this is the class in either.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -67,6 +69,7 @@ class OneLineErrors(TyperGroup):
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """A context that remembers what was typed."""
         typed = tuple(args)  # parsing empties the list
+        args[:] = [HOME.sub(lambda found: os.path.expanduser(found[0]), word) for word in args]
         ctx = super().make_context(info_name, args, *rest, **extra)
         ctx.meta[TYPED] = typed
         return ctx

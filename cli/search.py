@@ -173,7 +173,7 @@ def _require(recipe: Recipe, asked: Mapping[str, object], csv: Path | None) -> N
     if csv is not None:
         require_place(csv)
     table = recipe.require_search().latency_table
-    if table is not None and not Path(table).is_file():
+    if table is not None and not Path(table).expanduser().is_file():
         raise SpecError(f"search.latency_table: {table}: no such file; give one that `routespace profile` wrote")
     _require_effect(recipe, asked)
     require_trial_files(recipe)

@@ -62,7 +62,7 @@ def study_table(recipe: Recipe) -> LatencyTable | None:
             f"search.latency_table: it is of one grid, but search.space varies {grids[0]}; leave out one of them"
         )
     trials = recipe.override(search.overrides)
-    table = load_table(search.latency_table, grid=RoutingGrid(trials.grid))
+    table = load_table(Path(search.latency_table).expanduser(), grid=RoutingGrid(trials.grid))
     problem = _gate_problem(table, trials, search.space)
     if problem:
         warn(problem)

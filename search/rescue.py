@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -104,8 +104,12 @@ def usable(url: str) -> Iterator[None]:
     """Errors of a database or of the study's folder (full disk, lost connection) as one line."""
     try:
         yield
-    except (OptunaError, SQLAlchemyError, OSError) as error:
-        cause = error.__cause__ or error
+    except (OptunaError, SQLAlchemyError, OSError, AssertionError) as error:
+        # A trial that cannot be told of ends in an assertion of Optuna's, which hides what the storage said.
+        said = error.__context__ if isinstance(error, AssertionError) else error
+        if said is None or (said is not error and not isinstance(said, StorageInternalError)):
+            raise
+        cause = said.__cause__ or said
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise BundleError(
             f"storage: {without_password(url)} failed ({reason:.200}); the study can be resumed"

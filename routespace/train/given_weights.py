@@ -16,15 +16,16 @@ TEACHER_HINT = f"give {TIMM}NAME, the folder of a run or bundle, or {SELF}"
 def require_given(train: TrainSpec) -> None:
     """Raise SpecError where the weights or the teacher of a recipe are not there; timm's are not looked for."""
     if train.weights is not None and not train.weights.startswith(TIMM):
-        weights_place(Path(train.weights))
+        weights_place(Path(train.weights).expanduser())
     if train.teacher is not None:
         require_teacher(train.teacher)
 
 
 def require_teacher(source: str) -> None:
     """Raise SpecError where the network that is to teach is not there; timm's are not looked for."""
-    if source != SELF and not source.startswith(TIMM) and network_folder(Path(source)) is None:
-        raise SpecError(f"train.teacher: {source}: {missing(Path(source))}; {TEACHER_HINT}")
+    path = Path(source).expanduser()
+    if source != SELF and not source.startswith(TIMM) and network_folder(path) is None:
+        raise SpecError(f"train.teacher: {source}: {missing(path)}; {TEACHER_HINT}")
 
 
 def weights_place(path: Path) -> Path | None:

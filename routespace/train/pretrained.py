@@ -39,14 +39,14 @@ def load_pretrained(net: TaskNet, source: str) -> str:
         SpecError: no such file, folder or network of timm.
         BundleError: the weights cannot be fetched or read, or do not fit the grid.
     """
-    place = None if source.startswith(TIMM) else weights_place(Path(source))
+    place = None if source.startswith(TIMM) else weights_place(Path(source).expanduser())
     try:
         if place is not None:
             given = load_net(place, families=[net.spec.family])
             kept, weights = load_network_weights(net, given), given.state_dict()
         else:
             found: nn.Module | Mapping[str, Any] = (
-                timm_network(source) if source.startswith(TIMM) else _read(Path(source))
+                timm_network(source) if source.startswith(TIMM) else _read(Path(source).expanduser())
             )
             weights = state_dict_of(found)
             kept = load_timm_weights(net, found)

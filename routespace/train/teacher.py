@@ -166,7 +166,7 @@ def make_teacher(
         DataError: it does not know one of the classes.
     """
     try:
-        net, theirs, names = _timm(source) if source.startswith(TIMM) else _folder(Path(source))
+        net, theirs, names = _timm(source) if source.startswith(TIMM) else _folder(Path(source).expanduser())
         net = net.eval().requires_grad_(False).to(device)
         if theirs is None:  # saved before networks kept theirs
             theirs = like if like.fit == "inside" else like.model_copy(update={"size": size})

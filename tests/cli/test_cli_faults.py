@@ -10,6 +10,8 @@ from routespace.cli.app import told
 from routespace.deploy.bundle import Card
 from routespace.errors import DataError, SpecError
 from routespace.grid.spec import GridSpec
+from routespace.train.given_weights import require_given
+from routespace.train.recipe.parts import TrainSpec
 
 FEW = ["--set", "data.train_size=64", "--set", "data.val_size=32", "--set", "data.test_size=32"]
 SMALL = [
@@ -237,3 +239,24 @@ def test_what_is_missing_is_told_before_torch_is_imported(tmp_path, words, alone
     assert (done.code, done.torch) == (2, False), done.err
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_shell_leaves_it(cli, tmp_path, monkeypatch):
+    """A shell reads `-o ~/x`, but neither `--out=~/x` nor a value of --set, nor what a recipe says."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    grid = ["build", "--layers", 3, "--size", "b0", "--max-down", 16]
+    cli(*grid, "--out=~/one.json").assert_fine()
+    cli(*grid, "-o", "~/two.json").assert_fine()
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["one.json", "two.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    there = str(tmp_path / "home")
+    cli("train", "digits_tiny", "--set", "train.weights=~/no.pth").assert_refused(
+        f"{there}/no.pth: does not exist"
+    )
+    cli("predict", "~/no", "x.png").assert_refused(f"{there}/no")
+    (tmp_path / "home/w.pth").touch()
+    require_given(TrainSpec(weights="~/w.pth"))  # as a recipe has it
+    with pytest.raises(SpecError, match=r"train\.teacher: ~/w\.pth: has no network"):
+        require_given(TrainSpec(teacher="~/w.pth"))
+    cli("train", "digits_tiny", "--set", "train.weights=~", "--set", "routing=nosuch").assert_refused("routing")

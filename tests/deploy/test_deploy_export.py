@@ -4,12 +4,15 @@ import copy
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from devices import SLOW_ON_A_CPU
+from tiny_grid import TINY_GRID
 
 from routespace.deploy.examples import example_images
 from routespace.deploy.export.formats import EXPORTERS
@@ -345,3 +348,22 @@ def test_files_that_cannot_be_read(tmp_path):
         with pytest.raises(BundleError, match="cannot be read") as caught:
             load_exported(tmp_path / f"net.{suffix}")
         assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_ends_an_export_in_one_line(tmp_path):
+    """torch's own writer ended the whole process there, with nothing said (SIGABRT)."""
+    program = f"""
+import resource
+from routespace import Architecture, BundleError, GridSpec, RoutingGrid, TaskNet, export
+grid = RoutingGrid(GridSpec.parse({TINY_GRID!r}))
+net = TaskNet.classifier(Architecture.staircase(grid)).eval()
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    export(net, {str(tmp_path / "net.pt2")!r})
+except BundleError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written (File too large); nothing was left behind" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage
 
 from routespace.deploy.study_place import absolute_storage
 from routespace.errors import BundleError, MissingDependencyError, RoutespaceError, SpecError
 from routespace.search.records import close, load_study
+from routespace.search.rescue import usable
 from routespace.search.storage import Worker, open_storage, without_password
 
 
@@ -93,3 +95,19 @@ def test_workers_know_who_is_dead(tmp_path: Path) -> None:
         crashed = subprocess.run([sys.executable, "-c", dying, str(tmp_path)], capture_output=True, text=True)
         assert one.is_dead(crashed.stdout.strip())
     assert list((tmp_path / ".workers").iterdir()) == []
+
+
+def untold():
+    """What Optuna does with a trial that it cannot tell of: an assertion hides what the storage said."""
+    try:
+        raise StorageInternalError("commit") from OSError("database or disk is full")
+    finally:
+        raise AssertionError("Should not reach.")
+
+
+def test_a_storage_that_fails_in_the_midst_of_a_trial_is_told_in_one_line():
+    said = r"storage: sqlite:///a\.db failed \(database or disk is full\)"
+    with pytest.raises(BundleError, match=said), usable("sqlite:///a.db"):
+        untold()
+    with pytest.raises(AssertionError, match="of ours"), usable("sqlite:///a.db"):
+        raise AssertionError("of ours")

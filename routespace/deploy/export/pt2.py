@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -27,7 +28,9 @@ def _write(prepared: Prepared, path: Path) -> Mapping[str, int]:
     program = torch.export.export(prepared.module, (prepared.images,), dynamic_shapes=prepared.free())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about channels-last weights, which are written as they are
-        torch.export.save(program, path, extra_files={METADATA: json_text(dict(prepared.metadata))})
+        content = io.BytesIO()  # torch's own writer ends the whole process where a disk is full
+        torch.export.save(program, content, extra_files={METADATA: json_text(dict(prepared.metadata))})
+    path.write_bytes(content.getbuffer())
     calls = (node for node in program.graph.nodes if node.op == "call_function")
     return Counter(str(node.target).removeprefix("aten.") for node in calls)
 
