@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_grid import TINY_GRID
 
 import routespace
+from routespace import Architecture, Card, GridSpec, RoutingGrid, TaskNet, save_bundle
+from routespace.preprocess import Preprocess, save_preprocess
 
 PUBLIC = [
     "Architecture",
@@ -111,12 +114,16 @@ print([name for name in ("torch", "timm", "optuna", "typer", "rich", "matplotlib
     assert in_fresh_python(code) == "[]"
 
 
-def test_what_nobody_asked_for_is_not_loaded():
-    """Not the compiler with networks, nor optuna, typer, rich and decoders with trainings."""
-    code = """
-import sys, routespace, routespace.deploy.predict.network
-routespace.TaskNet, routespace.Predictor
-assert "torch._dynamo" not in sys.modules
+def test_what_nobody_asked_for_is_not_loaded(tmp_path):
+    """Not torchvision, with torch's compiler, for a classifier; nor optuna, typer, rich and decoders to train."""
+    net = TaskNet.classifier(Architecture.staircase(RoutingGrid(GridSpec.parse(TINY_GRID))))
+    save_bundle(net, tmp_path / "small", Card.of(net))
+    save_preprocess(tmp_path / "small", Preprocess(size=(32, 32)), [str(number) for number in range(10)])
+    code = f"""
+import sys, routespace, numpy
+routespace.load_bundle, routespace.extract, routespace.verify
+routespace.Predictor({str(tmp_path / "small")!r})(numpy.zeros((32, 32, 3), numpy.uint8))
+assert not {{"torchvision", "torch._dynamo"}} & set(sys.modules)
 routespace.train_recipe, routespace.evaluate, routespace.extract, routespace.verify, routespace.save_bundle
 print([name for name in ("optuna", "typer", "rich", "segmentation_models_pytorch") if name in sys.modules])
 """

@@ -187,12 +187,13 @@ def _misfit(path: Path, metadata: Mapping[str, str]) -> Callable[[Size], str | N
 
 def _decoder(head: Head, place: str | torch.device = "cpu") -> Decode | None:
     """What makes objects of a detector's tensors, on a device; None of other heads."""
+    if head.kind not in DETECTORS:
+        return None
     import torch
 
     from routespace.nn.heads.detector import Detector
 
-    if not isinstance(head, Detector):
-        return None
+    assert isinstance(head, Detector)
 
     def decode(raw: Arrays, fed: Sequence[Size], shown: Sequence[Size]) -> list[dict[str, NDArray[Any]]]:
         found = head.detections_of([torch.from_numpy(part).to(place) for part in raw], list(fed), list(shown))

@@ -1,24 +1,39 @@
-"""Every kind of head by its name: one entry here lets networks with it be saved and loaded."""
+"""Every kind of head by its name: one entry here lets networks with it be saved and loaded.
+
+A head's module is imported when it is asked for: detectors load torchvision, and with it torch's compiler.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from routespace.errors import BundleError, SpecError
 from routespace.grid.spec import GridSpec
-from routespace.nn.heads.base import Head, Maps
-from routespace.nn.heads.classify import Classifier
-from routespace.nn.heads.detect import DetectHead
-from routespace.nn.heads.detector import Detector
-from routespace.nn.heads.instance import BOXES, MASKS, InstanceHead
+from routespace.nn.heads.base import Head
 from routespace.nn.heads.regions import ComputeRegions
-from routespace.nn.heads.semantic import PixelClassifier
 
-KINDS: tuple[type[Head], ...] = (Classifier, Maps, PixelClassifier, DetectHead, InstanceHead)
-HEADS: dict[str, type[Head]] = {head.kind: head for head in KINDS}
+if TYPE_CHECKING:
+    from routespace.nn.heads.detector import Detector
+
+# kind → the module in this folder, and the class there
+HEADS = {
+    "classify": ("classify", "Classifier"),
+    "maps": ("base", "Maps"),
+    "semantic": ("semantic", "PixelClassifier"),
+    "detect": ("detect", "DetectHead"),
+    "instance": ("instance", "InstanceHead"),
+}
+
+
+def head_class(kind: str) -> type[Head]:
+    """The class of a kind that HEADS has."""
+    module, name = HEADS[kind]
+    found: type[Head] = getattr(import_module(f"routespace.nn.heads.{module}"), name)
+    return found
 
 
 def make_head(spec: GridSpec, data: Any) -> Head:
@@ -32,7 +47,7 @@ def make_head(spec: GridSpec, data: Any) -> Head:
         raise SpecError(f"head.kind: {kind!r:.40} is not known; this version knows {', '.join(HEADS)}")
     settings = {name: value for name, value in data.items() if name != "kind"}
     with torch.inference_mode(False):  # whoever loads it at inference may train it later
-        return HEADS[data["kind"]].build(spec, settings)
+        return head_class(data["kind"]).build(spec, settings)
 
 
 def decoder_of(rates: Any, data: Any, regions: Mapping[str, ComputeRegions] | None = None) -> Detector:
@@ -50,6 +65,9 @@ def decoder_of(rates: Any, data: Any, regions: Mapping[str, ComputeRegions] | No
     Raises:
         SpecError: no detector, or its regions are missing.
     """
+    from routespace.nn.heads.detect import DetectHead
+    from routespace.nn.heads.instance import BOXES, MASKS, InstanceHead
+
     kind = data.get("kind") if isinstance(data, Mapping) else data
     if kind not in (DetectHead.kind, InstanceHead.kind) or not isinstance(rates, Sequence):
         raise SpecError(f"head: kind {kind!r:.40} makes no boxes; give a file of a detector")
@@ -68,7 +86,8 @@ def decoder_of(rates: Any, data: Any, regions: Mapping[str, ComputeRegions] | No
 
 def is_known(head: Head) -> bool:
     """Whether a network with this head can be loaded again."""
-    return HEADS.get(getattr(head, "kind", "")) is type(head)
+    kind = getattr(head, "kind", None)
+    return kind in HEADS and head_class(kind) is type(head)
 
 
 def head_data(head: Head) -> dict[str, Any]:
