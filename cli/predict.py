@@ -132,10 +132,10 @@ def _require_forms(to_csv: str | None, ids: Path | None, *, as_json: bool) -> No
 
 def _require_files(source: Path, picture: Path | None, to_csv: str | None) -> None:
     """Raise when the files that are asked for cannot be written, or no picture can be drawn of a network."""
-    from routespace.draw.canvas import require_format
-    from routespace.workflow.subjects import require_routed
-
     if picture is not None:
+        from routespace.draw.canvas import require_format
+        from routespace.workflow.subjects import require_routed
+
         require_routed(source)
         require_format(picture)
     for place in (picture, None if to_csv in (None, STDOUT) else Path(to_csv or "")):

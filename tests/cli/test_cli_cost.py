@@ -159,7 +159,7 @@ def test_check_counts_with_torch_and_fvcore(cli, grid_file):
     assert "fvcore" in out
 
 
-@pytest.mark.parametrize("task", ["detect", "instance", "semantic"])
+@pytest.mark.parametrize("task", ["detect", pytest.param("instance", marks=pytest.mark.slow), "semantic"])
 def test_the_check_counts_the_whole_network_of_a_dense_task(task, cli, tmp_path):
     settings = {"channels": 64} if task == "semantic" else {"width": 16}
     net = dense_net(task, gates=GateSpec(source="map"), classes=3, **settings)
@@ -173,14 +173,14 @@ def test_the_check_counts_the_whole_network_of_a_dense_task(task, cli, tmp_path)
     assert f"params  analytic {data['params']}, module {data['params']}" in outcome.err
 
 
-def test_the_json_is_what_the_check_calls_analytic(cli, grid_file):
-    for architecture in ("full", "staircase"):
-        outcome = cli("cost", grid_file, "--architecture", architecture, "--json", "--check").assert_fine()
-        data = json.loads(outcome.out)
-        words = next(line for line in outcome.err.splitlines() if line.startswith("analytic")).split()
-        assert int(words[1].replace(",", "")) == data["macs"]
-        assert f"params  analytic {data['params']}, module {data['params']}" in outcome.err
-        assert (data["parts"]["gates"]["macs"] > 0) == (architecture == "full")
+@pytest.mark.parametrize("architecture", ["full", pytest.param("staircase", marks=pytest.mark.slow)])
+def test_the_json_is_what_the_check_calls_analytic(architecture, cli, grid_file):
+    outcome = cli("cost", grid_file, "--architecture", architecture, "--json", "--check").assert_fine()
+    data = json.loads(outcome.out)
+    words = next(line for line in outcome.err.splitlines() if line.startswith("analytic")).split()
+    assert int(words[1].replace(",", "")) == data["macs"]
+    assert f"params  analytic {data['params']}, module {data['params']}" in outcome.err
+    assert (data["parts"]["gates"]["macs"] > 0) == (architecture == "full")
 
 
 @pytest.mark.parametrize(

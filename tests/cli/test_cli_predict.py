@@ -176,7 +176,7 @@ def test_nothing_that_can_be_read_is_an_error(place, messy):
     assert done.stderr == f"error: {messy}/bad.png: is empty (0 bytes); replace or remove it\n"
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 4])
 def test_a_picture_of_the_computed_tokens(place, tmp_path, channels):
     done = predict(place / f"routed{channels}", place / "photos", "--picture", tmp_path / "tokens.png")
     assert done.exit_code == 0, done.stderr

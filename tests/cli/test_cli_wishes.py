@@ -154,6 +154,7 @@ def test_exports_replace_nothing_unasked(cli, bundle, tmp_path):
     assert there.read_bytes() == b"somebody else's"
     cli(*wish, "--overwrite").assert_fine()
     assert load_exported(there).names == ("logits",)
+    assert sorted(path.name for path in there.parent.iterdir()) == ["model.pt2", "preprocess.json"]
 
 
 def test_a_table_is_checked_by_the_columns_that_are_named(tmp_path):

@@ -232,7 +232,9 @@ def test_profile_of_every_kind_is_a_table_that_predicts(family, dtype, batch, tm
     assert predict(table, full, half) > 0
 
 
-@pytest.mark.parametrize("gates", [None, GateSpec()], ids=["static", "gated"])
+@pytest.mark.parametrize(
+    "gates", [pytest.param(None, marks=pytest.mark.slow), GateSpec()], ids=["static", "gated"]
+)
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_a_table_is_of_the_device_that_was_asked_for(gates, device, tmp_path):
     table = profile(GRID, device=device, gates=gates, rounds=3, subnets=3, dtype="bfloat16")

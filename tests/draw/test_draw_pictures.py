@@ -149,7 +149,7 @@ def test_tokens_are_drawn_and_bad_input_is_refused(tmp_path):
     assert not (tmp_path / "no.png").exists()
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_grey_and_transparent_images_are_drawn_as_they_are_seen(tmp_path, channels):
     architecture, images, routes = routed_pass()
     images = torch.full_like(images[:, :1], 0.25).repeat(1, channels, 1, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from modes import assert_alone_is_among_others, assert_modes_agree, with_lively_gates
+from thinning import thinned
 from torch import nn
 
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
@@ -85,9 +86,9 @@ def test_squares_are_told_by_their_mean_and_deviation():
     assert not found.requires_grad
 
 
-@pytest.mark.parametrize("routing", ["depth", "both"])
-@pytest.mark.parametrize(("scout", "channels", "side"), [(1, 16, 2), (2, 16, 4), (4, 7, 2)])
-def test_the_price_is_what_torch_counts(routing, scout, channels, side):
+@pytest.mark.parametrize(*thinned(routing=["depth", "both"], of=[(1, 16, 2), (2, 16, 4), (4, 7, 2)]))
+def test_the_price_is_what_torch_counts(routing, of):
+    scout, channels, side = of
     fields = {"scout": scout, "scout_width": channels, "scout_square": side, "kind": "sigmoid"}
     net = scouted(routing, **fields)
     for size in ((64, 64), (50, 70)):

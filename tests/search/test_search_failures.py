@@ -227,7 +227,7 @@ def test_workers_neither_lose_nor_repeat_trials(tmp_path: Path, storage: str | N
 
     def work() -> None:
         try:
-            studies.append(run_study(recipe(), tmp_path, evaluator=fake, trials=12, storage=kept))
+            studies.append(run_study(recipe(), tmp_path, evaluator=fake, trials=8, storage=kept))
         except BaseException as error:
             errors.append(error)
 
@@ -238,6 +238,6 @@ def test_workers_neither_lose_nor_repeat_trials(tmp_path: Path, storage: str | N
         thread.join()
     assert errors == []
     study = load_study(tmp_path)
-    assert [trial.state for trial in study.trials] == ["finished"] * 12
+    assert [trial.state for trial in study.trials] == ["finished"] * 8
     assert max(Counter(fake.keys).values()) == 1
-    assert len({folder for _, folder, _ in fake.calls}) == 12
+    assert len({folder for _, folder, _ in fake.calls}) == 8

@@ -257,7 +257,7 @@ def test_training_and_calibration_reach_the_target(ratio):
     loss = BudgetLoss(recipe.budget, recipe.base_macs(), target)
     optimizer = torch.optim.Adam(net.gates.parameters(), lr=0.1)
     batch = images(16)
-    for _ in range(120):
+    for _ in range(70):
         macs = expected_macs(net, net(batch).routes)
         optimizer.zero_grad()
         loss(macs, 1.0).backward()
@@ -313,7 +313,7 @@ def test_a_loop_of_ones_own_reaches_its_budget():
     staircase = architecture_cost(Architecture.staircase(net.architecture.grid)).macs
     wanted = 0.9 * staircase
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-2)
-    for _ in range(60):
+    for _ in range(40):
         out = net(batch)
         loss = torch.nn.functional.cross_entropy(out.logits, labels) + budget_loss(net, out.routes, macs=wanted)
         loss.backward()

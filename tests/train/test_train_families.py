@@ -68,7 +68,7 @@ def test_lists_follow_a_smaller_grid(grid, changes, wanted):
         ({"grid.max_down": 64, "grid.image_size": 64}, "grid.widths: 4 numbers in the size for 5 rates"),
         ({"grid.window": [4, 4]}, "grid.window: 2 numbers given for 4 rates"),
         ({"grid.sr_ratios": [1, 1, 1, 1]}, "grid.sr_ratios: family swin_v2 has none"),
-        ({"grid.wimdow": 4}, "grid.wimdow: unknown field; allowed: layers"),
+        ({"grid.wimdow": 4}, "grid.wimdow: unknown field; perhaps window; allowed: layers"),
         ({"grid.layers": 0}, "grid.layers: 0 is not allowed; give at least 1"),
     ],
 )
