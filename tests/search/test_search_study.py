@@ -75,8 +75,8 @@ def test_one_objective(tmp_path: Path) -> None:
 
 
 def test_the_same_recipe_is_trained_once(tmp_path: Path) -> None:
-    """Gates of a static net's gates change nothing: 2 x 3 points, of which two are different."""
-    space = {"grid.depths": [1, [1, 1], [1, 2]], "gates.rows": ["token", "layer"]}
+    """One block at each rate can be written in two ways: of three points two are different."""
+    space = {"grid.depths": [1, [1, 1], [1, 2]]}
     fake = FakeEvaluator()
 
     def static(candidate: RecipeCandidate, place: Workplace) -> dict[str, float]:
@@ -89,7 +89,7 @@ def test_the_same_recipe_is_trained_once(tmp_path: Path) -> None:
     assert study.count("finished") == 2  # and the study ended by itself
     # A duplicate that was asked for by hand has its twin's values.
     theirs = optuna.load_study(study_name="tiny", storage=study.storage)
-    theirs.enqueue_trial({"grid.depths": "[1,1]", "gates.rows": "layer"})
+    theirs.enqueue_trial({"grid.depths": "[1,1]"})
     study = run_study(made, tmp_path, evaluator=static, trials=3)
     assert len(fake.calls) == 2
     assert study.trials[2].duplicate_of == 0
