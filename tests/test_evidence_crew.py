@@ -47,6 +47,7 @@ def test_a_crew_tells_of_each_task_and_stops_in_time(tmp_path):
     assert "ValueError" in (tmp_path / "fails.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_has_a_line_of_its_own(tmp_path, capsys):
     from evidence_lines.arenas import rehearsal
     from evidence_lines.lines import Setting

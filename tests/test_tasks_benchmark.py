@@ -168,6 +168,7 @@ def test_on_a_gpu_there_are_as_many_steps_of_more_scenes(tmp_path):
         assert there.train.device == "cuda"
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_short_counts_as_far_as_it_came(tmp_path, capsys):
     from task_lines.lines import Setting, one, so_far
 

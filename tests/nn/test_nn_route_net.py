@@ -43,6 +43,7 @@ def test_staircase_is_timm(name, size):
         assert relative(ours, theirs) < 1e-5
 
 
+@pytest.mark.slow  # of smaller ones it is shown above
 @torch.no_grad()
 def test_b2_is_a_path_of_the_24_layer_grid():
     oracle = timm_net("pvt_v2_b2")

@@ -50,7 +50,7 @@ def test_the_whole_supernet_is_one_graph(family):
 
 
 @pytest.mark.parametrize(
-    ("training", "scout"), [(True, 2), pytest.param(False, 2, marks=pytest.mark.slow), (False, 0)]
+    ("training", "scout"), [(True, 2), *(pytest.param(False, n, marks=pytest.mark.slow) for n in (2, 0))]
 )
 def test_one_map_for_all_rows_is_one_graph(training, scout):
     torch.manual_seed(0)

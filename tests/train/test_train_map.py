@@ -203,7 +203,7 @@ def test_windows_of_shifted_attention_follow_a_map_and_meet_the_budget(tmp_path)
     assert metrics["counted_macs"] == pytest.approx(metrics["target_macs"], rel=0.05)
 
 
-@pytest.mark.parametrize("scout", [0, 2])
+@pytest.mark.parametrize("scout", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_it_learns_where_the_digit_is_and_meets_its_budget(tmp_path, scout):
     given = recipe(
         gates__scout=scout, gates__scout_width=4, train__epochs=4, data__train_size=160, train__ema_decay=0.9

@@ -143,6 +143,7 @@ def test_every_recipe_of_digits_can_be_told(name):
     assert recipe_need(recipe, recipe.architecture()).activations_per_image > 0
 
 
+@pytest.mark.slow
 def test_a_large_grid_is_told_without_taking_its_memory():
     grid = RoutingGrid(GridSpec(layers=2, size="b2", image_size=(4096, 4096)))
     recipe = tiny(grid__image_size=[4096, 4096], data__digit_px=[500, 900])

@@ -227,7 +227,8 @@ def test_a_bundle_without_room_for_its_papers_is_none(run, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("forms", [["pt2"], pytest.param(["onnx", "pt2"], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow  # that such files predict as evaluation does is a quick test
+@pytest.mark.parametrize("forms", [["pt2"], ["onnx", "pt2"]], ids=str)
 def test_exports_carry_preprocess_and_class_names(run, forms, tmp_path):
     extract_bundle(run, tmp_path / "small", evaluated=False)
     bundle = load_artifact(tmp_path / "small")
@@ -239,6 +240,10 @@ def test_exports_carry_preprocess_and_class_names(run, forms, tmp_path):
         told = load_exported(report.path).metadata["preprocess"]
         assert preprocess_from_json(json.loads(told)) == beside
     assert bundle.classes == tuple("0123456789")
+
+
+def test_bad_exports_leave_nothing(run, tmp_path):
+    bundle = load_artifact(run)
     with pytest.raises(SpecError, match="at least"):
         export_artifact(bundle, tmp_path / "tiny", ["onnx"], image_size=(7, 7))
     with pytest.raises(SpecError, match="format: 'tflite' is not known; give one of onnx, pt2"):

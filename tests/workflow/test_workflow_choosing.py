@@ -83,8 +83,9 @@ def test_neighbours_are_new_parts_near_the_given_ones(found):
     assert Neighbours(start, 0).of([start], 3, lambda part: True) == []  # nothing to choose
 
 
-def test_a_part_by_what_happens_without_its_edges(found, limits):
+def test_a_part_by_what_happens_without_its_edges(found, limits, monkeypatch):
     scores = edge_scores(found, make_loaders(found.recipe).val)
+    monkeypatch.setattr("routespace.workflow.choosing.edge_scores", lambda *_: scores)  # which takes seconds
     part = choose_part(found, limits, "kl")
     assert part == derive(found.net.architecture, found.usage, limits=limits, scores=scores)
     assert set(scores) == set(found.net.architecture.edges)
@@ -143,7 +144,7 @@ def test_heads_of_dense_tasks_stand_beside_a_limit(tmp_path):
     assert all(architecture_cost(part).macs <= most for part in found)
 
 
-@pytest.mark.parametrize("by", ["usage", "candidates"])
+@pytest.mark.parametrize("by", ["usage", pytest.param("candidates", marks=pytest.mark.slow)])
 def test_rates_are_dropped_only_where_that_is_allowed(by, tmp_path):
     recipe = dense({"kind": "detect", "classes": 10, "width": 32, "finest": 4}, train__epochs=1, data__val_size=4)
     architecture = recipe.architecture()
