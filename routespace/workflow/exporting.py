@@ -9,7 +9,7 @@ from routespace import file_names
 from routespace.checked import checked
 from routespace.deploy.export.base import Say
 from routespace.deploy.export.formats import exporter_named
-from routespace.deploy.export.write import ExportReport, export
+from routespace.deploy.export.write import ExportReport, Traces, export
 from routespace.deploy.folder import require_export_place
 from routespace.errors import BundleError
 from routespace.files import json_text
@@ -58,7 +58,10 @@ def export_artifact(
         told = {"preprocess": json_text(data, indent=None)}
     _require_same_pictures(Path(folder), preprocess, artifact.classes, suffixes)
     files = [Path(folder) / f"model{suffix}" for suffix in suffixes]
-    reports = [export(artifact.net, file, image_size=image_size, metadata=told, say=say) for file in files]
+    traces: Traces = {}  # a good part of the time, and the same for all formats
+    reports = [
+        export(artifact.net, file, image_size=image_size, metadata=told, say=say, traces=traces) for file in files
+    ]
     if preprocess is not None:
         save_preprocess(folder, preprocess, artifact.classes or ())
     return reports

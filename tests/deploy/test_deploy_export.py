@@ -179,6 +179,27 @@ def prepared_of(net, folder, **more):
     return given[0]
 
 
+def test_one_trace_serves_every_format(tmp_path, monkeypatch):
+    """Tracing takes a good part of the time; another network's trace does not pass the check."""
+    traced, trace = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **more: traced.append(args) or trace(*args, **more))
+    net, traces, said = make_net(), {}, []
+    for form, exporter in EXPORTERS.items():
+        for package in exporter.needs:
+            pytest.importorskip(package)
+        path = tmp_path / f"{form}{exporter.suffix}"
+        export(net, path, traces=traces, say=said.append)
+        assert_gives_the_nets_numbers(net, path)
+    assert len(traced) == 1
+    assert sum("tracing" in word for word in said) == 1
+    other = make_net()
+    with torch.no_grad():
+        list(other.parameters())[-1].add_(1.0)
+    with pytest.raises(RoutespaceError, match="differs from the original"):
+        export(other, tmp_path / "other.pt2", traces=traces)
+    assert not (tmp_path / "other.pt2").exists()
+
+
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
 def test_wrapped_networks_are_exported_as_themselves(wrap, tmp_path):
     net = make_net()

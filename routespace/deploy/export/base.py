@@ -11,20 +11,29 @@ Shape legend: N images · C channels · H, W pixels.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
 
 Say = Callable[[str], None]  # is told what is being done, a few words at a time
 
 
 def silent(_: str) -> None:
     """Tell nobody."""
+
+
+class Trace(NamedTuple):
+    """What torch.export makes of a graph, and how many seconds that took."""
+
+    program: ExportedProgram
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Prepared:
         metadata: what the file shall tell about the network, key → text.
         fed: what the images are called.
         say: is told what is being done.
+        kept: the trace of `module`, once there is one, for whatever other format is written.
     """
 
     module: nn.Module
@@ -50,6 +60,17 @@ class Prepared:
     least: int = 1
     fed: str = "images"
     say: Say = silent
+    kept: list[Trace] = field(default_factory=list)
+
+    def traced(self) -> Trace:
+        """What torch.export makes of `module`, which is asked once."""
+        from torch.export import export
+
+        if not self.kept:
+            begin = time.monotonic()
+            program = export(self.module, (self.images,), dynamic_shapes=self.free())
+            self.kept.append(Trace(program, time.monotonic() - begin))
+        return self.kept[0]
 
     def free(self) -> tuple[dict[int, Any]]:
         """What is free in the shape of `images`, as torch.export takes it."""

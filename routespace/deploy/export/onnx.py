@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,15 +28,13 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    begin = time.monotonic()
-
     # Fused attention lays its result out differently from the plain products into which the exporter takes it
-    # apart, and the views behind it would no longer fit (SwinV2); so it is traced as plain products.
+    # apart, and the views behind it would no longer fit (SwinV2). A trace has it whole, however it was run.
     with sdpa_kernel(SDPBackend.MATH), quieted("onnxscript"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the exporter and its optimiser say of their own internals
-        traced = torch.export.export(prepared.module, (prepared.images,), dynamic_shapes=prepared.free())
+        traced, seconds = prepared.traced()
         calls = sum(node.op == "call_function" for node in traced.graph.nodes)
-        rest = CONVERTING * (time.monotonic() - begin)
+        rest = CONVERTING * seconds
         more = f"; about {rest:.0f} s more" if rest >= TOLD_S else ""
         prepared.say(f"turning {calls} operators into those of ONNX{more}")
         program = torch.onnx.export(

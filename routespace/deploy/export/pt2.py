@@ -25,7 +25,7 @@ def _write(prepared: Prepared, path: Path) -> Mapping[str, int]:
     """See Exporter."""
     import torch
 
-    program = torch.export.export(prepared.module, (prepared.images,), dynamic_shapes=prepared.free())
+    program = prepared.traced().program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about channels-last weights, which are written as they are
         content = io.BytesIO()  # torch's own writer ends the whole process where a disk is full

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from routespace.checked import checked
 from routespace.deploy.examples import example_images
-from routespace.deploy.export.base import Exporter, LoadedNet, Prepared, Say, silent
+from routespace.deploy.export.base import Exporter, LoadedNet, Prepared, Say, Trace, silent
 from routespace.deploy.export.formats import exporter_of
 from routespace.deploy.export.packages import first_line, pass_interrupts, require
 from routespace.deploy.export.region_files import FIRST, NETWORK, REGION, REGIONS, region_path
@@ -42,6 +42,9 @@ TRACED_BATCH = 2  # a batch of one would be taken for a constant
 CHECKED_BATCHES = (1, 3, 2)
 FEW_TOKENS = 10  # times the tolerance is allowed of the least images: norms over two tokens enlarge roundings
 FORMAT = "routespace.export/1"
+TRACING = ": tracing what is computed, operator by operator"
+OWN = "network"  # the first graph's name; those of regions have names of their own
+Traces = dict[str, list[Trace]]  # by graph: none or one
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,21 @@ def export(
     tolerance: float | None = None,
     metadata: Mapping[str, str] | None = None,
     say: Say | None = None,
+    traces: Traces | None = None,
 ) -> ExportReport:
     """Write a network in the format that the file's ending names, and check it.
 
     Arguments and errors are those of `export_as`.
     """
     return export_as(
-        exporter_of(path), net, path, image_size=image_size, tolerance=tolerance, metadata=metadata, say=say
+        exporter_of(path),
+        net,
+        path,
+        image_size=image_size,
+        tolerance=tolerance,
+        metadata=metadata,
+        say=say,
+        traces=traces,
     )
 
 
@@ -121,6 +132,7 @@ def export_as(
     tolerance: float | None = None,
     metadata: Mapping[str, str] | None = None,
     say: Say | None = None,
+    traces: Traces | None = None,
 ) -> ExportReport:
     """Write a file of one format with a free batch size, and check it as loaded again.
 
@@ -135,6 +147,8 @@ def export_as(
             the network's element type.
         metadata: what the file shall tell beside grid, architecture, image size and outputs: key → text.
         say: is called with what is being done.
+        traces: what was traced of this very network at this size for other formats, which saves doing it again;
+            an empty dictionary is filled.
 
     Raises:
         SpecError: another ending, an image size that the network cannot take, a type that the format cannot hold.
@@ -164,7 +178,7 @@ def export_as(
         traced = example_images(net, TRACED_BATCH, sizes[1])
         prepared = Prepared(module, module.names, traced, about, step=side_step(net), least=least_steps(net))
         first = _Graph(path, prepared, pairs, dtype, allowed + max(slack for _, slack in fed))
-        return _written(exporter, [first, *regions.values()], say)
+        return _written(exporter, {OWN: first} | regions, say, {} if traces is None else traces)
 
 
 def _of_regions(net: TaskNet, first: Path, tolerance: float | None) -> dict[str, _Graph]:
@@ -205,23 +219,27 @@ def _digest(net: TaskNet) -> str:
     return found.hexdigest()[:16]
 
 
-def _written(exporter: Exporter, graphs: Sequence[_Graph], say: Say) -> ExportReport:
+def _written(exporter: Exporter, graphs: Mapping[str, _Graph], say: Say, traces: Traces) -> ExportReport:
     """Write and check all graphs; the first takes its place last, so that what it names is there."""
-    for graph in graphs[1:]:
+    for graph in list(graphs.values())[1:]:
         require_place(graph.path)
     with ExitStack() as places:
-        partials = [places.enter_context(replaced(graph.path)) for graph in graphs]
-        reports = [_checked(exporter, *one, say) for one in zip(graphs, partials, strict=True)]
+        partials = [places.enter_context(replaced(graph.path)) for graph in graphs.values()]
+        told = [
+            replace(graph, prepared=replace(graph.prepared, say=say, kept=traces.setdefault(name, [])))
+            for name, graph in graphs.items()
+        ]
+        reports = [_checked(exporter, *one) for one in zip(told, partials, strict=True)]
     return replace(reports[0], regions=tuple(reports[1:]))
 
 
-def _checked(exporter: Exporter, graph: _Graph, partial: Path, say: Say) -> ExportReport:
+def _checked(exporter: Exporter, graph: _Graph, partial: Path) -> ExportReport:
     """Write one graph, and hold what the file gives against what the network gave."""
-    path, dtype, allowed = graph.path, type_name(graph.dtype), graph.tolerance
-    say(f"writing {path.name}: tracing what is computed, operator by operator")
+    path, dtype, allowed, prepared = graph.path, type_name(graph.dtype), graph.tolerance, graph.prepared
+    prepared.say(f"writing {path.name}" + ("" if prepared.kept else TRACING))
     with _explained(path):
-        operators = exporter.write(replace(graph.prepared, say=say), partial)
-        say(f"checking {path.name}")
+        operators = exporter.write(prepared, partial)
+        prepared.say(f"checking {path.name}")
         worst = _difference(exporter.load(partial), graph.pairs)
     if worst > allowed:
         raise RoutespaceError(
