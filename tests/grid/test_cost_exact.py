@@ -44,7 +44,7 @@ def test_staircase_equals_timm_to_the_digit(size: str) -> None:
         assert 2 * architecture_cost(plain, image_size=hw).macs == counter.get_total_flops(), hw
 
 
-QUICK = ("dit_b0",)  # SwinV2's grid has a quick test of its own; all together take more than half a minute
+QUICK = ("dit_b0", "dit_swin_v2_t")  # all together take more than half a minute
 PRESETS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in preset_names()]
 
 
@@ -61,10 +61,10 @@ def test_every_preset_with_its_gates_costs_what_torch_counts(preset: str) -> Non
     assert sum(gate.macs for gate in cost.gates.values()) > 0
 
 
-def test_the_quick_presets_are_two_of_each_family() -> None:
+def test_a_quick_preset_is_of_each_family() -> None:
     assert set(QUICK) <= set(preset_names())
     families = [GridSpec.preset(name).family.name for name in QUICK]
-    assert {family: families.count(family) for family in FAMILIES} == dict.fromkeys(FAMILIES, 2)
+    assert {family: families.count(family) for family in FAMILIES} == dict.fromkeys(FAMILIES, 1)
 
 
 def test_b2_is_the_known_number() -> None:

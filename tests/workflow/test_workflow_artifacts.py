@@ -159,7 +159,7 @@ def test_what_is_no_run_is_told_by_what_it_is(run, tmp_path):
 
 def test_only_held_out_splits_are_evaluated(run):
     loaded = load_run(run)
-    with pytest.raises(SpecError, match="split: 'train' is not allowed"):
+    with pytest.raises(SpecError, match="split: 'train' was given; give 'test' or 'val'"):
         evaluate_network(loaded.net, loaded.recipe, split="train")
     nowhere = loaded.recipe.override({"data.kind": "folder", "data.root": "/nowhere"})
     with pytest.raises(DataError, match="nowhere"):
