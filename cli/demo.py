@@ -27,13 +27,13 @@ NAME = "demo"
 EXAMPLE = "routespace demo --out runs/demo"
 RECIPE = "digits_sparse"
 TRIALS = 3
-PHASES_S = (76.0, 48.0, 76.0)  # of the supernet and of the plain network, which train side by side
+PHASES_S = (72.0, 45.0, 72.0)  # of the supernet and of the plain network, which train side by side
 LOOK_SIZE = 250  # validation scenes after each epoch of the phases before the last: for people to see
 TRIAL = {  # from its weights, which gates do not take part in: they are taught again
     "train.phases": [],
     "train.epochs": 1,
-    "train.seconds": 8.0,
-    "data.val_size": 500,
+    "train.seconds": 7.0,
+    "data.val_size": 400,
     "budget.open_frac": 0.2,
     "budget.settle_frac": 0.25,
 }
@@ -42,7 +42,7 @@ TUNING_PHASE = {"epochs": 4, "seconds": 12.0, "image_size": 64, "lr_factor": 0.5
 FINE_TUNING = {
     "name": "digits_sparse_finetuned",
     "train.phases": [TUNING_PHASE | {"warmup_epochs": 0.25}],
-    "train.seconds": 38.0,
+    "train.seconds": 36.0,
 }
 QUICK_DATA = {"train_size": 256, "val_size": 100, "test_size": 100}
 QUICK = {"train.epochs": 1, "train.seconds": None} | {f"data.{name}": count for name, count in QUICK_DATA.items()}

@@ -121,7 +121,7 @@ def test_parameters_belong_to_the_family():
         ({"size": None, "widths": [8] * 4, "heads": [1] * 4, "mlp_ratios": [2] * 4, "sr_ratios": [1] * 4},
          "strides: missing; without a size give 4 numbers, one per rate"),
         ({"window": 8}, "window: family glance has none; leave it out, or use swin_v2"),
-        ({"wimdow": 8}, "wimdow: unknown field; allowed: layers, "),
+        ({"wimdow": 8}, "wimdow: unknown field; perhaps window; allowed: layers, "),
         ({"two\nlines": None}, r"'two\nlines': unknown field; allowed: layers, "),
         ({"family": "swin_v2", "strides": [1] * 4}, "strides: unknown field"),  # of no family that a file may name
     ],

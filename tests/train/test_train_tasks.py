@@ -93,7 +93,7 @@ def own_task(monkeypatch):
     """A recipe of another task; until users can add tasks of their own it is put in by hand."""
     recipe = tiny()
     monkeypatch.setitem(kinds.TASKS, "brightness", RegressSpec)
-    monkeypatch.setitem(head_kinds.HEADS, "brightness", Brightness)
+    monkeypatch.setitem(head_kinds.HEADS, "brightness", (__name__, "Brightness"))
     return recipe.model_copy(update={"task": RegressSpec()})
 
 

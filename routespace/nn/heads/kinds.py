@@ -19,20 +19,20 @@ from routespace.nn.heads.regions import ComputeRegions
 if TYPE_CHECKING:
     from routespace.nn.heads.detector import Detector
 
-# kind → the module in this folder, and the class there
+# kind → the module, and the class there
 HEADS = {
-    "classify": ("classify", "Classifier"),
-    "maps": ("base", "Maps"),
-    "semantic": ("semantic", "PixelClassifier"),
-    "detect": ("detect", "DetectHead"),
-    "instance": ("instance", "InstanceHead"),
+    "classify": ("routespace.nn.heads.classify", "Classifier"),
+    "maps": ("routespace.nn.heads.base", "Maps"),
+    "semantic": ("routespace.nn.heads.semantic", "PixelClassifier"),
+    "detect": ("routespace.nn.heads.detect", "DetectHead"),
+    "instance": ("routespace.nn.heads.instance", "InstanceHead"),
 }
 
 
 def head_class(kind: str) -> type[Head]:
     """The class of a kind that HEADS has."""
     module, name = HEADS[kind]
-    found: type[Head] = getattr(import_module(f"routespace.nn.heads.{module}"), name)
+    found: type[Head] = getattr(import_module(module), name)
     return found
 
 
