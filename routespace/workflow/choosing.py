@@ -86,9 +86,8 @@ def choose_best(
         raise SpecError("limits: there is none to choose under; give one, such as macs")
     images = artifact.held_out().val
     whole, usage = artifact.net.architecture, artifact.usage or {}
-    derive(
-        whole, usage, limits=limits, table=table, every_rate=every_rate
-    )  # tells what cannot fit before the work
+    # It tells what cannot fit before the work.
+    derive(whole, usage, limits=limits, table=table, every_rate=every_rate)
     found = candidates_within(
         artifact,
         limits,

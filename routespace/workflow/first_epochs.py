@@ -22,7 +22,7 @@ from routespace.workflow.fine_tuning import AT_ONCE, FineTuning, begin_tuning
 from routespace.workflow.sizing import SizeChoice, SizedPart, sign_of
 from routespace.workflow.wishes import ExtractionWatch
 
-COMPARED_FRAC = 0.2  # of the epochs: ...
+COMPARED_FRAC = 0.2  # of the epochs: after one of five the order of sizes was that of the end (measured)
 
 
 @dataclass(frozen=True)
