@@ -157,13 +157,17 @@ class BudgetLoss:
         part = (progress - spec.warmup_frac) / (spec.settle_frac - spec.warmup_frac)
         return self.first_ratio + part * (final - self.first_ratio)
 
+    def numbers(self, progress: float) -> tuple[float | None, float]:
+        """All that the loss of a step takes beside its MACs: the ratio aimed at, and the multiplier."""
+        return self.target_ratio(progress), self.multiplier
+
     def __call__(self, macs: Tensor, progress: float) -> Tensor:
         """0-d loss of a batch's expected MACs (0-d)."""
-        ratio = self.target_ratio(progress)
+        ratio, multiplier = self.numbers(progress)
         if ratio is None:
             return torch.zeros((), device=macs.device)
         distance = (macs / self.base - ratio).float()
-        return self.spec.weight * penalty(distance) + self.multiplier * distance
+        return self.spec.weight * penalty(distance) + multiplier * distance
 
     def update(self, macs: float, progress: float) -> None:
         """Take note of a step's expected MACs: multiplier and threshold move by their distance from the target."""

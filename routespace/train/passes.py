@@ -25,6 +25,7 @@ from routespace.nn.task_net import TaskNet
 from routespace.train.data.skipping import Group
 from routespace.train.own_images import OwnImages
 from routespace.train.processes import together
+from routespace.train.recording import Recorder
 from routespace.train.step_loss import Losses, Outcome
 from routespace.train.teacher import Teacher
 
@@ -57,18 +58,25 @@ class Runner:
         accelerator: scales and synchronises.
         teacher: outside the network, or None.
         own_images: what it sees in place of a step's images; None for these.
+        recorder: makes passes that may be recorded; None makes each as ever.
     """
 
     step_loss: Callable[..., Outcome]
     accelerator: Accelerator
     teacher: Teacher | None = None
     own_images: OwnImages | None = None
+    recorder: Recorder | None = None
 
     def __call__(self, batch: Sequence[Group], progress: float, *, last: bool = True, **options: Any) -> Outcome:
         """The pass; gradients are added to those that are there, and shared by all processes at the `last` one."""
+        if self.recorder is not None:
+            return self.recorder(self._pass, batch, progress, **options)
         with nullcontext() if last else self._alone():
-            outcome = self.step_loss(batch, progress, **options)
-            self.accelerator.backward(outcome.losses.loss)
+            return self._pass(batch, progress, **options)
+
+    def _pass(self, batch: Sequence[Group], progress: float, **options: Any) -> Outcome:
+        outcome = self.step_loss(batch, progress, **options)
+        self.accelerator.backward(outcome.losses.loss)
         return outcome
 
     def told(self, batch: Sequence[Group]) -> list[Tensor] | None:

@@ -28,7 +28,7 @@ from routespace.grid.architecture import Architecture
 from routespace.grid.usage import EdgeUsage, usage_from_json
 from routespace.train.recipe.data_kinds import LOCATIONS
 from routespace.train.recipe.identity import ELSEWHERE, without_train_places
-from routespace.train.recipe.parts import TrainSpec
+from routespace.train.recipe.parts import LATER, TrainSpec
 from routespace.train.recipe.recipe import Recipe
 from routespace.values import Value
 
@@ -181,7 +181,8 @@ def without_places(recipe: Recipe) -> dict[str, Any]:
     specs: dict[str, type[Value]] = {"data": type(recipe.data), "train": TrainSpec}
     for section, spec in specs.items():
         fresh = {name: field.default for name, field in spec.model_fields.items() if name in ELSEWHERE[section]}
+        left_out = {*LOCATIONS, *(name for name in LATER.get(section, ()) if name in fresh)}
         data[section] = {
-            name: fresh.get(name, value) for name, value in data[section].items() if name not in LOCATIONS
+            name: fresh.get(name, value) for name, value in data[section].items() if name not in left_out
         }
     return data

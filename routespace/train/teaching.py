@@ -19,7 +19,7 @@ Shape legend: B images · N tokens of a map · C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -51,6 +51,12 @@ class DensePass(NamedTuple):
     y: Tensor
     hw: tuple[int, int]
 
+    def bare(self) -> DensePass:
+        """The same tensors, gradient too, without what they were computed from."""
+        y = self.y.detach()
+        y.grad = self.y.grad
+        return DensePass(self.x, y, self.hw)
+
 
 def check_teaching(recipe: Recipe, *, gated: bool) -> None:
     """Raise SpecError for new gates that are to be taught while they are held open, but never are."""
@@ -66,6 +72,9 @@ class GateTeacher:
 
     Args:
         net: the network.
+
+    Attributes:
+        is_watching: whether passes are being kept.
     """
 
     def __init__(self, net: TaskNet) -> None:
@@ -78,6 +87,7 @@ class GateTeacher:
         self._rates = {row.name: row.rate for row in gated_rows(net.architecture)}
         self._passes: dict[str, list[DensePass]] = {}
         self._batch: Sequence[Group] = ()
+        self.is_watching = False
 
     @contextmanager
     def watching(self, batch: Sequence[Group], *, on: bool) -> Iterator[None]:
@@ -89,11 +99,27 @@ class GateTeacher:
         """
         self._passes, self._batch = {}, batch
         hooks = [self._watch(name, edge) for name, edge in self._edges.items()] if on else []
+        self.is_watching = bool(hooks)
         try:
             yield
         finally:
+            self.is_watching = False
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def apart(self) -> Iterator[dict[str, list[DensePass]]]:
+        """A block whose passes go into what it gives, and not to those that teach; `add` brings them there."""
+        before, self._passes = self._passes, {}
+        try:
+            yield self._passes
+        finally:
+            self._passes = before
+
+    def add(self, passes: Mapping[str, Sequence[DensePass]]) -> None:
+        """Teach by these passes too, edge name → what was read and given."""
+        for name, seen in passes.items():
+            self._passes.setdefault(name, []).extend(seen)
 
     def _watch(self, name: str, edge: nn.Module) -> Any:
         def keep(_: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> None:

@@ -308,6 +308,7 @@ def test_a_run_goes_on_in_less_memory_and_on_another_device(tmp_path):
     with pytest.raises(TrainingStoppedError):
         train_recipe(tiny(), run.path, progress=lambda _: signal.raise_signal(signal.SIGTERM))
     elsewhere = {"train__grad_checkpointing": True, "train__checkpoint_epochs": 2, "train__device": "auto"}
+    elsewhere |= {"train__cuda_graphs": False}
     recipe = tiny(**elsewhere, data__workers=1)
     assert same_weights(train_recipe(recipe, run.path, resume=True).net, whole.net)
     assert run.read_recipe() == recipe

@@ -20,7 +20,7 @@ from routespace.values import Value
 # Where a training happens, in how much memory, and how often it is saved: no part of what it finds.
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "data": (*LOCATIONS, "download", "workers"),
-    "train": ("device", "checkpoint_epochs", "grad_checkpointing"),
+    "train": ("device", "checkpoint_epochs", "cuda_graphs", "grad_checkpointing"),
 }
 SECTIONS: Mapping[str, type[Value]] = {"train": TrainSpec, "gates": GateSpec, "search": SearchSpec}
 

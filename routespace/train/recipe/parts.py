@@ -64,6 +64,7 @@ LATER = {
         "decay_fracs",
         "seconds",
         "clock",
+        "cuda_graphs",
     ),
     "phases": ("seconds",),  # of each
     "gates": ("scout", "scout_width", "scout_square", "skipped"),
@@ -228,6 +229,10 @@ class TrainSpec(Section):
         execution: `dense`, `packed` or `auto`; see RouteNet.
         compile: run pvt_v2's blocks compiled (torch.compile), on a CPU the packed ones: a minute at the start,
             faster steps afterwards.
+        cuda_graphs: on a GPU, record the passes of a step as CUDA graphs where they call the same kernels each
+            time: those of plain networks, and of gates with `execution: dense` once temperature, noise, shares and
+            budget have settled. Small networks then train several times as fast; results are the same. A step
+            keeps its memory. Not with several processes, `compile`, `grad_checkpointing`, nor for detectors.
         grad_checkpointing: keep only each edge's input for the backward pass, which computes the edge again: less
             memory, more time; see `RouteNet.set_grad_checkpointing`.
         device: `auto` takes an accelerator where there is one.
@@ -266,6 +271,7 @@ class TrainSpec(Section):
     precision: Literal["no", "bf16"] = "no"
     execution: Literal["dense", "packed", "auto"] = "dense"
     compile: bool = False
+    cuda_graphs: bool = True
     grad_checkpointing: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_epochs: Natural = 1

@@ -114,6 +114,7 @@ class TaskSpec(Value, ABC):
     metric: ClassVar[Metric]
     target: ClassVar[Target] = "label"  # what a source has to give with each image
     teachable: ClassVar[bool] = False  # whether the task has a `soft_loss`, to learn from a teacher by
+    recordable: ClassVar[bool] = False  # whether loss and score call the same kernels for whatever they are given
     classes_field: ClassVar[str] = "grid.num_classes"  # where a recipe says how many classes there are
     grid_defaults: ClassVar[Mapping[str, Any]] = {}  # fields of a recipe's grid where they are not given
     later: ClassVar[tuple[str, ...]] = ()  # fields it once had not: hashes are those of before

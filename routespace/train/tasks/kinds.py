@@ -40,6 +40,7 @@ class ClassifySpec(TaskSpec):
 
     metric = ACCURACY
     teachable = True
+    recordable = True
     later = ("class_weights",)
 
     kind: Literal["classify"] = "classify"
@@ -96,6 +97,7 @@ class SemanticSpec(DenseSpec):
     metric = MEAN_IOU
     target = "pixels"
     teachable = True
+    recordable = True
 
     kind: Literal["semantic"] = "semantic"
     classes: Annotated[int, Field(ge=1, le=IGNORE)]
