@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_pixels import pixels
 from train_tiny import tiny
 
@@ -19,7 +21,8 @@ from routespace.train.data.skipping import Group
 from routespace.train.evaluate import evaluate
 from routespace.train.run import train_recipe
 from routespace.train.step_loss import StepLoss
-from routespace.train.tasks.semantic import Semantic
+from routespace.train.tasks import semantic
+from routespace.train.tasks.semantic import Semantic, full_size, rows_at_full_size
 
 CPU = torch.device("cpu")
 K = 4
@@ -66,6 +69,50 @@ def test_pixels_are_counted_at_the_targets_size_whatever_it_is():
     meter.update(torch.stack([logits for logits, _ in pairs[:2]]), [target for _, target in pairs[:2]])
     meter.update(pairs[2][0][None], pairs[2][1][None])
     assert meter.compute() == pytest.approx(by_hand(pairs), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels last"])
+def test_rows_are_those_of_the_whole_map(layout):
+    for (h, w), size in (
+        ((4, 6), (16, 24)),
+        ((5, 7), (33, 50)),
+        ((7, 9), (3, 4)),
+        ((1, 1), (5, 3)),
+        ((6, 6), (6, 6)),
+    ):
+        logits = torch.randn(2, K, h, w).contiguous(memory_format=layout)
+        for step in (1, 2, size[0]):
+            tops = range(0, size[0], step)
+            found = [rows_at_full_size(logits, size, range(top, min(top + step, size[0]))) for top in tops]
+            torch.testing.assert_close(torch.cat(found, 2), full_size(logits, size), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("numbers", [1, 150, 700, 2000, 10**6])
+def test_large_pictures_are_counted_in_parts_as_the_whole_is(numbers, monkeypatch):
+    same, others = examples([(16, 24)] * 3), examples([(16, 24), (33, 50), (70, 9)], seed=1)
+    monkeypatch.setattr(semantic, "AT_ONCE", numbers)  # of K × 16 × 24 = 1536 each of the same
+    meter = Semantic(K).meter(CPU)
+    meter.update(*(torch.stack(part) for part in zip(*same, strict=True)))
+    meter.update(torch.stack([logits for logits, _ in others]), [target for _, target in others])
+    assert meter.compute() == pytest.approx(by_hand(same + others), rel=1e-5)
+
+
+def test_measuring_takes_no_more_memory_than_its_parts():
+    sizes = list[int]()
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(
+                t.numel() for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and not t._is_view()
+            )
+            return out
+
+    meter, target = Semantic(40).meter(CPU), torch.zeros(500, 600, dtype=torch.long)
+    with Watching():
+        meter.update(torch.randn(1, 40, 125, 150), [target])
+    assert 40 * target.numel() > 2 * semantic.AT_ONCE >= 2 * max(sizes) > 0
+    assert meter.compute()["loss"] > 0
 
 
 def test_the_loss_is_the_mean_over_pixels_that_have_a_class():

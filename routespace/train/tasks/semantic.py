@@ -29,7 +29,9 @@ from routespace.train.tasks.by_class import ByClass
 from routespace.train.tasks.classify import computed
 
 LEAST_WEIGHT = 1e-12  # of a batch in which no pixel has a class
-AT_ONCE = 1 << 24  # numbers of interpolated logits in a meter: large pictures come one by one
+AT_ONCE = (
+    1 << 22
+)  # numbers of interpolated logits in a meter: 24 megapixels and 150 classes would be 14 GB of them
 Targets = Tensor | Sequence[Tensor]  # (B, H, W), or B maps (H, W) of different sizes
 
 
@@ -129,7 +131,7 @@ class SemanticMeter:
 
     def update(self, outputs: Tensor, targets: Targets) -> None:
         """Add a batch of logits (B, K, h, w) with maps of classes of any size."""
-        for logits, wanted in _at_full_size(outputs, targets, at_once=AT_ONCE):
+        for logits, wanted in _in_parts(outputs, targets):
             self.counts.update(logits.argmax(1), wanted)
             self.loss.update(_cross_entropy(logits, wanted).double())
 
@@ -180,18 +182,51 @@ def full_size(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=False)
 
 
-def _at_full_size(
-    outputs: Tensor, targets: Targets, *, at_once: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (b, K, H, W) with targets (b, H, W): images of one size together, at most `at_once` logits."""
-    if not isinstance(targets, Tensor):
-        for logits, wanted in zip(outputs, targets, strict=True):
-            yield full_size(logits[None].float(), wanted.shape), wanted[None]
-        return
-    each = outputs.shape[1] * targets.shape[-2] * targets.shape[-1]
-    count = len(targets) if at_once is None else max(1, at_once // each)
-    for logits, wanted in zip(outputs.split(count), targets.split(count), strict=True):
+def rows_at_full_size(logits: Tensor, size: tuple[int, int] | torch.Size, rows: range) -> Tensor:
+    """Those rows of `full_size`, to rounding: logits (B, K, h, w) → (B, K, len(rows), W).
+
+    Only the logits' rows that they lie between grow to W, so that a picture needs no more memory than its parts.
+    """
+    last = logits.shape[-2] - 1
+    there = torch.arange(rows.start, rows.stop, dtype=torch.float32)
+    at = ((there + 0.5) * (logits.shape[-2] / size[0]) - 0.5).clamp(min=0)  # as torch places them
+    low = at.long().clamp(max=last)
+    high = (low + 1).clamp(max=last)
+    top, end = int(low[0]), int(high[-1]) + 1
+    wide = full_size(logits[..., top:end, :], (end - top, size[1]))
+    share = (at - low)[:, None].to(logits.device)
+    above, below = (wide.index_select(-2, (row - top).to(logits.device)) for row in (low, high))
+    return above * (1 - share) + below * share
+
+
+def _at_full_size(outputs: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (b, K, H, W) with targets (b, H, W): images of one size together."""
+    for logits, wanted in _of_one_size(outputs, targets):
         yield full_size(logits.float(), wanted.shape[-2:]), wanted
+
+
+def _in_parts(outputs: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same in parts of at most AT_ONCE logits, or of one row: some images, or some rows of one."""
+    for of_size, maps in _of_one_size(outputs, targets):
+        size, row = maps.shape[-2:], outputs.shape[1] * maps.shape[-1]
+        images, step = max(1, AT_ONCE // (row * size[0])), max(1, AT_ONCE // row)
+        for some, wanted in zip(of_size.split(images), maps.split(images), strict=True):
+            logits = some.float()
+            if step >= size[0]:
+                yield full_size(logits, size), wanted
+                continue
+            for top in range(0, size[0], step):
+                rows = range(top, min(top + step, size[0]))
+                yield rows_at_full_size(logits, size, rows), wanted[:, rows.start : rows.stop]
+
+
+def _of_one_size(outputs: Tensor, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (b, K, h, w) with targets (b, H, W)."""
+    if isinstance(targets, Tensor):
+        yield outputs, targets
+        return
+    for logits, wanted in zip(outputs, targets, strict=True):
+        yield logits[None], wanted[None]
 
 
 def _cross_entropy(
