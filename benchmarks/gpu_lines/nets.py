@@ -12,6 +12,7 @@ from gpu_lines.line import Run, Setting, Work
 from gpu_lines.work import work_of
 from routespace import Architecture, GateSpec, Routes, RoutingGrid, TaskNet, architecture_cost
 from routespace.grid.usage import EdgeUsage
+from routespace.train.recording import SAME, CudaTape
 
 COUNTED = 2  # images that work is counted with
 DRAWS = 3  # different decisions that a routed run goes through
@@ -85,19 +86,44 @@ def training(
     setting: Setting,
     *,
     optimised: bool = True,
+    recorded: bool = False,
 ) -> Run:
-    """A whole training step: forward in autocast, cross-entropy, backward, AdamW."""
+    """A whole training step: forward in autocast, cross-entropy, backward, AdamW; gradients as a graph or not."""
     targets = torch.full((len(images),), FIRST_CLASS, device=setting.device)
     fused = setting.device.type == "cuda"
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, fused=fused) if optimised else None
 
-    def run() -> object:
+    def gradients() -> torch.Tensor:
         net.zero_grad(set_to_none=True)
         with torch.autocast(setting.device.type, setting.dtype):
             loss = torch.nn.functional.cross_entropy(forward(images).float(), targets)
         loss.backward()
+        return loss.detach()
+
+    compute = replayed(gradients, setting.device) if recorded else gradients
+
+    def run() -> object:
+        loss = compute()
         if optimizer is not None:
             optimizer.step()
         return loss
 
     return run
+
+
+def replayed(gradients: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor]:
+    """The same as a CUDA graph, recorded at the first call, as training does it; on a CPU, without graphs, itself."""
+    if device.type != "cuda":
+        return gradients
+    tape, made = CudaTape(device), list[tuple[torch.Tensor, Callable[[], None]]]()
+
+    def call() -> torch.Tensor:
+        if not made:
+            for _ in range(SAME):
+                tape.live(gradients)
+            made.append(tape.record(gradients))
+        loss, replay = made[0]
+        replay()
+        return loss
+
+    return call

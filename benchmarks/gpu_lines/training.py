@@ -21,11 +21,21 @@ PLAIN_BATCHES, CHECKPOINTED_BATCHES = (64, 48, 32, 16), (128, 64)
 
 
 def step(
-    net: TaskNet, setting: Setting, batch: int, *, routes: list[Routes] | None = None, optimised: bool = True
+    net: TaskNet,
+    setting: Setting,
+    batch: int,
+    *,
+    routes: list[Routes] | None = None,
+    optimised: bool = True,
+    recorded: bool = False,
 ) -> Run:
-    """A training step of a batch, in turn with each of the given decisions."""
+    """A training step of a batch, in turn with each of the given decisions; or recorded, with the gates' own."""
     images, turn = setting.images(net.architecture.grid, batch), cycle(routes or [None])
-    return training(net, lambda x: net(x, routes=next(turn)).logits, images, setting, optimised=optimised)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return net(x, routes=next(turn)).logits
+
+    return training(net, forward, images, setting, optimised=optimised, recorded=recorded)
 
 
 def step_work(net: TaskNet, setting: Setting, batch: int) -> Work:
@@ -42,13 +52,17 @@ def path(setting: Setting) -> list[Row]:
     work = step_work(base, setting, batch)
     theirs = timm.create_model(TIMM["pvt_v2"][setting.rehearse]).to(setting.device).train()
     images = setting.images(grid, batch)
+    alone = TaskNet.classifier(base.architecture).to(setting.device).train()  # its gradients stay where they are
     runs = {
+        "train dense, graph": step(alone, setting, batch, recorded=True),
         "train dense eager": step(base, setting, batch),
         "train timm eager": training(theirs, theirs, images, setting),
     }
     if setting.compiled:
         again = TaskNet.classifier(base.architecture).to(setting.device).train().compile_blocks()
         runs["train dense compiled"] = step(again, setting, batch)
+    masked = TaskNet.classifier(Architecture.routed(grid, "depth"), GateSpec()).to(setting.device).train()
+    runs["train masked, graph"] = step(masked, setting, batch, recorded=True)
     works = dict.fromkeys(runs, work)
     for keep in KEEPS:
         net = TaskNet.classifier(Architecture.routed(grid, "depth"), GateSpec(), execution="packed")
@@ -57,8 +71,8 @@ def path(setting: Setting) -> list[Row]:
         runs[name] = step(net, setting, batch, routes=routes)
         works[name] = work.scaled(counted_share(net, routes))
     rows = rows_of(runs, setting, batch=batch, works=works)
-    best = fastest(rows, ["train dense eager", "train dense compiled"])
-    for name in ("train dense eager", "train dense compiled"):
+    best = fastest(rows, ["train dense, graph", "train dense eager", "train dense compiled"])
+    for name in ("train dense, graph", "train masked, graph", "train dense eager", "train dense compiled"):
         against(rows, name, "train timm eager")
     if best:
         rows[best].goal["images_per_s"] = PATH_IMAGES_PER_S
@@ -77,22 +91,28 @@ def supernet(setting: Setting) -> list[Row]:
     work = step_work(net, setting, 1)
     net.compile_blocks(setting.compiled)
     found = []
-    for checkpointed, batches in ((False, PLAIN_BATCHES), (True, CHECKPOINTED_BATCHES)):
+    lines = (
+        ("supernet, graph", False, True, PLAIN_BATCHES),
+        ("supernet", False, False, PLAIN_BATCHES),
+        ("supernet, checkpointed", True, False, CHECKPOINTED_BATCHES),
+    )
+    for name, checkpointed, recorded, batches in lines:
         net.set_grad_checkpointing(checkpointed)
-        name = "supernet, checkpointed" if checkpointed else "supernet"
-        row = _first_that_fits(name, net, setting, setting.batches(*batches))
+        row = _first_that_fits(name, net, setting, setting.batches(*batches), recorded=recorded)
         row.work = work.scaled(row.batch)
         row.goal["images_per_s"] = SUPERNET_IMAGES_PER_S
         found.append(row)
     return found
 
 
-def _first_that_fits(name: str, net: TaskNet, setting: Setting, batches: tuple[int, ...]) -> Row:
+def _first_that_fits(
+    name: str, net: TaskNet, setting: Setting, batches: tuple[int, ...], *, recorded: bool
+) -> Row:
     """The row of the first batch size that the device has room for."""
     row = Row(name)
     for batch in batches:
         try:
-            took = measure({name: step(net, setting, batch)}, setting)[name]
+            took = measure({name: step(net, setting, batch, recorded=recorded)}, setting)[name]
         except torch.cuda.OutOfMemoryError as error:
             if is_fatal(error):
                 raise
