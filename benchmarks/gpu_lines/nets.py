@@ -112,7 +112,7 @@ def training(
 
 
 def replayed(gradients: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor]:
-    """The same as a CUDA graph, recorded at the first call, as training does it; on a CPU, without graphs, itself."""
+    """The same as a CUDA graph, recorded at the first call as training does it; on a CPU itself."""
     if device.type != "cuda":
         return gradients
     tape, made = CudaTape(device), list[tuple[torch.Tensor, Callable[[], None]]]()
