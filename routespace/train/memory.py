@@ -5,7 +5,8 @@ need.of_batch(64), need.most_images(free_memory(device))
 chosen_batch(need, free, images=…)           what `train.batch_size: auto` takes
 
 What a pass keeps for its backward pass is not guessed: the network runs on tensors without content, and what
-autograd would keep is added up. Gates are open then: the most that they can ask for.
+autograd would keep is added up. Gates are open then: the most that they can ask for. One pass tells what is kept
+for each image and what for the whole batch, since its batch has more images than the latter has bytes.
 
 Shape legend: B images · C channels · H, W pixels.
 """
@@ -13,7 +14,7 @@ Shape legend: B images · C channels · H, W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ MOST_IMAGES = 1024  # of a step: beyond it batches gain no speed, and learning s
 LEAST_STEPS = 8  # of an epoch, as far as the images go
 MOMENTS = 2  # that AdamW keeps of each learned number
 WORKING_MAPS = 5  # of the largest kept one's size: gradients that a backward pass holds at a time
+MANY_IMAGES = 1 << 30  # what is kept once for a batch has fewer bytes; one image's may have eight times as many
+UNCOUNTING = {"routespace", "torch", "torchvision", "segmentation_models_pytorch"}  # no module loops over images
 
 
 @dataclass(frozen=True)
@@ -153,41 +156,54 @@ def training_need(
     learned = sum(_bytes(parameter) for parameter in net.parameters() if parameter.requires_grad)
     low = spec.precision != "no"
     hw = architecture.spec.image_size if size is None else size
-    one = whole = _pass(net, 1, device, hw=hw, low=low)
+    kept = whole = _kept(net, device, hw=hw, low=low)
     again = 0  # what an edge that is computed again keeps, and as much for its gradients
     if spec.grad_checkpointing:
         net.set_grad_checkpointing()
-        one, again = _pass(net, 1, device, hw=hw, low=low), 2 * whole.largest_stage
-    each = _pass(net, 2, device, hw=hw, low=low).total - one.total
+        kept, again = _kept(net, device, hw=hw, low=low), 2 * whole.largest_stage
     return MemoryNeed(
         weights=weights,
         gradients=learned * (2 if processes > 1 else 1),
         optimiser=MOMENTS * learned,
         average=weights if spec.ema_decay else 0,
-        shared=one.total - each,
-        activations_per_image=each + again,
+        shared=kept.shared,
+        activations_per_image=kept.each + again,
         working_per_image=WORKING_MAPS * whole.largest,
     )
 
 
 @dataclass
-class KeptByPass:
-    """What one forward pass keeps for its backward pass, in bytes.
+class Kept:
+    """What a forward pass keeps for its backward pass, in bytes.
 
     Attributes:
-        total: of all.
-        largest: of the largest tensor.
-        largest_stage: of the transformer edge that keeps most.
+        each: for each image.
+        shared: once for a whole batch.
+        largest: of the largest tensor of one image.
+        largest_stage: of the transformer edge that keeps most of one image.
     """
 
-    total: int = 0
+    each: int = 0
+    shared: int = 0
     largest: int = 0
     largest_stage: int = 0
 
 
-def _pass(net: TaskNet, images: int, device: str, *, hw: tuple[int, int], low: bool) -> KeptByPass:
-    """What a forward pass of some images keeps, found on tensors without content."""
-    found = KeptByPass()
+def _kept(net: TaskNet, device: str, *, hw: tuple[int, int], low: bool) -> Kept:
+    """What a pass keeps: by one pass of many images, or by two of few where somebody's module may count them."""
+    if all(type(part).__module__.partition(".")[0] in UNCOUNTING for part in net.modules()):
+        return _pass(net, MANY_IMAGES, device, hw=hw, low=low, unit=MANY_IMAGES)
+    one, two = (_pass(net, images, device, hw=hw, low=low, unit=1) for images in (1, 2))
+    each = two.each - one.each
+    return replace(one, each=each, shared=one.each - each)
+
+
+def _pass(net: TaskNet, images: int, device: str, *, hw: tuple[int, int], low: bool, unit: int) -> Kept:
+    """What a forward pass of some images keeps, found on tensors without content.
+
+    Of each tensor's bytes a multiple of `unit` is taken for the images', and the remainder for the batch's.
+    """
+    found = Kept()
     held: dict[int, Tensor] = {}  # one tensor of each storage, so that no other takes its address
     starts: dict[nn.Module, int] = {}
 
@@ -195,15 +211,17 @@ def _pass(net: TaskNet, images: int, device: str, *, hw: tuple[int, int], low: b
         storage = tensor.untyped_storage()
         if storage._cdata not in held:
             held[storage._cdata] = tensor
-            found.total += storage.nbytes()
-            found.largest = max(found.largest, storage.nbytes())
+            each, shared = divmod(storage.nbytes(), unit)
+            found.each += each
+            found.shared += shared
+            found.largest = max(found.largest, each + shared)
         return tensor
 
     def begin(stage: nn.Module, _: object) -> None:
-        starts[stage] = found.total
+        starts[stage] = found.each + found.shared
 
     def end(stage: nn.Module, *_: object) -> None:
-        found.largest_stage = max(found.largest_stage, found.total - starts[stage])
+        found.largest_stage = max(found.largest_stage, found.each + found.shared - starts[stage])
 
     stages = [part for part in net.modules() if isinstance(part, Stage)]
     handles = [stage.register_forward_pre_hook(begin) for stage in stages]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.grid.graph import RoutingGrid
 from routespace.grid.spec import GridSpec
+from routespace.nn.heads.base import Head
 from routespace.nn.route_net import RouteNet
 from routespace.nn.task_net import TaskNet, WithRest
 from routespace.recipes import load_recipe, recipe_names
@@ -23,7 +25,7 @@ from routespace.train import batch as batch_module
 from routespace.train import phases as phases_module
 from routespace.train.batch import settled_batch
 from routespace.train.data.loaders import Loaders
-from routespace.train.memory import MARGIN, MemoryNeed, chosen_batch, free_memory, recipe_need
+from routespace.train.memory import MARGIN, MemoryNeed, chosen_batch, free_memory, recipe_need, training_need
 from routespace.train.optim import make_optimizer
 from routespace.train.recipe.coco import CocoSpec
 from routespace.train.run import train_recipe
@@ -78,7 +80,36 @@ def test_activations_are_what_autograd_keeps(grid, routing):
     need = recipe_need(recipe, recipe.architecture())
     torch.manual_seed(0)
     net = TaskNet.classifier(recipe.architecture(), recipe.gates).train()
-    for count in (1, 3):
+    for count in (1, 3, 16):  # one image alone may be kept otherwise: what many keep tells of many
+        told = need.shared + count * need.activations_per_image
+        assert really_kept(net, of_pictures(count)) == pytest.approx(told, rel=0.01)
+
+
+class Counting(Head):
+    """A head of one's own that looks at each image by itself."""
+
+    kind = "counting"
+    names = ("brightness",)
+
+    @classmethod
+    def build(cls, spec, told):
+        return cls()
+
+    def forward(self, output):
+        maps = output.maps[max(output.maps)]
+        return torch.stack([maps[image].mean((1, 2)).exp() for image in range(maps.shape[0])])
+
+    def tensors(self, outputs):
+        return (outputs,)
+
+
+def test_a_head_of_ones_own_may_count_its_images():
+    recipe = tiny(gates={"openness": 0.9999})
+    task = SimpleNamespace(head=lambda _: Counting())
+    need = training_need(recipe.architecture(), recipe.train, gates=recipe.gates, task=task)
+    torch.manual_seed(0)
+    net = TaskNet(RouteNet(recipe.architecture(), recipe.gates), Counting()).train()
+    for count in (1, 5):
         told = need.shared + count * need.activations_per_image
         assert really_kept(net, of_pictures(count)) == pytest.approx(told, rel=0.01)
 
