@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from routespace.cli.options import AsJson, Data, DataRecipe, Device
+from routespace.cli.printing import tell_boxes
 from routespace.files import json_text
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def run(
     if data is not None:
         require_at(data)
     given = named_recipe(recipe)
-    for path in (picture, confusion):
-        if path is not None:
-            require_place(path)
+    for path in filter(None, (picture, confusion)):
+        require_place(path)
     with loading():
+        from routespace.nn.heads.classify import Classifier
         from routespace.train.data.evaluation import evaluation_loaders
         from routespace.workflow import evaluation
         from routespace.workflow.artifacts import load_artifact
@@ -87,6 +88,8 @@ def run(
         report = evaluation.evaluate_network(found.net, loaders, split=part, speed=timed, compiled=compiled)
         if picture is not None:
             evaluation.paint_tokens(found.net, loaders, picture, split=part)
+    if picture is not None and found.net.head.kind == Classifier.kind:  # no other's names are drawn
+        tell_boxes(loaders.source.classes, several=True)
     _tell(report, as_json=as_json, by_class=by_class, confusion=confusion)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from routespace.cli.options import AsJson, Device
 from routespace.cli.predict_classes import as_data, classes_csv, show_classes, summary_of_classes
-from routespace.cli.printing import csv_bytes, csv_text, printable
+from routespace.cli.printing import csv_bytes, csv_text, printable, tell_boxes
 from routespace.files import json_text, require_place, write_bytes
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def run(
         _tell_dense(told, predictor.answers, to_csv, as_json=as_json, single=pictures.single)
     else:
         _tell_classes(found, to_csv, as_json=as_json, single=pictures.single)
+    tell_boxes(folder.drawn_names if folder is not None else ())
+    tell_boxes((one.label for one in found if picture is not None), several=True)  # of classifiers alone
     _tell_places({} if as_json else {"drawn in": draw, "maps in": maps, "tokens drawn in": picture})
     if unread:
         raise typer.Exit(SOME_LEFT_OUT)

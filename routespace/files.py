@@ -26,6 +26,7 @@ from routespace.errors import BundleError, RoutespaceError
 
 FILE_MODE = 0o644  # temporary files are made for their owner only
 FOLDER_MODE = 0o755
+SHOWN_NAME = 40  # letters of a file's name in that of the folder of what is not finished
 ASKED = ".asked."  # begins the names of folders that are there for a moment, to see whether one can write
 
 
@@ -208,7 +209,7 @@ def _ask(folder: Path, name: str) -> None:
     try:
         place = asked / folder.relative_to(there)
         place.mkdir(parents=True, exist_ok=True)
-        tempfile.mkdtemp(prefix=f".{name}.", dir=place)  # as `_beside` does
+        Path(_folder_for(name, place), name).touch()  # as `_beside` does
     finally:
         _to_the_end(lambda: shutil.rmtree(asked, ignore_errors=True))
 
@@ -240,10 +241,15 @@ def _beside(path: Path) -> Iterator[Path]:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = Path(_folder_for(path.name, path.parent))
         yield folder
     finally:
         _to_the_end(tidy)
+
+
+def _folder_for(name: str, place: Path) -> str:
+    """A new folder for what is not finished. Its name is short: a file's may be as long as a system allows."""
+    return tempfile.mkdtemp(prefix=f".{name[:SHOWN_NAME]}.", dir=place)
 
 
 def _to_the_end(tidy: Callable[[], None]) -> None:

@@ -145,8 +145,13 @@ def test_asking_for_a_place_leaves_nothing(tmp_path):
     require_place(tmp_path / "there")
     assert left_in(tmp_path) == ["there"]
     assert (tmp_path / "there").read_text() == "mine"
-    with pytest.raises(BundleError, match="File name too long"):
-        require_place(tmp_path / ("n" * 250))  # a file of that name could be, but not one beside it first
+    longest = tmp_path / ("n" * 255)
+    require_place(longest)
+    write_text(longest, "as long as a name may be")
+    assert longest.read_text() == "as long as a name may be"
+    for ask in (require_place, lambda path: write_text(path, "")):
+        with pytest.raises(BundleError, match="File name too long"):
+            ask(tmp_path / ("n" * 256))
 
 
 def test_asking_for_a_place_makes_and_removes_no_folder_that_another_process_may_use(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """Fonts of this machine that have the characters of a text, since names of classes may be of any script.
 
 DejaVu Sans comes with matplotlib and has Latin, Greek, Cyrillic, Arabic and more. For the rest, such as Chinese,
-the fonts that are installed are looked through. What none of them has is drawn as a box, without a word.
+the fonts that are installed are looked through. What none of them has is drawn as a box; `boxes_in` tells of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from matplotlib.ft2font import FT2Font
 USUAL = "DejaVu Sans"
 BOXES = "Last Resort"  # a font of one box for every character there is
 REGULAR = ("normal", 400)
+UNSEEN = "Cc", "Cf", "Mn", "Zs"  # kinds of characters that draw nothing of their own: joiners, accents, spaces
 
 
 class Font(NamedTuple):
@@ -33,6 +35,22 @@ def fonts_for(text: str) -> tuple[Font, ...]:
 def font_for(text: str) -> Font:
     """The one font that has the most of a text's characters; of several the first of `fonts_for`."""
     return max(fonts_for(text), key=lambda font: len(_letters(text) & _characters(font.file)))
+
+
+def boxes_in(texts: Iterable[str], *, several: bool = False) -> str:
+    """The characters of texts, once each, that are drawn as boxes, since no font of this machine has them.
+
+    Args:
+        texts: what is drawn.
+        several: fonts may be mixed in a text, as in figures; else each has the one of `font_for`.
+    """
+    found: dict[str, None] = {}
+    for text in texts:
+        fonts = fonts_for(text) if several else (font_for(text),)
+        known = frozenset[int]().union(*(_characters(font.file) for font in fonts))
+        lacking = (c for c in text if ord(c) not in known and unicodedata.category(c) not in UNSEEN)
+        found |= dict.fromkeys(lacking)
+    return "".join(found)
 
 
 def _letters(text: str) -> frozenset[int]:

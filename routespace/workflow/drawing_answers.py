@@ -9,6 +9,8 @@ No torch: exported files need none, either.
 from __future__ import annotations
 
 import io
+import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from routespace.errors import SpecError
 from routespace.files import replaced
 from routespace.pictures import as_channels, read_picture
 
+MOST_BYTES = 240  # of a name, which with its number and ending has 255 in most file systems
+
 
 class AnswerFolder:
     """Draws answers one by one.
@@ -33,7 +37,8 @@ class AnswerFolder:
         names: of the network's classes, in the order of its outputs.
 
     Raises:
-        SpecError: a folder in which the pictures themselves lie, or one for both.
+        SpecError: a folder in which the pictures themselves lie, one for both, or several pictures without files,
+            of which an answer does not tell which is its own.
     """
 
     def __init__(
@@ -47,9 +52,13 @@ class AnswerFolder:
             raise SpecError(
                 f"maps: {maps} is also the folder of --draw, whose files have the same names; choose two"
             )
+        nameless = sum(item.path is None for item in images.items)
+        if drawn is not None and nameless > 1:
+            raise SpecError(f"draw: {nameless} pictures have no file, so nobody knows which is which; give files")
         self.drawn, self.maps, self.names = drawn, maps, names
         self._sources: dict[str | None, Any] = {item.path: item.source for item in images.items}
         self._taken: set[str] = set()
+        self.drawn_names: dict[str, None] = {}  # of classes, in the order in which they were first drawn
 
     def add(self, answer: Prediction) -> Mapping[str, Path]:
         """Write what is wanted of an answer; returns `drawn` and `map` → the file, of those that were written.
@@ -60,6 +69,7 @@ class AnswerFolder:
         """
         name, found = self._name(answer.path), {}
         if self.drawn is not None:
+            self.drawn_names |= dict.fromkeys(answer.labels)
             found["drawn"] = self._save(self._picture(answer), self.drawn / name)
         if self.maps is not None:
             if not isinstance(answer, PixelClasses):
@@ -79,13 +89,15 @@ class AnswerFolder:
         return drawn_objects(picture, answer.boxes, words, answer.classes.tolist(), answer.masks)
 
     def _name(self, path: str | None) -> str:
-        """A file name of its own for each picture, after the picture's."""
-        stem = name = Path(path or "image").stem if path != "-" else "image"
-        number = 1
-        while name in self._taken:
+        """A file name of its own for each picture, after the picture's, also where capitals or accents are one."""
+        stem = Path(path or "image").stem if path != "-" else "image"
+        while len(os.fsencode(stem)) > MOST_BYTES:
+            stem = stem[:-1]
+        name, number = stem, 1
+        while _told_apart_by(name) in self._taken:
             number += 1
             name = f"{stem}_{number}"
-        self._taken.add(name)
+        self._taken.add(_told_apart_by(name))
         return f"{name}.png"
 
     @staticmethod
@@ -93,6 +105,11 @@ class AnswerFolder:
         with replaced(path) as partial:
             picture.save(partial, format="PNG")
         return path
+
+
+def _told_apart_by(name: str) -> str:
+    """Equal for names that a folder of macOS or Windows takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _upright(source: Any) -> Image.Image:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ from routespace.cli.app import app
 from routespace.cli.predict_dense import Told, show_told
 from routespace.deploy.export.base import Prepared
 from routespace.deploy.export.formats import EXPORTERS
+from routespace.deploy.predict.images import gather
 from routespace.draw.answers import colour_of
+from routespace.errors import SpecError
 from routespace.files import json_text
 from routespace.preprocess import Preprocess, preprocess_to_json, save_preprocess
+from routespace.workflow.drawing_answers import AnswerFolder
 
 NAMES = "ant", "bee", "cat"
 SIZES = (40, 60), (60, 40)
@@ -139,6 +143,68 @@ def test_objects_are_drawn_on_the_pictures_and_told_as_tables(place, tmp_path):
     assert "nothing" in predict(place / "detect", place / "pictures", "--score", "1").stdout
     one = predict(place / "detect", place / "pictures/0/a.png", "--score", "0").stdout
     assert "width" in one
+
+
+ALIKE = (
+    *(
+        "a/x.jpg",
+        "b/x.jpg",
+        "x.jpg",
+        "x.png",
+        "X.png",
+        "a/x_2.png",
+        "a/ẞ.png",
+        "b/ss.png",
+        "猫の写真.png",
+        "🐈.png",
+    ),
+    *("a/e\u0301.png", "b/\u00e9.png", "猫" * 83 + ".webp", "a/" + "猫" * 83 + ".webp", "line\nbreak.png"),
+)
+
+
+def test_no_answer_is_written_over_another(place, tmp_path):
+    """Also where a file system takes capitals, or an accent that is a letter of its own, for the same."""
+    for number, name in enumerate(ALIKE):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 8), (number, 0, 0)).save(tmp_path / "in" / name, lossless=True)
+    out = predict(
+        place / "semantic", tmp_path / "in", "--json", "--maps", tmp_path / "m", "--draw", tmp_path / "d"
+    )
+    assert out.exit_code == 0
+    maps = {result["file_name"]: Path(result["map"]) for result in json.loads(out.stdout)}
+    assert {str(Path(name).relative_to(tmp_path / "in")) for name in maps} == set(ALIKE)
+    names = {unicodedata.normalize("NFC", path.name.casefold()) for path in maps.values()}
+    assert len(names) == len(ALIKE) == len(list((tmp_path / "m").iterdir()))
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {path.name for path in maps.values()}
+    answers = Predictor(place / "semantic", "cpu")(tmp_path / "in")
+    for answer in answers:
+        with Image.open(maps[answer.path]) as image:
+            assert np.array_equal(np.asarray(image), answer.classes)
+
+
+def test_pictures_without_files_are_not_drawn_for_each_other(tmp_path):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    AnswerFolder(gather(pictures), drawn=None, maps=tmp_path)  # maps are made of answers alone
+    AnswerFolder(gather(pictures[0]), drawn=tmp_path, maps=None)
+    with pytest.raises(SpecError, match="draw: 2 pictures have no file"):
+        AnswerFolder(gather(pictures), drawn=tmp_path, maps=None)
+
+
+@pytest.mark.parametrize("kind", ["detect", "semantic"])
+def test_letters_that_no_font_has_are_told(kind, place, tmp_path):
+    """The private letters of Unicode are in no font that matplotlib brings, and few have them."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(place / kind, bundle)
+    strange = "\U000f1234\U000f1235"
+    save_preprocess(bundle, Preprocess(size=(32, 64)).inside(multiple=8), [strange, f"b{strange[:1]}", "Кот"])
+    score = ("--score", "0") if kind == "detect" else ()
+    out = predict(bundle, place / "pictures", *score, "--draw", tmp_path / "seen")
+    told = [line for line in out.stderr.splitlines() if line.startswith("warning: no font")]
+    assert len(told) == 1
+    assert "has \U000f1234" in told[0]
+    assert "К" not in told[0]
+    plain = predict(place / kind, place / "pictures", *score, "--draw", tmp_path / "plain")
+    assert "no font" not in plain.stderr
 
 
 def test_pixels_become_maps_whose_values_are_the_classes(place, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from routespace.draw.answers import colour_of, drawn_objects, drawn_pixels
-from routespace.draw.fonts import font_for, fonts_for
+from routespace.draw.fonts import boxes_in, font_for, fonts_for
 from routespace.draw.front import Point, draw_front, front_points
 from routespace.draw.grid import draw_grid, used_share
 from routespace.draw.tokens import TokenRow, computed_share, draw_rows, draw_tokens, fitted, token_rows
@@ -182,6 +182,8 @@ def test_names_of_any_script_are_legible_and_quiet(tmp_path, recwarn, caplog):
     usual, second = fonts_for("𝒜")  # matplotlib brings another font with that
     assert usual.family == "DejaVu Sans"
     assert font_for("𝒜") == second
+    assert boxes_in(["ant", "Кошка 𝒜", "e\u0301", "\U000f1234\u200d"]) == "𝒜\U000f1234"  # a text has one font here
+    assert boxes_in(["Кошка 𝒜", "\U000f1234"], several=True) == "\U000f1234"
     shares, picture = {4: np.ones((2, 2))}, np.zeros((8, 8, 3))
     names = ("𝒜", "𝒞", "狗", "ﾾ")
     drawn = [draw_rows([TokenRow(picture, shares, name)], path=tmp_path / "a.png").read_bytes() for name in names]
