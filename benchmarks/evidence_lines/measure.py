@@ -93,7 +93,8 @@ def pace(setting: Setting, recipe: Recipe, *, steps: int = 1 << 20, seconds: flo
             raise _EnoughError
 
     size = recipe.train.batch * min(1 << 14, PACE_WARM_UP + steps + 1)
-    alone = {"train.phases": [], "gates.teach": "none"}  # what gates are taught in other phases is no matter here
+    # What gates are taught in other phases is no matter here, and most steps come after the shares have settled.
+    alone = {"train.phases": [], "gates.teach": "none", "budget.open_frac": 0.0, "budget.settle_frac": 0.0}
     short = recipe.override(alone | {"train.epochs": 1, "data.train_size": size})
     with tempfile.TemporaryDirectory() as place, suppress(_EnoughError):
         train_recipe(short, Path(place) / "run", progress=watch, loaders=setting.loaders)

@@ -33,7 +33,7 @@ from routespace.train.processes import any_process, matching_layouts, together
 from routespace.train.progress import Progress
 from routespace.train.readings import Reading, StepReadings
 from routespace.train.recipe.recipe import Recipe
-from routespace.train.recording import recorder_for
+from routespace.train.recording import execution_with, recorder_for
 from routespace.train.remarks import ACCURACY, Validation, remarks_on
 from routespace.train.spending import Spending
 from routespace.train.step_loss import StepLoss
@@ -98,9 +98,9 @@ class Trainer:
             self.spending.follow(self._nets, former)
         self._losses.task, self._losses.budget, self._losses.spec = phase.task, self.spending.loss, self.spec
         self.stepper = Stepper(self.net, self.spec, self.accelerator, self.course.schedule_steps)
-        for net in self._nets:
-            net.decide(execution=self.spec.execution)
         recorder = recorder_for(phase.recipe, self._losses, self.gate_teacher, self.accelerator)
+        for net in self._nets:
+            net.decide(execution=execution_with(recorder, self.spec.execution))
         runner = Runner(self.step_loss, self.accelerator, phase.teacher, phase.own_images, recorder)
         self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
         self.sums = EpochSums(self.task.metric.name)

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from routespace.errors import SpecError
+from routespace.grid.architecture import Architecture
+from routespace.nn.routing.deciding import Execution
 from routespace.nn.task_net import TaskNet
 from routespace.train.data.skipping import Group
 from routespace.train.recipe.recipe import Recipe
@@ -162,8 +164,10 @@ class Recorder:
     def _numbers(self, net: TaskNet, progress: float, *, budgeted: bool) -> Hashable:
         """All numbers that a pass is made with and that may move from one to the next."""
         deciding, budget = net.deciding, self._losses.budget
-        shares = None if deciding.shares is None else tuple(deciding.shares.items())
         wanted = budget.numbers(progress) if budget is not None and budgeted else None
+        if net.architecture.is_static or deciding.held is not None:
+            return wanted  # no gate decides
+        shares = None if deciding.shares is None else tuple(deciding.shares.items())
         return deciding.gates, deciding.temperature, deciding.noise, shares, wanted
 
     def _settled(self, kind: Hashable, numbers: Hashable) -> bool:
@@ -217,6 +221,22 @@ def recorder_for(
     if not (spec.cuda_graphs and plain and alone and recipe.task.recordable and accelerator.device.type == "cuda"):
         return None
     return Recorder(losses, teacher, CudaTape(accelerator.device))
+
+
+def execution_with(recorder: Recorder | None, wanted: Execution) -> Execution:
+    """How a phase computes: with a recorder `auto` masks, which takes less time than to call what packing saves."""
+    return "dense" if wanted == "auto" and recorder is not None else wanted
+
+
+def waiting_line(recipe: Recipe, architecture: Architecture, device: torch.device) -> str | None:
+    """What to say of a training on a GPU that will not be recorded though it could be; None where nothing is."""
+    packs = not architecture.is_static and recipe.train.execution == "packed"
+    if not (packs and recipe.train.cuda_graphs and recipe.task.recordable and device.type == "cuda"):
+        return None
+    return (
+        "train.execution: 'packed' asks the GPU in each step how many tokens were kept; 'auto' masks them, and its "
+        "steps are recorded as CUDA graphs, with which small networks train several times as fast"
+    )
 
 
 def asks_nothing(net: TaskNet) -> bool:

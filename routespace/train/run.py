@@ -40,6 +40,7 @@ from routespace.train.progress import Progress
 from routespace.train.recipe.parts import TrainSpec
 from routespace.train.recipe.phases import phase_text
 from routespace.train.recipe.recipe import Recipe
+from routespace.train.recording import waiting_line
 from routespace.train.run_folder import RunFolder
 from routespace.train.run_lock import held, refuse_held
 from routespace.train.run_state import load_state, save_state, state_of, write_metrics
@@ -224,6 +225,9 @@ def _trainer(
     phases = prepared(recipe, start.architecture, loaders, teachers)
     if say is not None:
         _introduce(recipe, phases, say)
+        waits = waiting_line(phases[-1].recipe, start.architecture, accelerator.device)
+        if waits is not None:
+            say(waits)
     net = make_net(start, phases[-1].task, init, tell=say or (lambda _: None)).to(accelerator.device)
     unread = net.head.reads(net.spec) != net.architecture.output_rates
     accelerator.ddp_handler.find_unused_parameters = unread or not start.architecture.is_static

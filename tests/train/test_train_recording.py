@@ -13,7 +13,16 @@ from routespace.train.budget import BudgetLoss
 from routespace.train.data.scenes.on_device import on_device
 from routespace.train.data.skipping import Group
 from routespace.train.passes import OnePass, Runner, SelfTaught
-from routespace.train.recording import MOST_RECORDED, SAME, CudaTape, Recorder, asks_nothing, recorder_for
+from routespace.train.recording import (
+    MOST_RECORDED,
+    SAME,
+    CudaTape,
+    Recorder,
+    asks_nothing,
+    execution_with,
+    recorder_for,
+    waiting_line,
+)
 from routespace.train.run import train_recipe
 from routespace.train.run_folder import RunFolder
 from routespace.train.sandwich import Sandwich
@@ -167,6 +176,17 @@ def test_numbers_that_move_are_in_no_recording():
     assert tape.replays == 4
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_what_no_gate_decides_heeds_no_temperature(held):
+    """Schedules move it in plain networks too, and while gates are held."""
+    recipe = tiny() if held else tiny(routing="static", budget__ratio=None)
+    net, run, _, tape, _ = made(recipe.override({"budget.ratio": None}), recorded=True)
+    for step in range(SAME + 2):
+        with net.deciding_as(temperature=1.0 + step, held=net.architecture.opened() if held else None):
+            run(batch_of(step), 0.5)
+    assert (tape.recorded, tape.replays) == (1, 2)
+
+
 def test_gradients_of_several_passes_add_up():
     recipe = tiny(**STILL)
     net, run, *_ = made(recipe, recorded=True)
@@ -232,6 +252,25 @@ def test_on_a_cpu_nothing_is_recorded():
     assert recorder_for(tiny(), losses, teacher, run.accelerator) is None
 
 
+def test_auto_masks_where_steps_are_recorded():
+    _, run, *_ = made(tiny(), recorded=True)
+    assert [execution_with(run.recorder, word) for word in ("auto", "packed", "dense")] == [
+        "dense",
+        "packed",
+        "dense",
+    ]
+    assert execution_with(None, "auto") == "auto"
+
+
+def test_what_packing_costs_on_a_gpu_is_told():
+    packed, gpu = tiny(train__execution="packed"), torch.device("cuda")
+    assert "'auto' masks them" in waiting_line(packed, packed.architecture(), gpu)
+    assert waiting_line(packed, packed.architecture().opened(), gpu) is None
+    for changes in ({"train__execution": "auto"}, {"train__execution": "packed", "train__cuda_graphs": False}):
+        assert waiting_line(tiny(**changes), packed.architecture(), gpu) is None
+    assert waiting_line(packed, packed.architecture(), torch.device("cpu")) is None
+
+
 SCENES = {"kind": "scenes", "train_size": 192, "val_size": 32, "object_px": [12, 30]}
 TAUGHT = {
     "routing": "depth",
@@ -274,7 +313,7 @@ def test_a_training_by_graphs_is_a_training(device, changes, recorded, tmp_path,
         lines.append(RunFolder(run.folder).read_metrics())
     assert len(made) >= recorded
     for ever, again in zip(*lines, strict=True):
-        for name in ("loss", "task_loss", "val_loss" if "val_loss" in ever else "loss", "counted_macs"):
+        for name in ("loss", "task_loss", "expected_ratio"):
             assert again[name] == pytest.approx(ever[name], rel=0.03), name
 
 
@@ -282,7 +321,7 @@ def test_a_training_by_graphs_is_a_training(device, changes, recorded, tmp_path,
 def test_pixels_are_learned_by_graphs(device, tmp_path, monkeypatch):
     made, record = [], CudaTape.record
     monkeypatch.setattr(CudaTape, "record", lambda self, call: made.append(call) or record(self, call))
-    recipe = pixels(train__device=device.type)
+    recipe = pixels(train__device=device.type, **STILL)
     losses = []
     for graphs in (False, True):
         run = train_recipe(recipe.override({"train.cuda_graphs": graphs}), tmp_path / str(graphs))

@@ -226,7 +226,7 @@ class TrainSpec(Section):
         label_smoothing, mixup, cutmix: as timm has them; mixup and cutmix are the alphas, 0 for off.
         ema_decay: of a moving average of all weights that is validated and saved in their place; None: off.
         precision: `no` (fp32) or `bf16` (autocast).
-        execution: `dense`, `packed` or `auto`; see RouteNet.
+        execution: `dense`, `packed` or `auto`; see RouteNet. `auto` is `dense` where `cuda_graphs` are.
         compile: run pvt_v2's blocks compiled (torch.compile), on a CPU the packed ones: a minute at the start,
             faster steps afterwards.
         cuda_graphs: on a GPU, record the passes of a step as CUDA graphs where they call the same kernels each
