@@ -100,7 +100,7 @@ class Trainer:
         self.stepper = Stepper(self.net, self.spec, self.accelerator, self.course.schedule_steps)
         recorder = recorder_for(phase.recipe, self._losses, self.gate_teacher, self.accelerator)
         for net in self._nets:
-            net.decide(execution=execution_with(recorder, self.spec.execution))
+            net.decide(execution=execution_with(recorder, net, self.spec.execution))
         runner = Runner(self.step_loss, self.accelerator, phase.teacher, phase.own_images, recorder)
         self.passes = make_passes(runner, self.net, phase.recipe, self.loaders.steps)
         self.sums = EpochSums(self.task.metric.name)

@@ -223,9 +223,13 @@ def recorder_for(
     return Recorder(losses, teacher, CudaTape(accelerator.device))
 
 
-def execution_with(recorder: Recorder | None, wanted: Execution) -> Execution:
-    """How a phase computes: with a recorder `auto` masks, which takes less time than to call what packing saves."""
-    return "dense" if wanted == "auto" and recorder is not None else wanted
+def execution_with(recorder: Recorder | None, net: TaskNet, wanted: Execution) -> Execution:
+    """How a phase computes a network.
+
+    With a recorder `auto` masks, which takes less time than to call what packing saves; soft gates need neither.
+    """
+    masks = wanted == "auto" and recorder is not None and not shuts_nothing(net)
+    return "dense" if masks else wanted
 
 
 def waiting_line(recipe: Recipe, architecture: Architecture, device: torch.device) -> str | None:
@@ -234,19 +238,21 @@ def waiting_line(recipe: Recipe, architecture: Architecture, device: torch.devic
     if not (packs and recipe.train.cuda_graphs and recipe.task.recordable and device.type == "cuda"):
         return None
     return (
-        "train.execution: 'packed' asks the GPU in each step how many tokens were kept; 'auto' masks them, and its "
-        "steps are recorded as CUDA graphs, with which small networks train several times as fast"
+        "train.execution: 'packed' asks the GPU in each step how many tokens were kept; 'auto' masks the others, "
+        "and its steps are recorded as CUDA graphs, with which small networks train several times as fast"
     )
 
 
-def asks_nothing(net: TaskNet) -> bool:
-    """Whether a network in training calls the same kernels whatever it sees.
-
-    It does so where what gates shut is masked and not left out. Soft gates shut nothing, in whatever mode.
-    """
+def shuts_nothing(net: TaskNet) -> bool:
+    """Whether a network in training computes everything whatever its gates say: it has none, or soft ones."""
     gates = net.gate_spec
     soft = gates.relaxation == "soft" and gates.kind != "tanh" and gates.selection == "learned"
-    return net.architecture.is_static or net.deciding.execution == "dense" or (soft and net.deciding.held is None)
+    return net.architecture.is_static or (soft and net.deciding.held is None)
+
+
+def asks_nothing(net: TaskNet) -> bool:
+    """Whether a network in training calls the same kernels whatever it sees: what gates shut is masked at most."""
+    return shuts_nothing(net) or net.deciding.execution == "dense"
 
 
 def _bare(outcome: Outcome) -> Outcome:
