@@ -253,18 +253,17 @@ def test_on_a_cpu_nothing_is_recorded():
 
 
 def test_auto_masks_where_steps_are_recorded():
-    _, run, *_ = made(tiny(), recorded=True)
-    assert [execution_with(run.recorder, word) for word in ("auto", "packed", "dense")] == [
-        "dense",
-        "packed",
-        "dense",
-    ]
-    assert execution_with(None, "auto") == "auto"
+    net, run, *_ = made(tiny(), recorded=True)
+    found = [execution_with(run.recorder, net, word) for word in ("auto", "packed", "dense")]
+    assert found == ["dense", "packed", "dense"]
+    assert execution_with(None, net, "auto") == "auto"
+    soft, *_ = made(tiny(gates__relaxation="soft"), recorded=True)
+    assert execution_with(run.recorder, soft, "auto") == "auto"
 
 
 def test_what_packing_costs_on_a_gpu_is_told():
     packed, gpu = tiny(train__execution="packed"), torch.device("cuda")
-    assert "'auto' masks them" in waiting_line(packed, packed.architecture(), gpu)
+    assert "'auto' masks the others" in waiting_line(packed, packed.architecture(), gpu)
     assert waiting_line(packed, packed.architecture().opened(), gpu) is None
     for changes in ({"train__execution": "auto"}, {"train__execution": "packed", "train__cuda_graphs": False}):
         assert waiting_line(tiny(**changes), packed.architecture(), gpu) is None
