@@ -31,6 +31,7 @@ from routespace.train.budget import check_budget
 from routespace.train.checkpoint import random_state, set_random_state
 from routespace.train.data.kept import look_at
 from routespace.train.data.loaders import Loaders, ProcessShare
+from routespace.train.data.scenes.on_device import loaders_for
 from routespace.train.data.source import located
 from routespace.train.finish import finish
 from routespace.train.loop import Trainer
@@ -78,7 +79,7 @@ def train_recipe(
     tell: Callable[[str], None] | None = None,
     asked: Collection[str] | None = None,
     earlier: Iterable[Mapping[str, Any]] = (),
-    loaders: type[Loaders] = Loaders,
+    loaders: type[Loaders] | None = None,
 ) -> RunResult:
     """Train a recipe into a run folder.
 
@@ -100,7 +101,8 @@ def train_recipe(
             others of grid and gates, and the data the number of classes. None: all hold, as told above.
         earlier: with `init`, JSON data on what was measured of it (a card's `scores`), which the run keeps for the
             card of what it becomes.
-        loaders: the kind that makes batches of the images.
+        loaders: the kind that makes batches of the images; None for `loaders_for`: scenes that a classifier is
+            trained on are composed on the GPU where there is one.
 
     Raises:
         BundleError: `out` holds something else, cannot be written, is a run of another recipe, or another process
@@ -206,7 +208,7 @@ def _trainer(
     accelerator: Accelerator,
     report: Report,
     tell: Callable[[str], None] | None,
-    kind: type[Loaders],
+    kind: type[Loaders] | None,
 ) -> Trainer:
     """All that a training needs, made before anything is written: what cannot be trained is refused here."""
     recipe, first = start.recipe, accelerator.is_main_process
@@ -214,7 +216,8 @@ def _trainer(
     recipe.base_macs()
     gated = start.given is None and not start.architecture.is_static
     check_teaching(recipe.phase(len(recipe.train.phases)), gated=gated)
-    loaders = phase_loaders(recipe, ProcessShare(accelerator.process_index, accelerator.num_processes), kind)
+    share = ProcessShare(accelerator.process_index, accelerator.num_processes)
+    loaders = phase_loaders(recipe, share, kind or loaders_for(recipe, accelerator.device))
     if first:
         look_at(loaders[-1].source, run, tell or (lambda _: None))
     say = tell if first else None

@@ -8,14 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from train_pixels import pixels
 from train_tiny import tiny
 
 from routespace.errors import DataError, SpecError
 from routespace.preprocess import Preprocess
 from routespace.train.data.catalogue import Entry, three_sides
-from routespace.train.data.loaders import make_loaders
+from routespace.train.data.loaders import Loaders, make_loaders
 from routespace.train.data.scenes.files import scene_files
-from routespace.train.data.scenes.on_device import Composed, on_device
+from routespace.train.data.scenes.on_device import Composed, DeviceLoaders, loaders_for, on_device
 from routespace.train.data.scenes.source import ScenesDataset, ScenesSource
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.recipe.scenes import ScenesSpec
@@ -289,3 +290,14 @@ def test_a_batch_and_what_is_known_of_it():
     images, labels, objects = dataset.known_batch(range(4))
     assert torch.equal(images, dataset.batch(range(4))[0])
     assert [int(known.labels[0]) for known in objects] == labels.tolist()
+
+
+def test_a_training_composes_scenes_on_its_gpu():
+    """A classifier's, where nobody asked for loader processes; they are the scenes that a CPU composes."""
+    gpu, scenes = torch.device("cuda"), tiny().override({"data": {"kind": "scenes"}})
+    assert issubclass(loaders_for(scenes, gpu), DeviceLoaders)
+    assert loaders_for(scenes, gpu).device == gpu
+    assert loaders_for(scenes, torch.device("cpu")) is Loaders
+    assert loaders_for(tiny(), gpu) is Loaders
+    assert loaders_for(scenes.override({"data.workers": 2}), gpu) is Loaders
+    assert loaders_for(pixels().override({"data": {"kind": "scenes"}}), gpu) is Loaders

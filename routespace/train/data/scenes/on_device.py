@@ -1,6 +1,7 @@
 """Batches of scenes that are composed where the network is: nothing is rendered on the CPU and nothing is copied.
 
     train_recipe(recipe, out, loaders=on_device("cuda"))      # data.kind: scenes
+    loaders_for(recipe, device)                               # what a training takes by itself
 
 Shape legend: B scenes · C channels · H, W pixels.
 """
@@ -19,6 +20,8 @@ from routespace.errors import SpecError
 from routespace.train.data.loaders import Loaders
 from routespace.train.data.scenes.source import ScenesDataset
 from routespace.train.data.skipping import Group
+from routespace.train.recipe.recipe import Recipe
+from routespace.train.recipe.scenes import ScenesSpec
 
 AHEAD_PX = 1 << 23  # pixels that a GPU composes at once, of several batches: each call takes its time there
 
@@ -112,3 +115,13 @@ def on_device(device: torch.device | str) -> type[DeviceLoaders]:
     where = torch.device(device)
     ahead = {"ahead_px": AHEAD_PX if where.type == "cuda" else 0}
     return type("DeviceLoaders", (DeviceLoaders,), {"device": where, **ahead})
+
+
+def loaders_for(recipe: Recipe, device: torch.device) -> type[Loaders]:
+    """What makes the batches of a training: scenes are composed on the GPU that learns to classify them.
+
+    Who asks for loader processes (`data.workers`) gets them.
+    """
+    data = recipe.data
+    there = device.type == "cuda" and isinstance(data, ScenesSpec) and not data.workers
+    return on_device(device) if there and recipe.task.target == "label" else Loaders
