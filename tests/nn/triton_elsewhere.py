@@ -18,6 +18,18 @@ CODES = {
     torch.bfloat16: "*bf16",
 }
 NUMBERS = {int: "i32", float: "fp32"}
+# Triton looks through its whole language at each call of a function, though its module's first call prepared it.
+QUICK_CALLS = """
+from triton.runtime.interpreter import InterpretedFunction
+prepared, prepare = set(), InterpretedFunction.__call__
+def call(function, *args, **more):
+    module = function.fn.__module__
+    if module in prepared:
+        return function.rewrite()(*args, **more)
+    prepared.add(module)
+    return prepare(function, *args, **more)
+InterpretedFunction.__call__ = call
+"""
 
 
 def compile_only(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -60,7 +72,7 @@ def run_in_interpreter(code: str) -> None:
 
     Once loaded, triton does not become an interpreter any more. Where it cannot interpret, the test is skipped.
     """
-    code = f"import sys, torch; sys.path.insert(0, sys.argv[1])\n{code}"
+    code = f"import sys, torch; sys.path.insert(0, sys.argv[1])\n{QUICK_CALLS}\n{code}"
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     if "InterpreterError" in done.stderr or "ImportError" in done.stderr:
