@@ -117,16 +117,16 @@ def test_what_is_no_step_does_not_count(tmp_path, monkeypatch):
 
 
 def stopped_at(step, recipe, folder):
-    """Train until so many steps were done in all phases, and be told to stop there."""
-    done = [0]
+    """Train, or train on, until so many steps were done in all phases, and be told to stop there."""
+    steps = [3, 1, 4, 2]  # of each epoch
 
     def stop(news):
-        done[0] += news.stage == "train"
-        if news.stage == "train" and done[0] == step:
+        done = sum(steps[: news.epoch - 1]) + news.step
+        if news.stage == "train" and done == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TrainingStoppedError) as stopped:
-        train_recipe(recipe, folder, progress=stop)
+        train_recipe(recipe, folder, progress=stop, resume=folder.exists())
     return str(stopped.value)
 
 
@@ -148,12 +148,12 @@ def test_a_run_that_goes_on_has_the_time_that_is_left_and_gives_the_same(tmp_pat
     assert [line["epoch"] for line in lines_of(whole)] == [1, 2, 3, 4]
     # Within the first phase, at its end, and within the second.
     for at, where in ((2, "epoch 1 after 2.0 of 4 s"), (4, "after 4.0 of 4 s"), (9, "epoch 4 after 5.0 of 6 s")):
-        assert where in stopped_at(at, recipe, tmp_path / f"part{at}")
-        again = train_recipe(recipe, tmp_path / f"part{at}", resume=True)
-        ours, theirs = again.net.state_dict(), whole.net.state_dict()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), at
-        assert lasting(lines_of(again)) == lasting(lines_of(whole)), at
-        assert again.metrics["phases"] == told
+        assert where in stopped_at(at, recipe, tmp_path / "part")
+    again = train_recipe(recipe, tmp_path / "part", resume=True)
+    ours, theirs = again.net.state_dict(), whole.net.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert lasting(lines_of(again)) == lasting(lines_of(whole))
+    assert again.metrics["phases"] == told
 
 
 def test_a_held_phase_may_go_by_epochs_and_the_rest_by_the_clock(tmp_path):

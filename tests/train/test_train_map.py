@@ -226,23 +226,22 @@ def test_it_learns_where_the_digit_is_and_meets_its_budget(tmp_path, scout):
     assert again.net.gate_spec.source == "map"  # a network that is trained on keeps its gates, taught before
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path):
-    given = recipe(train__epochs=4)
+def test_a_training_that_is_stopped_again_and_again_goes_on_as_if_it_had_not(tmp_path):
+    given, folder = recipe(train__epochs=4), tmp_path / "stopped"
     whole = train_recipe(given, tmp_path / "whole")
-    for step in (1, 9, 13):  # taught, let go, corrected
-        steps = iter(range(100))
+    # Taught, let go, corrected.
+    for number, where in enumerate((("train", 1, 2), ("validate", 2, 4), ("train", 3, 4))):
 
-        def stop(_, steps=steps, step=step):
-            if next(steps) == step:
+        def stop(news, where=where):
+            if (news.stage, news.epoch, news.step) == where:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        folder = tmp_path / f"stopped_{step}"
         with pytest.raises(TrainingStoppedError):
-            train_recipe(given, folder, progress=stop)
-        resumed = train_recipe(given, folder, resume=True)
-        for name, tensor in whole.net.state_dict().items():
-            assert torch.equal(tensor, resumed.net.state_dict()[name]), name
-        assert resumed.metrics["counted_macs"] == whole.metrics["counted_macs"]
+            train_recipe(given, folder, progress=stop, resume=number > 0)
+    resumed = train_recipe(given, folder, resume=True)
+    for name, tensor in whole.net.state_dict().items():
+        assert torch.equal(tensor, resumed.net.state_dict()[name]), name
+    assert resumed.metrics["counted_macs"] == whole.metrics["counted_macs"]
 
 
 def test_it_starts_from_a_plain_network_of_another_image_size(tmp_path):
