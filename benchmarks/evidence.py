@@ -5,7 +5,7 @@
     python benchmarks/evidence.py stamps --data runs/stamps_data          about half an hour each on one core
     python benchmarks/evidence.py stamp_crops --data runs/stamps_data     cut-outs in place of digits, by the clock
     python benchmarks/evidence.py b0 --data runs/stamps_data --seeds 0 --ratios .5     on a GPU; b1 likewise
-    python benchmarks/evidence.py sparse --ratios .4 --jobs 11 --fit 150     on a GPU; digits_gpu likewise
+    python benchmarks/evidence.py sparse --ratios .4 --jobs 11 --fit 150    on a GPU; sparse_b0 and digits_gpu too
     python benchmarks/evidence.py --rehearse [--jobs 2]                   every line, tiny, in a minute or two
     python benchmarks/evidence.py digits --test                           once, at the end: the test split
 
@@ -46,6 +46,7 @@ from evidence_lines.arenas import (
     digits_gpu,
     rehearsal,
     sparse,
+    sparse_b0,
     stamp_crops,
     stamps,
     stamps_gpu,
@@ -68,6 +69,7 @@ ARENAS: Mapping[str, Callable[[Path | None], Arena]] = {
     "stamp_crops": stamp_crops,
     "digits_gpu": lambda data: digits_gpu(),
     "sparse": lambda data: sparse(),
+    "sparse_b0": lambda data: sparse_b0(),
     "b0": lambda data: stamps_gpu(data, "b0"),
     "b1": lambda data: stamps_gpu(data, "b1"),
 }

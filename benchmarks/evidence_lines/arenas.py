@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Arena:
             not a smaller image, which is smaller still where images are.
         seconds: of each phase, the large canvas last, by the processor's clock, in place of the epochs above:
             everybody then has the same time, whatever a step takes.
+        before: fields of every phase before the last.
     """
 
     name: str
@@ -51,12 +52,13 @@ class Arena:
     based_on: str = "digits_map"
     crops: bool = False
     seconds: tuple[float, ...] | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, seed: int) -> Recipe:
         """That of the routed network, at the recipe's own budget."""
         given = load_recipe(self.based_on)
         epochs, size, scenes = self.first
-        start, *between = (phase.model_dump(mode="json") for phase in given.train.phases)
+        start, *between = (phase.model_dump(mode="json") | {**self.before} for phase in given.train.phases)
         start |= {"epochs": epochs, "image_size": size, "data": {self.objects: self.first_px}}
         timed: dict[str, Any] = {}
         if self.seconds is not None:
@@ -165,6 +167,17 @@ def sparse() -> Arena:
         based_on="digits_sparse",
         crops=True,
     )
+
+
+def sparse_b0() -> Arena:
+    """The task of `sparse` for blocks of PVTv2-b0's widths, twenty times the MACs."""
+    widths = {"grid.widths": [32, 64, 160, 256], "grid.heads": [1, 2, 5, 8]}
+    given = sparse()
+    rates = {"train.lr": 1e-3, "train.precision": "bf16"}
+    supernet = {**given.supernet, "grid.widths": [24, 48, 120, 192]}
+    changes = {**given.changes, **widths, **rates}
+    before = {"lr_factor": 1.0, "min_lr": 3e-4}
+    return replace(given, name="sparse_b0_cuda", changes=changes, supernet=supernet, before=before)
 
 
 def crops() -> Arena:
