@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from routespace.nn.kernels.gelu_triton import gelu, gelu_and_slope
+from routespace.nn.packing.launch import launch, parts
 
 BLOCK_ROWS, BLOCK_CHANNELS, WARPS = 16, 64, 4  # the fastest of six shapes on an H200
 
@@ -65,8 +66,11 @@ def gather_gelu(
     n, r = hidden.shape
     activated = torch.empty_like(hidden)
     slopes = torch.empty_like(hidden) if slope else hidden.new_empty(0)
-    _gather_kernel[(triton.cdiv(n, BLOCK_ROWS) * triton.cdiv(r, BLOCK_CHANNELS),)](
-        hidden, taps, offset, neighbours, slopes if slope else activated, activated, n, r,
-        SLOPE=slope, ROWS=BLOCK_ROWS, CHANNELS=BLOCK_CHANNELS, num_warps=WARPS,
-    )  # fmt: skip
+    launch(
+        _gather_kernel,
+        (parts(n, BLOCK_ROWS) * parts(r, BLOCK_CHANNELS),),
+        (hidden, taps, offset, neighbours, slopes if slope else activated, activated, n, r),
+        {"SLOPE": slope, "ROWS": BLOCK_ROWS, "CHANNELS": BLOCK_CHANNELS},
+        num_warps=WARPS,
+    )
     return activated, slopes

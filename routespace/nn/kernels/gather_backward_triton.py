@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from routespace.nn.kernels.taps_triton import store_sums
+from routespace.nn.packing.launch import launch, parts
 
 TAPS = 9
 ROWS, CHANNELS, WARPS = 8, 64, 4  # four numbers a thread: 36 registers of weights, 36 of their gradients
@@ -117,19 +118,23 @@ def _gather_backward_kernel(  # noqa: PLR0915 — nine taps, each a name, as a k
 
 def _shares(n: int, rows: int, programs: int) -> tuple[int, int]:
     """How many of the n rows' blocks a program takes, and how many programs that makes."""
-    group = triton.cdiv(triton.cdiv(n, rows), max(1, programs))
-    return group, triton.cdiv(triton.cdiv(n, rows), group)
+    group = parts(parts(n, rows), max(1, programs))
+    return group, parts(parts(n, rows), group)
 
 
 def product_and_sum(grad: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """grad · slope, (n, R) each and contiguous, n > 0; and that summed over the rows: (R,) float32."""
     n, r = grad.shape
-    blocks = triton.cdiv(r, CHANNELS)
+    blocks = parts(r, CHANNELS)
     group, programs = _shares(n, PRODUCT_ROWS, PRODUCT_PROGRAMS // blocks)
     product = torch.empty_like(grad)
     partial = grad.new_empty(programs, r, dtype=torch.float32)
-    _product_kernel[(programs * blocks,)](
-        grad, slope, product, partial, n, group, r, ROWS=PRODUCT_ROWS, CHANNELS=CHANNELS, num_warps=4
+    launch(
+        _product_kernel,
+        (programs * blocks,),
+        (grad, slope, product, partial, n, group, r),
+        {"ROWS": PRODUCT_ROWS, "CHANNELS": CHANNELS},
+        num_warps=4,
     )
     return product, partial.sum(0)
 
@@ -154,14 +159,17 @@ def gather_gelu_backward(
     """
     n, r = hidden.shape
     product, grad_offset = product_and_sum(grad, slope)
-    blocks = triton.cdiv(r, CHANNELS)
+    blocks = parts(r, CHANNELS)
     group, programs = _shares(n, ROWS, PROGRAMS // blocks)
     grad_hidden = torch.empty_like(hidden) if into_hidden else hidden.new_empty(0)
     partial = hidden.new_empty(programs if into_weights else 0, TAPS, r, dtype=torch.float32)
-    _gather_backward_kernel[(programs * blocks,)](
-        product, hidden, taps, neighbours, grad_hidden if into_hidden else product, partial, n, group, r,
-        INTO_HIDDEN=into_hidden, INTO_TAPS=into_weights, ROWS=ROWS, CHANNELS=CHANNELS, num_warps=WARPS,
-    )  # fmt: skip
+    launch(
+        _gather_backward_kernel,
+        (programs * blocks,),
+        (product, hidden, taps, neighbours, grad_hidden if into_hidden else product, partial, n, group, r),
+        {"INTO_HIDDEN": into_hidden, "INTO_TAPS": into_weights, "ROWS": ROWS, "CHANNELS": CHANNELS},
+        num_warps=WARPS,
+    )
     if not into_weights:
         return grad_hidden, taps.new_empty(0), taps.new_empty(0)
     return grad_hidden, partial.sum(0).to(taps.dtype), grad_offset.to(taps.dtype)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from routespace.nn.packing.launch import launch, power_of_two
+
 ROWS = 64  # that a program takes, of one head
 
 
@@ -56,8 +58,11 @@ def split_heads(product: Tensor, scales: Tensor, heads: int, area: int, names: s
     rows, parts = product.shape[0], len(names)
     d = product.shape[1] // (parts * heads)
     found = product.new_empty(parts, rows // area, heads, area, d)
-    _heads_kernel[(triton.cdiv(rows, ROWS) * heads,)](
-        product, scales, found, rows, area,
-        HEADS=heads, D=d, PARTS=parts, FIRST="qkv".index(names[0]), ROWS=ROWS, DIMS=triton.next_power_of_2(d),
-    )  # fmt: skip
+    constants = {"HEADS": heads, "D": d, "PARTS": parts, "FIRST": "qkv".index(names[0]), "ROWS": ROWS}
+    launch(
+        _heads_kernel,
+        (-(-rows // ROWS) * heads,),
+        (product, scales, found, rows, area),
+        constants | {"DIMS": power_of_two(d)},
+    )
     return found

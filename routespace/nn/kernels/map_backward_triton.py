@@ -18,6 +18,7 @@ from torch import Tensor
 
 from routespace.nn.kernels.map_triton import strip_rows
 from routespace.nn.kernels.taps_triton import load_taps, store_sums
+from routespace.nn.packing.launch import launch, parts
 
 TAPS = 9
 COLUMNS, CHANNELS, WARPS = 8, 64, 4  # four numbers a thread: 36 registers of weights, 40 of their gradients
@@ -130,18 +131,23 @@ def depthwise_gelu_backward(
         (B, N, R), (R, 1, 3, 3) and (R,) of the types of hidden and kernel; empty where they are not wanted.
     """
     r, columns = hidden.shape[2], hidden.shape[0] * width
-    blocks, across = triton.cdiv(r, CHANNELS), triton.cdiv(columns, COLUMNS)
+    blocks, across = parts(r, CHANNELS), parts(columns, COLUMNS)
     strip = strip_rows(height, across * blocks)
-    strips = triton.cdiv(height, strip)
-    group = triton.cdiv(across * strips, max(1, PROGRAMS // blocks))
-    programs = triton.cdiv(across * strips, group)
+    strips = parts(height, strip)
+    group = parts(across * strips, max(1, PROGRAMS // blocks))
+    programs = parts(across * strips, group)
     grad_hidden = torch.empty_like(hidden) if into_hidden else hidden.new_empty(0)
     partial = hidden.new_empty(programs if into_weights else 0, TAPS + 1, r, dtype=torch.float32)
-    _map_backward_kernel[(programs * blocks,)](
-        grad, slope, hidden, kernel, grad_hidden if into_hidden else grad, partial,
-        across * strips, group, strip, strips, columns, height, width, r,
-        INTO_HIDDEN=into_hidden, INTO_WEIGHTS=into_weights, COLUMNS=COLUMNS, CHANNELS=CHANNELS,
-        num_warps=WARPS, maxnreg=REGISTERS,
+    launch(
+        _map_backward_kernel,
+        (programs * blocks,),
+        (
+            grad, slope, hidden, kernel, grad_hidden if into_hidden else grad, partial,
+            across * strips, group, strip, strips, columns, height, width, r,
+        ),
+        {"INTO_HIDDEN": into_hidden, "INTO_WEIGHTS": into_weights, "COLUMNS": COLUMNS, "CHANNELS": CHANNELS},
+        num_warps=WARPS,
+        maxnreg=REGISTERS,
     )  # fmt: skip
     if not into_weights:
         return grad_hidden, kernel.new_empty(0), kernel.new_empty(0)

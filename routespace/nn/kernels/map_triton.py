@@ -16,6 +16,7 @@ from torch import Tensor
 
 from routespace.nn.kernels.gelu_triton import gelu, gelu_and_slope
 from routespace.nn.kernels.taps_triton import load_taps
+from routespace.nn.packing.launch import launch, parts
 
 COLUMNS, CHANNELS, WARPS = 16, 64, 4  # the fastest of six shapes on an H200
 PROGRAMS = 2048  # that keep a GPU busy: with fewer, strips are made shorter
@@ -113,10 +114,13 @@ def depthwise_gelu(
     r, columns = hidden.shape[2], hidden.shape[0] * width
     activated = torch.empty_like(hidden)
     slopes = torch.empty_like(hidden) if slope else hidden.new_empty(0)
-    blocks = triton.cdiv(columns, COLUMNS) * triton.cdiv(r, CHANNELS)
+    blocks = parts(columns, COLUMNS) * parts(r, CHANNELS)
     strip = strip_rows(height, blocks)
-    _map_kernel[(blocks, triton.cdiv(height, strip))](
-        hidden, kernel, offset, slopes if slope else activated, activated, columns, height, width, r,
-        SLOPE=slope, STRIP=strip, COLUMNS=COLUMNS, CHANNELS=CHANNELS, num_warps=WARPS,
-    )  # fmt: skip
+    launch(
+        _map_kernel,
+        (blocks, parts(height, strip)),
+        (hidden, kernel, offset, slopes if slope else activated, activated, columns, height, width, r),
+        {"SLOPE": slope, "STRIP": strip, "COLUMNS": COLUMNS, "CHANNELS": CHANNELS},
+        num_warps=WARPS,
+    )
     return activated, slopes

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from routespace.nn.packing.launch import launch, parts, power_of_two
+
 NUMBERS = 4096  # that a program normalises; with four warps 32 of each thread
 BACK_NUMBERS = 2048  # in the backward pass, which keeps more of each
 BACK_PROGRAMS = 1056  # at most, each with sums of its own: eight on each of 132 multiprocessors
@@ -137,14 +139,22 @@ def normalize(
     t, c = rows.shape
     normed = torch.empty_like(rows, dtype=dtype)
     total = rows if branch is None else torch.empty_like(rows)
-    means, rstds = rows.new_empty(2, t if statistics else 0, 1, dtype=torch.float32)
-    channels = triton.next_power_of_2(c)
+    means = rstds = rows.new_empty(0, 1, dtype=torch.float32)
+    if statistics:
+        means, rstds = rows.new_empty(2, t, 1, dtype=torch.float32)
+    channels = power_of_two(c)
     each = max(1, NUMBERS // channels)
-    _norm_kernel[(triton.cdiv(t, each),)](
-        rows, weight if added is None else added, rows if branch is None else branch,
-        rows if after is None else after, weight, bias, total, normed, means, rstds, t, eps,
-        C=c, ADD=added is not None, BRANCH=branch is not None, AFTER=after is not None, STATISTICS=statistics,
-        ROWS=each, CHANNELS=channels,
+    launch(
+        _norm_kernel,
+        (parts(t, each),),
+        (
+            rows, weight if added is None else added, rows if branch is None else branch,
+            rows if after is None else after, weight, bias, total, normed, means, rstds, t, eps,
+        ),
+        {
+            "C": c, "ADD": added is not None, "BRANCH": branch is not None, "AFTER": after is not None,
+            "STATISTICS": statistics, "ROWS": each, "CHANNELS": channels,
+        },
     )  # fmt: skip
     return Normed(normed, total, means, rstds)
 
@@ -185,17 +195,21 @@ def normalize_back(
         also: a type in which the rows' gradient is given once more.
     """
     t, c = rows.shape
-    channels = triton.next_power_of_2(c)
+    channels = power_of_two(c)
     each = max(1, BACK_NUMBERS // channels)
-    blocks = triton.cdiv(t, each)
+    blocks = parts(t, each)
     programs = min(blocks, BACK_PROGRAMS)
     grad_rows = torch.empty_like(rows)
     grad_branch = grad_rows if also is None else torch.empty_like(rows, dtype=also)
     sums = rows.new_empty(programs, 2, c, dtype=torch.float32)
-    _back_kernel[(programs,)](
-        grad, rows if around is None else around, rows, weight, means, rstds, grad_rows, grad_branch, sums, t,
-        triton.cdiv(blocks, programs),
-        C=c, AROUND=around is not None, BRANCH=also is not None, ROWS=each, CHANNELS=channels,
+    launch(
+        _back_kernel,
+        (programs,),
+        (
+            grad, rows if around is None else around, rows, weight, means, rstds, grad_rows, grad_branch, sums, t,
+            parts(blocks, programs),
+        ),
+        {"C": c, "AROUND": around is not None, "BRANCH": also is not None, "ROWS": each, "CHANNELS": channels},
     )  # fmt: skip
     of_weight, of_bias = sums.sum(0)
     return NormGrads(grad_rows, None if also is None else grad_branch, of_weight, of_bias)

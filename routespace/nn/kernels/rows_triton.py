@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from routespace.nn.packing.launch import launch, parts, power_of_two
+
 NUMBERS = 4096  # that a program normalises
 JOINED = 2048  # that a program adds: its reads are scattered, so more programs shall wait at a time
 ALL, KEPT, SOME = 0, 1, 2  # whose norms stand in the map
@@ -105,12 +107,15 @@ def enter(
     """
     (t, c), (weight, bias, eps) = x.shape, norm
     normed, packed = torch.empty_like(x), x.new_empty(n, c)
-    channels = triton.next_power_of_2(c)
+    channels = power_of_two(c)
     each = max(1, NUMBERS // channels)
     seen = KEPT if sees_kept else ALL if visible is None else SOME
     mask = visible.view(torch.uint8) if seen == SOME and visible is not None else order
-    _enter_kernel[(triton.cdiv(t, each),)](
-        x, weight, bias, order, mask, normed, packed, t, n, eps, C=c, SEEN=seen, ROWS=each, CHANNELS=channels
+    launch(
+        _enter_kernel,
+        (parts(t, each),),
+        (x, weight, bias, order, mask, normed, packed, t, n, eps),
+        {"C": c, "SEEN": seen, "ROWS": each, "CHANNELS": channels},
     )
     return normed, packed
 
@@ -130,10 +135,12 @@ def join(x: Tensor, rows: Tensor, branch: Tensor, norm: tuple[Tensor, Tensor, fl
     n, c = branch.shape
     weight, bias, eps = (branch, branch, 0.0) if norm is None else norm
     normed = branch if norm is None else torch.empty_like(branch)
-    channels = triton.next_power_of_2(c)
+    channels = power_of_two(c)
     each = max(1, JOINED // channels)
-    _join_kernel[(triton.cdiv(n, each),)](
-        x, rows, branch, weight, bias, normed, n, eps,
-        C=c, NORM=norm is not None, ROWS=each, CHANNELS=channels,
-    )  # fmt: skip
+    launch(
+        _join_kernel,
+        (parts(n, each),),
+        (x, rows, branch, weight, bias, normed, n, eps),
+        {"C": c, "NORM": norm is not None, "ROWS": each, "CHANNELS": channels},
+    )
     return normed

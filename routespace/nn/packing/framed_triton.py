@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from routespace.nn.packing.launch import launch, power_of_two
+
 WARPS = 8
 MOST_IMAGES = 8192  # whose counts each program adds up
 
@@ -94,10 +96,12 @@ def framed_tables(
     order = torch.empty(kept.numel(), dtype=torch.int32, device=device)
     framed = torch.empty(b, h + 2, w + 2, dtype=torch.int32, device=device)
     starts = torch.empty(b + 1, dtype=torch.int32, device=device)
-    _frame_kernel[(b,)](
-        kept.view(torch.uint8), order if counts is None else counts, rows, order, cells, framed, starts,
-        n, h, w, per_image or 0,
-        EQUAL=counts is None, IMAGES=triton.next_power_of_2(b), CELLS=triton.next_power_of_2((h + 2) * (w + 2)),
+    numbers = order if counts is None else counts
+    launch(
+        _frame_kernel,
+        (b,),
+        (kept.view(torch.uint8), numbers, rows, order, cells, framed, starts, n, h, w, per_image or 0),
+        {"EQUAL": counts is None, "IMAGES": power_of_two(b), "CELLS": power_of_two((h + 2) * (w + 2))},
         num_warps=WARPS,
-    )  # fmt: skip
+    )
     return FramedTables(rows, order, cells, framed, starts)

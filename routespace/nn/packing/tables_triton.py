@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from routespace.nn.packing.launch import launch, parts, power_of_two
+
 BLOCK = 256
 
 
@@ -66,10 +68,12 @@ def places(kept: Tensor, n: int, starts: Tensor | None, per_image: int | None) -
     make = torch.empty if per_image is None else torch.zeros
     rows = make(n, dtype=torch.int64, device=kept.device)
     order = torch.empty(b * tokens, dtype=torch.int32, device=kept.device)
-    _places_kernel[(b,)](
-        kept.view(torch.uint8), order if starts is None else starts, rows, order, tokens, n, per_image or 0,
-        EQUAL=starts is None, TOKENS=triton.next_power_of_2(tokens),
-    )  # fmt: skip
+    launch(
+        _places_kernel,
+        (b,),
+        (kept.view(torch.uint8), order if starts is None else starts, rows, order, tokens, n, per_image or 0),
+        {"EQUAL": starts is None, "TOKENS": power_of_two(tokens)},
+    )
     return rows, order
 
 
@@ -82,5 +86,5 @@ def neighbours(rows: Tensor, order: Tensor, hw: tuple[int, int]) -> Tensor:
     """
     n = rows.shape[0]
     found = torch.empty(9, n, dtype=torch.int32, device=rows.device)
-    _neighbours_kernel[(triton.cdiv(n, BLOCK),)](order, rows, found, n, *hw, BLOCK=BLOCK)
+    launch(_neighbours_kernel, (parts(n, BLOCK),), (order, rows, found, n, *hw), {"BLOCK": BLOCK})
     return found
