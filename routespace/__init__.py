@@ -30,6 +30,7 @@ _PUBLIC = {
     "routespace.nn.task_net": ("TaskNet", "TaskOutput"),
     "routespace.nn.route_net": ("RouteNet", "RouteOutput"),
     "routespace.nn.routing.routes": ("Routes",),
+    "routespace.nn.replayed": ("Replayed",),
     "routespace.nn.pretrained": ("load_timm_weights",),
     # teaching it
     "routespace.train.recipe.recipe": ("Recipe",),
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
     from routespace.grid.usage import EdgeUsage as EdgeUsage
     from routespace.grid.usage import usage_from_json as usage_from_json
     from routespace.nn.pretrained import load_timm_weights as load_timm_weights
+    from routespace.nn.replayed import Replayed as Replayed
     from routespace.nn.route_net import RouteNet as RouteNet
     from routespace.nn.route_net import RouteOutput as RouteOutput
     from routespace.nn.routing.routes import Routes as Routes

@@ -27,6 +27,7 @@ PUBLIC = [
     "MissingDependencyError",
     "Predictor",
     "Recipe",
+    "Replayed",
     "RouteNet",
     "RouteOutput",
     "Routes",

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,60 +32,15 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from routespace.errors import SpecError
 from routespace.grid.architecture import Architecture
 from routespace.nn.routing.deciding import Execution
+from routespace.nn.tape import SAME, CudaTape, Tape
 from routespace.nn.task_net import TaskNet
 from routespace.train.data.skipping import Group
 from routespace.train.recipe.recipe import Recipe
 from routespace.train.step_loss import Outcome, StepLoss
 from routespace.train.teaching import DensePass, GateTeacher
 
-SAME = 3  # passes after which numbers count as settled; the first ones also compile what has to be
 MOST_KNOWN = 64  # kinds of passes that are watched, such as the parts of a sandwich
 MOST_RECORDED = 8  # each keeps its gradients, and they share the memory of their passes
-T = TypeVar("T")
-
-
-class Tape(Protocol):
-    """Records what is called, to call it again with other numbers in the same tensors."""
-
-    def live(self, call: Callable[[], T]) -> T:
-        """Call it, where what is recorded runs."""
-        ...
-
-    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """What a call gives, and how to call it again: the same tensors then hold what it gives.
-
-        Nothing has been computed before the first replay.
-        """
-        ...
-
-
-class CudaTape:
-    """CUDA graphs that share their memory.
-
-    Args:
-        device: a GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def live(self, call: Callable[[], T]) -> T:
-        """See Tape. On a stream of its own: gradients are added up on the stream that they were first made on."""
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            found = call()
-        current.wait_stream(self._stream)
-        return found
-
-    def record(self, call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """See Tape; a thread that makes batches beside the training may go on meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            found = call()
-        return found, graph.replay
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
     import torch
 
     from routespace.deploy.bundle import load_bundle
+    from routespace.nn.replayed import Replayed
     from routespace.nn.running import as_input, pick_device
     from routespace.nn.weights import load_net
 
@@ -138,10 +139,11 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
     net = net.eval().to(place).decide(execution="auto")
     decode = _decoder(net.head, place)
     answers = "objects" if decode is not None else _answers(folder, net.head.names)
+    replayed = Replayed(net)
 
     def run(images: NDArray[np.float32]) -> Arrays:
         with torch.inference_mode():
-            found = net.tensors(net(as_input(net, torch.from_numpy(images))))
+            found = net.tensors(replayed(as_input(net, torch.from_numpy(images))))
         return tuple(np.asarray(part.float().cpu().numpy()) for part in found)
 
     return OpenNetwork(run, answers, load_preprocess(folder), net=net, decode=decode)

@@ -28,12 +28,14 @@ class Head(nn.Module, ABC):
         kind: its name in files.
         budgeted: whether its MACs are among those that a budget holds; heads of dense tasks stand beside it.
         free_size: whether exported files take images of any size, where the family can; else of one size.
+        recordable: whether it calls the same kernels for all images of a size, so that a CUDA graph can hold it.
         names: of the tensors that `tensors` gives, as exported files call them.
     """
 
     kind: ClassVar[str]
     budgeted: ClassVar[bool] = False
     free_size: ClassVar[bool] = False
+    recordable: ClassVar[bool] = False
     names: tuple[str, ...]
 
     @classmethod
@@ -115,6 +117,7 @@ class Maps(Head):
     """
 
     kind = "maps"
+    recordable = True
 
     def __init__(self, rates: Sequence[int]) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class Classifier(Head):
     """
 
     kind = "classify"
+    recordable = True
     budgeted = True
     names = ("logits",)
 

@@ -40,6 +40,7 @@ class PixelClassifier(Head):
     """
 
     kind = "semantic"
+    recordable = True
     free_size = True
     names = ("pixel_logits",)
 
