@@ -58,14 +58,16 @@ class Replayed:
         Raises:
             SpecError: images that do not fit.
         """
+        output: TaskOutput
         tape = self._tape
         if tape is None or self.net.training or not self.net.head.recordable:
-            return self.net(images)
+            output = self.net(images)
+            return output
         kind = images.shape, images.dtype
         if kind in self._recorded:
             self._recorded.move_to_end(kind)
             return self._replay(self._recorded[kind], images)
-        output: TaskOutput = tape.live(lambda: self.net(images))
+        output = tape.live(lambda: self.net(images))
         self._calls[kind] = self._calls.pop(kind, 0) + 1
         if self._calls[kind] >= SAME and is_steady(self.net, output):
             own = images.clone()
