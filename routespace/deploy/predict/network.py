@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -139,12 +141,12 @@ def _of_folder(folder: Path, device: str, families: Iterable[Family]) -> OpenNet
     net = net.eval().to(place).decide(execution="auto")
     decode = _decoder(net.head, place)
     answers = "objects" if decode is not None else _answers(folder, net.head.names)
-    replayed = Replayed(net)
+    replayed, turn = Replayed(net), Lock() if place.type == "cuda" else nullcontext()
 
     def run(images: NDArray[np.float32]) -> Arrays:
-        with torch.inference_mode():
+        with turn, torch.inference_mode():  # what a graph gives is overwritten by whoever calls next
             found = net.tensors(replayed(as_input(net, torch.from_numpy(images))))
-        return tuple(np.asarray(part.float().cpu().numpy()) for part in found)
+            return tuple(np.asarray(part.float().cpu().numpy()) for part in found)
 
     return OpenNetwork(run, answers, load_preprocess(folder), net=net, decode=decode)
 
