@@ -37,7 +37,8 @@ class Replayed:
     static networks, those in `dense` execution, and those of which the host knows how many tokens they keep
     (`gates.capacity`), under heads that call the same kernels for all images; others run as ever.
 
-    It is for one thread at a time. Weights may change in place. A network that is moved, cast, or made to decide otherwise needs another Replayed.
+    It is for one thread at a time. Weights may change in place. A network that is moved, cast, or made to decide
+    otherwise needs another Replayed.
 
     Args:
         net: the network.
