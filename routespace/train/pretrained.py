@@ -18,11 +18,14 @@ from torch import nn
 from routespace.errors import BundleError, RoutespaceError, SpecError
 from routespace.logs import quieted
 from routespace.nn.checkpoints import state_dict_of
+from routespace.nn.heads.base import listed
 from routespace.nn.pretrained import load_network_weights, load_timm_weights
 from routespace.nn.task_net import TaskNet
 from routespace.nn.weights import load_net
 from routespace.train.given_weights import WEIGHTS_HINT, weights_place
 from routespace.train.recipe.parts import TIMM
+
+OUTPUT = "outputs.r"  # begins the names of the norms on the maps that a network gives
 
 
 def load_pretrained(net: TaskNet, source: str) -> str:
@@ -53,9 +56,12 @@ def load_pretrained(net: TaskNet, source: str) -> str:
     except RoutespaceError as error:
         raise type(error)(f"train.weights: {source}: {str(error).removeprefix('weights: ')}") from error
     millions = sum(tensor.numel() for tensor in weights.values() if tensor.is_floating_point()) / 1e6
+    rates = [int(name.removeprefix(OUTPUT)) for name in kept if name.startswith(OUTPUT)]
+    words = {"outputs": f"outputs (rate{'s' if rates[1:] else ''} {listed(rates)})"} if rates else {}
+    if net.spec.num_classes:
+        words["head"] = f"head ({net.spec.num_classes} classes)"
     new = dict.fromkeys(name.partition(".")[0] for name in kept)
-    head = f"head ({net.spec.num_classes} classes)" if net.spec.num_classes else "head"
-    told = [head if part == "head" else part for part in new]
+    told = [words.get(part, part) for part in new]
     return f"weights: {source}, {millions:.3g} M parameters" + (f"; new: {', '.join(told)}" if told else "")
 
 

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from dense_tiny import dense_net
 from train_tiny import tiny
 
 from routespace.deploy.bundle import Card, save_bundle
@@ -168,6 +169,46 @@ def test_a_bundle_of_the_plain_network_fills_the_grid(tmp_path):
     images = torch.randn(2, 3, IMAGE, IMAGE)
     with torch.no_grad():
         torch.testing.assert_close(stairs(images).logits, plain(images).logits, atol=1e-5, rtol=1e-4)
+
+
+DENSE = {
+    "detect": {"classes": 3, "width": 16, "convs": 1},
+    "instance": {"classes": 3, "width": 16, "proposals": 20},
+    "semantic": {"classes": 3, "channels": 16},
+}
+
+
+def given_to(task, seed=1):
+    """A network of the tiny grid for a task, with weights of its own everywhere."""
+    net = TaskNet.classifier(tiny().architecture()) if task == "classify" else dense_net(task, **DENSE[task])
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+@pytest.mark.parametrize("mine", ["classify", *DENSE])
+@pytest.mark.parametrize("given", ["classify", *DENSE])
+def test_the_backbone_goes_from_any_task_to_any_other(mine, given, tmp_path):
+    """A classifier has the last map alone, and of the others' last layer what leads there."""
+    net, other = given_to(mine), given_to(given, seed=2)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    save_net(other, tmp_path)
+    told = load_pretrained(net, str(tmp_path))
+    now, theirs = net.state_dict(), other.state_dict()
+    same_head = mine == given == "classify"
+    for name, tensor in now.items():
+        new = ".gates." in name or (name.startswith("head.") and not same_head) or ".outputs." in name
+        if new and not (".outputs." in name and name in theirs):
+            assert torch.equal(tensor, before[name]), name
+        elif name in theirs:
+            assert torch.equal(tensor, theirs[name]), name
+        else:  # an edge that the given network lacks takes a block of its rate
+            assert any(torch.equal(tensor, found) for found in theirs.values()), name
+    outputs = ", outputs (rate 4)" if given == "classify" != mine else ""
+    head = "" if same_head else ", head (10 classes)" if mine == "classify" else ", head"
+    assert told.endswith(f"M parameters; new: gates{outputs}{head}")
 
 
 def test_a_safetensors_file(tmp_path):

@@ -35,7 +35,7 @@ def _write(prepared: Prepared, path: Path, *, opset: int | None) -> Mapping[str,
         traced, seconds = prepared.traced()
         calls = sum(node.op == "call_function" for node in traced.graph.nodes)
         rest = CONVERTING * seconds
-        more = f"; about {rest:.0f} s more" if rest >= TOLD_S else ""
+        more = f", which takes about {rest:.0f} s" if rest >= TOLD_S else ""  # true however often it is told
         prepared.say(f"turning {calls} operators into those of ONNX{more}")
         program = torch.onnx.export(
             traced,
