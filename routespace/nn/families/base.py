@@ -193,13 +193,13 @@ class Stage(nn.Module):
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody listens to a module or to one of its direct parts."""
-    parts = (module, *module.children())
     try:
-        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
-            return True
-        return any(part._backward_hooks or part._backward_pre_hooks for part in parts)
+        for part in (module, *module.children()):
+            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+                return True
     except AttributeError:  # torch's private names
         return True
+    return False
 
 
 def as_maps_are(conv: nn.Conv2d) -> nn.Conv2d:

@@ -70,8 +70,9 @@ def run_fused(block: Layers, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -
     from routespace.nn.kernels.rows_triton import enter, join
 
     tables, flat, mlp = keep.framed, x.view(-1, x.shape[2]), block.mlp
+    conv = mlp.dwconv
     assert tables is not None
-    assert mlp.dwconv.bias is not None
+    assert conv.bias is not None
     visible = None if keep.sees_kept else keep.visible
     seen, asking = enter(
         flat,
@@ -85,8 +86,8 @@ def run_fused(block: Layers, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -
     hidden = apply_linear(mlp.fc1, join(flat, tables.rows, branch, _weights(block.norm2)))
     activated = framed_gelu(
         hidden,
-        mlp.dwconv.weight.contiguous(),
-        mlp.dwconv.bias,
+        conv.weight.contiguous(),
+        conv.bias,
         tables.framed,
         tables.cells,
         tokens=keep.kept.numel(),
@@ -96,9 +97,10 @@ def run_fused(block: Layers, x: Tensor, hw: tuple[int, int], keep: KeptTokens) -
 
 
 def _is_plain(norm: nn.LayerNorm, x: Tensor) -> bool:
-    if type(norm) is not LayerNorm or not is_unheard(norm) or not norm.elementwise_affine or norm.bias is None:
+    if type(norm) is not LayerNorm or not is_unheard(norm):
         return False
-    return norm.weight.dtype == x.dtype == norm.bias.dtype
+    weight, bias, _ = _weights(norm)
+    return weight is not None and bias is not None and weight.dtype == x.dtype == bias.dtype
 
 
 def _weights(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:

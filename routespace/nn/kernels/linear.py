@@ -119,7 +119,7 @@ def apply_linear(layer: nn.Module, x: Tensor, *, onto: Tensor | None = None, bia
     """
     if onto is not None:
         return _apply_onto(layer, x, onto)
-    if is_untouched(layer):
+    if x.is_cpu and is_untouched(layer):
         assert isinstance(layer, nn.Linear)
         if _goes_to_onednn(x, layer.weight, layer.bias, _least_macs(x)):
             return linear(x, layer.weight, layer.bias)
@@ -190,10 +190,9 @@ def is_unheard(layer: nn.Module) -> bool:
     if "forward" in layer.__dict__:
         return False
     try:
-        hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+            return False
     except AttributeError:
-        return False
-    if any(len(found) for found in hooks):
         return False
     return torch.compiler.is_compiling() or not somebody_listens()
 
