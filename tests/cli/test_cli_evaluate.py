@@ -112,6 +112,7 @@ def test_a_recipe_of_the_package_takes_the_datas_classes(cli, tmp_path):
 
 
 @few
+@pytest.mark.usefixtures("weights_drawn_at_once")
 def test_the_recipe_for_photographs_fine_tunes_weights_from_timm(cli, tmp_path):
     folder, run, weights = photos(tmp_path / "photos", count=6), tmp_path / "run", tmp_path / "b0.safetensors"
     photos(folder, ("ant",), count=14)

@@ -50,8 +50,12 @@ def place(tmp_path_factory):
     """A routed run, the bundle of a static one, its files each alone in a folder, and images with wrong labels."""
     place = tmp_path_factory.mktemp("place")
     photos(place / "photos", count=30)
-    train_recipe(photos_recipe(place, routing="both", train__epochs=9, budget__ratio=1.0), place / "run")
-    train_recipe(photos_recipe(place), place / "static")
+    train_recipe(photos_recipe(place, train__epochs=3), place / "static")
+    start = {"train__weights": str(place / "static"), "train__start": "staircase"}  # which learns on in an epoch
+    routed = photos_recipe(
+        place, routing="both", budget__ratio=1.0, train__epochs=1, train__warmup_epochs=0, **start
+    )
+    train_recipe(routed, place / "run")
     extract_bundle(place / "static", place / "bundle")
     export_artifact(load_artifact(place / "bundle"), place / "all", list(EXPORTERS))
     for name, exporter in EXPORTERS.items():
@@ -65,7 +69,7 @@ def place(tmp_path_factory):
 
 
 def photos_recipe(place, **changes):
-    fixed = {"train__epochs": 5, "data__scale": 0.8, "data__crop_pct": 0.75, "train__lr": 5e-3}
+    fixed = {"data__scale": 0.8, "data__crop_pct": 0.75, "train__lr": 5e-3}
     return photo_recipe(place / "photos", **fixed | changes)
 
 

@@ -53,6 +53,12 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="module")
+def predictor(place):
+    """Of the set of files, which takes seconds to load."""
+    return Predictor(place / "files/model.pt2", "cpu", least_score=0.0)
+
+
 @pytest.fixture
 def files(place, tmp_path):
     """The set again, to be spoiled."""
@@ -101,11 +107,9 @@ def test_any_number_of_images_of_any_size(place):
         assert_finds_the_same(net, place / "files" / "model.pt2", size, batch)
 
 
-def test_a_predictor_says_what_the_bundles_does(place):
-    ours, theirs = (
-        Predictor(given, "cpu", least_score=0.0) for given in (place / "bundle", place / "files/model.pt2")
-    )
-    pairs = list(zip(ours(place / "pictures"), theirs(place / "pictures"), strict=True))
+def test_a_predictor_says_what_the_bundles_does(place, predictor):
+    ours = Predictor(place / "bundle", "cpu", least_score=0.0)
+    pairs = list(zip(ours(place / "pictures"), predictor(place / "pictures"), strict=True))
     for one, other in pairs:
         assert one.labels == other.labels
         assert len(one.labels) == 10
@@ -116,13 +120,11 @@ def test_a_predictor_says_what_the_bundles_does(place):
     assert len(pairs) == 2
 
 
-def test_masks_on_pictures_of_mixed_sizes_are_the_eager_detectors(place, tmp_path):
+def test_masks_on_pictures_of_mixed_sizes_are_the_eager_detectors(predictor, tmp_path):
     rng, sizes, net = np.random.default_rng(1), [(40, 60), (60, 40), (90, 70), (48, 48), (40, 60)], static()
     for number, size in enumerate(sizes):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-    for size, found in zip(
-        sizes, Predictor(place / "files/model.pt2", "cpu", least_score=0.0)(tmp_path), strict=True
-    ):
+    for size, found in zip(sizes, predictor(tmp_path), strict=True):
         numbers = torch.from_numpy(FED.read(found.path))[None]
         with torch.no_grad():
             (wanted,) = net(numbers).outputs.detections([tuple(numbers.shape[-2:])], [size])

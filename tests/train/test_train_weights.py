@@ -47,7 +47,7 @@ def supernet(preset="dit_b0", **fields):
 def recipe_of(preset="dit_b0", **changes):
     """A recipe that trains nothing on a preset's grid."""
     grid = {"grid": {"preset": preset, "image_size": IMAGE, "num_classes": 10}}
-    return tiny(data__train_size=16, data__val_size=4).override(grid | NOTHING | changes)
+    return tiny(data__train_size=16, data__val_size=4, data__test_size=4).override(grid | NOTHING | changes)
 
 
 @pytest.mark.parametrize(
