@@ -7,6 +7,7 @@ that they belong to: a crash or a full disk leaves the old network or an error, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,25 +135,32 @@ def filled(make: Callable[[], Net], state: Mapping[str, Tensor]) -> Net:
     Raises:
         RuntimeError: keys or shapes differ, in torch's words.
     """
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        with undrawn():
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _on_the_cpu(), undrawn():
             net = make()
         _adapt(net, state)
         net.load_state_dict(state, strict=True)
     return net
 
 
+def _on_the_cpu() -> AbstractContextManager[object]:
+    """Where modules are made on the CPU, whatever the default device; a context that changes none is dear."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 def _adapt(net: AnyNet, state: Mapping[str, Tensor]) -> None:
     """Give a network's tensors the types and devices of those that are to be copied into them."""
     types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     devices = {tensor.device for tensor in state.values()}
-    if len(devices) == 1:
+    own = [*net.parameters(), *net.buffers()]
+    if len(devices) == 1 and {tensor.device for tensor in own} != devices:
         net.to(devices.pop())
-    if len(types) == 1:  # buffers that are not saved follow
-        net.to(types.pop())
+    if len(types) == 1 and {tensor.dtype for tensor in own if tensor.is_floating_point()} != types:
+        net.to(types.pop())  # buffers that are not saved follow
     for name, tensor in net.state_dict(keep_vars=True).items():
-        if name in state:
-            tensor.data = tensor.data.to(state[name].device, state[name].dtype)
+        given = state.get(name, tensor)
+        if (tensor.device, tensor.dtype) != (given.device, given.dtype):
+            tensor.data = tensor.data.to(given.device, given.dtype)
 
 
 def _read(path: Path, *, owner: str) -> dict[str, Tensor]:
