@@ -9,7 +9,7 @@ from train_annotated import SIZES, ade, cityscapes, label_map, noise, some_coco,
 
 from routespace.errors import DataError
 from routespace.train.data.annotated.check import check_annotated
-from routespace.train.data.annotated.label_maps import FolderAnnotations
+from routespace.train.data.annotated.label_maps import FolderAnnotations, LabelMaps
 from routespace.train.recipe.coco import CocoSpec
 from routespace.train.recipe.data import FolderSpec
 from routespace.train.recipe.data_kinds import data_at, spec_at
@@ -39,6 +39,41 @@ def test_numbers_are_classes_and_pixels_without_one_are_ignored(tmp_path):
     with pytest.raises(DataError, match="no annotated test images"):
         source.test()
     assert len(source_of(spec(tmp_path, val="cut"), "pixels").test()) == 3
+
+
+def of_palette(values):
+    image = Image.fromarray(values.astype(np.uint8), mode=None).convert("P")
+    image.putdata(values.ravel().tolist())
+    image.putpalette([part for number in range(256) for part in (number * 37 % 256, number * 91 % 256, 7)])
+    return image
+
+
+PNGS = {
+    "grey": (lambda values: Image.fromarray(values.astype(np.uint8)), {}),
+    "16 bits": (lambda values: Image.fromarray(values.astype(np.uint16)), {}),
+    "palette": (of_palette, {}),
+    "palette, transparent": (of_palette, {"transparency": 1}),
+    "grey, transparent": (lambda values: Image.fromarray(values.astype(np.uint8)), {"transparency": 1}),
+    "palette of 2 bits": (of_palette, {"bits": 2}),
+    "palette of 4 bits": (of_palette, {"bits": 4}),
+    "two values": (lambda values: Image.fromarray(values > 0), {}),
+}
+
+
+@pytest.mark.parametrize("kind", PNGS)
+def test_label_maps_of_every_kind_of_png_tell_the_same_classes(kind, tmp_path):
+    """A palette's numbers are the classes, whatever their colours, and 255 counts for nothing."""
+    ade(tmp_path)
+    make, options = PNGS[kind]
+    values = np.random.default_rng(0).integers(0, 2 if kind == "two values" else 4, (64, 48))
+    if not ("bits" in options or kind == "two values"):
+        values[:9] = IGNORE
+    place = tmp_path / "annotations/training/room/1.png"
+    make(values).save(place, **options)
+    found = LabelMaps({1: 0, 2: 1, 3: 2}, frozenset({0, IGNORE})).read(str(place))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, np.array([IGNORE, 0, 1, 2])[np.where(values == IGNORE, 0, values)])
+    assert source_of(spec(tmp_path, ignore=(0, IGNORE)), "pixels").quick_check() == ()
 
 
 def test_classes_of_a_network_are_found_by_name(tmp_path):
