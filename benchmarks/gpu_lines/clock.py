@@ -93,7 +93,9 @@ def _warmed_up(run: Run, setting: Setting) -> tuple[float | None, int]:
     for _ in range(warm - 1):
         run()
     took = milliseconds(run, device)
-    memory = (torch.cuda.max_memory_allocated(device) - stays) / 1e6 if device.type == "cuda" else None
+    # A graph keeps its memory, and a call of it adds none: that tells nothing.
+    added = torch.cuda.max_memory_allocated(device) - stays if device.type == "cuda" else 0
+    memory = added / 1e6 if added else None
     return memory, 1 if setting.rehearse else max(1, math.ceil(LEAST_MS / max(took, 1e-3)))
 
 
