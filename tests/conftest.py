@@ -1,4 +1,4 @@
-"""What all tests share is in `shared`, which the process that only hands out tests would load for seconds in vain."""
+"""What all tests share is in `shared`: the process that hands them out would load it for seconds in vain."""
 
 import gc
 
