@@ -6,14 +6,17 @@ import pytest
 import torch
 from dense_tiny import dense_net, target
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 
 from routespace.deploy.counters import torch_macs
 from routespace.nn.cost import network_cost
+from routespace.nn.heads.instance import pasted
 from routespace.nn.weights import load_net, save_net
 
 SIZE = 64, 96
@@ -112,6 +115,31 @@ def test_masks_are_told_in_the_pictures_pixels():
     large = areas[0] > 100
     assert large.any()
     torch.testing.assert_close(areas[1][large], areas[0][large], rtol=0.25, atol=10)
+
+
+class Floats(TorchDispatchMode):
+    """Keeps the most shares that one tensor had."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_floating_point():
+            self.most = max(self.most, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_masks_are_pasted_as_torchvision_pastes_them_in_the_memory_of_one(count):
+    size = 60, 80
+    corners = torch.rand(count, 2) * torch.tensor([80.0, 60.0]) - 5
+    boxes = torch.cat([corners, corners + 1 + 40 * torch.rand(count, 2)], 1)
+    masks = torch.rand(count, 1, 28, 28)
+    expected = paste_masks_in_image(masks, boxes, size)[:, 0] > 0.5
+    with Floats() as seen:
+        found = pasted(masks, boxes, size)
+    assert torch.equal(found, expected.view(count, *size))
+    assert seen.most <= size[0] * size[1]
 
 
 def test_every_weight_learns_from_pictures_with_and_without_objects():
