@@ -120,6 +120,24 @@ def test_ids_that_do_not_fit_are_one_line(changes, line, place, tmp_path, cli):
     cli("predict", place / "detect", place / "pictures", "--json", "--ids", ids).assert_refused(line)
 
 
+def test_two_pictures_do_not_become_one_image(place, tmp_path, cli):
+    """Its results would be there twice, and cost average precision without a word."""
+    ids = annotations(tmp_path, images=[{"id": 5, "file_name": "a.png"}])
+    args = "predict", place / "detect", "--json", "--ids", ids
+    cli(*args, place / "pictures").assert_refused(
+        "image 5 would be both", "0/a.png", "1/a.png", "give each image once"
+    )
+    picture = place / "pictures/0/a.png"
+    cli(*args, picture, picture).assert_refused("image 5 would be")
+    assert {result["image_id"] for result in json.loads(predict(*args[1:], picture).stdout)} == {5}
+
+
+def test_names_that_windows_wrote_have_ids(place, tmp_path):
+    ids = annotations(tmp_path, images=[{"id": n, "file_name": f"pictures\\{n}\\a.png"} for n in range(2)])
+    found = predict(place / "detect", place / "pictures", "--json", "--ids", ids)
+    assert {result["image_id"] for result in json.loads(found.stdout)} == {0, 1}
+
+
 def test_only_objects_in_json_have_ids(place, tmp_path, cli):
     ids = annotations(tmp_path)
     cli("predict", place / "detect", place / "pictures", "--ids", ids).assert_refused("give --json")

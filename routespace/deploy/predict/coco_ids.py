@@ -33,10 +33,11 @@ class CocoIds(NamedTuple):
         return next((self.images[end] for end in ends if end in self.images), None)
 
     def require(self, classes: Sequence[str], paths: Iterable[str | None]) -> None:
-        """Raise DataError when a class or an image has no id."""
+        """Raise DataError when a class or an image has no id, or two images have one."""
+        given = [path or "" for path in paths]
         for kind, missing in (
             ("category", [name for name in classes if name not in self.categories]),
-            ("image", [path or "" for path in paths if self.image(path) is None]),
+            ("image", [path for path in given if self.image(path) is None]),
         ):
             if missing:
                 more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -44,6 +45,15 @@ class CocoIds(NamedTuple):
                     f"{self.file}: has no {kind} {', '.join(map(repr, missing[:NAMED]))}{more}; give the "
                     f"annotations of these images, or leave the ids out"
                 )
+        seen: dict[int | None, str] = {}
+        for path in given:
+            number = self.image(path)
+            if number in seen:
+                raise DataError(
+                    f"{self.file}: image {number} would be both {seen[number]!r} and {path!r}; give each image "
+                    f"once, or leave the ids out"
+                )
+            seen[number] = path
 
 
 def read_coco_ids(path: Path) -> CocoIds:
@@ -68,4 +78,6 @@ def read_coco_ids(path: Path) -> CocoIds:
             if ids.setdefault(name, number) != number:
                 raise DataError(f"{path}: {kind} {ids[name]} and {number} have the same {field} {name!r}")
         named.append(ids)
-    return CocoIds(named[0], named[1], path)
+    images, categories = named
+    slashed = {name.replace("\\", "/"): number for name, number in images.items()}  # names that Windows wrote
+    return CocoIds(slashed | images, categories, path)
