@@ -236,7 +236,7 @@ def test_rows_that_follow_one_map(form, tmp_path, scout):
 
 @pytest.mark.parametrize("form", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)], indirect=True)
 def test_a_pyramid(form, tmp_path):
-    net, path = make_net(num_classes=0, outputs="pyramid"), tmp_path / f"net{EXPORTERS[form].suffix}"
+    net, path = make_net(layers=1, num_classes=0, outputs="pyramid"), tmp_path / f"net{EXPORTERS[form].suffix}"
     export(net, path, image_size=(40, 48))
     assert names_in(tmp_path) == [path.name]
     assert_gives_the_nets_numbers(net, path, image_size=(40, 48))
