@@ -37,7 +37,19 @@ def launch(
     first = args[0]
     assert isinstance(first, Tensor)
     device = torch.cuda.current_device() if first.is_cuda else None
-    variant = (id(kernel), device, *constants.values(), *options.items(), *map(_kind, args))
+    # All that a variant may depend on.
+    variant = (
+        id(kernel),
+        device,
+        *constants.values(),
+        *options.items(),
+        *[
+            (arg.dtype, arg.data_ptr() % ALIGNMENT == 0)
+            if isinstance(arg, Tensor)
+            else isinstance(arg, float) or (arg == 1, arg % ALIGNMENT == 0)
+            for arg in args
+        ],
+    )
     made = _variants.get(variant)
     if made is not None:
         made[(*grid, 1, 1)](*args, *constants.values())
@@ -45,13 +57,6 @@ def launch(
     made = kernel[grid](*args, **constants, **options)
     if isinstance(made, CompiledKernel):  # the interpreter makes none
         _variants[variant] = made
-
-
-def _kind(arg: Tensor | float) -> object:
-    """All that a variant may depend on."""
-    if isinstance(arg, Tensor):
-        return arg.dtype, arg.data_ptr() % ALIGNMENT == 0
-    return float if isinstance(arg, float) else (arg == 1, arg % ALIGNMENT == 0)
 
 
 def parts(whole: int, each: int) -> int:
