@@ -21,9 +21,9 @@ from routespace.nn.kernels.map_triton import strip_rows
 from routespace.nn.kernels.taps_triton import load_taps
 from routespace.nn.packing.launch import launch, parts
 
-# The fastest of five on an H200: with 134 registers, as many as Triton would take, a program fewer runs at a time, and
-# with 96 some numbers have no place. Weights that are read anew for each step took 1.03 times as long, products with
-# diagonal matrices on tensor cores 1.3 to 2.5 times.
+# The fastest of five on an H200: with 134 registers, as many as Triton would take, a program fewer runs at a time,
+# and with 96 some numbers have no place. Weights that each step reads anew took 1.03 times as long, products
+# with diagonal matrices on tensor cores 1.3 to 2.5 times.
 PICK_ROWS, PICK_STEPS, PICK_CHANNELS, PICK_WARPS, PICK_REGISTERS = 16, 16, 64, 4, 128
 COLUMNS, CHANNELS, WARPS = 16, 64, 4
 MARGIN = 4096  # rows behind the last one, of which blocks make places
