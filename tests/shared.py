@@ -97,7 +97,7 @@ def one_parser():
         yield
 
 
-LIBRARIES_SET = "KMP_", "TORCHINDUCTOR_", "TRITON_"  # once, when the compiler is first used
+LIBRARIES_SET = "KMP_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_"  # once, when the compiler is first used
 
 
 def settings_of_the_process() -> dict[str, object]:
