@@ -51,6 +51,7 @@ WITHOUT_EFFECT = {
     "train.decay_fracs": ({}, [0.5]),
     "train.min_lr": ({"train.schedule": "multistep", "train.warmup_epochs": 0}, 1e-4),
     "train.clock": ({}, "processor"),
+    "train.cuda_graphs": ({"train.cuda_graphs": False}, True),
 }
 LOUD = {  # a sandwich, and gates that open a share
     "budget.weight": ({"train.mode": "sandwich"}, 3.0),

@@ -87,6 +87,9 @@ RULES = (
     Rule(("train.sandwich_parts", "train.sandwich_window"), {"train.mode": ("sandwich",)}),
     Rule(("train.decay_fracs",), {"train.schedule": ("multistep",)}),
     Rule(("train.min_lr",), {"train.schedule": ("cosine", "poly"), "train.warmup_epochs": GIVEN}),
+    Rule(("train.cuda_graphs",), {"train.device": ("auto", "cuda")}),
+    Rule(("train.cuda_graphs",), {"train.compile": (False,)}),
+    Rule(("train.cuda_graphs",), {"train.grad_checkpointing": (False,)}),
     Rule(("train.clock",), {"train.seconds": GIVEN, "train.phases": GIVEN}),
 )
 
