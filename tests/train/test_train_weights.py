@@ -82,6 +82,21 @@ def test_edges_off_the_staircase_take_the_blocks_of_their_rate():
     torch.testing.assert_close(weight, model.stages[0].blocks[0].attn.q.weight)
 
 
+def test_a_detectors_maps_begin_as_those_of_the_pretrained_network(tmp_path):
+    model = oracle(num_classes=1000)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    grid = RoutingGrid(GridSpec.preset("dit_b0", image_size=IMAGE, num_classes=0, outputs="pyramid"))
+    net = dense_net("detect", grid=grid, **DENSE["detect"]).eval()
+    assert load_pretrained(net, str(tmp_path / "w.pth")).endswith("; new: gates, head")
+    x = torch.randn(2, 3, IMAGE, IMAGE)
+    with torch.no_grad():
+        maps = net.backbone.restrict(Architecture.staircase(grid))(x).maps
+        x = model.patch_embed(x)
+        for rate, stage in zip((4, 8, 16, 32), model.stages, strict=True):
+            x = stage(x)
+            torch.testing.assert_close(maps[rate], x, atol=1e-4, rtol=1e-4)
+
+
 def test_timm_by_name(monkeypatch):
     model, net = oracle(num_classes=1000), supernet()
     head = net.head.weight.clone()
