@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from routespace.checked import checked
 from routespace.nn.tape import SAME, CudaTape, Tape
 from routespace.nn.task_net import TaskNet, TaskOutput
 
@@ -43,8 +44,12 @@ class Replayed:
     Args:
         net: the network.
         tape: that records; None for CUDA graphs, on a GPU.
+
+    Raises:
+        SpecError: something else than a network.
     """
 
+    @checked
     def __init__(self, net: TaskNet, *, tape: Tape | None = None) -> None:
         device = next(net.parameters()).device
         self.net = net

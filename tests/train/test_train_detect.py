@@ -139,7 +139,7 @@ def test_a_detector_starts_from_a_classifiers_backbone(tmp_path):
     kept = [name for name in given if name.startswith(("backbone.stem", "backbone.edges"))]
     assert all(torch.equal(found[name], given[name]) for name in kept)
     assert len(kept) > 50
-    assert any(line.endswith("new: gates, outputs, head") for line in lines)
+    assert any(line.endswith("new: gates, outputs (rate 4), head") for line in lines), lines
 
 
 def two_processes(recipe, folder) -> dict:
