@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from dense_tiny import dense_net
+from dense_tiny import dense_net, surer
 
 from routespace.deploy.bundle import Card, load_bundle, save_bundle
 from routespace.deploy.export.load import load_exported
@@ -27,7 +27,7 @@ ALL = pytest.mark.parametrize("name", list(DETECTORS))
 
 def supernet(name: str):
     kind, settings = DETECTORS[name]
-    return dense_net(kind, classes=3, score_threshold=0.0, **settings)
+    return surer(dense_net(kind, classes=3, score_threshold=0.0, **settings))
 
 
 def equal_objects(found, wanted) -> None:
@@ -130,7 +130,7 @@ def test_a_bundle_of_a_part_that_never_reaches_a_rate_says_so_and_loads(name, ra
 def test_exported_files_of_such_parts_make_the_networks_boxes(name, suffix, rate, tmp_path):
     kind, settings = DETECTORS[name]
     more = {"finest": 4} if kind == "detect" else {}
-    net = dense_net(kind, classes=3, score_threshold=0.0, **settings, **more)
+    net = surer(dense_net(kind, classes=3, score_threshold=0.0, **settings, **more))
     small = extract(net, without_rate_4_or_8(net, rate)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
-from dense_tiny import dense_net
+from dense_tiny import dense_net, surer
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
@@ -33,12 +33,7 @@ KINDS = {
 
 def network(kind):
     settings = KINDS[kind] | ({"score_threshold": 0.0} if kind != "semantic" else {})
-    net = dense_net(kind, classes=3, **settings).eval()
-    with torch.no_grad():  # scores that differ by more than rounding: fresh ones are nearly all alike
-        for name, weight in net.head.named_parameters():
-            if name.endswith(("cls_logits.weight", "cls_score.weight")):
-                weight.mul_(100)
-    return net
+    return surer(dense_net(kind, classes=3, **settings).eval())
 
 
 @pytest.fixture(scope="module")
@@ -183,15 +178,20 @@ def test_exported_files_say_the_same(kind, suffix, place, tmp_path):
     ours, theirs = (Predictor(given, "cpu", least_score=0.0) for given in (tmp_path / "bundle", path))
     pictures = place / "pictures"
     for one, other in zip(ours.stream(pictures), theirs.stream(pictures), strict=True):
-        assert one.labels == other.labels
-        assert one.scores == pytest.approx(other.scores, abs=1e-3)
         if kind == "semantic":
+            assert one.labels == other.labels
+            assert one.scores == pytest.approx(other.scores, abs=1e-3)
             assert (one.classes != other.classes).mean() < 0.01
             continue
-        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+        apart = np.abs(np.array(one.boxes)[:, None] - np.array(other.boxes)).max(2)
+        apart += 1e3 * (np.array(one.labels)[:, None] != np.array(other.labels))
+        same = apart.argmin(1)  # objects of nearly one score may stand in another order
+        assert sorted(same) == list(range(len(other.labels)))
+        assert apart.min(1).max() < 1e-2
+        assert one.scores == pytest.approx([other.scores[place] for place in same], abs=1e-3)
         if kind == "instance":
             assert len(one.labels) > 3
-            assert (one.masks != other.masks).mean() < 0.001
+            assert (one.masks != other.masks[same]).mean() < 0.001
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])  # as Linux and macOS write accents
