@@ -48,7 +48,6 @@ class Recording:
     """One recorded pass.
 
     Attributes:
-        numbers: that are in its kernels.
         inputs: tensors that it reads.
         outcome: what it gives.
         gradients: each parameter that it reaches, and the gradient that it gives it.
@@ -56,7 +55,6 @@ class Recording:
         replay: runs it.
     """
 
-    numbers: Hashable
     inputs: list[Tensor]
     outcome: Outcome
     gradients: list[tuple[nn.Parameter, Tensor]]
@@ -108,7 +106,7 @@ class Recorder:
         numbers = self._numbers(net, progress, budgeted=budgeted)
         if self._settled(kind, numbers):
             if kind not in self._recorded:
-                self._recorded[kind] = self._record(call, leaves, numbers)
+                self._recorded[kind] = self._record(call, leaves)
             self._recorded.move_to_end(kind)
             if len(self._recorded) > MOST_RECORDED:
                 self._recorded.popitem(last=False)
@@ -134,7 +132,7 @@ class Recorder:
             self._same.popitem(last=False)
         return count > SAME
 
-    def _record(self, call: Callable[[list[Any]], Outcome], leaves: list[Any], numbers: Hashable) -> Recording:
+    def _record(self, call: Callable[[list[Any]], Outcome], leaves: list[Any]) -> Recording:
         inputs = [leaf.clone() for leaf in leaves]
         parameters = list(self._losses.net.parameters())
         before = [parameter.grad for parameter in parameters]
@@ -152,7 +150,7 @@ class Recorder:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
         seen = {name: [one.bare() for one in several] for name, several in passes.items()}
-        return Recording(numbers, inputs, outcome, gradients, seen, replay)
+        return Recording(inputs, outcome, gradients, seen, replay)
 
     def _replay(self, recording: Recording, leaves: list[Any]) -> Outcome:
         torch._foreach_copy_(recording.inputs, leaves)

@@ -227,10 +227,7 @@ def _trainer(
     check_processes(recipe, accelerator.num_processes)
     phases = prepared(recipe, start.architecture, loaders, teachers)
     if say is not None:
-        _introduce(recipe, phases, say)
-        waits = waiting_line(phases[-1].recipe, start.architecture, accelerator.device)
-        if waits is not None:
-            say(waits)
+        _introduce(recipe, phases, accelerator.device, say)
     net = make_net(start, phases[-1].task, init, tell=say or (lambda _: None)).to(accelerator.device)
     unread = net.head.reads(net.spec) != net.architecture.output_rates
     accelerator.ddp_handler.find_unused_parameters = unread or not start.architecture.is_static
@@ -254,8 +251,8 @@ def _settled(
     return recipe if found == recipe.train.batch_size else recipe.override({"train.batch_size": found})
 
 
-def _introduce(recipe: Recipe, phases: Sequence[Phase], say: Callable[[str], None]) -> None:
-    """Tell of the teacher, of the sizes that meet in a step, and of the phases where there are several."""
+def _introduce(recipe: Recipe, phases: Sequence[Phase], device: torch.device, say: Callable[[str], None]) -> None:
+    """Tell of the teacher, of the sizes that meet in a step, of what a GPU waits for, and of several phases."""
     sizes = phases[-1].loaders.batches.groups(epoch=0)
     if sizes is not None:
         say(f"data: the {recipe.train.batch} pictures of a step are of {sizes:.1f} sizes on average (data.group)")
@@ -268,6 +265,9 @@ def _introduce(recipe: Recipe, phases: Sequence[Phase], say: Callable[[str], Non
             gated = not phase.architecture.is_static
             text = phase_text(spec, recipe.train, phase.recipe.grid.image_size, gated=gated)
             say(f"phase {number} of {len(phases)}: {text}")
+    waits = waiting_line(phases[-1].recipe, phases[-1].architecture, device)
+    if waits is not None:
+        say(waits)
 
 
 def _begin(trainer: Trainer, run: RunFolder, start: Start, *, resume: bool) -> None:

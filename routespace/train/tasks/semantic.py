@@ -29,9 +29,7 @@ from routespace.train.tasks.by_class import ByClass
 from routespace.train.tasks.classify import computed
 
 LEAST_WEIGHT = 1e-12  # of a batch in which no pixel has a class
-AT_ONCE = (
-    1 << 22
-)  # numbers of interpolated logits in a meter: 24 megapixels and 150 classes would be 14 GB of them
+AT_ONCE = 1 << 22  # interpolated logits in a meter: 24 megapixels and 150 classes would be 14 GB of them
 Targets = Tensor | Sequence[Tensor]  # (B, H, W), or B maps (H, W) of different sizes
 
 
